@@ -1,0 +1,5 @@
+"""`python3 -m asya_injector`: the same program as the `asya-injector` command."""
+
+from asya_injector.cli import main
+
+main()

@@ -1,0 +1,87 @@
+"""The settings of this process: read from the environment once, checked before anything starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(Exception):
+    """A setting is missing or wrong: one line that names it and says what is valid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Where the injector runs and what it answers for. The chart writes these variables.
+
+    namespace: `INJECTOR_NAMESPACE`, namespace of the release.
+    service: `INJECTOR_SERVICE`, name of the Service that the API server calls.
+    webhook_configuration: `INJECTOR_WEBHOOK_CONFIGURATION`, object whose `caBundle` is kept.
+    tls_secret: `INJECTOR_TLS_SECRET`, Secret that holds CA and certificate.
+    runtime_directory: `INJECTOR_RUNTIME_DIRECTORY`, the mounted ConfigMap with the runtime.
+    defaults: `INJECTOR_DEFAULTS`, JSON object of annotation names (without prefix) and values.
+    webhook_port, http_port: TLS for the API server; plain HTTP for probes and metrics.
+    log_level: `INJECTOR_LOG_LEVEL`, as Python's `logging` names them, any case.
+    """
+
+    namespace: str
+    service: str
+    webhook_configuration: str
+    tls_secret: str
+    runtime_directory: Path
+    defaults: Mapping[str, str]
+    webhook_port: int
+    http_port: int
+    log_level: str
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Config:
+        """Read all settings; raises ConfigError for the first that is missing or wrong."""
+
+        def read(name: str, parse: Callable[[str], T], default: str | None = None) -> T:
+            text = environ.get(name) or default
+            if text is None:
+                raise ConfigError(f"{name} is not set; the chart sets it")
+            try:
+                return parse(text)
+            except ValueError as error:
+                raise ConfigError(f"{name}: {text[:200]!r} is not valid; must be {error}") from None
+
+        return cls(
+            namespace=read("INJECTOR_NAMESPACE", str),
+            service=read("INJECTOR_SERVICE", str),
+            webhook_configuration=read("INJECTOR_WEBHOOK_CONFIGURATION", str),
+            tls_secret=read("INJECTOR_TLS_SECRET", str),
+            runtime_directory=read("INJECTOR_RUNTIME_DIRECTORY", Path, "/etc/asya-runtime"),
+            defaults=read("INJECTOR_DEFAULTS", _defaults, "{}"),
+            webhook_port=read("INJECTOR_WEBHOOK_PORT", _port, "9443"),
+            http_port=read("INJECTOR_HTTP_PORT", _port, "8080"),
+            log_level=read("INJECTOR_LOG_LEVEL", _log_level, "info"),
+        )
+
+
+def _port(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= 65535:
+        return int(text)
+    raise ValueError("a port from 1 to 65535")
+
+
+def _log_level(text: str) -> str:
+    if text.upper() in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+        return text.upper()
+    raise ValueError("debug, info, warning or error")
+
+
+def _defaults(text: str) -> dict[str, str]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if isinstance(value, dict) and all(isinstance(word, str) for word in value.values()):
+        return value
+    raise ValueError("a JSON object of annotation names and texts")

@@ -1,0 +1,53 @@
+"""The answer when a pod cannot be made right: one line, and a code that can be looked up."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """The codes that end a refusal; each has its section in the troubleshooting page."""
+
+    ANNOTATION_INVALID = "AnnotationInvalid"
+    ANNOTATION_UNKNOWN = "AnnotationUnknown"
+    COMMAND_CONFLICT = "CommandConflict"
+    COMMAND_MISSING = "CommandMissing"
+    CONTAINER_NOT_FOUND = "ContainerNotFound"
+    ENV_CONFLICT = "EnvConflict"
+    HANDLER_MISSING = "HandlerMissing"
+    HOOK_CONFLICT = "HookConflict"
+    HOOK_UNSUPPORTED = "HookUnsupported"
+    INTERNAL_ERROR = "InternalError"
+    MOUNT_CONFLICT = "MountConflict"
+    OBJECT_INVALID = "ObjectInvalid"
+    PAYLOAD_CONFLICT = "PayloadConflict"
+    PAYLOAD_UNAVAILABLE = "PayloadUnavailable"
+    SIDECAR_NOT_FOUND = "SidecarNotFound"
+    VOLUME_CONFLICT = "VolumeConflict"
+    WINDOWS_UNSUPPORTED = "WindowsUnsupported"
+
+
+class Refusal(Exception):  # noqa: N818  (it is an answer to the user, not a fault of ours)
+    """The object cannot be made right: one line that says where, what, how to mend it, and a code.
+
+    `where` is an annotation or a field; `what` and `fix` hold no text of the user's that has not
+    been through `quoted`, so that the line can forge neither a log line nor a terminal sequence.
+    """
+
+    def __init__(self, where: str, what: str, *, fix: str, reason: Reason) -> None:
+        super().__init__(f"{where}: {what}; {fix} ({reason})")
+        self.reason = reason
+
+
+def quoted(text: str) -> str:
+    """The user's text as a JSON string in ASCII, cut to 100 characters."""
+    return json.dumps(text if len(text) <= 100 else text[:97] + "...")
+
+
+def suggestion(wrong: str, known: Iterable[str], *, fallback: str) -> str:
+    """`did you mean "x"?` for the nearest known name, else the fallback."""
+    near = difflib.get_close_matches(wrong[:100], list(known), n=1)
+    return f"did you mean {quoted(near[0])}?" if near else fallback

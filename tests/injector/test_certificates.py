@@ -1,0 +1,104 @@
+"""Certificates: made, stored, recognised as damaged, renewed with overlap."""
+
+import datetime as dt
+import ssl
+from pathlib import Path
+
+import pytest
+from asya_injector.certificates import DamagedError, KeyPair, created
+from cryptography import x509
+from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+
+NAMES = ["asya-runtime.asya-system.svc", "asya-runtime.asya-system"]
+NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+DAY = dt.timedelta(days=1)
+
+
+def trusts(bundle: bytes, pair: KeyPair, *, at: dt.datetime, name: str = NAMES[0]) -> bool:
+    """Whether a client that knows these CAs believes the pair at a time; an independent check."""
+    store = Store(x509.load_pem_x509_certificates(bundle))
+    verifier = PolicyBuilder().store(store).time(at).build_server_verifier(x509.DNSName(name))
+    try:
+        verifier.verify(x509.load_pem_x509_certificate(pair.certificate), [])
+    except VerificationError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def pair() -> KeyPair:
+    return created(NAMES, now=NOW)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_new_certificate_is_trusted_for_each_of_its_names(pair: KeyPair, name: str) -> None:
+    assert trusts(pair.bundle, pair, at=NOW, name=name)
+    assert not trusts(pair.bundle, pair, at=NOW, name="elsewhere.svc")
+
+
+def test_clocks_an_hour_behind_trust_it_too(pair: KeyPair) -> None:
+    assert trusts(pair.bundle, pair, at=NOW - dt.timedelta(minutes=59))
+
+
+def test_openssl_loads_it(pair: KeyPair, tmp_path: Path) -> None:
+    (tmp_path / "crt").write_bytes(pair.certificate)
+    (tmp_path / "key").write_bytes(pair.key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "crt", tmp_path / "key")
+
+
+def test_a_secret_gives_the_same_pair_back(pair: KeyPair) -> None:
+    assert KeyPair.from_secret(pair.to_secret()) == pair
+
+
+@pytest.mark.parametrize("part", ["tls.crt", "tls.key", "ca.crt", "ca.key"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "not base64", "not PEM", "of another pair"])
+def test_a_damaged_secret_is_recognised(pair: KeyPair, part: str, damage: str) -> None:
+    data = pair.to_secret()
+    if damage == "missing":
+        del data[part]
+    else:
+        data[part] = {
+            "empty": "",
+            "not base64": "%%%",
+            "not PEM": "AAAA",
+            "of another pair": created(NAMES, now=NOW).to_secret()[part],
+        }[damage]
+    with pytest.raises(DamagedError):
+        KeyPair.from_secret(data)
+
+
+@pytest.mark.parametrize(
+    ("names", "days", "due"),
+    [
+        (NAMES, 0, False),
+        (NAMES, 59, False),
+        (NAMES, 61, True),
+        (NAMES, 1000, True),
+        (NAMES, -1, True),
+        (["other.svc"], 0, True),
+    ],
+)
+def test_it_is_due_a_month_before_its_end_and_for_other_names(
+    pair: KeyPair, names: list[str], days: int, due: bool
+) -> None:
+    assert pair.is_due(names, now=NOW + days * DAY) is due
+
+
+def test_a_renewal_is_by_the_same_ca_so_nobody_has_to_be_told(pair: KeyPair) -> None:
+    renewed = pair.renewed(NAMES, now=NOW + 61 * DAY)
+    assert renewed.bundle == pair.bundle
+    assert renewed.certificate != pair.certificate
+    assert trusts(pair.bundle, renewed, at=NOW + 100 * DAY)
+    assert KeyPair.from_secret(renewed.to_secret()) == renewed
+
+
+def test_a_new_ca_comes_with_the_old_one_until_that_has_ended(pair: KeyPair) -> None:
+    late = NOW + 3600 * DAY
+    renewed = pair.renewed(NAMES, now=late)
+    assert not trusts(pair.bundle, renewed, at=late)
+    assert trusts(renewed.bundle, renewed, at=late)
+    assert renewed.bundle.endswith(pair.bundle)
+    assert KeyPair.from_secret(renewed.to_secret()) == renewed
+    after = renewed.renewed(NAMES, now=NOW + 7400 * DAY)
+    assert pair.bundle not in after.bundle

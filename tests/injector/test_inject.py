@@ -1,0 +1,538 @@
+"""The change of a pod, whole objects in and out."""
+
+import copy
+import json
+from typing import Any
+
+import jsonpatch
+import pytest
+from asya_injector.inject import Injection, inject
+from asya_injector.policy import Policy
+from asya_injector.refusal import Reason, Refusal
+from hypothesis import given
+from hypothesis import strategies as st
+
+Object = dict[str, Any]
+
+HASH = "0123456789"
+POLICY = Policy(HASH, {})
+HANDLER = {"asya.sh/handler": "my_app.handler.predict"}
+WRAPPER = ["python3", "-I", "-S", "/opt/asya/asya_entrypoint.py"]
+READY = ["python3", "-I", "-S", "/opt/asya/asya_runtime.py", "--ready"]
+RUNTIME_VOLUME = {
+    "name": "asya-runtime",
+    "configMap": {"name": f"asya-runtime-{HASH}", "defaultMode": 0o444},
+}
+SOCKET_VOLUME = {"name": "asya-socket", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}
+RUNTIME_MOUNT = {"name": "asya-runtime", "mountPath": "/opt/asya", "readOnly": True}
+SOCKET_MOUNT = {"name": "asya-socket", "mountPath": "/tmp/sockets"}
+PROBE = {"exec": {"command": READY}, "periodSeconds": 5, "timeoutSeconds": 10}
+ENV = [
+    {"name": "ASYA_HANDLER", "value": "my_app.handler.predict"},
+    {"name": "ASYA_SOCKET_PATH", "value": "/tmp/sockets/app.sock"},
+    {"name": "ASYA_SOCKET_MODE", "value": "0666"},
+]
+SERVE = ["gunicorn", "app:server"]
+MARK = '{"container":"model","mode":"wrap","runtime":"0123456789"}'
+
+
+def pod(*containers: Object, annotations: Object | None = None, **spec: Any) -> Object:
+    """A pod that asks for its first container's handler."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "p", "annotations": {**HANDLER, **(annotations or {})}},
+        "spec": {"containers": list(containers), **spec},
+    }
+
+
+def model(**fields: Any) -> Object:
+    return {"name": "model", "image": "model:1", "command": SERVE, **fields}
+
+
+def injected(given: Object, policy: Policy = POLICY) -> Injection:
+    """The change, with what holds for each: the input is kept, a second time changes nothing."""
+    before = copy.deepcopy(given)
+    result = inject(given, policy)
+    assert result is not None
+    assert given == before
+    again = inject(result.pod, policy)
+    assert again is not None
+    assert again.pod == result.pod
+    return result
+
+
+def container(given: Object, policy: Policy = POLICY, name: str = "model") -> Object:
+    result = injected(given, policy).pod["spec"]
+    everyone = result["containers"] + result.get("initContainers", [])
+    return next(item for item in everyone if item["name"] == name)
+
+
+def refusal(given: Object) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        inject(given, POLICY)
+    assert str(caught.value).isprintable()
+    return caught.value
+
+
+def env(item: Object) -> dict[str, str]:
+    return {entry["name"]: entry.get("value") for entry in item["env"]}
+
+
+# --- The usual pod, whole
+
+
+def test_a_pod_with_a_command_comes_out_wrapped() -> None:
+    given = pod(
+        model(args=["--port", "$(PORT)"], env=[{"name": "SOCKET", "value": "$(ASYA_SOCKET_PATH)"}]),
+        {"name": "asya-sidecar", "image": "sidecar:1"},
+    )
+    result = injected(given)
+    assert result == Injection(
+        container="model",
+        mode="wrap",
+        warnings=(),
+        pod={
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": "p",
+                "annotations": {
+                    **HANDLER,
+                    "asya.sh/injected": MARK,
+                },
+                "labels": {"asya.sh/runtime-hash": HASH},
+            },
+            "spec": {
+                "containers": [
+                    {
+                        "name": "model",
+                        "image": "model:1",
+                        "command": [*WRAPPER, "--", *SERVE],
+                        "args": ["--port", "$(PORT)"],
+                        "env": [*ENV, {"name": "SOCKET", "value": "$(ASYA_SOCKET_PATH)"}],
+                        "volumeMounts": [RUNTIME_MOUNT, SOCKET_MOUNT],
+                        "readinessProbe": PROBE,
+                    },
+                    {
+                        "name": "asya-sidecar",
+                        "image": "sidecar:1",
+                        "env": [{"name": "ASYA_SOCKET_PATH", "value": "/tmp/sockets/app.sock"}],
+                        "volumeMounts": [SOCKET_MOUNT],
+                    },
+                ],
+                "volumes": [RUNTIME_VOLUME, SOCKET_VOLUME],
+            },
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        pytest.param(None, id="none"),
+        pytest.param({}, id="empty"),
+        pytest.param({"example.com/handler": "a.b"}, id="of-others"),
+        pytest.param({**HANDLER, "asya.sh/inject": "false"}, id="switched-off"),
+        pytest.param({"asya.sh/injected": "{}"}, id="our-mark-alone"),
+        pytest.param({"asya.sh/inherited": '{"asya.sh/handler":"a.b"}', "asya.sh/inject": "no"},
+                     id="inherited-but-switched-off"),
+    ],
+)  # fmt: skip
+def test_a_pod_that_does_not_ask_is_left_alone(annotations: Object | None) -> None:
+    given = pod(model())
+    given["metadata"]["annotations"] = annotations
+    assert inject(given, POLICY) is None
+
+
+def test_what_the_workload_handed_down_is_asked_for_too() -> None:
+    given = pod(model())
+    given["metadata"]["annotations"] = {"asya.sh/inherited": json.dumps(HANDLER)}
+    assert env(container(given))["ASYA_HANDLER"] == "my_app.handler.predict"
+
+
+def test_fields_that_nobody_knows_survive() -> None:
+    given = pod(model(futureField={"a": [1]}), futureSpec=[{"x": None}])
+    given["status"] = {"future": True}
+    result = injected(given).pod
+    assert result["status"] == {"future": True}
+    assert result["spec"]["futureSpec"] == [{"x": None}]
+    assert result["spec"]["containers"][0]["futureField"] == {"a": [1]}
+
+
+def test_null_lists_and_maps_are_taken_for_absent() -> None:
+    item = model(env=None, volumeMounts=None, lifecycle=None, readinessProbe=None)
+    given = pod(item, volumes=None, initContainers=None)
+    given["metadata"]["labels"] = None
+    assert injected(given).pod["spec"]["volumes"] == [RUNTIME_VOLUME, SOCKET_VOLUME]
+
+
+# --- Which container
+
+
+def test_the_container_is_the_first_unless_something_says_otherwise() -> None:
+    both = [model(), {**model(), "name": "other"}]
+    assert injected(pod(*both)).container == "model"
+    kubectl = {"kubectl.kubernetes.io/default-container": "other"}
+    assert injected(pod(*both, annotations=kubectl)).container == "other"
+    named = {**kubectl, "asya.sh/container": "model"}
+    assert injected(pod(*both, annotations=named)).container == "model"
+
+
+def test_a_container_put_in_front_by_another_webhook_does_not_change_the_choice() -> None:
+    first = injected(pod(model())).pod
+    first["spec"]["containers"].insert(0, {"name": "proxy", "image": "proxy:1"})
+    second = injected(first)
+    assert second.container == "model"
+    assert second.pod == first
+
+
+def test_a_sidecar_that_another_webhook_added_since_gets_the_socket() -> None:
+    first = injected(pod(model())).pod
+    first["spec"]["containers"].append({"name": "asya-sidecar"})
+    assert container(first, name="asya-sidecar")["volumeMounts"] == [SOCKET_MOUNT]
+
+
+def test_a_native_sidecar_gets_the_socket() -> None:
+    native = {"name": "asya-sidecar", "restartPolicy": "Always"}
+    assert container(pod(model(), initContainers=[native]), name="asya-sidecar") == {
+        "name": "asya-sidecar",
+        "restartPolicy": "Always",
+        "env": [{"name": "ASYA_SOCKET_PATH", "value": "/tmp/sockets/app.sock"}],
+        "volumeMounts": [SOCKET_MOUNT],
+    }
+
+
+def test_a_sidecar_of_the_charts_that_is_not_there_is_no_fault() -> None:
+    assert injected(pod(model())).pod["spec"]["containers"][0]["name"] == "model"
+
+
+# --- Settings
+
+
+def test_only_what_somebody_decided_becomes_env() -> None:
+    policy = Policy(HASH, {"chunk-size": "8192", "concurrency": "1"})
+    given = pod(model(), annotations={"asya.sh/json": "auto", "asya.sh/handler-timeout": "0"})
+    assert env(container(given, policy)) == {
+        "ASYA_HANDLER": "my_app.handler.predict",
+        "ASYA_SOCKET_PATH": "/tmp/sockets/app.sock",
+        "ASYA_SOCKET_MODE": "0666",
+        "ASYA_CHUNK_SIZE": "8192",
+        "ASYA_HANDLER_TIMEOUT": "0",
+        "ASYA_JSON": "auto",
+    }
+
+
+def test_the_users_own_env_stands_where_no_annotation_speaks() -> None:
+    mine = [
+        {"name": "ASYA_CHUNK_SIZE", "value": "1"},
+        {"name": "ASYA_JSON", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}},
+    ]
+    result = container(pod(model(env=mine)), Policy(HASH, {"json": "auto", "chunk-size": "9"}))
+    assert result["env"] == [*ENV, *mine]
+
+
+def test_mounts_follow_a_socket_path_that_the_user_set() -> None:
+    mine = [{"name": "ASYA_SOCKET_PATH", "value": "/run/model/app.sock"}]
+    given = pod(model(env=mine), {"name": "asya-sidecar"})
+    assert container(given)["volumeMounts"][1]["mountPath"] == "/run/model"
+    sidecar = container(given, name="asya-sidecar")
+    assert sidecar["volumeMounts"][0]["mountPath"] == "/run/model"
+    assert env(sidecar) == {"ASYA_SOCKET_PATH": "/run/model/app.sock"}
+
+
+def test_the_users_own_volume_at_the_sockets_directory_is_shared_as_it_is() -> None:
+    mine = {"name": "mine", "mountPath": "/tmp/sockets/", "subPath": "a"}
+    given = pod(
+        model(volumeMounts=[mine]),
+        {"name": "asya-sidecar"},
+        volumes=[{"name": "mine", "emptyDir": {}}],
+    )
+    assert container(given)["volumeMounts"] == [mine, RUNTIME_MOUNT]
+    assert "ASYA_SOCKET_MODE" not in env(container(given))
+    assert container(given, name="asya-sidecar")["volumeMounts"] == [
+        {"name": "mine", "mountPath": "/tmp/sockets", "subPath": "a"}
+    ]
+    assert injected(given).pod["spec"]["volumes"] == [
+        {"name": "mine", "emptyDir": {}},
+        RUNTIME_VOLUME,
+    ]
+
+
+def test_a_volume_above_the_sockets_directory_stays_and_ours_lies_in_it() -> None:
+    mine = {"name": "tmp", "mountPath": "/tmp"}
+    given = pod(model(volumeMounts=[mine]), volumes=[{"name": "tmp", "emptyDir": {}}])
+    assert container(given)["volumeMounts"] == [mine, RUNTIME_MOUNT, SOCKET_MOUNT]
+
+
+def test_the_one_file_form_is_mounted_beside_the_directory() -> None:
+    given = pod(model(), annotations={"asya.sh/mount-path": "/app/asya_runtime.py"})
+    result = container(given)
+    assert result["volumeMounts"] == [
+        RUNTIME_MOUNT,
+        {
+            "name": "asya-runtime",
+            "mountPath": "/app/asya_runtime.py",
+            "subPath": "asya_runtime.py",
+            "readOnly": True,
+        },
+        SOCKET_MOUNT,
+    ]
+    assert result["command"] == [*WRAPPER, "--runtime", "/app/asya_runtime.py", "--", *SERVE]
+    assert result["readinessProbe"]["exec"]["command"][3] == "/app/asya_runtime.py"
+
+
+def test_another_directory_moves_all_that_lies_in_it() -> None:
+    result = container(pod(model(), annotations={"asya.sh/mount-path": "/srv/asya"}))
+    assert result["command"][3] == "/srv/asya/asya_entrypoint.py"
+    assert result["readinessProbe"]["exec"]["command"][3] == "/srv/asya/asya_runtime.py"
+    assert result["volumeMounts"][0]["mountPath"] == "/srv/asya"
+
+
+# --- How it starts
+
+INTERPRETERS = [
+    pytest.param(["python", "app.py"], {}, "python", id="bare"),
+    pytest.param(["/opt/venv/bin/python3.11", "app.py"], {}, "/opt/venv/bin/python3.11", id="venv"),
+    pytest.param(["pypy3", "app.py"], {}, "pypy3", id="pypy"),
+    pytest.param(["pythonista", "app.py"], {}, "python3", id="only-like-one"),
+    pytest.param(["sh", "-c", "python app.py"], {}, "python3", id="shell"),
+    pytest.param(["tini", "--", "python", "app.py"], {}, "python3", id="tini"),
+    pytest.param(["python", "app.py"], {"asya.sh/python": "/opt/p/bin/python"},
+                 "/opt/p/bin/python", id="annotation"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "annotations", "python"), INTERPRETERS)
+def test_the_interpreter_is_the_containers_own_where_it_shows(
+    command: list[str], annotations: Object, python: str
+) -> None:
+    result = container(pod(model(command=command), annotations=annotations))
+    assert result["command"] == [python, *WRAPPER[1:], "--", *command]
+    assert result["readinessProbe"]["exec"]["command"] == [python, *READY[1:]]
+
+
+def test_without_a_command_hooks_start_and_stop_the_runtime() -> None:
+    item = model(args=["serve"])
+    del item["command"]
+    result = injected(pod(item))
+    assert result.mode == "hook"
+    changed = result.pod["spec"]["containers"][0]
+    assert "command" not in changed
+    assert changed["args"] == ["serve"]
+    assert changed["lifecycle"] == {
+        "postStart": {"exec": {"command": [*WRAPPER, "--detach"]}},
+        "preStop": {"exec": {"command": [*WRAPPER, "--stop"]}},
+    }
+
+
+def test_the_users_own_exec_hooks_are_chained() -> None:
+    item = model(
+        lifecycle={
+            "postStart": {"exec": {"command": ["warm-up", "--", "x"]}},
+            "stopSignal": "SIGINT",
+        }
+    )
+    changed = container(pod(item, annotations={"asya.sh/mode": "hook"}))
+    assert changed["lifecycle"] == {
+        "postStart": {"exec": {"command": [*WRAPPER, "--detach", "--", "warm-up", "--", "x"]}},
+        "preStop": {"exec": {"command": [*WRAPPER, "--stop"]}},
+        "stopSignal": "SIGINT",
+    }
+    assert changed["command"] == SERVE
+
+
+def test_in_mode_runtime_it_is_the_containers_program() -> None:
+    item = model()
+    del item["command"]
+    changed = container(pod(item, annotations={"asya.sh/mode": "runtime"}))
+    assert changed["command"] == ["python3", "/opt/asya/asya_runtime.py"]
+
+
+def test_in_mode_mount_nothing_is_started() -> None:
+    changed = container(pod(model(), annotations={"asya.sh/mode": "mount"}))
+    assert changed["command"] == SERVE
+    assert "lifecycle" not in changed
+
+
+def test_a_readiness_probe_of_the_users_stays_with_a_warning() -> None:
+    probe = {"httpGet": {"port": 80}}
+    result = injected(pod(model(readinessProbe=probe)))
+    assert result.pod["spec"]["containers"][0]["readinessProbe"] == probe
+    assert result.warnings == (
+        'container "model" keeps its own readiness probe, so the pod may be ready before its '
+        "actor is",
+    )
+
+
+def test_no_probe_is_added_where_none_is_wanted() -> None:
+    changed = container(pod(model(), annotations={"asya.sh/probe": "false"}))
+    assert "readinessProbe" not in changed
+
+
+# --- Copies of other releases, and marks that others wrote
+
+
+def test_a_copied_pod_of_another_release_moves_to_the_present_runtime() -> None:
+    old = inject(pod(model()), Policy("aaaaaaaaaa", {}))
+    assert old is not None
+    assert injected(old.pod).pod == injected(pod(model())).pod
+
+
+def test_a_forged_mark_is_overwritten() -> None:
+    given = pod(model(), annotations={"asya.sh/injected": '{"mode":"none"}'})
+    assert injected(given).pod == injected(pod(model())).pod
+
+
+# --- What cannot be done
+
+CONFIG_MAP = {"name": "asya-runtime", "configMap": {"name": "asya-runtime"}}
+HOST = {"name": "asya-socket", "hostPath": {"path": "/tmp"}}
+VALUE_FROM = {"fieldRef": {"fieldPath": "metadata.name"}}
+NO_COMMAND = {"name": "model", "image": "model:1"}
+REFUSED = [
+    pytest.param(pod(), Reason.OBJECT_INVALID, "spec.containers: ", id="no-containers"),
+    pytest.param(pod(model(), annotations={"asya.sh/container": "modle"}),
+                 Reason.CONTAINER_NOT_FOUND,
+                 'asya.sh/container: no container "modle" in this pod; did you mean "model"? '
+                 "(ContainerNotFound)", id="container-misspelt"),
+    pytest.param(pod(model(), annotations={"asya.sh/container": "setup"},
+                     initContainers=[{"name": "setup"}]),
+                 Reason.CONTAINER_NOT_FOUND, '"setup" is an init container', id="init-container"),
+    pytest.param(pod(model(), annotations={"kubectl.kubernetes.io/default-container": "x"}),
+                 Reason.CONTAINER_NOT_FOUND, "kubectl.kubernetes.io/default-container: ",
+                 id="default-container-gone"),
+    pytest.param(pod(model(), {"name": "asya-sidecar"},
+                     annotations={"asya.sh/sidecars": "sidecar"}),
+                 Reason.SIDECAR_NOT_FOUND, 'did you mean "asya-sidecar"?', id="sidecar-misspelt"),
+    pytest.param(pod(model(), annotations={"asya.sh/sidecars": "model"}),
+                 Reason.SIDECAR_NOT_FOUND, '"model" is the container with the handler',
+                 id="sidecar-is-the-model"),
+    pytest.param(pod(model(), os={"name": "windows"}), Reason.WINDOWS_UNSUPPORTED, "Windows",
+                 id="windows-by-os"),
+    pytest.param(pod(model(), nodeSelector={"kubernetes.io/os": "windows"}),
+                 Reason.WINDOWS_UNSUPPORTED, "Windows", id="windows-by-node"),
+    pytest.param(pod(model(), volumes=[CONFIG_MAP]), Reason.VOLUME_CONFLICT,
+                 'volume "asya-runtime"', id="runtime-volume-of-the-users"),
+    pytest.param(pod(model(), volumes=[HOST]), Reason.VOLUME_CONFLICT, 'volume "asya-socket"',
+                 id="socket-volume-of-the-users"),
+    pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "/opt/asya"}])),
+                 Reason.MOUNT_CONFLICT, 'mounts "v" at "/opt/asya"', id="mount-at-ours"),
+    pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "/opt/asya/x"}])),
+                 Reason.MOUNT_CONFLICT, 'mounts "v" at "/opt/asya/x"', id="mount-below-ours"),
+    pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "/tmp/sockets/x"}])),
+                 Reason.MOUNT_CONFLICT, "asya.sh/socket-path: ", id="mount-below-the-socket"),
+    pytest.param(pod(model(), {"name": "asya-sidecar",
+                               "volumeMounts": [{"name": "v", "mountPath": "/tmp/sockets"}]}),
+                 Reason.MOUNT_CONFLICT, 'container "asya-sidecar"', id="sidecar-mounts-another"),
+    pytest.param(pod(model(env=[{"name": "ASYA_HANDLER", "value": "x.y"}])), Reason.ENV_CONFLICT,
+                 'says "x.y", but asya.sh/handler says "my_app.handler.predict"',
+                 id="env-differs-from-annotation"),
+    pytest.param(pod(model(env=[{"name": "ASYA_HANDLER", "valueFrom": VALUE_FROM}])),
+                 Reason.ENV_CONFLICT, "comes from valueFrom", id="handler-from-elsewhere"),
+    pytest.param(pod(model(env=[{"name": "ASYA_SOCKET_PATH", "valueFrom": VALUE_FROM}])),
+                 Reason.ENV_CONFLICT, "comes from valueFrom", id="socket-from-elsewhere"),
+    pytest.param(pod(model(env=[{"name": "ASYA_CHUNK_SIZE", "value": "4k"}])),
+                 Reason.ENV_CONFLICT, "must be a whole number", id="env-not-valid"),
+    pytest.param(pod(NO_COMMAND, annotations={"asya.sh/mode": "wrap"}), Reason.COMMAND_MISSING,
+                 "has no command to wrap", id="nothing-to-wrap"),
+    pytest.param(pod(model(), annotations={"asya.sh/mode": "runtime"}), Reason.COMMAND_CONFLICT,
+                 "which mode runtime would not run", id="command-in-mode-runtime"),
+    pytest.param(pod({**NO_COMMAND, "args": ["x"]}, annotations={"asya.sh/mode": "runtime"}),
+                 Reason.COMMAND_CONFLICT, "which mode runtime would not run",
+                 id="args-in-mode-runtime"),
+    pytest.param(pod(NO_COMMAND, shareProcessNamespace=True), Reason.HOOK_UNSUPPORTED,
+                 "shareProcessNamespace", id="hook-with-shared-processes"),
+    pytest.param(pod(NO_COMMAND, hostPID=True), Reason.HOOK_UNSUPPORTED, "hostPID",
+                 id="hook-with-host-processes"),
+    pytest.param(pod({**NO_COMMAND, "lifecycle": {"preStop": {"sleep": {"seconds": 1}}}}),
+                 Reason.HOOK_CONFLICT, "lifecycle.preStop", id="hook-of-another-kind"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "reason", "text"), REFUSED)
+def test_what_cannot_be_done_is_refused_with_its_reason(
+    given: Object, reason: Reason, text: str
+) -> None:
+    refused = refusal(given)
+    assert refused.reason == reason
+    assert text in str(refused)
+    assert str(refused).endswith(f" ({reason})")
+
+
+def test_a_wrong_chart_value_is_refused_at_start() -> None:
+    with pytest.raises(Refusal, match=r"^asya\.sh/chunk-size: "):
+        Policy(HASH, {"chunk-size": "4k"})
+    with pytest.raises(KeyError, match="chunksize"):
+        Policy(HASH, {"chunksize": "4096"})
+
+
+# --- Any pod
+
+NAMES = st.sampled_from(["model", "other", "asya-sidecar", "proxy"])
+PATHS = st.sampled_from(["/tmp", "/tmp/sockets", "/data", "/opt", "/opt/asya", "/tmp/sockets/a"])
+WORDS = st.lists(st.sampled_from(["python3", "app.py", "--", "-I", "-S", "$(A)"]), max_size=4)
+VOLUMES = st.sampled_from(["data", "asya-socket", "asya-runtime"])
+ENTRIES = st.fixed_dictionaries(
+    {"name": st.sampled_from(["A", "ASYA_HANDLER", "ASYA_CHUNK_SIZE", "ASYA_SOCKET_PATH"])},
+    optional={"value": st.sampled_from(["", "my_app.handler.predict", "1", "/x/y.sock"])},
+)
+CONTAINERS = st.fixed_dictionaries(
+    {"name": NAMES},
+    optional={
+        "command": WORDS | st.none(),
+        "args": WORDS,
+        "env": st.lists(ENTRIES, max_size=3) | st.none(),
+        "volumeMounts": st.lists(
+            st.fixed_dictionaries({"name": VOLUMES, "mountPath": PATHS}), max_size=3
+        ),
+        "lifecycle": st.sampled_from([{}, {"postStart": {"exec": {"command": ["x"]}}}]),
+        "readinessProbe": st.sampled_from([None, {"exec": {"command": ["x"]}}]),
+        "restartPolicy": st.just("Always"),
+        "future": st.integers(),
+    },
+)
+ANNOTATIONS = st.fixed_dictionaries(
+    {"asya.sh/handler": st.just("my_app.handler.predict")},
+    optional={
+        "asya.sh/mode": st.sampled_from(["auto", "wrap", "hook", "runtime", "mount"]),
+        "asya.sh/container": NAMES,
+        "asya.sh/sidecars": NAMES,
+        "asya.sh/mount-path": st.sampled_from(["/srv/a", "/app/asya_runtime.py"]),
+        "asya.sh/socket-path": st.sampled_from(["/data/a.sock", "/x/y.sock"]),
+        "asya.sh/chunk-size": st.just("1"),
+        "asya.sh/probe": st.sampled_from(["true", "false"]),
+    },
+)
+PODS = st.builds(
+    lambda annotations, containers, inits, volumes: {
+        "metadata": {"annotations": annotations},
+        "spec": {"containers": containers, "initContainers": inits, "volumes": volumes},
+    },
+    ANNOTATIONS,
+    st.lists(CONTAINERS, min_size=1, max_size=3, unique_by=lambda item: item["name"]),
+    st.lists(CONTAINERS, max_size=1),
+    st.lists(
+        st.builds(lambda name: {"name": name, "emptyDir": {}}, VOLUMES),
+        max_size=2,
+        unique_by=lambda item: item["name"],
+    ),
+).map(lambda drawn: json.loads(json.dumps(drawn)))  # no part is shared, as when it is received
+
+
+@given(PODS)
+def test_any_pod_is_refused_or_changed_once_and_the_patch_says_the_same(given: Object) -> None:
+    try:
+        result = injected(given).pod
+    except Refusal:
+        return  # whose text test_what_cannot_be_done... looks at
+    assert jsonpatch.make_patch(given, result).apply(given) == result
+    for before, after in zip(
+        given["spec"]["containers"], result["spec"]["containers"], strict=True
+    ):
+        assert after.get("args") == before.get("args")
+        assert after.get("future") == before.get("future")
+        theirs = before.get("env") or []
+        assert (after.get("env") or [])[-len(theirs) or len(after.get("env") or []) :] == theirs
+        mounts = before.get("volumeMounts") or []
+        assert (after.get("volumeMounts") or [])[: len(mounts)] == mounts
