@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Builds an image, tags it by its content, loads it into the cluster if one is up and lacks it, and prints its name.
+# The Dockerfile gets the base image as PYTHON_IMAGE. Build containers may have no network and know neither the
+# machine's certificates nor its package mirrors: whatever a Dockerfile needs must be in its context.
+# usage: image.sh NAME CONTEXT [DOCKERFILE] [--base PYTHON_VERSION]
+set -euo pipefail
+# shellcheck source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+usage="usage: image.sh NAME CONTEXT [DOCKERFILE] [--base PYTHON_VERSION]"
+words=()
+base=$PYTHON_DEFAULT
+while (($#)); do
+  case $1 in
+    --base) base=${2:?$usage}; shift ;;
+    -*) die "$usage" ;;
+    *) words+=("$1") ;;
+  esac
+  shift
+done
+((${#words[@]} == 2 || ${#words[@]} == 3)) || die "$usage"
+name=${words[0]} context=${words[1]} dockerfile=${words[2]:-${words[1]}/Dockerfile}
+[[ -f $dockerfile ]] || die "no such file: $dockerfile"
+
+python=$("$cluster_dir/python-image.sh" "$base")
+log=$cache/log/image-${name//\//-}.log
+# Without BuildKit's plug-in the classic builder does it; with it, keep the image a plain one that kind can load.
+docker buildx version >/dev/null 2>&1 || export DOCKER_BUILDKIT=0
+export BUILDX_NO_DEFAULT_ATTESTATIONS=1
+idfile=$(mktemp)
+trap 'rm -f "$idfile"' EXIT
+docker build --build-arg "PYTHON_IMAGE=$python" --file "$dockerfile" --iidfile "$idfile" --tag "$name" "$context" \
+  >"$log" 2>&1 || { tail -n 5 "$log" >&2; die "building $name failed (log: $log)"; }
+id=$(<"$idfile")
+id=${id#sha256:}
+image=$name:${id:0:12}
+docker tag "$name" "$image"
+
+in_node() { docker exec "$node" ctr --namespace k8s.io images list -q; }
+reference=docker.io/$image
+[[ $name == */* ]] || reference=docker.io/library/$image
+if images=$(in_node 2>/dev/null) && ! grep -qxF "$reference" <<<"$images"; then
+  say "loading $image into cluster $CLUSTER"
+  # Four times as fast as `kind load`, which keeps a file in between.
+  docker save "$image" | docker exec -i "$node" ctr --namespace k8s.io images import - >"$log" 2>&1 ||
+    die "loading $image into cluster $CLUSTER failed: $(tail -n 1 "$log")"
+fi
+echo "$image"

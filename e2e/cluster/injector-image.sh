@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Builds the injector's image and prints its name. Its Python packages are installed here, from the locked
+# requirements, because build containers may have no network.
+set -euo pipefail
+# shellcheck source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+stage=$repo/build/image
+stamp=$repo/build/image.sha256
+uv=${UV:-$repo/.venv/bin/uv}
+[[ -x $uv ]] || uv=$(command -v uv) || die "uv is needed: make deps provides it, or install it"
+
+install_packages() {
+  rm -rf "$stage/site-packages"
+  "$uv" pip install --quiet --require-hashes --requirement "$repo/requirements.txt" --target "$stage/site-packages" \
+    --python-version "$PYTHON_DEFAULT" --python-platform "$(uname -m)-manylinux_2_28" --only-binary :all:
+  printf '%s\n' "$wanted" >"$stamp"
+}
+
+wanted=$({ declare -f install_packages; cat "$repo/requirements.txt"; } | sha256sum)
+locked "stage-$(sha256sum <<<"$repo" | cut -c 1-8)"
+mkdir -p "$stage"
+if [[ ! -d $stage/site-packages || $(cat "$stamp" 2>/dev/null) != "$wanted" ]]; then
+  step "installing the injector's Python packages" '5 s' install_packages
+fi
+rm -rf "$stage/asya_injector"
+cp -r "$repo/injector/asya_injector" "$stage/"
+find "$stage/asya_injector" -name __pycache__ -prune -exec rm -r {} +
+"$cluster_dir/image.sh" asya/injector "$stage" "$repo/injector/Dockerfile"

@@ -1,0 +1,2 @@
+#!/usr/bin/env bash
+echo asya/node:v1.34.4

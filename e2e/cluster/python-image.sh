@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Prints a base image with Python: the published slim one if its registry answers, else one made of Debian packages
+# (the interpreter and its standard library, certificates and time zones; no compiler, no pip).
+# usage: python-image.sh [VERSION]
+set -euo pipefail
+# shellcheck source=lib.sh
+. "$(dirname "$0")/lib.sh"
+# shellcheck source=debian.sh
+. "$cluster_dir/debian.sh"
+# shellcheck source=registry.sh
+. "$cluster_dir/registry.sh"
+
+row=$(release "$PYTHON_RELEASES" "${1:-$PYTHON_DEFAULT}" Python)
+read -r version published suite <<<"$row"
+
+build() {
+  need_mmdebstrap
+  # shellcheck disable=SC2016  # mmdebstrap's own variable
+  debian_root "$suite" "$tar" --variant=essential --include=python3,ca-certificates,netbase,tzdata \
+    --customize-hook='ln -s python3 "$1/usr/bin/python"'
+}
+
+# Named by how they are made: a changed recipe is a new image.
+recipe=$(declare -f build debian_root | sha256sum | cut -c 1-8)
+built=asya/python:$version-$recipe
+tar=$cache/python-$version-$recipe.tar
+
+if have_image "$published"; then echo "$published"; exit; fi
+if ! have_image "$built"; then
+  if pulled "$published"; then echo "$published"; exit; fi
+  locked "python-$version"
+  [[ -f $tar ]] || step "building a Python $version image from Debian $suite" '30 s' build
+  docker import --change 'ENV PATH=/usr/local/bin:/usr/bin:/bin' --change 'CMD ["python3"]' "$tar" "$built" >/dev/null
+fi
+echo "$built"

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Provides the named tools (kind, helm, kubectl): the one on PATH when it is new enough, else a pinned one, built
+# or taken once into the cache and linked into .tools/bin.
+# usage: tools.sh [kind] [helm] [kubectl]; kubectl is the cluster's own, so the cluster must be up
+set -euo pipefail
+# shellcheck source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+version_of() {
+  case $1 in
+    kind) kind version | sed -nE 's/^kind v([0-9.]+).*/\1/p' ;;
+    helm) helm version --template '{{.Version}}' | sed -nE 's/^v([0-9.]+).*/\1/p' ;;
+    go) go env GOVERSION | sed -nE 's/^go([0-9.]+).*/\1/p' ;;
+    kubectl) kubectl version --client -o json | sed -nE 's/.*"gitVersion": "v([0-9.]+).*/\1/p' ;;
+  esac 2>/dev/null || true
+}
+
+link() { ln -sfn "$1" "$repo/.tools/bin/${2}"; }
+
+# go_tool NAME VERSION MINIMUM PACKAGE DURATION
+go_tool() {
+  local kept=$cache/bin/$1-$2 go
+  if at_least "$(version_of "$1")" "$3"; then return; fi
+  if [[ ! -x $kept ]]; then
+    go=$(version_of go)
+    at_least "${go:-0}" "$GO_MINIMUM" ||
+      die "$1 $3 or newer is needed: install it, or Go $GO_MINIMUM or newer to build it (found: ${go:-no Go})"
+    locked "$1"
+    step "building $1 $2" "$5" build_tool "$4@v$2" "$kept"
+  fi
+  link "$kept" "$1"
+}
+
+build_tool() {
+  local out
+  out=$(mktemp -d "$cache/bin.XXXXXX")
+  GOBIN=$out CGO_ENABLED=0 go install -trimpath -ldflags '-s -w' "$1"
+  mkdir -p "$(dirname "$2")"
+  mv "$out"/* "$2"
+  rm -r "$out"
+}
+
+# Kubernetes supports a kubectl within one minor of the API server; the node's own fits exactly.
+kubectl_tool() {
+  local server client kept
+  server=$(docker exec "$node" cat /kind/version)
+  server=${server#v}
+  client=$(version_of kubectl)
+  [[ $client =~ ^1\.([0-9]+) ]] && client=${BASH_REMATCH[1]} || client=-9
+  [[ $server =~ ^1\.([0-9]+) ]]
+  if ((client - BASH_REMATCH[1] <= 1 && BASH_REMATCH[1] - client <= 1)); then return; fi
+  [[ $(uname -s) == Linux ]] || die "kubectl ${server%.*} is needed: install it"
+  kept=$cache/bin/kubectl-$server
+  if [[ ! -x $kept ]]; then
+    mkdir -p "$cache/bin"
+    docker cp -q "$node:/usr/bin/kubectl" "$kept.tmp$$"
+    mv "$kept.tmp$$" "$kept"
+  fi
+  link "$kept" kubectl
+}
+
+for tool in "${@:-kind helm}"; do
+  case $tool in
+    kind) go_tool kind "$KIND_VERSION" "$KIND_MINIMUM" sigs.k8s.io/kind '20 s' ;;
+    helm) go_tool helm "$HELM_VERSION" "$HELM_MINIMUM" helm.sh/helm/v4/cmd/helm '2 min' ;;
+    kubectl) kubectl_tool ;;
+    *) die "no such tool: $tool" ;;
+  esac
+done

@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# A kind cluster from nothing, or the one that is there: engine, tools, node image, cluster, kubeconfig. Any part
+# that is ready costs a look; calling it again costs seconds; interrupting it loses only the step at hand.
+#   CLUSTER=asya             its name
+#   KUBERNETES_VERSION=1.34  a release of versions.env
+#   API_PORT=                port of the API server on this machine; a free one by default
+set -euo pipefail
+# shellcheck source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+wanted=$(release "$KUBERNETES_RELEASES" "${KUBERNETES_VERSION:-$KUBERNETES_DEFAULT}" Kubernetes)
+minor=${wanted%% *}
+[[ ${API_PORT:-0} =~ ^[0-9]{1,5}$ ]] || die "API_PORT=$API_PORT is not a port number"
+[[ $CLUSTER =~ ^[a-z0-9][a-z0-9.-]*$ ]] || die "CLUSTER=$CLUSTER is not a cluster name (a-z, 0-9, '.', '-')"
+
+"$cluster_dir/engine.sh"
+"$cluster_dir/tools.sh" kind helm
+locked "cluster-$CLUSTER"
+
+complete() { docker exec "$node" test -e /kind/asya-complete; }
+kubectl_in_node() { docker exec "$node" kubectl --kubeconfig /etc/kubernetes/admin.conf "$@"; }
+ready() { kubectl_in_node get --raw /readyz && kubectl_in_node wait node "$node" --for condition=Ready --timeout 5s; }
+
+# Whether the cluster that is there can be used; 60 s is three times what a node needs to come back by itself
+# after the engine was restarted.
+usable() {
+  [[ $(docker container inspect -f '{{.State.Running}}' "$node") == true ]] || docker start "$node" >/dev/null
+  complete || { say "cluster $CLUSTER was left half made"; return 1; }
+  ready >/dev/null 2>&1 && return
+  say "cluster $CLUSTER does not answer; waiting up to 60 s for it to come back"
+  until_deadline 60 ready || { say "it does not"; return 1; }
+}
+
+kind_config() {
+  cat <<EOF
+kind: Cluster
+apiVersion: kind.x-k8s.io/v1alpha4
+networking:
+  apiServerPort: ${API_PORT:-0}
+  disableDefaultCNI: $1
+nodes:
+- role: control-plane
+  extraMounts:
+  - {hostPath: /dev/null, containerPath: $mark, readOnly: true}
+EOF
+  [[ $1 == false ]] || cat "$cluster_dir/node/kubelet.yaml"
+}
+
+create() {
+  local image log=$cache/log/kind-create.log start=$SECONDS built=false
+  if ((${API_PORT:-0})) && (: <"/dev/tcp/127.0.0.1/$API_PORT") 2>/dev/null; then
+    die "API_PORT=$API_PORT: something already listens there; choose another, or leave it out for a free one"
+  fi
+  image=$("$cluster_dir/node-image.sh" "$minor")
+  [[ $image == kindest/* ]] || built=true
+  printf 'creating cluster %s (usually 15 s) ... ' "$CLUSTER" >&2
+  kind_config $built |
+    kind create cluster --name "$CLUSTER" --image "$image" --config - --kubeconfig "$KUBECONFIG" >"$log" 2>&1 ||
+    { say failed; die "kind cannot create the cluster: $(grep -m 1 ERROR "$log" || tail -n 1 "$log") (log: $log)"; }
+  until_deadline 120 ready || die "node $node is not Ready after 120 s; look with: docker exec $node journalctl"
+  docker exec "$node" touch /kind/asya-complete
+  say "done in $((SECONDS - start))s"
+}
+
+if exists; then
+  ours || die "a kind cluster or container of the name $CLUSTER exists and is not ours; choose another: CLUSTER=name"
+  usable || kind delete cluster --name "$CLUSTER" --kubeconfig "$KUBECONFIG" >/dev/null 2>&1
+fi
+if exists; then
+  running=$(docker exec "$node" cat /kind/version)
+  [[ $running == "v$minor".* ]] ||
+    die "cluster $CLUSTER runs Kubernetes ${running#v}, not $minor: make cluster-down first, or CLUSTER=another-name"
+else
+  create
+fi
+"$cluster_dir/tools.sh" kubectl
+kind get kubeconfig --name "$CLUSTER" >"$KUBECONFIG.tmp$$"
+mv "$KUBECONFIG.tmp$$" "$KUBECONFIG"
+chmod 600 "$KUBECONFIG"
+until_deadline 30 kubectl get --raw /readyz || die "the API server does not answer on this machine's side; see $KUBECONFIG"
+kubectl -n kube-system rollout status deployment/coredns --timeout 120s >/dev/null ||
+  die "CoreDNS is not ready after 120 s; look with: KUBECONFIG=$KUBECONFIG kubectl -n kube-system get pods"
+say "cluster $CLUSTER is up (Kubernetes $(docker exec "$node" cat /kind/version)); export KUBECONFIG=$KUBECONFIG"
