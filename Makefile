@@ -1,0 +1,127 @@
+# Every target installs what it needs. `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+CLUSTER ?= asya
+export CLUSTER
+export KUBECONFIG := $(CURDIR)/.tools/kubeconfig
+export PATH := $(CURDIR)/.tools/bin:$(PATH)
+export UV := $(or $(shell command -v uv),$(CURDIR)/.tools/uv/bin/uv)
+export PYTHONPATH := $(CURDIR)/injector
+
+bin := .venv/bin
+scripts = $(shell git ls-files '*.sh' .ci/run)
+
+.PHONY: help
+help: ## list the targets
+	@printf 'asya-runtime: an annotation turns a Python function of a model image into an actor.\n\n'
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@printf '\nSettings: CLUSTER=%s KUBERNETES_VERSION=1.34 PYTHON=%s\n' '$(CLUSTER)' '$(PYTHON)'
+
+# --- Development
+
+.PHONY: deps
+deps: .venv/installed ## Python packages of development, into .venv
+
+.venv/installed: requirements-dev.txt $(if $(findstring .tools,$(UV)),$(UV))
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or newer is needed as $(PYTHON) (found: $(shell $(PYTHON) --version 2>&1)): install it, or say make PYTHON=/path/to/python' >&2; exit 1; }
+	@echo 'installing Python packages into .venv (usually 10 s)'
+	@$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .venv
+	@$(UV) pip sync --quiet --python $(bin)/python --require-hashes requirements-dev.txt
+	@touch $@
+
+$(CURDIR)/.tools/uv/bin/uv: requirements-uv.txt
+	@echo 'installing uv into .tools (usually 5 s)'
+	@rm -rf .tools/uv
+	@$(PYTHON) -m venv .tools/uv || { echo '$(PYTHON) has no venv module: install it (Debian: apt-get install python3-venv)' >&2; exit 1; }
+	@.tools/uv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
+	@touch $@
+
+.PHONY: lock
+lock: $(if $(findstring .tools,$(UV)),$(UV)) ## pin the newest allowed versions in requirements*.txt
+	@compile() { $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' "$$@"; }; \
+	echo 'uv>=0.13' | compile - -o requirements-uv.txt; \
+	compile pyproject.toml -o requirements.txt; \
+	compile pyproject.toml --group dev -o requirements-dev.txt
+
+.PHONY: fmt
+fmt: deps ## format the code
+	@$(bin)/ruff format --quiet .
+	@$(bin)/ruff check --quiet --fix .
+
+.PHONY: sync
+sync: ## copy the runtime's files into the chart
+	@cp runtime/asya_runtime.py runtime/asya_entrypoint.py chart/files/
+
+.PHONY: lint
+lint: deps helm ## ruff, mypy, imports, shellcheck, helm lint
+	@$(bin)/ruff format --check --quiet . || { echo 'not formatted: make fmt' >&2; exit 1; }
+	@$(bin)/ruff check --quiet .
+	@$(bin)/mypy --no-error-summary
+	@$(bin)/lint-imports --no-logo >build/lint-imports.log 2>&1 || { cat build/lint-imports.log >&2; exit 1; }
+	@$(bin)/shellcheck -x --source-path=SCRIPTDIR $(scripts)
+	@helm lint --quiet chart
+	@echo 'lint: clean'
+
+.PHONY: test
+test: deps helm ## tests that need no cluster
+	@$(bin)/pytest tests $(ARGS)
+
+.PHONY: test-cov
+test-cov: deps helm ## the same with coverage of the injector
+	@$(bin)/pytest tests --cov=asya_injector --cov-report=term-missing --cov-branch $(ARGS)
+
+.PHONY: chart-render
+chart-render: deps helm sync ## refresh the chart's golden renderings and its README table
+	@$(bin)/python tests/chart/render.py
+
+# --- Cluster
+
+.PHONY: helm
+helm:
+	@mkdir -p build
+	@e2e/cluster/tools.sh helm
+
+.PHONY: cluster
+cluster: ## a kind cluster, from nothing if need be
+	@e2e/cluster/up.sh
+
+.PHONY: cluster-down
+cluster-down: ## remove it
+	@e2e/cluster/down.sh
+
+.PHONY: image
+image: deps cluster ## the injector's image, built and loaded into the cluster
+	@e2e/cluster/injector-image.sh
+
+.PHONY: demo
+demo: deps cluster ## the main job: a web application becomes an actor by one annotation
+	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/python examples/demo.py
+
+.PHONY: demo-clean
+demo-clean: deps ## remove what the demo installed
+	@$(bin)/python examples/demo.py --clean
+
+.PHONY: e2e
+e2e: deps cluster ## tests in the cluster
+	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e $(ARGS)
+
+# --- All of it
+
+.PHONY: check
+check: ## lint, unit, chart and cluster tests, and the demo
+	@for part in lint test e2e demo; do $(MAKE) $$part; done; \
+	echo "make check: all passed in $$((SECONDS / 60)) min $$((SECONDS % 60)) s"
+
+.PHONY: bench
+bench: deps ## speed of runtime and injector, as ratios measured side by side
+	@$(bin)/python bench/run.py $(ARGS)
+
+.PHONY: clean
+clean: ## remove what was built here; caches outside the checkout stay
+	@rm -rf build dist .venv .tools .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .coverage htmlcov
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
