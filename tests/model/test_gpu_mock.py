@@ -1,0 +1,193 @@
+"""The stand-in torch behaves, as far as memory goes, like the real one."""
+
+import gc
+import traceback
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+@pytest.fixture
+def tensor(torch: ModuleType) -> Callable[[int], Any]:
+    """Make a tensor of so many bytes."""
+    return lambda size: torch.empty(size, dtype=torch.uint8)
+
+
+def figures(torch: ModuleType) -> dict[str, int]:
+    return {
+        "allocated": torch.cuda.memory_allocated(),
+        "reserved": torch.cuda.memory_reserved(),
+        "free": torch.cuda.mem_get_info()[0],
+    }
+
+
+def test_looking_at_an_unused_gpu_does_not_use_it(torch: ModuleType) -> None:
+    torch.cuda.empty_cache()
+    assert torch.cuda.is_available()
+    assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == (0, 0)
+    assert not torch.cuda.is_initialized()
+
+
+@pytest.mark.parametrize("use", ["synchronize", "ipc_collect", "mem_get_info"])
+def test_a_real_call_creates_the_context(torch: ModuleType, use: str) -> None:
+    getattr(torch.cuda, use)()
+    assert torch.cuda.is_initialized()
+
+
+def test_a_dropped_tensors_memory_stays_reserved_until_the_cache_is_emptied(
+    torch: ModuleType, tensor: Callable[[int], Any]
+) -> None:
+    kept = tensor(1 * GIB)
+    dropped = tensor(2 * GIB)
+    assert figures(torch) == {"allocated": 3 * GIB, "reserved": 3 * GIB, "free": 1 * GIB}
+    del dropped
+    assert figures(torch) == {"allocated": 1 * GIB, "reserved": 3 * GIB, "free": 1 * GIB}
+    torch.cuda.empty_cache()
+    assert figures(torch) == {"allocated": 1 * GIB, "reserved": 1 * GIB, "free": 3 * GIB}
+    del kept
+    torch.cuda.empty_cache()
+    assert figures(torch) == {"allocated": 0, "reserved": 0, "free": 4 * GIB}
+
+
+def test_emptying_the_cache_frees_nothing_that_is_in_use(
+    torch: ModuleType, tensor: Callable[[int], Any]
+) -> None:
+    held = [tensor(1 * GIB), tensor(1 * GIB)]
+    torch.cuda.empty_cache()
+    assert figures(torch) == {"allocated": 2 * GIB, "reserved": 2 * GIB, "free": 2 * GIB}
+    assert len(held) == 2
+
+
+def test_cached_memory_is_used_again_cut_up_and_joined(
+    torch: ModuleType, tensor: Callable[[int], Any]
+) -> None:
+    tensor(4 * GIB)
+    quarters = [tensor(1 * GIB) for _ in range(4)]
+    assert figures(torch) == {"allocated": 4 * GIB, "reserved": 4 * GIB, "free": 0}
+    del quarters[1:3]
+    half = tensor(2 * GIB)
+    assert figures(torch) == {"allocated": 4 * GIB, "reserved": 4 * GIB, "free": 0}
+    assert half.nbytes == 2 * GIB
+    assert torch.cuda.memory_stats()["num_ooms"] == 0
+
+
+def test_a_segment_partly_in_use_is_not_given_back(
+    torch: ModuleType, tensor: Callable[[int], Any]
+) -> None:
+    tensor(4 * GIB)
+    splinter = tensor(512)
+    torch.cuda.empty_cache()
+    assert figures(torch) == {"allocated": 512, "reserved": 4 * GIB, "free": 0}
+    del splinter
+    torch.cuda.empty_cache()
+    assert figures(torch) == {"allocated": 0, "reserved": 0, "free": 4 * GIB}
+
+
+def test_a_request_gives_up_unused_segments_before_it_fails(
+    torch: ModuleType, tensor: Callable[[int], Any]
+) -> None:
+    two = [tensor(2 * GIB), tensor(2 * GIB)]
+    two.clear()
+    assert tensor(3 * GIB).nbytes == 3 * GIB
+    assert torch.cuda.memory_stats()["num_alloc_retries"] == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "allocated", "reserved"),
+    [
+        pytest.param(1, 512, 2 * MIB, id="smallest"),
+        pytest.param(513, 1024, 2 * MIB, id="rounded to 512 bytes"),
+        pytest.param(MIB, MIB, 2 * MIB, id="last small one"),
+        pytest.param(MIB + 1, MIB + 512, 20 * MIB, id="first large one"),
+        pytest.param(10 * MIB, 10 * MIB, 10 * MIB, id="a segment of its own"),
+        pytest.param(11 * MIB, 11 * MIB, 12 * MIB, id="segment rounded to 2 MiB"),
+    ],
+)
+def test_memory_is_reserved_in_segments(
+    torch: ModuleType,
+    tensor: Callable[[int], Any],
+    size: int,
+    allocated: int,
+    reserved: int,
+) -> None:
+    held = tensor(size)
+    assert figures(torch) == {
+        "allocated": allocated,
+        "reserved": reserved,
+        "free": 4 * GIB - reserved,
+    }
+    assert held.nbytes == size
+
+
+def test_running_out_is_the_real_class_with_the_real_words(
+    torch: ModuleType, tensor: Callable[[int], Any]
+) -> None:
+    held = tensor(3 * GIB)
+    with pytest.raises(RuntimeError) as failed:
+        tensor(2 * GIB)
+    assert held.nbytes == 3 * GIB
+    assert failed.type is torch.OutOfMemoryError is torch.cuda.OutOfMemoryError
+    assert (failed.type.__module__, failed.type.__qualname__) == ("torch", "OutOfMemoryError")
+    assert str(failed.value).startswith(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 4.00 GiB "
+        "of which 1.00 GiB is free. Including non-PyTorch memory, this process has 3.00 GiB "
+        "memory in use. Of the allocated memory 3.00 GiB is allocated by PyTorch, and 0 bytes is "
+        "reserved by PyTorch but unallocated. "
+    )
+    assert torch.cuda.memory_stats()["num_ooms"] == 1
+
+
+def test_a_handler_that_fails_holds_its_memory_until_its_frames_are_cleared(
+    torch: ModuleType, handlers: ModuleType
+) -> None:
+    try:
+        handlers.allocate({"payload": {"bytes": 6 * GIB, "pieces": 6}})
+    except torch.OutOfMemoryError as error:
+        kept = error
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert figures(torch) == {"allocated": 4 * GIB, "reserved": 4 * GIB, "free": 0}
+    traceback.clear_frames(kept.__traceback__)
+    assert figures(torch) == {"allocated": 0, "reserved": 4 * GIB, "free": 0}
+    torch.cuda.empty_cache()
+    assert figures(torch) == {"allocated": 0, "reserved": 0, "free": 4 * GIB}
+
+
+@pytest.mark.parametrize(
+    ("payload", "result"),
+    [
+        pytest.param({"call": "echo", "x": 1}, {"call": "echo", "x": 1}, id="echo"),
+        pytest.param({"call": "fan_out", "count": 2}, [{"part": 0}, {"part": 1}], id="fan out"),
+        pytest.param({"call": "fan_out", "count": 0}, [], id="fan out to nobody"),
+        pytest.param(
+            {"call": "slow", "seconds": 0}, {"call": "slow", "seconds": 0}, id="slow, but not now"
+        ),
+        pytest.param(
+            {"call": "allocate", "bytes": 2 * GIB},
+            {"tensors": 1, "allocated": 2 * GIB},
+            id="allocate",
+        ),
+    ],
+)
+def test_a_handler_is_called_by_name(
+    handlers: ModuleType, payload: dict[str, Any], result: Any
+) -> None:
+    assert handlers.call({"payload": payload}) == result
+
+
+def test_a_handler_that_returns_leaves_its_memory_in_the_cache(handlers: ModuleType) -> None:
+    handlers.allocate({"payload": {"bytes": 2 * GIB, "pieces": 2}})
+    seen = handlers.stats({"payload": {}})
+    assert seen["memory"] == {
+        "allocated_bytes.all.current": 0,
+        "reserved_bytes.all.current": 2 * GIB,
+        "allocation.all.allocated": 2,
+        "allocation.all.freed": 2,
+        "num_alloc_retries": 0,
+        "num_ooms": 0,
+    }
+    assert (seen["initialized"], seen["calls"]) == (True, {})
