@@ -14,6 +14,9 @@ mkdir -p "$cache/log" "$repo/.tools/bin"
 . "$cluster_dir/versions.env"
 . "$cluster_dir/step.sh"
 
+# Without this, bash goes on when Ctrl-C ends a program that has a handler of its own.
+trap 'exit 130' INT
+
 say() { printf '%s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }

@@ -1,2 +1,165 @@
 #!/usr/bin/env bash
-echo asya/node:v1.34.4
+# Prints the node image for a Kubernetes release: the published one if its registry answers, else one built here
+# from Debian packages and Go modules. What was built stays in the cache, each part complete or not at all: an
+# interrupted run goes on where it was, and another release makes only what differs.
+# usage: node-image.sh [VERSION]
+set -euo pipefail
+# shellcheck source=lib.sh
+. "$(dirname "$0")/lib.sh"
+# shellcheck source=debian.sh
+. "$cluster_dir/debian.sh"
+# shellcheck source=registry.sh
+. "$cluster_dir/registry.sh"
+# shellcheck source=gobuild.sh
+. "$cluster_dir/gobuild.sh"
+
+row=$(release "$KUBERNETES_RELEASES" "${1:-$KUBERNETES_DEFAULT}" Kubernetes)
+read -r minor published version <<<"$row"
+kept=$cache/node
+
+root_packages=systemd,systemd-sysv,dbus,conntrack,iptables,nftables,iproute2,ethtool,util-linux,mount,kmod
+root_packages+=,ca-certificates,curl,jq,procps,containerd,runc,containernetworking-plugins
+proxy_packages=iptables,nftables,conntrack
+# What a container needs of systemd is little; these would fail, wait or shut the node's door.
+masked="systemd-resolved.service systemd-networkd.service systemd-logind.service systemd-timesyncd.service
+  systemd-binfmt.service systemd-update-utmp.service console-getty.service getty.target apt-daily.timer
+  apt-daily-upgrade.timer fstrim.timer e2scrub_all.timer dpkg-db-backup.timer sys-kernel-debug.mount
+  sys-kernel-tracing.mount sys-kernel-config.mount dev-hugepages.mount sys-fs-fuse-connections.mount
+  proc-sys-fs-binfmt_misc.automount"
+
+build_kubernetes() {
+  local names=(kubeadm kubelet kubectl kube-apiserver kube-controller-manager kube-scheduler kube-proxy)
+  local package=k8s.io/component-base/version # where kubeadm and the API server look for their own version
+  local flags="-X $package.gitVersion=v$version -X $package.gitMajor=1 -X $package.gitMinor=${minor#*.}"
+  go_build "$kubernetes" k8s.io/kubernetes "v$version" "$flags -X $package.gitTreeState=clean" \
+    "${names[@]/#/k8s.io/kubernetes/cmd/}"
+}
+build_coredns() { go_build "$coredns" github.com/coredns/coredns "$(tag_of coredns)" "" "$cluster_dir/node/coredns"; }
+build_etcd() {
+  local tag
+  tag=$(tag_of etcd) # 3.6.5-0: the number behind the dash counts images, not releases
+  go_build "$etcd" go.etcd.io/etcd/server/v3 "v${tag%-*}" "" go.etcd.io/etcd/server/v3
+}
+build_pause() { go_build "$pause" "" "" "" "$cluster_dir/node/pause"; }
+
+build_root() {
+  need_mmdebstrap
+  debian_root "$DEBIAN_SUITE" "$root" --variant=minbase --include="$root_packages"
+}
+# Only unpacked, never configured: kube-proxy calls these programs, nothing else runs in its image.
+build_proxy_root() {
+  need_mmdebstrap
+  debian_root "$DEBIAN_SUITE" "$proxy_root" --variant=extract --include="$proxy_packages"
+}
+
+# image_names: those that kubeadm wants, as registry.k8s.io/name:tag; tag_of NAME
+image_names() { "$kubernetes/kubeadm" config images list --kubernetes-version "v$version" 2>/dev/null; }
+image_of() { image_names | grep "/$1:"; }
+tag_of() { local image; image=$(image_of "$1"); echo "${image##*:}"; }
+
+# program_image NAME FILE: an image that holds one program
+program_image() {
+  tar c --owner=0 --group=0 -C "$(dirname "$2")" "$(basename "$2")" |
+    docker import --change 'ENV PATH=/' --change "ENTRYPOINT [\"/$(basename "$2")\"]" - "$(image_of "$1")"
+}
+
+pack_images() {
+  local name work=$kept/proxy.tmp images
+  for name in kube-apiserver kube-controller-manager kube-scheduler; do program_image $name "$kubernetes/$name"; done
+  program_image etcd "$etcd/etcd"
+  program_image coredns "$coredns/coredns"
+  program_image pause "$pause/pause"
+  rm -rf "$work"
+  mkdir -p "$work"
+  tar xf "$proxy_root" -C "$work" --exclude=./dev
+  for name in bin sbin lib lib64; do [[ -e $work/$name ]] || ln -s "usr/$name" "$work/$name"; done
+  for name in ip{,6}tables{,-save,-restore}; do ln -sf xtables-nft-multi "$work/usr/sbin/$name"; done
+  install -D "$kubernetes/kube-proxy" "$work/usr/local/bin/kube-proxy"
+  tar c --owner=0 --group=0 -C "$work" . |
+    docker import --change 'ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin' - "$(image_of kube-proxy)"
+  rm -r "$work"
+  mapfile -t images < <(image_names)
+  docker save "${images[@]}" -o "$images_tar.tmp"
+  docker image rm "${images[@]}" # these names belong to others
+  mv "$images_tar.tmp" "$images_tar"
+}
+
+assemble() {
+  local context=$kept/context.tmp unit units
+  rm -rf "$context"
+  mkdir -p "$context/root/opt/cni"
+  cp -a "$cluster_dir/node/rootfs/." "$context/root/"
+  chmod -R u=rwX,go=rX "$context/root" # whatever the checkout's umask was
+  install -D -t "$context/root/usr/bin" "$kubernetes"/{kubeadm,kubelet,kubectl}
+  ln -s /usr/lib/cni "$context/root/opt/cni/bin"
+  sed -i "s#@PAUSE@#$(image_of pause)#" "$context/root/etc/containerd/config.toml"
+  echo "v$version" >"$context/root/kind/version"
+  units=$context/root/etc/systemd/system
+  mkdir -p "$units/multi-user.target.wants"
+  ln -s ../kubelet.service "$units/multi-user.target.wants/"
+  for unit in $masked; do ln -s /dev/null "$units/$unit"; done
+  docker import "$root" asya/node-base
+  docker build --build-arg BASE=asya/node-base --file "$cluster_dir/node/Dockerfile" --tag asya/node-bare "$context"
+  rm -r "$context"
+}
+
+# The images go into the node's containerd, still packed: a node unpacks them when it first runs them.
+bake() {
+  local container=asya-node-bake
+  docker rm --force "$container" 2>/dev/null || true
+  docker run --detach --name "$container" --privileged --entrypoint sleep asya/node-bare infinity
+  # shellcheck disable=SC2016  # for the shell in the container
+  docker exec -i "$container" bash -euc 'containerd >/tmp/log 2>&1 &
+    for ((try = 0; try < 100; try++)); do ctr version >/dev/null 2>&1 && break; sleep 0.2; done
+    ctr --namespace k8s.io images import --label=io.cri-containerd.pinned=pinned --no-unpack --digests -
+    kill %1; wait || true; rm /tmp/log' <"$images_tar"
+  docker commit --change 'ENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]' "$container" "$built"
+  docker rm --force "$container"
+  docker image rm asya/node-bare asya/node-base
+}
+
+# part FILE WHAT USUAL COMMAND...: a step unless its file is there
+part() {
+  if [[ -e $1 ]]; then
+    step_number=$((step_number + 1))
+    say "[$step_number/$steps] $2: kept from before"
+  else
+    step "${@:2}"
+  fi
+}
+
+digest() { sha256sum | cut -c 1-8; }
+# Named by how they are made: a changed recipe is a new image, and equal parts are shared.
+recipe=$({ declare -f build_kubernetes assemble bake pack_images debian_root; echo "$root_packages $proxy_packages $masked"
+  cd "$cluster_dir" && find node -type f | LC_ALL=C sort | xargs tail -n +1; } | digest)
+built=asya/node:v$version-$recipe
+
+if have_image "$published"; then echo "$published"; exit; fi
+if ! have_image "$built"; then
+  if pulled "$published"; then echo "$published"; exit; fi
+  need_go "building a node image for Kubernetes"
+  need_mmdebstrap
+  locked node-image
+  mkdir -p "$kept"
+  docker buildx version >/dev/null 2>&1 || export DOCKER_BUILDKIT=0
+  say "no registry gives $published: building it here, once (usually 11 min on 2 cores; may be interrupted)"
+  steps=9
+  kubernetes=$kept/kubernetes-$version
+  part "$kubernetes" "building Kubernetes $version" '7 min on 2 cores' build_kubernetes
+  coredns=$kept/coredns-$(tag_of coredns)
+  etcd=$kept/etcd-$(tag_of etcd)
+  pause=$kept/pause
+  root=$kept/root-$(declare -f debian_root build_root | cat - <(echo "$root_packages") | digest).tar
+  proxy_root=$kept/proxy-$(declare -f debian_root build_proxy_root | cat - <(echo "$proxy_packages") | digest).tar
+  images_tar=$kept/images-$version-$recipe.tar
+  part "$coredns" "building CoreDNS $(tag_of coredns)" '1 min' build_coredns
+  part "$etcd" "building etcd $(tag_of etcd)" '1 min' build_etcd
+  part "$pause" 'building pause' '1 s' build_pause
+  part "$root" "installing the node's Debian $DEBIAN_SUITE" '40 s' build_root
+  part "$proxy_root" "installing kube-proxy's Debian $DEBIAN_SUITE" '10 s' build_proxy_root
+  part "$images_tar" 'packing the control-plane images' '10 s' pack_images
+  step 'assembling the node' '10 s' assemble
+  trap 'docker rm --force asya-node-bake >/dev/null 2>&1 || true' EXIT
+  step 'putting the control-plane images in' '20 s' bake
+fi
+echo "$built"

@@ -16,13 +16,16 @@ step() {
   log=$cache/log/$(tr -cs '[:alnum:].\n' - <<<"$what").log
   ((steps == 0)) || printf '[%d/%d] ' "$step_number" "$steps" >&2
   printf '%s (usually %s) ... ' "$what" "$usual" >&2
-  tick "$log" "$start" & ticker=$!
+  # Programs end by themselves at Ctrl-C; ours to say is only that nothing is lost.
+  trap 'say; say "interrupted; the next run goes on from here"; exit 130' INT
+  tick "$log" & ticker=$!
   set +e
   (set -e; "$@") >"$log" 2>&1 </dev/null
   status=$?
   set -e
   kill "$ticker" 2>/dev/null || true
   wait "$ticker" 2>/dev/null || true
+  trap 'exit 130' INT
   if ((status)); then
     say "failed after $(duration $((SECONDS - start)))"
     tail -n 5 "$log" | sed 's/^/    /' >&2
@@ -31,12 +34,12 @@ step() {
   say "done in $(duration $((SECONDS - start)))"
 }
 
-# A line a minute while the step's log is being written. Reads from a pipe that never has anything, because a
-# `sleep` would outlive us and hold the caller's stderr open.
+# A line a minute, with the last one of the step's log. Waits on a pipe that never has anything: a `sleep` would
+# outlive us and hold the caller's stderr open.
 tick() {
-  local silence
+  local silence seconds=0
   exec {silence}<> <(:)
-  while ! read -r -t 60 -u "$silence" && kill -0 $$ 2>/dev/null; do
-    printf '\n    %s so far' "$(duration $((SECONDS - $2)))" >&2
+  while ! read -r -t 1 -u "$silence" && kill -0 $$ 2>/dev/null; do
+    ((++seconds % 60)) || printf '\n    %s so far: %.80s' "$(duration "$seconds")" "$(tail -n 1 "$1")" >&2
   done
 }

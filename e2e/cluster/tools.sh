@@ -5,12 +5,13 @@
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
+# shellcheck source=gobuild.sh
+. "$cluster_dir/gobuild.sh"
 
 version_of() {
   case $1 in
     kind) kind version | sed -nE 's/^kind v([0-9.]+).*/\1/p' ;;
     helm) helm version --template '{{.Version}}' | sed -nE 's/^v([0-9.]+).*/\1/p' ;;
-    go) go env GOVERSION | sed -nE 's/^go([0-9.]+).*/\1/p' ;;
     kubectl) kubectl version --client -o json | sed -nE 's/.*"gitVersion": "v([0-9.]+).*/\1/p' ;;
   esac 2>/dev/null || true
 }
@@ -19,12 +20,10 @@ link() { ln -sfn "$1" "$repo/.tools/bin/${2}"; }
 
 # go_tool NAME VERSION MINIMUM PACKAGE DURATION
 go_tool() {
-  local kept=$cache/bin/$1-$2 go
+  local kept=$cache/bin/$1-$2
   if at_least "$(version_of "$1")" "$3"; then return; fi
   if [[ ! -x $kept ]]; then
-    go=$(version_of go)
-    at_least "${go:-0}" "$GO_MINIMUM" ||
-      die "$1 $3 or newer is needed: install it, or Go $GO_MINIMUM or newer to build it (found: ${go:-no Go})"
+    need_go "$1 $3 or newer is not on PATH; install it, or let it be built: that"
     locked "$1"
     step "building $1 $2" "$5" build_tool "$4@v$2" "$kept"
   fi
@@ -32,12 +31,10 @@ go_tool() {
 }
 
 build_tool() {
-  local out
-  out=$(mktemp -d "$cache/bin.XXXXXX")
-  GOBIN=$out CGO_ENABLED=0 go install -trimpath -ldflags '-s -w' "$1"
-  mkdir -p "$(dirname "$2")"
-  mv "$out"/* "$2"
-  rm -r "$out"
+  mkdir -p "$cache/bin"
+  GOBIN=$2.build CGO_ENABLED=0 go install -v -trimpath -ldflags '-s -w' "$1"
+  mv "$2.build"/* "$2"
+  rmdir "$2.build"
 }
 
 # Kubernetes supports a kubectl within one minor of the API server; the node's own fits exactly.
