@@ -75,6 +75,15 @@ def test_cached_memory_is_used_again_cut_up_and_joined(
     assert torch.cuda.memory_stats()["num_ooms"] == 0
 
 
+def test_the_smallest_cached_piece_that_fits_is_used(
+    torch: ModuleType, tensor: Callable[[int], Any]
+) -> None:
+    three_and_one = [tensor(3 * GIB), tensor(1 * GIB)]
+    three_and_one.clear()
+    three_and_one = [tensor(1 * GIB), tensor(3 * GIB)]
+    assert torch.cuda.memory_stats()["num_alloc_retries"] == 0
+
+
 def test_a_segment_partly_in_use_is_not_given_back(
     torch: ModuleType, tensor: Callable[[int], Any]
 ) -> None:

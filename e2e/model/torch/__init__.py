@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import math
 import weakref
+from types import SimpleNamespace
 
 from . import cuda
 from ._allocator import AcceleratorError, OutOfMemoryError
 
 __all__ = ["AcceleratorError", "OutOfMemoryError", "Tensor", "cuda", "dtype", "empty"]
 __version__ = "0+mock"
+
+# Every real torch can be asked for Apple's GPU.
+backends = SimpleNamespace(mps=SimpleNamespace(is_available=lambda: False))
 
 
 class dtype:  # noqa: N801

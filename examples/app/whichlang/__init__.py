@@ -1,0 +1,1 @@
+"""A small web application that tells which language a text is written in."""

@@ -1,0 +1,275 @@
+"""`make demo`: a web application's function becomes an actor by one annotation, step by step.
+
+Expects a cluster, and in the environment KUBECONFIG, kubectl and helm on PATH, and INJECTOR_IMAGE
+(name:tag, already in the cluster). Ends with 0 only if every reply is the expected one. It may be
+run again at any time; `demo.py --clean` (`make demo-clean`) takes away what it made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from podchanges import as_yaml, changes, essence
+
+HERE = Path(__file__).resolve().parent
+REPO = HERE.parent
+RELEASE, SYSTEM = "asya-runtime", "asya-system"
+NAMESPACE, NAME, SIDECAR, PORT = "demo", "whichlang", "asya-sidecar", 8080
+HANDLER = "whichlang.service.predict"
+# Cleaning up uninstalls a release with this label only: one that was there before stays.
+MARK = "installed-by=make-demo"
+READY = ("kubectl", "get", "--raw", "/readyz", "--request-timeout=10s")
+COLOURS = {"+": "\033[32m", "-": "\033[31m"}
+
+
+class DemoError(Exception):
+    """A step that did not do what it should; its text is one line."""
+
+
+# --- Doing and showing ------------------------------------------------------------------------
+
+
+def headline(text: str) -> None:
+    """Begin a step."""
+    print(f"\n\033[1m== {text}\033[0m" if sys.stdout.isatty() else f"\n== {text}", flush=True)
+
+
+def run(*command: str, stdin: str | None = None, show: str = "", refused: bool = False) -> str:
+    """Run a command, its stderr passed on; returns stdout, or stderr of one meant to be refused.
+
+    `show` is printed as the command somebody would type, and then the command's output too.
+    """
+    if show:
+        print(f"$ {show}", flush=True)
+    # Far beyond anything seen; it only turns a hang into a message.
+    result = subprocess.run(
+        command, input=stdin, capture_output=True, text=True, timeout=240, check=False, cwd=REPO
+    )
+    if refused != bool(result.returncode):
+        why = "should have been refused" if refused else last_line(result.stderr + result.stdout)
+        raise DemoError(f"{shlex.join(command[:4])} ...: {why}")
+    print(result.stderr if show else "", end="", file=sys.stderr, flush=True)
+    return result.stderr if refused else result.stdout
+
+
+def last_line(text: str) -> str:
+    """The last line that says something."""
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "no output")
+
+
+def kubectl(*arguments: str, stdin: str | None = None, refused: bool = False) -> str:
+    """Show and run kubectl; returns its output."""
+    output = run(
+        "kubectl",
+        *arguments,
+        stdin=stdin,
+        show=shlex.join(("kubectl", *arguments)),
+        refused=refused,
+    )
+    if not refused:
+        print(output, end="", flush=True)
+    return output
+
+
+def look(*arguments: str) -> Any:
+    """What kubectl gives as JSON, without showing it."""
+    return json.loads(run("kubectl", *arguments, "-o", "json"))
+
+
+def image(name: str, context: str) -> str:
+    """Build an image and load it into the cluster; returns its full name."""
+    show = f"e2e/cluster/image.sh {name} {context}"
+    return last_line(run(*show.split(), show=show))
+
+
+def only_pod(selector: str) -> dict[str, Any]:
+    """The one pod of the application that is not on its way out."""
+    pods = look("get", "pods", "-n", NAMESPACE, "-l", selector)["items"]
+    alive = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+    if len(alive) != 1:
+        raise DemoError(f"expected one pod with {selector}, found {len(alive)}")
+    pod: dict[str, Any] = alive[0]
+    return pod
+
+
+# --- The steps --------------------------------------------------------------------------------
+
+
+def install() -> None:
+    """Install the chart, or bring an installed one up to date."""
+    headline("Install asya-runtime")
+    repository, _, tag = os.environ["INJECTOR_IMAGE"].rpartition(":")
+    releases = json.loads(run(*f"helm list -n {SYSTEM} -a -o json -f ^{RELEASE}$".split()))
+    if releases and releases[0]["status"].startswith("pending"):
+        # Somebody pressed Ctrl-C in the middle of helm; it would refuse for ever.
+        run("helm", "uninstall", RELEASE, "-n", SYSTEM, "--wait")
+        releases = []
+    command = (
+        f"helm upgrade --install {RELEASE} ./chart -n {SYSTEM} --create-namespace --wait "
+        f"--set injector.image.repository={repository} --set injector.image.tag={tag}"
+    )
+    run(*command.split(), *([] if releases else ["--labels", MARK]), show=command)
+
+
+def deploy() -> dict[str, Any]:
+    """Deploy the application as it was; returns its pod."""
+    headline("A web application, as it was: nothing in it knows asya-runtime")
+    web, sidecar = image(NAME, "examples/app"), image("asya-demo-sidecar", "examples/sidecar")
+    manifest = yaml.safe_load((HERE / "deployment.yaml").read_text())
+    for container in manifest["spec"]["template"]["spec"]["containers"]:
+        container["image"] = sidecar if container["name"] == SIDECAR else web
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+    run("kubectl", "apply", "-f", "-", stdin=json.dumps(namespace))
+    # An earlier demo's Deployment goes with its pods, so that this one begins at the beginning.
+    gone = "--ignore-not-found --cascade=foreground --wait --timeout=60s"
+    run("kubectl", "delete", "deployment", NAME, "-n", NAMESPACE, *gone.split())
+    print(f"$ kubectl apply -n {NAMESPACE} -f examples/deployment.yaml   # with the images above")
+    print(run("kubectl", "apply", "-n", NAMESPACE, "-f", "-", stdin=json.dumps(manifest)), end="")
+    rolled_out()
+    pod = only_pod(f"app={NAME}")
+    print(as_yaml({"spec": essence(pod)["spec"]}), end="")
+    return pod
+
+
+def rolled_out() -> None:
+    """Wait until the Deployment is as wished."""
+    kubectl("rollout", "status", "-n", NAMESPACE, f"deployment/{NAME}", "--timeout=90s")
+
+
+def annotate(before: dict[str, Any]) -> str:
+    """Add the one annotation and show what it changed; returns the new pod's name."""
+    headline("One annotation: this function becomes an actor")
+    kubectl("annotate", "-n", NAMESPACE, f"deployment/{NAME}", f"asya.sh/handler={HANDLER}")
+    rolled_out()
+    headline("What that changed in the pod")
+    pod = only_pod(f"app={NAME},asya.sh/runtime-hash")
+    for line in changes(before, pod):
+        colour = COLOURS.get(line[0]) if sys.stdout.isatty() else None
+        print(f"{colour}{line}\033[0m" if colour else line)
+    name: str = pod["metadata"]["name"]
+    return name
+
+
+def still_answers(pod: str) -> None:
+    """Ask the application over HTTP, through the API server."""
+    headline("The web application still answers over HTTP")
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}:{PORT}/proxy/predict"
+    body = json.dumps({"payload": {"text": "Goedemorgen, wat een mooie dag!"}})
+    print(f"$ echo '{body}' | ", end="")
+    answer = kubectl("create", "--raw", path, "-f", "-", stdin=body)
+    if json.loads(answer).get("language") != "Dutch":
+        raise DemoError(f"the web application answered {answer.strip()}")
+
+
+def wrong_annotation() -> None:
+    """Try a misspelt annotation; it is refused before anything happens."""
+    headline("A mistake is refused at once, and changes nothing")
+    says = kubectl(
+        *("annotate", "-n", NAMESPACE, f"deployment/{NAME}", f"asya.sh/handlr={HANDLER}"),
+        refused=True,
+    )
+    if "did you mean asya.sh/handler" not in says:
+        raise DemoError(f"refused, but without a hint: {last_line(says)}")
+
+
+def messages(pod: str) -> None:
+    """Send the file's messages through the sidecar and compare the replies."""
+    headline("Messages in, replies out: the sidecar sends them over the actor's socket")
+    sent = (HERE / "messages.jsonl").read_text()
+    expected = [json.loads(line) for line in (HERE / "replies.jsonl").read_text().splitlines()]
+    command = f"kubectl exec -i -n {NAMESPACE} {pod} -c {SIDECAR} -- python3 /sidecar.py"
+    output = run(*command.split(), stdin=sent, show=f"{command} < examples/messages.jsonl")
+    lines = output.splitlines()
+    for message, reply in zip(sent.splitlines(), lines, strict=False):
+        print(f"  -> {message}\n  <- {reply}")
+    wrong = list(differences([json.loads(line) for line in lines], expected))
+    if wrong:
+        raise DemoError("; ".join(wrong))
+
+
+def differences(replies: list[Any], expected: list[Any]) -> Iterator[str]:
+    """What is wrong with the replies, in words; nothing if they are right."""
+    if len(replies) != len(expected):
+        yield f"{len(replies)} replies to {len(expected)} messages"
+    for number, (reply, right) in enumerate(zip(replies, expected, strict=False), 1):
+        if reply != right:
+            yield f"reply {number} is {json.dumps(reply)}, expected {json.dumps(right)}"
+
+
+def demo() -> None:
+    """All of it."""
+    started = time.monotonic()
+    if not os.environ.get("INJECTOR_IMAGE"):
+        raise DemoError("INJECTOR_IMAGE is not set; `make demo` builds the image and sets it")
+    try:
+        run(*READY)
+    except DemoError as failure:
+        raise DemoError("no cluster answers; `make cluster` makes one") from failure
+    print("To try the commands yourself, from the top of the repository:")
+    print("  export KUBECONFIG=$PWD/.tools/kubeconfig PATH=$PWD/.tools/bin:$PATH")
+    install()
+    pod = annotate(deploy())
+    still_answers(pod)
+    wrong_annotation()
+    messages(pod)
+    print("\nClean up: `make demo-clean` removes the demo, `make cluster-down` the cluster.")
+    print(f"demo: every reply is as expected ({time.monotonic() - started:.0f} s)")
+
+
+def clean() -> None:
+    """Remove the demo's namespace, and the release if the demo installed it."""
+    if subprocess.run(READY, capture_output=True, timeout=60, check=False).returncode:
+        print("demo-clean: no cluster answers, so there is nothing to remove")
+        return
+    removed = run("kubectl", "delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait")
+    print(removed, end="")
+    if run(*f"helm list -n {SYSTEM} -a -q -f ^{RELEASE}$ -l {MARK}".split()).strip():
+        print(run("helm", "uninstall", RELEASE, "-n", SYSTEM, "--wait"), end="")
+        print(run("kubectl", "delete", "namespace", SYSTEM, "--wait"), end="")
+    elif not removed:
+        print("demo-clean: nothing of the demo is there")
+
+
+def explain() -> None:
+    """What somebody needs to see why it failed."""
+    of = f"-n {NAMESPACE}"
+    for command in (
+        f"kubectl get pods {of} -o wide",
+        f"kubectl get events {of} --sort-by=.lastTimestamp",
+        f"kubectl logs {of} -l app={NAME} --all-containers --prefix --tail=20",
+        f"kubectl get pods -n {SYSTEM} -o wide",
+        f"kubectl logs -n {SYSTEM} -l app.kubernetes.io/instance={RELEASE} --prefix --tail=20",
+    ):
+        print(f"\n$ {command}", file=sys.stderr, flush=True)
+        subprocess.run(command.split(), stdout=sys.stderr, timeout=60, check=False)
+
+
+def main() -> int:
+    """Run the demo, or with --clean remove it; 0 if all of it was right."""
+    if sys.argv[1:] not in ([], ["--clean"]):
+        print("usage: demo.py [--clean]", file=sys.stderr)
+        return 2
+    try:
+        clean() if sys.argv[1:] else demo()
+    except (DemoError, subprocess.TimeoutExpired) as failure:
+        print(f"\ndemo failed: {failure}", file=sys.stderr, flush=True)
+        explain()
+        print(f"\ndemo failed: {failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ndemo: interrupted; `make demo` begins again", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The demo shows of a pod's change what matters, and nothing else."""
+
+import copy
+import importlib
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+TOKEN = "kube-api-access-x2x4v"
+POD: dict[str, Any] = {
+    "metadata": {"name": "web-1", "uid": "1", "labels": {"app": "web", "pod-template-hash": "a"}},
+    "spec": {
+        "containers": [
+            {
+                "command": ["app"],
+                "image": "web:1",
+                "imagePullPolicy": "IfNotPresent",
+                "name": "web",
+                "resources": {},
+                "volumeMounts": [{"mountPath": "/var/run/secrets", "name": TOKEN}],
+            }
+        ],
+        "nodeName": "node-1",
+        "volumes": [{"name": TOKEN, "projected": {"sources": []}}],
+    },
+    "status": {"phase": "Running"},
+}
+
+
+@pytest.fixture
+def podchanges() -> ModuleType:
+    return importlib.import_module("podchanges")
+
+
+def test_only_what_somebody_wrote_is_left(podchanges: ModuleType) -> None:
+    assert podchanges.essence(POD) == {
+        "metadata": {"labels": {"app": "web"}},
+        "spec": {"containers": [{"name": "web", "command": ["app"], "image": "web:1"}]},
+    }
+
+
+def test_another_pod_of_the_same_template_has_no_changes(podchanges: ModuleType) -> None:
+    other = copy.deepcopy(POD)
+    other["metadata"].update(name="web-2", uid="2")
+    other["metadata"]["labels"]["pod-template-hash"] = "b"
+    other["spec"]["nodeName"] = "node-2"
+    other["spec"]["volumes"][0]["name"] = "kube-api-access-other"
+    assert podchanges.changes(POD, other) == []
+
+
+def test_a_change_is_shown_with_its_surroundings(podchanges: ModuleType) -> None:
+    other = copy.deepcopy(POD)
+    other["spec"]["containers"][0]["command"] = ["wrapper", "app"]
+    other["spec"]["volumes"].append({"emptyDir": {}, "name": "socket"})
+    assert podchanges.changes(POD, other) == [
+        "--- before",
+        "+++ after",
+        "@@ -4,4 +4,7 @@",
+        "   containers:",
+        "   - name: web",
+        "-    command: [app]",
+        "+    command: [wrapper, app]",
+        "     image: web:1",
+        "+  volumes:",
+        "+  - name: socket",
+        "+    emptyDir: {}",
+    ]
