@@ -1,0 +1,196 @@
+"""What the tests do to a cluster, and how they wait: by looking, with a deadline."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kubernetes import client
+
+T = TypeVar("T")
+Object = dict[str, Any]
+Pod = Any  # client.V1Pod, each of whose fields may be None by its types
+
+REPOSITORY = Path(__file__).parent.parent
+RELEASE = "asya-runtime"
+SYSTEM = "asya-system"
+SIDECAR = "asya-sidecar"
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+
+# The sidecar's side of the protocol: a line of JSON in, a line of JSON out.
+CLIENT = """
+import os, socket, struct, sys
+connection = socket.socket(socket.AF_UNIX)
+connection.connect(os.environ["ASYA_SOCKET_PATH"])
+stream = connection.makefile("rb")
+for line in sys.stdin.buffer:
+    body = line.rstrip(b"\\n")
+    connection.sendall(struct.pack(">I", len(body)) + body)
+    (size,) = struct.unpack(">I", stream.read(4))
+    print(stream.read(size).decode())
+"""
+
+
+def run(
+    *words: str, stdin: str | None = None, check: bool = True, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Run a program; where `check`, its failure is shown with all that it said."""
+    done = subprocess.run(
+        words, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(words)} ended with {done.returncode}:\n{done.stderr}")
+    return done
+
+
+def until(what: str, look: Callable[[], T | None], *, seconds: float = 60) -> T:
+    """Look until something is there; fails with `what` after the deadline."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = look()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:g} s: {what}")
+        time.sleep(0.1)
+
+
+class Cluster:
+    """The cluster that KUBECONFIG names, with the images that the tests need loaded into it."""
+
+    def __init__(self, injector_image: str, model_image: str) -> None:
+        self.injector_image = injector_image
+        self.model_image = model_image
+        self.core: Any = client.CoreV1Api()
+
+    def kubectl(self, *words: str, **how: Any) -> subprocess.CompletedProcess[str]:
+        return run("kubectl", *words, **how)
+
+    def get(self, *words: str) -> Object:
+        """An object as the API server gives it."""
+        result: Object = json.loads(self.kubectl("get", *words, "-o", "json").stdout)
+        return result
+
+    def apply(
+        self, *objects: Object, namespace: str = "default", **how: Any
+    ) -> subprocess.CompletedProcess[str]:
+        items = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+        words = ["apply", "-n", namespace, "-f", "-"]
+        return self.kubectl(*words, stdin=json.dumps(items), **how)
+
+    def create(self, item: Object, *words: str, **how: Any) -> subprocess.CompletedProcess[str]:
+        return self.kubectl("create", "-f", "-", *words, stdin=json.dumps(item), **how)
+
+    def install(self, *values: str, namespace: str = SYSTEM, verb: str = "install") -> None:
+        """`helm install` as the README has it, with the image under test."""
+        repository, tag = self.injector_image.rsplit(":", 1)
+        image = f"injector.image.repository={repository},injector.image.tag={tag}"
+        words = [RELEASE, "./chart", "--namespace", namespace, "--create-namespace", "--wait"]
+        settings = [word for value in (image, *values) for word in ("--set", value)]
+        os.chdir(REPOSITORY)
+        run("helm", verb, *words, "--timeout", "3m", *settings, timeout=200)
+
+    def uninstall(self) -> None:
+        """Take every release of ours away, whoever installed it and wherever."""
+        listed = json.loads(run("helm", "list", "-A", "-o", "json").stdout)
+        for release in listed:
+            if release["name"] == RELEASE:
+                where = ["--namespace", release["namespace"]]
+                run("helm", "uninstall", RELEASE, *where, "--wait", timeout=200)
+
+    def pods(self, namespace: str, name: str) -> list[Pod]:
+        """The pods of an application that are not on their way out."""
+        listed = self.core.list_namespaced_pod(namespace, label_selector=f"app={name}").items
+        return [pod for pod in listed if not pod.metadata.deletion_timestamp]
+
+    def ready_pod(self, namespace: str, name: str, *, seconds: float = 90) -> Pod:
+        """The one ready pod of an application."""
+
+        def look() -> Pod | None:
+            return next((pod for pod in self.pods(namespace, name) if is_ready(pod)), None)
+
+        return until(f"a ready pod of {namespace}/{name}", look, seconds=seconds)
+
+    def call(self, pod: Pod, *messages: Object) -> list[Object]:
+        """Send messages to the pod's actor from its sidecar."""
+        lines = "".join(json.dumps(message) + "\n" for message in messages)
+        words = ["-n", pod.metadata.namespace, "-c", SIDECAR, pod.metadata.name]
+        done = self.kubectl("exec", "-i", *words, "--", "python3", "-c", CLIENT, stdin=lines)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def reviews(self, webhook: str) -> int:
+        """How often the API server has called a webhook of ours, by its own count."""
+        text = self.kubectl("get", "--raw", "/metrics").stdout
+        pattern = rf'^apiserver_admission_webhook_request_total{{[^}}]*name="{webhook}".*}} (\S+)$'
+        return sum(int(float(count)) for count in re.findall(pattern, text, re.MULTILINE))
+
+    def events(self, namespace: str) -> Iterable[str]:
+        """The messages of all events."""
+        return [event.message or "" for event in self.core.list_namespaced_event(namespace).items]
+
+
+def is_ready(pod: Pod) -> bool:
+    conditions = pod.status.conditions or []
+    return any(each.type == "Ready" and each.status == "True" for each in conditions)
+
+
+def container(name: str, image: str, command: list[str] | None) -> Object:
+    """A container as strict as PodSecurity knows."""
+    return {
+        "name": name,
+        "image": image,
+        **({"command": command} if command else {}),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "runAsUser": 10001,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+
+
+def workload(
+    name: str,
+    image: str,
+    *,
+    annotations: dict[str, str] | None = None,
+    template: dict[str, str] | None = None,
+    command: list[str] | None = None,
+    kind: str = "Deployment",
+) -> Object:
+    """A model with a sidecar; annotations on the workload itself and on its template.
+
+    The sidecar runs as another user than the model.
+    """
+    sleep = "import signal; signal.signal(15, lambda *_: exit()); signal.pause()"
+    sidecar = container(SIDECAR, image, ["python3", "-c", sleep])
+    sidecar["securityContext"]["runAsUser"] = 20002
+    metadata = {"labels": {"app": name}, "annotations": template or {}}
+    containers = [container("model", image, command), sidecar]
+    pod = {"containers": containers, "terminationGracePeriodSeconds": 5}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": kind,
+        "metadata": {"name": name, "annotations": annotations or {}},
+        "spec": {
+            "replicas": 1,
+            "selector": {"matchLabels": {"app": name}},
+            "template": {"metadata": metadata, "spec": pod},
+        },
+    }
+
+
+def bare_pod(name: str, image: str, annotations: dict[str, str], **container_fields: Any) -> Object:
+    """A pod without a controller, labelled with its name."""
+    model = container("model", image, ["python3", "-m", "app"]) | container_fields
+    metadata = {"name": name, "labels": {"app": name}, "annotations": annotations}
+    spec = {"containers": [model], "terminationGracePeriodSeconds": 1}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}

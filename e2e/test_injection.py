@@ -1,0 +1,194 @@
+"""The main path: an annotation makes an actor of an unmodified image."""
+
+import json
+
+import pytest
+from harness import Cluster, Object, bare_pod, until, workload
+
+ECHO = {"asya.sh/handler": "handlers.echo"}
+APP = ["python3", "-m", "app"]
+
+
+def answer(payload: Object) -> Object:
+    return {"status": "ok", "result": payload}
+
+
+@pytest.mark.parametrize("place", ["annotations", "template"])
+def test_an_annotation_on_the_deployment_or_its_template_makes_an_actor(
+    cluster: Cluster, namespace: str, place: str
+) -> None:
+    model = workload("model", cluster.model_image, command=APP, **{place: ECHO})  # type: ignore[arg-type]
+    cluster.apply(model, namespace=namespace)
+    pod = cluster.ready_pod(namespace, "model")
+    messages = [{"payload": {"text": text}} for text in ("one", "zwei", "三")]
+    assert cluster.call(pod, *messages) == [answer(each["payload"]) for each in messages]
+    note = json.loads(pod.metadata.annotations["asya.sh/injected"])
+    assert note["mode"] == "wrap"
+    assert pod.metadata.labels["asya.sh/runtime-hash"] == note["runtime"]
+
+
+def test_an_image_whose_entrypoint_is_unknown_becomes_an_actor_by_hooks(
+    cluster: Cluster, namespace: str
+) -> None:
+    cluster.apply(workload("model", cluster.model_image, template=ECHO), namespace=namespace)
+    pod = cluster.ready_pod(namespace, "model")
+    assert cluster.call(pod, {"payload": {}}) == [answer({})]
+    assert json.loads(pod.metadata.annotations["asya.sh/injected"])["mode"] == "hook"
+    assert pod.spec.containers[0].command is None
+
+
+def test_the_application_runs_beside_the_actor_and_both_log_to_the_container(
+    cluster: Cluster, namespace: str
+) -> None:
+    cluster.apply(
+        workload("model", cluster.model_image, command=APP, template=ECHO), namespace=namespace
+    )
+    pod = cluster.ready_pod(namespace, "model")
+    logs = cluster.core.read_namespaced_pod_log(pod.metadata.name, namespace, container="model")
+    assert "app: serving" in logs
+    assert "asya" in logs
+
+
+def test_an_annotation_taken_away_from_the_deployment_is_taken_away_from_its_pods(
+    cluster: Cluster, namespace: str
+) -> None:
+    cluster.apply(
+        workload("model", cluster.model_image, command=APP, annotations=ECHO), namespace=namespace
+    )
+    cluster.ready_pod(namespace, "model")
+    cluster.kubectl("-n", namespace, "annotate", "deployment/model", "asya.sh/handler-")
+    template = cluster.get("-n", namespace, "deployment/model")["spec"]["template"]
+    assert "asya.sh/inherited" not in template["metadata"].get("annotations", {})
+
+    def plain() -> bool:
+        pods = cluster.pods(namespace, "model")
+        return len(pods) == 1 and len(pods[0].spec.volumes) == 1  # the service account's token
+
+    until("one pod without our volumes", plain, seconds=90)
+
+
+def test_applying_the_same_deployment_again_rolls_nothing_out(
+    cluster: Cluster, namespace: str
+) -> None:
+    model = workload("model", cluster.model_image, command=APP, annotations=ECHO)
+    cluster.apply(model, namespace=namespace)
+    before = cluster.get("-n", namespace, "deployment/model")["metadata"]["generation"]
+    assert "unchanged" in cluster.apply(model, namespace=namespace).stdout
+    assert cluster.get("-n", namespace, "deployment/model")["metadata"]["generation"] == before
+    diff = cluster.kubectl("-n", namespace, "diff", "-f", "-", stdin=json.dumps(model), check=False)
+    assert (diff.returncode, diff.stdout) == (0, "")
+
+
+def test_a_pod_without_annotation_is_as_sent_and_costs_no_call(
+    cluster: Cluster, namespace: str
+) -> None:
+    # The same pod in a namespace that is never looked at shows what the API server itself adds.
+    label = {"asya.sh/injection": "disabled"}
+    other = f"{namespace}-off"
+    metadata = {"name": other, "labels": label}
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    plain = bare_pod("plain", cluster.model_image, {"example.com/handler": "handlers.echo"})
+    calls = cluster.reviews("pods.asya.sh")
+
+    def created(where: str) -> Object:
+        until("the service account", lambda: not cluster.create(
+            plain, "-n", where, "--dry-run=server", check=False).returncode)  # fmt: skip
+        item: Object = json.loads(cluster.create(plain, "-n", where, "-o", "json").stdout)
+        metadata = item["metadata"]
+        token = next(v["name"] for v in item["spec"]["volumes"] if v["name"].startswith("kube-api"))
+        kept = {key: metadata.get(key) for key in ("name", "labels", "annotations")}
+        return {
+            "metadata": kept,
+            "spec": json.loads(json.dumps(item["spec"]).replace(token, "token")),
+        }
+
+    assert created(namespace) == created(other)
+    assert cluster.reviews("pods.asya.sh") == calls
+    cluster.create({**plain, "metadata": {"name": "asks", "annotations": ECHO}}, "-n", namespace)
+    assert cluster.reviews("pods.asya.sh") > calls
+    cluster.kubectl("delete", "namespace", other, "--wait=false")
+
+
+def test_a_namespace_with_injection_disabled_is_never_touched(
+    cluster: Cluster, namespace: str
+) -> None:
+    cluster.kubectl("label", "namespace", namespace, "asya.sh/injection=disabled")
+    calls = cluster.reviews("pods.asya.sh")
+    item = bare_pod("model", cluster.model_image, ECHO)
+    until("the label to be seen", lambda: "asya.sh/injected" not in cluster.create(
+        item, "-n", namespace, "--dry-run=server", "-o", "yaml").stdout)  # fmt: skip
+    seen = cluster.reviews("pods.asya.sh")
+    cluster.create(item, "-n", namespace)
+    assert cluster.reviews("pods.asya.sh") == seen
+    assert seen >= calls
+
+
+def test_the_configmap_comes_with_the_first_pod_and_serves_the_second(
+    cluster: Cluster, namespace: str
+) -> None:
+    def copies() -> list[Object]:
+        listed = cluster.get("-n", namespace, "configmaps")["items"]
+        return [each for each in listed if each["metadata"]["name"].startswith("asya-runtime-")]
+
+    item = bare_pod("first", cluster.model_image, ECHO)
+    cluster.create(item, "-n", namespace, "--dry-run=server")
+    assert copies() == []
+    cluster.create(item, "-n", namespace)
+    (first,) = copies()
+    assert first["immutable"] is True
+    assert sorted(first["data"]) == ["asya_entrypoint.py", "asya_runtime.py"]
+    cluster.create(bare_pod("second", cluster.model_image, ECHO), "-n", namespace)
+    assert copies() == [first]
+    for name in ("first", "second"):
+        cluster.ready_pod(namespace, name)
+
+
+def test_a_configmap_of_that_name_with_other_content_is_never_mounted(
+    cluster: Cluster, namespace: str
+) -> None:
+    item = bare_pod("model", cluster.model_image, ECHO)
+    shown = cluster.create(item, "-n", namespace, "--dry-run=server", "-o", "json").stdout
+    name = f"asya-runtime-{json.loads(shown)['metadata']['labels']['asya.sh/runtime-hash']}"
+    label = {"app.kubernetes.io/managed-by": "asya-injector"}
+    forged = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": label}}
+    cluster.create({**forged, "data": {"asya_runtime.py": "import evil"}}, "-n", namespace)
+    refused = cluster.create(item, "-n", namespace, check=False)
+    assert (
+        f"ConfigMap {namespace}/{name}: exists with other content, which pods would run; "
+        f"delete it: kubectl delete configmap -n {namespace} {name} (PayloadConflict)"
+    ) in refused.stderr
+
+
+def test_gpu_memory_that_runs_out_is_a_recoverable_reply_and_service_goes_on(
+    cluster: Cluster, namespace: str
+) -> None:
+    call = {"asya.sh/handler": "handlers.call"}
+    cluster.apply(
+        workload("model", cluster.model_image, command=APP, template=call), namespace=namespace
+    )
+    pod = cluster.ready_pod(namespace, "model")
+    mib = 1024 * 1024
+
+    def message(what: str, **more: int) -> Object:
+        return {"payload": {"call": what, **more}}
+
+    replies = cluster.call(
+        pod,
+        message("allocate", bytes=64 * mib),
+        message("allocate", bytes=1 << 50, pieces=2),
+        message("stats"),
+        message("allocate", bytes=64 * mib),
+    )
+    first, exhausted, stats, again = replies
+    assert first["status"] == "ok"
+    assert exhausted.pop("message").startswith("CUDA out of memory. Tried to allocate ")
+    assert exhausted == {
+        "status": "error",
+        "error": "cuda_oom_error",
+        "type": "OutOfMemoryError",
+        "severity": "recoverable",
+        "retry_after": 60,
+    }
+    assert stats["result"]["memory"]["allocated_bytes.all.current"] == 0
+    assert stats["result"]["memory"]["reserved_bytes.all.current"] == 0
+    assert again["status"] == "ok"

@@ -1,0 +1,113 @@
+"""What cannot be done is refused where the user looks, in one line, with nothing half done."""
+
+import json
+
+import pytest
+from harness import SIDECAR, Cluster, bare_pod, workload
+
+APP = ["python3", "-m", "app"]
+HANDLER = "asya.sh/handler"
+REFUSED = [
+    pytest.param({HANDLER: "predict"},
+                 'asya.sh/handler: "predict" is not valid; must be module.path.function, such as '
+                 "my_app.handler.predict (AnnotationInvalid)", id="handler-not-a-path"),
+    pytest.param({"asya.sh/handlr": "handlers.echo"},
+                 'asya.sh/handlr: unknown annotation; did you mean "asya.sh/handler"? '
+                 "(AnnotationUnknown)", id="annotation-misspelt"),
+    pytest.param({HANDLER: "handlers.echo", "asya.sh/container": "modle"},
+                 'asya.sh/container: no container "modle" in this pod; did you mean "model"? '
+                 "(ContainerNotFound)", id="container-not-there"),
+    pytest.param({HANDLER: "handlers.echo", "asya.sh/sidecars": "sidecar"},
+                 'asya.sh/sidecars: no container "sidecar" beside "model" in this pod; '
+                 f'did you mean "{SIDECAR}"? (SidecarNotFound)', id="sidecar-not-there"),
+    pytest.param({HANDLER: "a.b\n\x1b[31mERROR forged"},
+                 'asya.sh/handler: "a.b\\n\\u001b[31mERROR forged" is not valid; must be '
+                 "module.path.function, such as my_app.handler.predict (AnnotationInvalid)",
+                 id="text-that-would-forge-a-line"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["annotations", "template"])
+@pytest.mark.parametrize(("annotations", "line"), REFUSED)
+def test_kubectl_apply_of_a_wrong_deployment_fails_with_the_line(
+    cluster: Cluster, namespace: str, annotations: dict[str, str], line: str, place: str
+) -> None:
+    wrong = workload("model", cluster.model_image, command=APP, **{place: annotations})  # type: ignore[arg-type]
+    done = cluster.apply(wrong, namespace=namespace, check=False)
+    said = f'admission webhook "workloads.asya.sh" denied the request: {line}'
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith(said)
+    assert cluster.get("-n", namespace, "deployments")["items"] == []
+
+
+def test_a_bare_pod_is_refused_with_the_same_line(cluster: Cluster, namespace: str) -> None:
+    done = cluster.create(
+        bare_pod("model", cluster.model_image, {HANDLER: "predict"}), "-n", namespace, check=False
+    )
+    assert done.stderr.rstrip().endswith("(AnnotationInvalid)")
+    assert cluster.get("-n", namespace, "pods")["items"] == []
+    assert cluster.core.list_namespaced_config_map(namespace).items[0].metadata.name == (
+        "kube-root-ca.crt"
+    )
+
+
+def test_a_wrong_change_leaves_what_runs_alone(cluster: Cluster, namespace: str) -> None:
+    right = {HANDLER: "handlers.echo"}
+    cluster.apply(
+        workload("model", cluster.model_image, command=APP, template=right), namespace=namespace
+    )
+    before = cluster.ready_pod(namespace, "model")
+    words = ["-n", namespace, "annotate", "--overwrite", "deployment/model"]
+    done = cluster.kubectl(*words, "asya.sh/mode=wrapp", check=False)
+    assert "must be one of auto, wrap, hook, runtime, mount" in done.stderr
+    (after,) = cluster.pods(namespace, "model")
+    assert after.metadata.uid == before.metadata.uid
+
+
+def test_warnings_are_shown_by_kubectl(cluster: Cluster, namespace: str) -> None:
+    model = workload(
+        "model",
+        cluster.model_image,
+        command=APP,
+        annotations={HANDLER: "handlers.slow"},
+        template={HANDLER: "handlers.echo"},
+    )
+    probe = {"httpGet": {"port": 8080}}
+    model["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] = probe
+    said = cluster.apply(model, namespace=namespace).stderr
+    assert (
+        'Warning: asya.sh/handler: "handlers.echo" on the pod template wins over '
+        '"handlers.slow" here'
+    ) in said
+    assert 'Warning: container "model" keeps its own readiness probe' in said
+    pod = cluster.ready_pod(namespace, "model")
+    env = {each.name: each.value for each in pod.spec.containers[0].env}
+    assert env["ASYA_HANDLER"] == "handlers.echo"
+
+
+def test_a_handler_that_is_not_in_the_image_shows_in_the_pods_status(
+    cluster: Cluster, namespace: str
+) -> None:
+    model = bare_pod("model", cluster.model_image, {HANDLER: "handlers.predict"})
+    cluster.create({**model, "spec": {**model["spec"], "restartPolicy": "Never"}}, "-n", namespace)
+    words = ["-n", namespace, "wait", "pod/model", "--for=jsonpath={.status.phase}=Failed"]
+    cluster.kubectl(*words, "--timeout=60s")
+    (status,) = cluster.get("-n", namespace, "pod/model")["status"]["containerStatuses"]
+    ended = status["state"]["terminated"]
+    assert ended["exitCode"] == 78
+    assert "predict" in ended["message"]
+    assert len(ended["message"].strip().splitlines()) == 1
+
+
+def test_decisions_are_logged_as_one_json_line_each(cluster: Cluster, namespace: str) -> None:
+    cluster.create(
+        bare_pod("model", cluster.model_image, {HANDLER: "predict"}), "-n", namespace, check=False
+    )
+    lines: list[str] = []
+    for pod in cluster.core.list_namespaced_pod("asya-system").items:
+        lines += cluster.core.read_namespaced_pod_log(pod.metadata.name, "asya-system").splitlines()
+    said = [json.loads(line) for line in lines if namespace in line]
+    (line,) = [each for each in said if each.get("resource") == "pods"]
+    assert line["message"] == "refused"
+    assert line["reason"] == "AnnotationInvalid"
+    assert line["object"] == "model"

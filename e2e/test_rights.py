@@ -1,0 +1,70 @@
+"""The injector may do what the design lists, and nothing else."""
+
+import json
+
+from harness import SYSTEM, Cluster, Object
+
+ACCOUNT = f"system:serviceaccount:{SYSTEM}:asya-runtime"
+GROUPS = ["system:serviceaccounts", f"system:serviceaccounts:{SYSTEM}", "system:authenticated"]
+AS_INJECTOR = ["--as", ACCOUNT, *(word for group in GROUPS for word in ("--as-group", group))]
+
+# Every authenticated account may do these by Kubernetes' own default roles.
+EVERYBODYS = {"authentication.k8s.io", "authorization.k8s.io"}
+
+
+def config_map(name: str, labels: dict[str, str]) -> Object:
+    metadata = {"name": name, "labels": labels}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {}}
+
+
+def test_its_rights_are_those_of_the_design(cluster: Cluster) -> None:
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectRulesReview",
+        "spec": {"namespace": SYSTEM},
+    }
+    done = cluster.kubectl(
+        "create", "-f", "-", "-o", "json", *AS_INJECTOR, stdin=json.dumps(review)
+    )
+    rules = json.loads(done.stdout)["status"]["resourceRules"]
+    ours = [
+        (rule["apiGroups"], rule["resources"], rule.get("resourceNames"), sorted(rule["verbs"]))
+        for rule in rules
+        if not EVERYBODYS & set(rule["apiGroups"])
+    ]
+    assert sorted(ours, key=repr) == sorted(
+        [
+            ([""], ["configmaps"], None, ["create", "patch"]),
+            ([""], ["secrets"], None, ["create"]),
+            ([""], ["secrets"], ["asya-runtime-tls"], ["get", "patch", "update"]),
+            (
+                ["admissionregistration.k8s.io"],
+                ["mutatingwebhookconfigurations"],
+                ["asya-runtime"],
+                ["get", "patch"],
+            ),
+        ],
+        key=repr,
+    )
+
+
+def test_the_policy_holds_its_config_maps_to_name_and_label(
+    cluster: Cluster, namespace: str
+) -> None:
+    label = {"app.kubernetes.io/managed-by": "asya-injector"}
+
+    def create(name: str, labels: dict[str, str]) -> bool:
+        item = config_map(name, labels)
+        done = cluster.create(item, "-n", namespace, "--dry-run=server", *AS_INJECTOR, check=False)
+        if done.returncode:
+            assert "ValidatingAdmissionPolicy" in done.stderr
+        return done.returncode == 0
+
+    assert create("asya-runtime-0123456789", label)
+    assert not create("asya-runtime-0123456789", {})
+    assert not create("other", label)
+    cluster.create(config_map("asya-runtime-theirs", {}), "-n", namespace)
+    patch = json.dumps({"metadata": {"labels": label}, "data": {"a": "b"}})
+    words = ["-n", namespace, "patch", "configmap", "asya-runtime-theirs", "--type=merge"]
+    done = cluster.kubectl(*words, "-p", patch, *AS_INJECTOR, check=False)
+    assert "ValidatingAdmissionPolicy" in done.stderr
