@@ -114,13 +114,16 @@ def _python(model: Object, wishes: Wishes) -> str:
     return first if is_interpreter else wishes["python"]
 
 
-def _entrypoint(model: Object, wishes: Wishes, *options: str) -> list[str]:
+def _entrypoint(model: Object, wishes: Wishes, option: str = "") -> list[str]:
     """The wrapper's command line; -I and -S keep PYTHONPATH and site packages out of the wrapper,
     not out of what it starts.
     """
-    file = f"{wishes.directory}/{ENTRYPOINT_FILE}"
-    runtime = ["--runtime", wishes.runtime_file] if wishes.is_one_file else []
-    return [_python(model, wishes), "-I", "-S", file, *options, *runtime]
+    words = [_python(model, wishes), "-I", "-S", f"{wishes.directory}/{ENTRYPOINT_FILE}"]
+    if option:
+        words.append(option)
+    if wishes.is_one_file and option != "--stop":  # which starts none
+        words += ["--runtime", wishes.runtime_file]
+    return words
 
 
 def _unwrapped(command: list[Any] | None) -> list[Any]:

@@ -282,6 +282,14 @@ def test_the_one_file_form_is_mounted_beside_the_directory() -> None:
     assert result["readinessProbe"]["exec"]["command"][3] == "/app/asya_runtime.py"
 
 
+def test_the_hook_that_stops_needs_no_path_of_the_runtime() -> None:
+    where = {"asya.sh/mount-path": "/app/asya_runtime.py", "asya.sh/mode": "hook"}
+    lifecycle = container(pod(model(), annotations=where))["lifecycle"]
+    started = [*WRAPPER, "--detach", "--runtime", "/app/asya_runtime.py"]
+    assert lifecycle["postStart"]["exec"]["command"] == started
+    assert lifecycle["preStop"]["exec"]["command"] == [*WRAPPER, "--stop"]
+
+
 def test_another_directory_moves_all_that_lies_in_it() -> None:
     result = container(pod(model(), annotations={"asya.sh/mount-path": "/srv/asya"}))
     assert result["command"][3] == "/srv/asya/asya_entrypoint.py"
