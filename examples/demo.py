@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -25,14 +26,17 @@ REPO = HERE.parent
 RELEASE, SYSTEM = "asya-runtime", "asya-system"
 NAMESPACE, NAME, SIDECAR, PORT = "demo", "whichlang", "asya-sidecar", 8080
 HANDLER = "whichlang.service.predict"
-# Cleaning up uninstalls a release with this label only: one that was there before stays.
+# Cleaning up removes namespace and release only with this label: what was there before stays.
 MARK = "installed-by=make-demo"
-READY = ("kubectl", "get", "--raw", "/readyz", "--request-timeout=10s")
 COLOURS = {"+": "\033[32m", "-": "\033[31m"}
 
 
 class DemoError(Exception):
     """A step that did not do what it should; its text is one line."""
+
+
+class Missing(Exception):  # noqa: N818
+    """Something the demo expects is not there; the text says how to get it."""
 
 
 # --- Doing and showing ------------------------------------------------------------------------
@@ -54,10 +58,10 @@ def run(*command: str, stdin: str | None = None, show: str = "", refused: bool =
     result = subprocess.run(
         command, input=stdin, capture_output=True, text=True, timeout=240, check=False, cwd=REPO
     )
+    print(result.stderr if show else "", end="", file=sys.stderr, flush=True)
     if refused != bool(result.returncode):
         why = "should have been refused" if refused else last_line(result.stderr + result.stdout)
         raise DemoError(f"{shlex.join(command[:4])} ...: {why}")
-    print(result.stderr if show else "", end="", file=sys.stderr, flush=True)
     return result.stderr if refused else result.stdout
 
 
@@ -108,16 +112,21 @@ def install() -> None:
     """Install the chart, or bring an installed one up to date."""
     headline("Install asya-runtime")
     repository, _, tag = os.environ["INJECTOR_IMAGE"].rpartition(":")
-    releases = json.loads(run(*f"helm list -n {SYSTEM} -a -o json -f ^{RELEASE}$".split()))
-    if releases and releases[0]["status"].startswith("pending"):
+    if ours("--pending"):
         # Somebody pressed Ctrl-C in the middle of helm; it would refuse for ever.
         run("helm", "uninstall", RELEASE, "-n", SYSTEM, "--wait")
-        releases = []
+    there = run("helm", "list", "-n", SYSTEM, "-q", "-f", f"^{RELEASE}$").strip()
     command = (
         f"helm upgrade --install {RELEASE} ./chart -n {SYSTEM} --create-namespace --wait "
-        f"--set injector.image.repository={repository} --set injector.image.tag={tag}"
+        f"--set injector.image.repository={repository} --set injector.image.tag={tag} "
+        + ("--reset-then-reuse-values" if there else f"--labels {MARK}")
     )
-    run(*command.split(), *([] if releases else ["--labels", MARK]), show=command)
+    run(*command.split(), show=command)
+
+
+def ours(*options: str) -> bool:
+    """Whether there is a release that a demo installed."""
+    return bool(run(*f"helm list -n {SYSTEM} -q -f ^{RELEASE}$ -l {MARK}".split(), *options))
 
 
 def deploy() -> dict[str, Any]:
@@ -127,8 +136,9 @@ def deploy() -> dict[str, Any]:
     manifest = yaml.safe_load((HERE / "deployment.yaml").read_text())
     for container in manifest["spec"]["template"]["spec"]["containers"]:
         container["image"] = sidecar if container["name"] == SIDECAR else web
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
-    run("kubectl", "apply", "-f", "-", stdin=json.dumps(namespace))
+    if not run("kubectl", "get", "namespace", NAMESPACE, "--ignore-not-found"):
+        run("kubectl", "create", "namespace", NAMESPACE)
+        run("kubectl", "label", "namespace", NAMESPACE, MARK)
     # An earlier demo's Deployment goes with its pods, so that this one begins at the beginning.
     gone = "--ignore-not-found --cascade=foreground --wait --timeout=60s"
     run("kubectl", "delete", "deployment", NAME, "-n", NAMESPACE, *gone.split())
@@ -162,12 +172,10 @@ def annotate(before: dict[str, Any]) -> str:
 def still_answers(pod: str) -> None:
     """Ask the application over HTTP, through the API server."""
     headline("The web application still answers over HTTP")
-    path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}:{PORT}/proxy/predict"
-    body = json.dumps({"payload": {"text": "Goedemorgen, wat een mooie dag!"}})
-    print(f"$ echo '{body}' | ", end="")
-    answer = kubectl("create", "--raw", path, "-f", "-", stdin=body)
-    if json.loads(answer).get("language") != "Dutch":
-        raise DemoError(f"the web application answered {answer.strip()}")
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}:{PORT}/proxy/"
+    page = kubectl("get", "--raw", path + "?text=Goedemorgen,+wat+een+mooie+dag!")
+    if "<p>Dutch</p>" not in page:
+        raise DemoError("the web application's page does not say Dutch")
 
 
 def wrong_annotation() -> None:
@@ -205,15 +213,17 @@ def differences(replies: list[Any], expected: list[Any]) -> Iterator[str]:
             yield f"reply {number} is {json.dumps(reply)}, expected {json.dumps(right)}"
 
 
+def check() -> None:
+    """See that what the demo expects is there."""
+    if not os.environ.get("INJECTOR_IMAGE"):
+        raise Missing("INJECTOR_IMAGE is not set: `make demo` builds the image and sets it")
+    if not cluster_answers():
+        raise Missing("no cluster answers: `make cluster` makes one")
+
+
 def demo() -> None:
     """All of it."""
     started = time.monotonic()
-    if not os.environ.get("INJECTOR_IMAGE"):
-        raise DemoError("INJECTOR_IMAGE is not set; `make demo` builds the image and sets it")
-    try:
-        run(*READY)
-    except DemoError as failure:
-        raise DemoError("no cluster answers; `make cluster` makes one") from failure
     print("To try the commands yourself, from the top of the repository:")
     print("  export KUBECONFIG=$PWD/.tools/kubeconfig PATH=$PWD/.tools/bin:$PATH")
     install()
@@ -225,17 +235,26 @@ def demo() -> None:
     print(f"demo: every reply is as expected ({time.monotonic() - started:.0f} s)")
 
 
+def cluster_answers() -> bool:
+    """Whether there is a cluster to show something on."""
+    if not shutil.which("kubectl"):
+        return False
+    command = ["kubectl", "get", "--raw", "/readyz", "--request-timeout=10s"]
+    return not subprocess.run(command, capture_output=True, timeout=60, check=False).returncode
+
+
 def clean() -> None:
-    """Remove the demo's namespace, and the release if the demo installed it."""
-    if subprocess.run(READY, capture_output=True, timeout=60, check=False).returncode:
+    """Remove the namespace and the release, each only if a demo has made it."""
+    if not cluster_answers():
         print("demo-clean: no cluster answers, so there is nothing to remove")
         return
-    removed = run("kubectl", "delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait")
-    print(removed, end="")
-    if run(*f"helm list -n {SYSTEM} -a -q -f ^{RELEASE}$ -l {MARK}".split()).strip():
+    made = run("kubectl", "get", "namespace", "-l", MARK, "-o", "name").split()
+    if made:
+        print(run("kubectl", "delete", *made, "--wait"), end="")
+    if ours():
         print(run("helm", "uninstall", RELEASE, "-n", SYSTEM, "--wait"), end="")
         print(run("kubectl", "delete", "namespace", SYSTEM, "--wait"), end="")
-    elif not removed:
+    elif not made:
         print("demo-clean: nothing of the demo is there")
 
 
@@ -258,15 +277,23 @@ def main() -> int:
     if sys.argv[1:] not in ([], ["--clean"]):
         print("usage: demo.py [--clean]", file=sys.stderr)
         return 2
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
-        clean() if sys.argv[1:] else demo()
+        if sys.argv[1:]:
+            clean()
+        else:
+            check()
+            demo()
+    except Missing as missing:
+        print(missing, file=sys.stderr)
+        return 2
     except (DemoError, subprocess.TimeoutExpired) as failure:
-        print(f"\ndemo failed: {failure}", file=sys.stderr, flush=True)
+        print(f"\nfailed: {failure}", file=sys.stderr, flush=True)
         explain()
-        print(f"\ndemo failed: {failure}", file=sys.stderr)
+        print(f"\nfailed: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ndemo: interrupted; `make demo` begins again", file=sys.stderr)
+        print("\ninterrupted; it may be run again at any time", file=sys.stderr)
         return 130
     return 0
 

@@ -2,9 +2,14 @@
 
 import importlib
 import json
+import threading
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
@@ -63,3 +68,45 @@ def test_the_demos_messages_are_not_what_it_was_trained_on(
     for line in (examples / "messages.jsonl").read_text("utf-8").splitlines():
         text = json.loads(line)["payload"].get("text")
         assert text is None or text not in corpus
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """The web application on a port of its own; gives its address."""
+    handler = importlib.import_module("whichlang.__main__").Handler
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join(10)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "answer"),
+    [
+        pytest.param("/", None, 200, "<p></p>", id="the empty form"),
+        pytest.param("/?text=Goedemorgen,+dag!", None, 200, "<p>Dutch</p>", id="the page's answer"),
+        pytest.param("/?text=%3Cb%3E", None, 200, 'value="&lt;b&gt;"', id="text is no markup"),
+        pytest.param("/?text=42", None, 200, "at least one letter", id="no text on the page"),
+        pytest.param("/other", None, 404, "not found", id="no such page"),
+        pytest.param(
+            "/predict", {"payload": {"text": "Guten Tag!"}}, 200, '"language": "German"', id="JSON"
+        ),
+        pytest.param("/predict", {"payload": {}}, 400, '{"error": "payload.text', id="no text"),
+        pytest.param("/predict", [], 400, '{"error": ', id="no request"),
+        pytest.param("/other", {}, 404, "not found", id="no such interface"),
+    ],
+)
+def test_it_is_a_web_application(
+    server: str, path: str, body: Any, status: int, answer: str
+) -> None:
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        with urlopen(server + path, data, timeout=10) as response:
+            got = response.status, response.read().decode()
+    except HTTPError as error:
+        with error:
+            got = error.code, error.read().decode()
+    assert got[0] == status
+    assert answer in got[1]
