@@ -48,9 +48,9 @@ def headline(text: str) -> None:
 
 
 def run(*command: str, stdin: str | None = None, show: str = "", refused: bool = False) -> str:
-    """Run a command, its stderr passed on; returns stdout, or stderr of one meant to be refused.
+    """Run a command; returns its stdout, or the stderr of one that is meant to be refused.
 
-    `show` is printed as the command somebody would type, and then the command's output too.
+    With `show`, the text of the command as somebody would type it, that and its stderr are seen.
     """
     if show:
         print(f"$ {show}", flush=True)
@@ -70,17 +70,11 @@ def last_line(text: str) -> str:
     return next((line for line in reversed(text.splitlines()) if line.strip()), "no output")
 
 
-def kubectl(*arguments: str, stdin: str | None = None, refused: bool = False) -> str:
-    """Show and run kubectl; returns its output."""
-    output = run(
-        "kubectl",
-        *arguments,
-        stdin=stdin,
-        show=shlex.join(("kubectl", *arguments)),
-        refused=refused,
-    )
-    if not refused:
-        print(output, end="", flush=True)
+def kubectl(*arguments: str, refused: bool = False) -> str:
+    """Run kubectl for all to see; returns what `run` does."""
+    command = ("kubectl", *arguments)
+    output = run(*command, show=shlex.join(command), refused=refused)
+    print("" if refused else output, end="", flush=True)
     return output
 
 
