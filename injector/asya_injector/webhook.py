@@ -182,7 +182,13 @@ async def _serve(
     keeper = asyncio.create_task(trust.keep())
     try:
         async with operations(config.http_port, is_ready=missing, metrics=metrics):
-            await kopf.operator(registry=handlers, standalone=True, clusterwide=True)
+            await kopf.operator(
+                registry=handlers,
+                standalone=True,
+                clusterwide=True,
+                # Found out by itself, it asks for a user name, which an arbitrary UID has not.
+                identity=cast(Any, "asya-injector"),
+            )
     finally:
         keeper.cancel()
         with contextlib.suppress(asyncio.CancelledError):
