@@ -31,25 +31,22 @@ EOF
 }
 
 install_engine() {
-  local codename packages
-  codename=$(debian_codename)
-  say "no container engine: installing Docker from Debian packages (usually 40 s)"
+  local packages=(docker.io docker-cli containerd mmdebstrap)
   export DEBIAN_FRONTEND=noninteractive
-  apt-get update -qq
-  packages=(docker.io docker-cli containerd mmdebstrap)
-  if [[ $codename == bookworm ]]; then
+  apt-get update
+  if [[ $(debian_codename) == bookworm ]]; then
     add_newer_debian
     packages=("docker.io/$DEBIAN_SUITE" "containerd/$DEBIAN_SUITE" runc/bookworm mmdebstrap)
     have docker || packages+=("docker-cli/$DEBIAN_SUITE")
   fi
-  apt-get install -y -qq --no-install-recommends "${packages[@]}"
+  apt-get install -y --no-install-recommends "${packages[@]}"
 }
 
 # The daemon must outlive whoever called us: a session of its own, and none of the caller's pipes.
 start_engine() {
-  say "starting the container engine (log: $cache/log/dockerd.log)"
-  if [[ -d /run/systemd/system ]]; then systemctl start docker; return; fi
   local pidfile=/run/docker.pid
+  if [[ -d /run/systemd/system ]]; then systemctl start docker; return; fi
+  # The number in a file left behind may be another process by now, which the daemon would take for itself.
   [[ ! -f $pidfile || $(cat "/proc/$(<"$pidfile")/comm" 2>/dev/null) == dockerd ]] || rm -f "$pidfile"
   (
     cd /
@@ -57,21 +54,23 @@ start_engine() {
       fd=${fd##*/}
       ((fd <= 2)) || eval "exec $fd>&-"
     done
-    exec setsid --fork dockerd </dev/null >>"$cache/log/dockerd.log" 2>&1
+    exec setsid --fork dockerd </dev/null >>"$log" 2>&1
   )
 }
 
 answers >/dev/null 2>&1 && exit
-how="install Docker Engine 24 or newer, start it, and let this user reach it (docker version must show a server)"
 [[ -z ${DOCKER_HOST:-} ]] || die "no container engine answers at DOCKER_HOST=$DOCKER_HOST"
-[[ $(id -u) == 0 && $(uname -s) == Linux ]] || die "no container engine answers: $how"
+how="no container engine answers: install Docker Engine 24 or newer, start it, and let this user reach it"
+[[ $(id -u) == 0 && $(uname -s) == Linux ]] || die "$how"
 locked engine
-if ! have dockerd; then
+if ! have dockerd || ! have docker; then
   case $(debian_codename) in
-    bookworm | trixie | forky | sid) install_engine >"$cache/log/engine.log" 2>&1 ||
-      die "installing Docker failed: $(tail -n 1 "$cache/log/engine.log") (log: $cache/log/engine.log)" ;;
-    *) die "no container engine answers: $how" ;;
+    bookworm | trixie | forky | sid) step 'installing Docker from Debian packages' '30 s' install_engine ;;
+    *) die "$how" ;;
   esac
 fi
+answers >/dev/null 2>&1 && exit # another run has started it, or the installation has
+log=$cache/log/dockerd.log
+say "starting the container engine (its log: $log)"
 start_engine
-until_deadline 60 answers || die "the container engine does not answer after 60 s; see $cache/log/dockerd.log"
+until_deadline 60 answers || die "the container engine does not answer after 60 s: $(tail -n 1 "$log") (log: $log)"
