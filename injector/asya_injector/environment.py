@@ -8,7 +8,7 @@ from asya_injector.policy import Wishes
 from asya_injector.refusal import Reason, Refusal, quoted
 
 # Only the containers that mount our emptyDir can reach the socket in it, whatever their user ids.
-_SHARED_SOCKET_MODE = {"name": "ASYA_SOCKET_MODE", "value": "0666"}
+SHARED_SOCKET_MODE = {"name": "ASYA_SOCKET_MODE", "value": "0666"}
 
 
 def socket_path(model: Object, wishes: Wishes) -> str:
@@ -30,7 +30,7 @@ def tell_runtime(model: Object, wishes: Wishes, *, path: str, shared: bool) -> N
         if entry.name in wishes.annotated or entry.name == "socket-path" or value != entry.default:
             ours.append({"name": entry.env, "value": value})
     if shared:
-        ours.append(dict(_SHARED_SOCKET_MODE))
+        ours.append(dict(SHARED_SOCKET_MODE))
     _prepend(model, ours)
 
 
