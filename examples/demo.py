@@ -179,7 +179,7 @@ def wrong_annotation() -> None:
         *("annotate", "-n", NAMESPACE, f"deployment/{NAME}", f"asya.sh/handlr={HANDLER}"),
         refused=True,
     )
-    if "did you mean asya.sh/handler" not in says:
+    if 'did you mean "asya.sh/handler"' not in says:
         raise DemoError(f"refused, but without a hint: {last_line(says)}")
 
 

@@ -13,13 +13,15 @@ FILLED_IN = {
     *("priority", "resources", "restartPolicy", "schedulerName", "serviceAccount"),
     *("serviceAccountName", "terminationGracePeriodSeconds", "terminationMessagePath"),
     *("terminationMessagePolicy", "tolerations", "pod-template-hash", "protocol"),
+    *("failureThreshold", "successThreshold"),
 }
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """The changed parts of a pod as lines of a unified diff."""
-    old, new = (as_yaml(essence(pod)).splitlines() for pod in (before, after))
-    return list(difflib.unified_diff(old, new, "before", "after", lineterm="", n=2))
+    return list(
+        difflib.unified_diff(_lines(before), _lines(after), "before", "after", lineterm="", n=2)
+    )
 
 
 def essence(pod: dict[str, Any]) -> dict[str, Any]:
@@ -33,6 +35,13 @@ def as_yaml(value: Any) -> str:
     """Readable YAML: keys in their order, whatever holds only plain values on one line."""
     text: str = yaml.safe_dump(value, default_flow_style=None, sort_keys=False, width=100)
     return text
+
+
+def _lines(pod: dict[str, Any]) -> list[str]:
+    # Annotations are long: a line for each.
+    slim = essence(pod)
+    metadata = yaml.safe_dump({"metadata": slim["metadata"]}, width=1000)
+    return [*metadata.splitlines(), *as_yaml({"spec": slim["spec"]}).splitlines()]
 
 
 def _slim(value: Any) -> Any:

@@ -56,7 +56,7 @@ def test_a_change_is_shown_with_its_surroundings(podchanges: ModuleType) -> None
     assert podchanges.changes(POD, other) == [
         "--- before",
         "+++ after",
-        "@@ -4,4 +4,7 @@",
+        "@@ -5,4 +5,7 @@",
         "   containers:",
         "   - name: web",
         "-    command: [app]",
