@@ -5,7 +5,7 @@
 need_go() {
   local found
   found=$(go env GOVERSION 2>/dev/null || true)
-  at_least "${found#go}" "$GO_MINIMUM" || die "$1 needs Go $GO_MINIMUM or newer (found: ${found:-none}); install it"
+  at_least "${found#go}" "$GO_MINIMUM" || die "$1 needs Go $GO_MINIMUM or newer (found: ${found:-none})"
 }
 
 # go_build DIRECTORY MODULE VERSION LDFLAGS PACKAGE...: builds packages of a module, or a package of ours that

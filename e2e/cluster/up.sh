@@ -17,7 +17,8 @@ minor=${wanted%% *}
 "$cluster_dir/tools.sh" kind helm
 locked "cluster-$CLUSTER"
 
-complete() { docker exec "$node" test -e /kind/asya-complete; }
+# Asked of the engine, not of the node: a node that is just starting cannot run anything yet.
+complete() { docker cp "$node:/kind/asya-complete" - >/dev/null 2>&1; }
 kubectl_in_node() { docker exec "$node" kubectl --kubeconfig /etc/kubernetes/admin.conf "$@"; }
 ready() { kubectl_in_node get --raw /readyz && kubectl_in_node wait node "$node" --for condition=Ready --timeout 5s; }
 
@@ -31,12 +32,13 @@ usable() {
   until_deadline 60 ready || { say "it does not"; return 1; }
 }
 
+# kind_config BUILT: a published image brings its own network; one of ours has a bridge, and other needs.
 kind_config() {
   cat <<EOF
 kind: Cluster
 apiVersion: kind.x-k8s.io/v1alpha4
 networking:
-  apiServerPort: ${API_PORT:-0}
+  apiServerPort: $((10#$port))
   disableDefaultCNI: $1
 nodes:
 - role: control-plane
@@ -47,31 +49,29 @@ EOF
 }
 
 create() {
-  local image log=$cache/log/kind-create.log start=$SECONDS built=false
-  if ((${API_PORT:-0})) && (: <"/dev/tcp/127.0.0.1/$API_PORT") 2>/dev/null; then
-    die "API_PORT=$API_PORT: something already listens there; choose another, or leave it out for a free one"
-  fi
-  image=$("$cluster_dir/node-image.sh" "$minor")
-  [[ $image == kindest/* ]] || built=true
-  printf 'creating cluster %s (usually 15 s) ... ' "$CLUSTER" >&2
-  kind_config $built |
-    kind create cluster --name "$CLUSTER" --image "$image" --config - --kubeconfig "$KUBECONFIG" >"$log" 2>&1 ||
-    { say failed; die "kind cannot create the cluster: $(grep -m 1 ERROR "$log" || tail -n 1 "$log") (log: $log)"; }
+  kind_config "$built" |
+    kind create cluster --name "$CLUSTER" --image "$image" --config - --kubeconfig "$KUBECONFIG"
   until_deadline 120 ready || die "node $node is not Ready after 120 s; look with: docker exec $node journalctl"
   docker exec "$node" touch /kind/asya-complete
-  say "done in $((SECONDS - start))s"
 }
 
 if exists; then
   ours || die "a kind cluster or container of the name $CLUSTER exists and is not ours; choose another: CLUSTER=name"
-  usable || kind delete cluster --name "$CLUSTER" --kubeconfig "$KUBECONFIG" >/dev/null 2>&1
+  usable || kind delete cluster --quiet --name "$CLUSTER" --kubeconfig "$KUBECONFIG"
 fi
 if exists; then
   running=$(docker exec "$node" cat /kind/version)
   [[ $running == "v$minor".* ]] ||
     die "cluster $CLUSTER runs Kubernetes ${running#v}, not $minor: make cluster-down first, or CLUSTER=another-name"
 else
-  create
+  port=${API_PORT:-0}
+  if ((10#$port)) && (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+    die "API_PORT=$port: something already listens there; choose another, or leave it out for a free one"
+  fi
+  image=$("$cluster_dir/node-image.sh" "$minor")
+  built=true
+  [[ $image != kindest/* ]] || built=false
+  step "creating cluster $CLUSTER" '15 s' create
 fi
 "$cluster_dir/tools.sh" kubectl
 kind get kubeconfig --name "$CLUSTER" >"$KUBECONFIG.tmp$$"
