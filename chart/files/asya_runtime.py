@@ -1,0 +1,1346 @@
+#!/usr/bin/env python3
+"""One Python function of this container, served on a Unix socket to a sidecar.
+
+    ASYA_HANDLER=my_app.handler.predict python3 asya_runtime.py
+
+A frame, the same in both directions; any number of them on one connection:
+
+     0         4                    4 + N
+    +---------+--------------------+
+    | N       | N bytes            |    N: big-endian unsigned 32 bits
+    +---------+--------------------+    N bytes: one JSON object, UTF-8
+
+Each complete frame gets exactly one reply, whatever the handler does. README.md beside
+this file is the contract for those who write the other end.
+
+How it is built: an epoll loop on the main thread moves bytes; each connection is a
+generator (`converse`) that yields what it waits for; `answer` turns the bytes of a message
+into the bytes of its reply and never raises. The handler runs on the main thread too,
+because that is where it was imported and where sqlite, signal, asyncio and contextvars
+expect it; worker threads exist only with ASYA_CONCURRENCY above 1. State lives in closures.
+Modules are imported where they are needed: `--ready` is a probe and has to be cheap.
+"""
+
+import errno
+import os
+import sys
+import time
+
+if sys.version_info < (3, 9):  # plain words instead of a SyntaxError: this file parses on 3.6
+    sys.stderr.write(
+        "asya_runtime: needs Python 3.9 or newer, this is %s (%s)\n"
+        % (sys.version.split()[0], sys.executable)
+    )
+    sys.exit(78)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Mapping
+    from socket import socket as Socket  # noqa: N812
+    from typing import Any, Union
+
+    Bytes = Union[bytes, bytearray, memoryview]
+    Parcel = list[Bytes]  # a message: a list, so that whoever takes the bytes out frees them
+    Answer = Callable[[Parcel], bytes]
+    Request = dict[str, object]
+    Call = Callable[[Request], object]
+    Conversation = Generator[Union[int, Parcel], Any, None]
+
+EXIT_REFUSED = 78  # EX_CONFIG: the settings or the handler are wrong; said in one line
+EXIT_POISONED = 70  # EX_SOFTWARE: the GPU context is lost; only a new process helps
+
+# --------------------------------------------------------------------------------------
+# Settings: one table, read once
+# --------------------------------------------------------------------------------------
+
+
+class Refused(Exception):  # noqa: N818
+    """The process cannot start; the text is the one line that says why and what to do."""
+
+
+def _handler(text: str) -> str:
+    parts = text.split(".")
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise ValueError("must be module.path.function or module.Class.method")
+    return text
+
+
+def _path(text: str) -> str:
+    if not os.path.isabs(text) or text.endswith("/"):
+        raise ValueError("must be the absolute path of a file")
+    if len(os.fsencode(text)) > 107:
+        raise ValueError("must be at most 107 bytes long, the kernel's limit for sockets")
+    return text
+
+
+def _boolean(text: str) -> bool:
+    word = text.lower()
+    if word not in ("true", "1", "yes", "false", "0", "no"):
+        raise ValueError("must be true, 1, yes, false, 0 or no")
+    return word in ("true", "1", "yes")
+
+
+def _number(low: int, high: int) -> "Callable[[str], int]":
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or not low <= int(text[:20]) <= high:
+            raise ValueError("must be a whole number from %d to %d" % (low, high))
+        return int(text)
+
+    return parse
+
+
+def _seconds(zero: bool) -> "Callable[[str], float]":
+    def parse(text: str) -> float:
+        try:
+            value = float(text) if "_" not in text else -1.0
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < float("inf") or (value == 0 and not zero):
+            raise ValueError(
+                "must be a number of seconds, %s 0" % ("at least" if zero else "above")
+            )
+        return value
+
+    return parse
+
+
+def _mode(text: str) -> int:
+    if not text or set(text) - set("01234567") or int(text, 8) > 0o777:
+        raise ValueError("must be octal, 0 to 0777")
+    return int(text, 8)
+
+
+def _json(text: str) -> str:
+    if text not in ("stdlib", "orjson", "auto"):
+        raise ValueError("must be stdlib, orjson or auto")
+    return text
+
+
+# variable, default, parser; the attribute of Settings is the name without ASYA_ in lower case
+SETTINGS: "tuple[tuple[str, str, Callable[[str], object]], ...]" = (
+    ("ASYA_HANDLER", "", _handler),
+    ("ASYA_SOCKET_PATH", "/tmp/sockets/app.sock", _path),  # noqa: S108
+    ("ASYA_INCLUDE_METADATA", "false", _boolean),
+    ("ASYA_CHUNK_SIZE", "4096", _number(1, 16777216)),
+    ("ASYA_HANDLER_TIMEOUT", "0", _seconds(zero=True)),
+    ("ASYA_ENABLE_OOM_DETECTION", "true", _boolean),
+    ("ASYA_CUDA_CLEANUP_ON_OOM", "true", _boolean),
+    ("ASYA_SOCKET_MODE", "0660", _mode),
+    ("ASYA_CONCURRENCY", "1", _number(1, 1024)),
+    ("ASYA_MAX_MESSAGE_SIZE", "4294967295", _number(1, 4294967295)),
+    ("ASYA_READ_TIMEOUT", "60", _seconds(zero=False)),
+    ("ASYA_JSON", "stdlib", _json),
+)
+
+
+class Settings:
+    """What the environment says, validated."""
+
+    handler: str
+    socket_path: str
+    include_metadata: bool
+    chunk_size: int
+    handler_timeout: float
+    enable_oom_detection: bool
+    cuda_cleanup_on_oom: bool
+    socket_mode: int
+    concurrency: int
+    max_message_size: int
+    read_timeout: float
+    json: str
+
+    def __init__(self, environ: "Mapping[str, str]", only: str = "") -> None:
+        for variable, default, parse in SETTINGS:
+            if only and variable != only:
+                continue
+            text = environ.get(variable, "").strip() or default
+            if not text:
+                raise Refused("%s is not set; it names what to serve: module.function" % variable)
+            try:
+                value = parse(text)
+            except ValueError as error:
+                raise Refused("%s=%s: %s" % (variable, text[:200], error)) from None
+            setattr(self, variable[5:].lower(), value)
+
+
+def log(text: str) -> None:
+    """Write one line to fd 2: user code may have replaced or closed `sys.stderr`."""
+    try:
+        os.write(2, ("asya_runtime: %s\n" % text).encode("utf-8", "backslashreplace"))
+    except OSError:
+        pass  # nobody is left to be told
+
+
+# --------------------------------------------------------------------------------------
+# Replies
+# --------------------------------------------------------------------------------------
+
+# code: (severity, retry_after)
+CODES: "dict[str, tuple[str, int | None]]" = {
+    "oom_error": ("recoverable", 30),
+    "cuda_oom_error": ("recoverable", 60),
+    "processing_error": ("fatal", None),
+    "invalid_json": ("fatal", None),
+    "connection_error": ("fatal", None),
+}
+MESSAGE_LIMIT = 2000
+FRAME_LIMIT = 4294967295
+# Made while there is memory: the replies for when nothing can be built any more.
+OUT_OF_MEMORY = (
+    b'{"status":"error","error":"oom_error","message":"out of memory","type":"MemoryError",'
+    b'"severity":"recoverable","retry_after":30}'
+)
+UNSPEAKABLE = (
+    b'{"status":"error","error":"processing_error",'
+    b'"message":"the handler\'s exception cannot be described","severity":"fatal"}'
+)
+
+
+def error_reply(
+    code: str, message: str, kind: str = "", severity: str = "", retry_after: object = None
+) -> bytes:
+    """Build an error reply; `severity` and `retry_after` override the code's own."""
+    import json
+
+    usual, seconds = CODES[code]
+    fields: "dict[str, object]" = {"status": "error", "error": code}
+    fields["message"] = message[:MESSAGE_LIMIT]
+    if kind:
+        fields["type"] = kind
+    fields["severity"] = severity or usual
+    if retry_after is None and fields["severity"] == usual:
+        retry_after = seconds
+    if retry_after is not None:
+        fields["retry_after"] = retry_after
+    return json.dumps(fields, separators=(",", ":")).encode("ascii")
+
+
+def describe(code: str, error: BaseException, lead: str = "") -> bytes:
+    """Build the reply for an exception, whose own `severity` and `retry_after` win if valid."""
+    kind, severity = type(error).__name__, attribute(error, "severity")
+    retry_after = attribute(error, "retry_after")
+    if not isinstance(severity, str) or severity not in ("recoverable", "fatal"):
+        severity = ""  # other libraries use these names for other things
+    if type(retry_after) not in (int, float) or not 0 <= retry_after <= sys.float_info.max:
+        retry_after = None
+    message = lead + (text_of(error) or kind)
+    return error_reply(code, message, kind, severity, retry_after)
+
+
+def text_of(error: BaseException) -> str:
+    """Give the text of an exception, whose `__str__` may do anything but run out of memory."""
+    try:
+        return str(error)
+    except MemoryError:
+        raise
+    except BaseException:
+        return ""
+
+
+def attribute(thing: object, name: str) -> "Any":
+    """Give an attribute or None, whatever somebody's class does when asked."""
+    try:
+        return getattr(thing, name, None)
+    except Exception:
+        return None
+
+
+# --------------------------------------------------------------------------------------
+# JSON
+# --------------------------------------------------------------------------------------
+
+
+def make_codec(choice: str) -> "tuple[Callable[[Bytes], object], Callable[[object], bytes]]":
+    """Give `decode(message)` and `encode(result)`; the latter makes the whole good reply."""
+    import json
+
+    def constant(word: str) -> object:
+        raise ValueError("%s is not JSON" % word)
+
+    def integer(digits: str) -> int:
+        if len(digits) > 4300:
+            raise ValueError("integer of %d digits" % len(digits))
+        return int(digits)
+
+    # Early 3.9 and 3.10 have no limit of their own, and need time quadratic in the digits
+    parse_int = None if hasattr(sys, "set_int_max_str_digits") else integer
+    decoder = json.JSONDecoder(parse_constant=constant, parse_int=parse_int)
+    parse, write = (
+        decoder.raw_decode,
+        json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode,
+    )
+
+    def decode(body: "Bytes") -> object:
+        text = str(body, "utf-8").strip(" \t\r\n")
+        value, end = parse(text)
+        return value if end == len(text) else decoder.decode(text)  # which complains of the rest
+
+    def encode(result: object) -> bytes:
+        return write({"status": "ok", "result": result}).encode("ascii")
+
+    def encode_fast(result: object) -> bytes:
+        try:
+            reply: bytes = orjson.dumps({"status": "ok", "result": result}, None, option)
+        except TypeError:
+            return encode(result)  # integers of any size, keys of any type, or the complaint
+        # orjson makes null of NaN: the standard library looks whether there was one
+        return encode(result) if b"null" in reply else reply
+
+    bound = shallow if sys.version_info < (3, 12) else lambda function: function
+    if choice == "stdlib":
+        return bound(decode), bound(encode)
+    try:
+        import orjson  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        if choice == "auto":
+            return bound(decode), bound(encode)
+        raise Refused("ASYA_JSON=orjson: this image has no orjson; auto does without") from None
+    option = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS
+    option |= orjson.OPT_PASSTHROUGH_DATETIME
+    return orjson.loads, bound(encode_fast)
+
+
+def shallow(function: "Callable[[Any], Any]") -> "Callable[[Any], Any]":
+    """Bound recursion in C, which before 3.12 obeys a limit that users may set sky-high."""
+
+    def call(argument: object) -> object:
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(min(limit, 5000))
+        try:
+            return function(argument)
+        finally:
+            sys.setrecursionlimit(limit)
+
+    return call
+
+
+def find_unencodable(value: object, parents: "tuple[int, ...]" = ()) -> str:
+    """Name the first value that is no JSON, from where it is: `.items[3].score: nan`."""
+    if value is None or isinstance(value, (str, int)):
+        return ""
+    if isinstance(value, float):
+        return "" if value - value == 0 else ": %r" % value
+    if id(value) in parents:
+        return ": contains itself"
+    if len(parents) >= 400:
+        return ": nested too deeply"
+    if isinstance(value, dict):
+        form, items = ".%s", value.items()
+    elif isinstance(value, (list, tuple)):
+        form, items = "[%s]", enumerate(value)  # type: ignore[assignment]
+    else:
+        name = type(value).__name__
+        return ": " + name + ("; make the handler `async def`" if name == "coroutine" else "")
+    for key, item in items:
+        if key is not None and not isinstance(key, (str, int, float)):
+            return ": key of type " + type(key).__name__
+        found = find_unencodable(item, parents + (id(value),))
+        if found:
+            return form % (key,) + found
+    return ""
+
+
+# --------------------------------------------------------------------------------------
+# Memory errors: recognised by name and text, never by importing a framework
+# --------------------------------------------------------------------------------------
+
+# No later GPU call of this process will succeed.
+STICKY = r"""
+    cuda\ error:\ (device-side|an\ illegal|unspecified|misaligned|uncorrectable|unknown\ error)
+  | an\ illegal\ (memory\ access|instruction)\ was\ encountered | unspecified\ launch\ failure
+  | device-side\ assert\ triggered | uncorrectable\ ecc\ error\ encountered | misaligned\ address
+  | cudaerror(illegal(address|instruction)|assert|launchfailure|misalignedaddress|eccuncorrectable)
+  | cuda_error_(illegal_(address|instruction)|assert|launch_failed|misaligned_address|ecc_uncorr)
+  | (cublas|cudnn)_status_execution_failed | ncclunhandledcudaerror
+  | cannot\ re-initialize\ cuda\ in\ forked\ subprocess
+"""
+# GPU memory is gone. The word "CUDA" or "memory" alone would mean nothing.
+GPU = r"""
+    (cuda|hip|xpu|mps\ backend)\ out\ of\ memory | (cuda|hip)(\ driver)?\ error:\ out\ of\ memory
+  | cuda\ failure\ 2:\ out\ of\ memory | cuda\ failed\ with\ error\ out\ of\ memory
+  | cumem\w*\ failed:\ out\ of\ memory | cuda_error_out_of_memory
+  | (cuda|hip)errormemoryallocation | hiperroroutofmemory
+  | (cublas|cudnn|cusolver|cusparse|hipblas|rocblas)_status_alloc_failed
+  | cublas_status_not_initialized\W+when\ calling\W+cublascreate
+  | bad_alloc:\ (out_of_memory:\ )?(rmm|cuda) | bad_alloc:\ out_of_memory:
+  | pt_devmem\ allocation\ failed | internal\ assert\ failed\ at\W.*cudacachingallocator
+  | resource_exhausted:\ (out\ of\ memory\ while\ trying\ to|failed\ to)\ allocate
+  | oom\ when\ allocating\ tensor.*device:(gpu|xpu|tpu)
+  | (gpu=|cuda).*failed\ to\ allocate\ memory\ for\ requested\ buffer
+  | no\ available\ memory\ for\ the\ cache\ blocks | less\ than\ desired\ gpu\ memory\ utilization
+  | larger\ than\ the\ available\ kv\ cache\ memory
+"""
+# The host's memory is gone, in the words of something that raises no MemoryError.
+HOST = r"""
+    defaultcpuallocator:\ (can't\ allocate|not\ enough)\ memory
+  | resource_exhausted:\ out\ of\ memory\ allocating | oom\ when\ allocating\ tensor.*device:cpu
+  | failed\ to\ allocate\ memory\ for\ requested\ buffer | onnxruntimeerror.*std::bad_alloc
+  | available\ memory\ of\ \d+\ is\ smaller\ than\ requested
+"""
+
+
+def links(error: BaseException) -> "Iterator[BaseException]":
+    """Walk an exception and what it came from, as the interpreter would print it."""
+    todo: "list[Any]" = [error]
+    seen: "set[int]" = set()
+    while todo and len(seen) < 1000:
+        link = todo.pop()
+        if not isinstance(link, BaseException) or id(link) in seen:
+            continue
+        seen.add(id(link))
+        yield link
+        group = attribute(link, "exceptions")  # of an ExceptionGroup, or its backport
+        todo.extend(group if isinstance(group, tuple) else ())
+        todo.append(None if link.__suppress_context__ else link.__context__)
+        todo.append(link.__cause__)
+
+
+def make_classify() -> "Callable[[BaseException], str]":
+    """Give the function that says `sticky`, `cuda_oom_error`, `oom_error` or nothing."""
+    import re
+
+    flags = re.IGNORECASE | re.VERBOSE | re.DOTALL
+    sticky, gpu, host = (re.compile(text, flags).search for text in (STICKY, GPU, HOST))
+
+    def is_a(link: BaseException, roots: "tuple[str, ...]", names: "tuple[str, ...]") -> bool:
+        return any(
+            base.__name__ in names and str(base.__module__).partition(".")[0] in roots
+            for base in type(link).__mro__
+        )
+
+    def classify(error: BaseException) -> str:
+        verdict = ""
+        for link in links(error):
+            text = text_of(link)[:20000]
+            if sticky(text) or is_a(link, ("vllm",), ("EngineDeadError",)):
+                return "sticky"
+            if gpu(text) or is_a(link, ("torch", "cupy", "pycuda"), GPU_CLASSES):
+                verdict = "cuda_oom_error"  # looked for first: CuPy's is a MemoryError
+            elif verdict or not (isinstance(link, (MemoryError, OSError)) or host(text)):
+                continue
+            elif not isinstance(link, OSError) or link.errno == errno.ENOMEM:
+                verdict = "oom_error"
+        return verdict
+
+    return classify
+
+
+GPU_CLASSES = ("OutOfMemoryError", "MemoryError")
+
+
+def release_frames(error: BaseException) -> None:
+    """Let go of what the frames of the failed call hold: their locals are the large tensors."""
+    for link in list(links(error)):
+        trace, link.__traceback__ = link.__traceback__, None
+        while trace is not None:
+            try:
+                trace.tb_frame.clear()
+            except RuntimeError:
+                pass  # still running: ours
+            trace = trace.tb_next
+
+
+def empty_caches() -> None:
+    """Give cached GPU memory back, of frameworks that are loaded; initialise none of them."""
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+
+    def of_torch(device: str) -> None:
+        part = attribute(torch, device)
+        if part is not None and part.is_initialized():
+            part.empty_cache()
+            if hasattr(part, "ipc_collect"):
+                part.ipc_collect()
+
+    def of_apple() -> None:
+        if torch is not None and torch.backends.mps.is_available():
+            torch.mps.empty_cache()
+
+    def of_cupy() -> None:
+        if cupy is not None:
+            cupy.get_default_memory_pool().free_all_blocks()
+            cupy.get_default_pinned_memory_pool().free_all_blocks()
+
+    for step in (lambda: of_torch("cuda"), lambda: of_torch("xpu"), of_apple, of_cupy):
+        try:
+            step()
+        except Exception as error:  # which can itself run out of memory
+            log("emptying a GPU cache failed: %s" % type(error).__name__)
+
+
+def log_traceback(error: BaseException, what: str) -> None:
+    """Log an exception as the interpreter would, without the frames of this file."""
+    try:
+        import traceback
+
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_globals is globals():
+            trace = trace.tb_next
+        lines = traceback.format_exception(type(error), error, trace)
+        log(what + "\n" + "".join(lines)[-20000:].rstrip())
+    except BaseException:
+        log(what + "; its traceback cannot be shown")
+
+
+# --------------------------------------------------------------------------------------
+# The handler
+# --------------------------------------------------------------------------------------
+
+COROUTINE, ASYNC_GENERATOR = 0x80, 0x200  # of inspect, whose import costs 10 ms
+
+
+def load_handler(name: str) -> "Callable[[Any], Any]":
+    """Import `module.path.function`, or `module.Class.method` of one instance."""
+    import importlib
+
+    def failed(error: BaseException, what: str) -> Refused:
+        log_traceback(error, what)
+        return Refused("%s: %s: %s" % (what, type(error).__name__, text_of(error)[:300]))
+
+    parts = name.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        path = ".".join(parts[:cut])
+        try:
+            thing = importlib.import_module(path)
+            break
+        except ModuleNotFoundError as error:
+            missing = str(error.name)
+            if not (path + ".").startswith(missing + "."):
+                what = "%s needs the module %s, which this image does not have" % (path, missing)
+                raise failed(error, what) from None
+            if cut == 1:
+                raise Refused(explain_missing(name, missing)) from None
+        except BaseException as error:  # the SystemExit of a script among them
+            raise failed(error, "importing %s failed" % path) from None
+    for part in parts[cut:]:
+        if isinstance(thing, type):
+            try:
+                thing = thing()
+            except BaseException as error:
+                raise failed(error, "making one %s failed" % path) from None
+        if not hasattr(thing, part):
+            raise Refused("%s has no %s; it has %s" % (path, part, contents(thing)))
+        thing, path = getattr(thing, part), path + "." + part
+    if isinstance(thing, type):
+        raise Refused("%s is a class; name its method: it has %s" % (path, contents(thing)))
+    if not callable(thing):
+        raise Refused("%s is no function, it is of type %s" % (path, type(thing).__name__))
+    return thing  # type: ignore[no-any-return, unused-ignore]
+
+
+def contents(thing: object) -> str:
+    """List what a module, package or object offers."""
+    names = [n for n in dir(thing) if n[0] != "_" and callable(attribute(thing, n))]
+    for folder in attribute(thing, "__path__") or ():
+        names += ["the module " + n[:-3] for n in sorted(os.listdir(folder)) if n.endswith(".py")]
+    return ", ".join(names[:20]) or "nothing to call"
+
+
+def explain_missing(name: str, missing: str) -> str:
+    """Say where `missing` was looked for, and which folder near there has it."""
+    near = ""
+    for root in sys.path[:20]:
+        try:
+            folders = [entry.path for entry in os.scandir(root or ".") if entry.is_dir()]
+        except OSError:
+            continue  # archives, and what is not there
+        for folder in folders[:200]:
+            if any(os.path.exists(os.path.join(folder, missing + end)) for end in (".py", "")):
+                near = near or "; %s has it: set PYTHONPATH to that" % folder
+    where = ", ".join(path or "." for path in sys.path)
+    return "ASYA_HANDLER=%s: no module %s%s; looked in %s" % (name, missing, near, where)
+
+
+def make_call(handler: "Callable[[Any], Any]", threads: bool) -> "Call":
+    """Give a plain function that calls the handler: sync, async or generator."""
+    function = handler
+    while type(function).__name__ == "partial":
+        function = attribute(function, "func")
+    own = attribute(attribute(type(function), "__call__"), "__code__")
+    flags = attribute(attribute(function, "__code__") or own, "co_flags") or 0
+    generator = type(_ for _ in ())
+
+    def call(request: "Request") -> object:
+        result = handler(request)
+        return list(result) if type(result) is generator else result
+
+    if not flags & (COROUTINE | ASYNC_GENERATOR):
+        return call
+
+    import asyncio
+
+    if sys.version_info < (3, 10):  # locks made at import belong to the current loop there
+        loop = asyncio.get_event_loop()
+    else:
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+
+    async def outcome(request: "Request") -> "tuple[object, BaseException | None]":
+        try:
+            if flags & ASYNC_GENERATOR:
+                return [item async for item in handler(request)], None
+            return await handler(request), None
+        except BaseException as error:  # let out, a SystemExit would end the loop
+            return None, error
+
+    def persist(run: "Callable[[], Any]", done: "Callable[[], bool]") -> None:
+        while not done():
+            try:
+                run()
+            except BaseException as error:  # SystemExit in a background task of the user's
+                log_traceback(error, "a background task stopped the event loop; it goes on")
+
+    def call_here(request: "Request") -> object:
+        task = loop.create_task(outcome(request))
+        persist(lambda: loop.run_until_complete(task), task.done)
+        return settle(*task.result())
+
+    def call_there(request: "Request") -> object:
+        return settle(*asyncio.run_coroutine_threadsafe(outcome(request), loop).result())
+
+    def settle(result: object, error: "BaseException | None") -> object:
+        if error is not None:
+            raise error
+        return result
+
+    if threads:
+        in_background(lambda: persist(loop.run_forever, lambda: False))
+    return call_there if threads else call_here
+
+
+def in_background(work: "Callable[[], object]") -> None:
+    """Start a daemon thread: the process never waits for it."""
+    import threading
+
+    size = threading.stack_size(16777216)  # deep JSON needs it; only what is used costs memory
+    threading.Thread(target=work, daemon=True).start()
+    threading.stack_size(size)
+
+
+def make_answer(settings: Settings, call: "Call", ending: "list[int]") -> "Answer":
+    """Give the function that turns a message into its reply, and never raises."""
+    import gc
+
+    decode, encode = make_codec(settings.json)
+    classify = make_classify() if settings.enable_oom_detection else lambda error: ""
+    metadata = settings.include_metadata
+
+    def judge(error: BaseException, lead: str = "") -> "tuple[bytes, str]":
+        """Build the reply first; then free what the failed call holds."""
+        reply, kind = OUT_OF_MEMORY if settings.enable_oom_detection else UNSPEAKABLE, ""
+        try:
+            kind = classify(error)
+            code = kind if kind in CODES else "processing_error"
+            reply = describe(code, error, "" if kind else lead)
+            if kind in CODES:
+                log("%s: %s" % (code, type(error).__name__))
+            else:
+                log_traceback(error, lead or "the handler failed")
+        except MemoryError:
+            kind = kind or "oom_error"
+        except BaseException:
+            reply = UNSPEAKABLE
+        release_frames(error)
+        return reply, kind
+
+    def recover(kind: str) -> None:
+        """Make the next call possible, or end the process when there cannot be one."""
+        if kind == "sticky":
+            log("the GPU context of this process is lost: it ends after this reply")
+            ending.append(EXIT_POISONED)
+            return
+        gc.collect()
+        if settings.cuda_cleanup_on_oom:
+            empty_caches()
+
+    def complaint(result: object) -> str:
+        try:
+            return "the result is no JSON: result%s; " % find_unencodable(result)
+        except BaseException:
+            return "the result is no JSON: "
+
+    def answer(parcel: "Parcel") -> bytes:
+        if EXIT_POISONED in ending:
+            return error_reply("processing_error", "the process restarts", "", "recoverable", 1)
+        kind, result = "", None
+        request: "Any" = None
+        try:
+            request = decode(parcel.pop())
+            if not isinstance(request, dict):
+                raise ValueError("the message is no JSON object")
+            if not isinstance(request.get("payload"), dict):
+                raise ValueError('the message has no object "payload"')
+            if not metadata:
+                request = {"payload": request["payload"]}
+        except (ValueError, RecursionError) as error:
+            return describe("invalid_json", error)
+        except BaseException as error:
+            reply, kind = judge(error)
+        else:
+            try:
+                result = call(request)
+                request = None  # its memory may be needed for the reply
+                try:
+                    reply = encode(result)
+                    if len(reply) > FRAME_LIMIT:
+                        raise OverflowError("%d bytes do not fit a frame" % len(reply))
+                except MemoryError:
+                    raise
+                except BaseException as error:
+                    reply, kind = judge(error, complaint(result))
+            except BaseException as error:  # SystemExit and KeyboardInterrupt are answered too
+                reply, kind = judge(error)
+        if kind:
+            request = result = None
+            recover(kind)
+        return reply
+
+    return answer
+
+
+# --------------------------------------------------------------------------------------
+# The socket file: there if and only if the handler serves
+# --------------------------------------------------------------------------------------
+
+
+def open_listener(path: str, mode: int) -> "tuple[Socket, Callable[[], None], Callable[[], None]]":
+    """Listen under a temporary name. Give the listener, `publish()` and `remove()`."""
+    import fcntl
+    import socket
+    import stat
+
+    folder, name = os.path.split(path)
+    temporary = ".asya-" + os.urandom(4).hex()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise Refused("the socket's directory %s: %s" % (folder, error.strerror)) from None
+
+    def address(entry: str) -> str:
+        plain = os.path.join(folder, entry)
+        if len(os.fsencode(plain)) <= 107:
+            return plain
+        return "/proc/self/fd/%d/%s" % (directory, entry)  # short, whatever the folder's name
+
+    def status(entry: str) -> os.stat_result:
+        return os.stat(entry, dir_fd=directory, follow_symlinks=False)
+
+    def clear(entry: str) -> None:
+        """Remove a socket that nobody listens to; raise Refused for anything else there."""
+        try:
+            if not stat.S_ISSOCK(status(entry).st_mode):
+                raise Refused("%s exists, is no socket, and stays" % os.path.join(folder, entry))
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.setblocking(False)
+                probe.connect(address(entry))
+        except ConnectionRefusedError:
+            os.unlink(entry, dir_fd=directory)
+            return
+        except FileNotFoundError:
+            return
+        except BlockingIOError:
+            pass  # its backlog is full: very much alive
+        raise Refused("another process serves %s" % os.path.join(folder, entry))
+
+    def locked(action: "Callable[[], None]") -> None:
+        """Run under the directory's lock: nobody may come between a check and its change."""
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            action()
+        except OSError as error:
+            raise Refused("the socket %s: %s" % (path, error.strerror or error)) from None
+        finally:
+            fcntl.flock(directory, fcntl.LOCK_UN)
+
+    def claim() -> None:
+        clear(name)
+        for entry in os.listdir(directory):
+            if entry.startswith(".asya-"):
+                try:
+                    clear(entry)  # left by a start that was killed
+                except (OSError, Refused):
+                    pass  # a start that is under way
+        listener.bind(address(temporary))
+        os.chmod(temporary, mode, dir_fd=directory)
+        listener.listen(1024)
+        listener.setblocking(False)
+
+    def publish() -> None:
+        clear(name)
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+
+    def remove() -> None:
+        for entry in (temporary, name):
+            try:
+                if os.path.samestat(status(entry), ours):
+                    os.unlink(entry, dir_fd=directory)
+            except OSError:
+                pass  # not there, or gone with its directory
+
+    locked(claim)
+    ours = status(temporary)
+    return listener, lambda: locked(publish), remove
+
+
+# --------------------------------------------------------------------------------------
+# Signals, and the watch over slow calls: one thread
+# --------------------------------------------------------------------------------------
+
+
+def start_watch(
+    limit: float, abandon: "Callable[[], None]"
+) -> "tuple[Callable[[], None], Callable[[], None], list[Callable[[], None]], dict[object, float]]":
+    """Start the thread that hears SIGTERM even while the main thread is deep in C code.
+
+    Gives `install()`, for again after the handler's import, which may have replaced signal
+    handlers; `forget()`, for children; a list for the function that SIGTERM is to call (while
+    it is empty: `abandon()`, exit 0); the running calls, {key: start}, which are warned about
+    after `limit` seconds.
+    """
+    import select
+    import signal
+
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    running: "dict[object, float]" = {}
+    stop: "list[Callable[[], None]]" = []
+    heard = {"thread": 0, "main": 0}
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def hear(where: str, number: int) -> None:
+        heard[where] += 1
+        if heard[where] > 1:
+            os._exit(128 + number)
+        if not stop:
+            abandon()
+            os._exit(0)
+        stop[0]()
+
+    def install() -> None:
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in numbers:  # heard both ways: user code may take the wake-up fd
+            signal.signal(number, lambda number, frame: hear("main", number))
+
+    def forget() -> None:
+        signal.set_wakeup_fd(-1)
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        os.close(reader)
+        os.close(writer)
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(reader, select.POLLIN)
+        warned: "set[object]" = set()
+        while True:
+            now, calls = time.monotonic(), dict(running)
+            warned &= set(calls)
+            for key, began in calls.items():
+                if now - began >= limit and key not in warned:
+                    warned.add(key)
+                    log("the handler is still running after %.3g s" % (now - began))
+            due = [calls[key] + limit - now for key in calls if key not in warned]
+            if poll.poll(1000 * min(due, default=limit) + 1 if limit else None):
+                for number in os.read(reader, 512):
+                    if number in numbers:
+                        hear("thread", number)
+
+    install()
+    in_background(watch)
+    return install, forget, stop, running
+
+
+def timed(call: "Call", running: "dict[object, float]") -> "Call":
+    """Let the watch see how long a call runs."""
+
+    def timed_call(request: "Request") -> object:
+        key = object()
+        running[key] = time.monotonic()
+        try:
+            return call(request)
+        finally:
+            del running[key]
+
+    return timed_call
+
+
+# --------------------------------------------------------------------------------------
+# Connections
+# --------------------------------------------------------------------------------------
+
+IDLE, NOW, READ, WRITE = 0, -1, 1, 4  # what a conversation waits for; 1, 4: EPOLLIN, EPOLLOUT
+GROWTH = 65536  # the first buffer of what is larger than ASYA_CHUNK_SIZE
+KEPT = 4194304  # a buffer up to this size is used again
+STEP = 16777216  # a buffer doubles, but by no more than this
+
+
+class Broken(Exception):  # noqa: N818
+    """The stream ended or stalled inside a frame: nobody knows where the next one begins."""
+
+
+def converse(sock: "Socket", settings: Settings, spare: "list[bytearray]") -> "Conversation":
+    """Serve one connection from accept to close.
+
+    Yields what to wait for; or a parcel with a message, for which it is sent the reply.
+    `spare` holds one receive buffer for all: a new one has to be zeroed and paged in.
+    """
+    nothing_left = OUT_OF_MEMORY if settings.enable_oom_detection else UNSPEAKABLE
+    chunk, recv, send, held = settings.chunk_size, sock.recv, sock.send, b""
+    try:
+        while True:
+            if len(held) < 4:
+                yield READ if held else IDLE
+                try:
+                    data = recv(chunk)
+                except BlockingIOError:
+                    continue
+                if not data:
+                    if held:
+                        raise Broken("the connection ended inside a length prefix")
+                    return
+                held += data
+                continue
+            size = int.from_bytes(held[:4], "big")
+            end = size + 4
+            if size > settings.max_message_size:
+                yield from receive(sock, None, len(held[4:end]), size)
+                limit = (size, settings.max_message_size)
+                reply = error_reply("connection_error", "%d bytes are over the limit of %d" % limit)
+            elif end <= len(held):
+                reply = yield [held[4:end]]
+            else:
+                buffer = spare.pop() if spare else bytearray(GROWTH)
+                buffer[: len(held) - 4] = held[4:]
+                whole = yield from receive(sock, buffer, len(held) - 4, size)
+                parcel: "Parcel" = [memoryview(buffer)[:size]]
+                keep = buffer if len(buffer) <= KEPT else None
+                del buffer  # so that a large one is free when the handler is called
+                reply = (yield parcel) if whole else nothing_left
+                parcel.clear()
+                if keep is not None:
+                    spare[:] = [keep]
+            held = held[end:]
+            prefix = len(reply).to_bytes(4, "big")
+            if len(reply) > GROWTH:  # too large to be copied
+                yield from write(sock, prefix, 0)
+                yield from write(sock, reply, 0)
+            else:
+                reply = prefix + reply
+                try:
+                    sent = send(reply)
+                except BlockingIOError:
+                    sent = 0
+                if sent < len(reply):
+                    yield from write(sock, reply, sent)
+            del reply
+            if len(held) >= 4:
+                yield NOW  # the others' turn
+    except Broken as error:
+        reply = error_reply("connection_error", str(error))
+        try:
+            send(len(reply).to_bytes(4, "big") + reply)
+        except OSError:
+            pass
+    except OSError:
+        pass  # the peer has gone, and nobody is left to be answered
+
+
+def receive(
+    sock: "Socket", buffer: "bytearray | None", got: int, size: int
+) -> "Generator[int, None, bool]":
+    """Receive the rest of `size` bytes into `buffer`, which grows with what has really arrived.
+
+    Gives whether all are there. Without a buffer, or when memory is gone, they pass by.
+    """
+    while got < size:
+        try:
+            if buffer is None:
+                count = len(sock.recv(min(size - got, GROWTH)))
+            else:
+                if got == len(buffer):
+                    buffer.extend(bytes(min(max(got, GROWTH), STEP, size - got)))
+                with memoryview(buffer) as view:
+                    count = sock.recv_into(view[got:size])
+            if not count:
+                raise Broken("the connection ended after %d of %d bytes" % (got, size))
+            got += count
+        except BlockingIOError:
+            pass
+        except MemoryError:
+            buffer.clear()  # type: ignore[union-attr]
+            buffer = None
+        if got < size:
+            yield READ
+    return buffer is not None
+
+
+def write(sock: "Socket", data: bytes, sent: int) -> "Generator[int, None, None]":
+    """Send the rest of `data`, as fast as the peer reads."""
+    while sent < len(data):
+        try:
+            sent += sock.send(memoryview(data)[sent:])
+        except BlockingIOError:
+            pass
+        if sent < len(data):
+            yield WRITE
+
+
+def serve(
+    settings: Settings,
+    listener: "Socket",
+    answer: "Answer",
+    ending: "list[int]",
+    retire: "Callable[[], None]",
+    stop: "list[Callable[[], None]]",
+    forget: "Callable[[], None]",
+) -> None:
+    """Move bytes until `ending` has an exit code; then answer what has arrived, and return."""
+    import collections
+    import queue
+    import resource
+    import select
+
+    poll, listening = select.epoll(), listener.fileno()
+    waker, alarm = os.pipe()
+    os.set_blocking(alarm, False)
+    # By fd, the longest unused first: [send() of the conversation, what it waits for, socket]
+    talks: "dict[int, list[Any]]" = {}
+    deadlines: "dict[int, float]" = {}  # of those inside a frame
+    turns: "list[int]" = []  # those that have their next message already
+    spare: "list[bytearray]" = []
+    forked: "list[bool]" = []
+    busy: "set[int]" = set()  # those whose message a worker has
+    jobs: "queue.SimpleQueue[tuple[int, Parcel]]" = queue.SimpleQueue()
+    finished: "collections.deque[tuple[int, bytes]]" = collections.deque()
+    workers: "list[int]" = []
+    most = min(1000, max(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+
+    def wake() -> None:
+        try:
+            os.write(alarm, b"!")
+        except BlockingIOError:
+            pass  # it has been woken often enough
+
+    def end() -> None:
+        ending.append(0)
+        wake()
+
+    def after_fork() -> None:
+        """In a child of user code: hold nothing open, or a dead runtime would look alive."""
+        forked.append(True)
+        forget()
+        listener.close()
+        poll.close()
+        os.close(waker)
+        os.close(alarm)
+        for talk in talks.values():
+            talk[2].close()
+
+    def reply_to(parcel: "Parcel") -> bytes:
+        reply = answer(parcel)
+        if forked:  # the handler forked, and this is its child, which is no server
+            os._exit(0)
+        return reply
+
+    def work() -> None:
+        while True:
+            fd, parcel = jobs.get()
+            finished.append((fd, reply_to(parcel)))
+            wake()
+
+    def hand_over(fd: int, parcel: "Parcel") -> None:
+        poll.unregister(fd)
+        busy.add(fd)
+        jobs.put((fd, parcel))
+        if len(workers) < min(len(busy), settings.concurrency):
+            workers.append(fd)
+            in_background(work)
+
+    def advance(fd: int, talk: "list[Any]", value: object = None) -> None:
+        """Continue a conversation until it has to wait."""
+        try:
+            wait = talk[0](value)
+            while type(wait) is list:
+                talks[fd] = talks.pop(fd)
+                deadlines.pop(fd, None)
+                if settings.concurrency > 1:
+                    hand_over(fd, wait)
+                    return
+                wait = talk[0](reply_to(wait))
+        except StopIteration:
+            close(fd)
+            return
+        except MemoryError:
+            log("no memory to receive or to send: a connection is closed")
+            close(fd)
+            return
+        if wait > 0:
+            deadlines[fd] = time.monotonic() + settings.read_timeout
+        elif deadlines:
+            deadlines.pop(fd, None)
+        if wait == NOW:
+            turns.append(fd)
+        if wait != talk[1] and (wait or READ) != (talk[1] or READ):
+            poll.modify(fd, READ if wait < WRITE else WRITE)
+        talk[1] = wait
+
+    def close(fd: int) -> None:
+        deadlines.pop(fd, None)
+        talks.pop(fd)[2].close()
+
+    def make_space() -> None:
+        """Close the connection that has been quiet longest."""
+        for fd in talks:
+            if fd not in busy:
+                close(fd)
+                return
+
+    def accept() -> bool:
+        try:
+            sock = above_standard(listener.accept()[0])
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            log("a connection cannot be accepted: %s" % error.strerror)
+            make_space()
+            return False
+        if len(talks) >= most:
+            make_space()
+        sock.setblocking(False)  # always: user code may have set a default time limit
+        fd = sock.fileno()
+        talks[fd] = [converse(sock, settings, spare).send, IDLE, sock]
+        poll.register(fd, READ)
+        advance(fd, talks[fd])
+        return True
+
+    def expire(now: float, came: "set[int]") -> None:
+        """End what stalled inside a frame: late before a poll that brought nothing for it."""
+        for fd in [fd for fd in deadlines if deadlines[fd] <= now and fd not in came]:
+            if talks[fd][1] == READ:  # inside a reply, there is no place for another
+                try:
+                    text = "no byte for %g s inside a frame" % settings.read_timeout
+                    talks[fd][0].__self__.throw(Broken(text))
+                except StopIteration:
+                    pass
+            close(fd)
+
+    def turn(wait: "float | None") -> None:
+        """Wait until something happens; give each connection that can go on one step."""
+        now = time.monotonic() if deadlines else 0.0
+        if turns:
+            wait = 0
+        elif deadlines:
+            nearest = max(0.0, min(deadlines.values()) - now)
+            wait = nearest if wait is None else min(wait, nearest)
+        events = poll.poll(wait)
+        if deadlines:
+            expire(now, {fd for fd, _ in events})
+        again = turns[:]
+        del turns[:]
+        for fd in again:
+            if fd in talks:
+                advance(fd, talks[fd])
+        for fd, _ in events:
+            talk = talks.get(fd)
+            if talk is not None:
+                if fd not in again and fd not in busy:
+                    advance(fd, talk)
+            elif fd == listening:
+                accept()
+            elif fd == waker:
+                os.read(waker, 4096)
+        while finished:
+            fd, reply = finished.popleft()
+            busy.discard(fd)
+            poll.register(fd, READ if talks[fd][1] < WRITE else WRITE)
+            advance(fd, talks[fd], reply)
+
+    def drain() -> None:
+        """Answer what the backlog and the connections hold; take nothing more."""
+        retire()
+        while accept():
+            pass
+        poll.unregister(listening)
+        listener.close()
+        for talk in talks.values():
+            try:
+                talk[2].shutdown(0)  # SHUT_RD: their next write fails, what is here can be read
+            except OSError:
+                pass  # has gone
+        patience = time.monotonic() + PATIENCE
+        while talks and (busy or turns or time.monotonic() < patience):
+            began = time.monotonic()
+            turn(PATIENCE / 10)
+            if busy or time.monotonic() - began > PATIENCE / 5:
+                patience = time.monotonic() + PATIENCE  # not the peers were slow, a handler was
+
+    poll.register(listening, READ)
+    poll.register(waker, READ)
+    os.register_at_fork(after_in_child=after_fork)
+    stop.append(end)
+    while not ending:
+        turn(None)
+    drain()
+
+
+PATIENCE = 5.0  # seconds, with peers that do not read and threads that do not end
+
+
+def above_standard(sock: "Socket") -> "Socket":
+    """Move a connection off fds 0 to 2, which user code has closed: prints would go there."""
+    if sock.fileno() > 2:
+        return sock
+    import fcntl
+    import socket
+
+    with sock:
+        moved = socket.socket(fileno=fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
+    occupy_standard()
+    return moved
+
+
+def occupy_standard() -> None:
+    """Let nothing else become fd 0, 1 or 2."""
+    fd = os.open(os.devnull, os.O_RDWR)
+    while fd < 3:
+        os.set_inheritable(fd, True)
+        fd = os.open(os.devnull, os.O_RDWR)
+    os.close(fd)
+
+
+# --------------------------------------------------------------------------------------
+# Command line
+# --------------------------------------------------------------------------------------
+
+
+def prepare(settings: Settings) -> "Callable[[Any], Any]":
+    """Import the handler as a script of the user's in the current directory would."""
+    del sys.argv[1:]
+    try:
+        sys.path.insert(0, os.getcwd())
+    except OSError:
+        pass  # the directory was removed
+    return load_handler(settings.handler)
+
+
+def run(settings: Settings) -> int:
+    """Serve until told to stop; give the exit status."""
+    occupy_standard()
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)  # lines are in the log when they are printed
+    # glibc learns from this that blocks of this size come and go; else each large message has
+    # its memory paged in again, which costs a third of the time. Not one page is touched here
+    bytes(8388608)
+    listener, publish, remove = open_listener(settings.socket_path, settings.socket_mode)
+    install, forget, stop, running = start_watch(settings.handler_timeout, remove)
+    ending: "list[int]" = []
+    try:
+        call = make_call(prepare(settings), settings.concurrency > 1)
+        if settings.handler_timeout:
+            call = timed(call, running)
+        answer = make_answer(settings, call, ending)
+        occupy_standard()
+        install()
+        publish()
+        log("serving %s on %s" % (settings.handler, settings.socket_path))
+        serve(settings, listener, answer, ending, remove, stop, forget)
+    finally:
+        remove()
+    return max(ending)
+
+
+def check(settings: Settings) -> int:
+    """Import the handler and serve nothing."""
+    make_call(prepare(settings), False)
+    make_codec(settings.json)
+    print("asya_runtime: %s can be served" % settings.handler)
+    return 0
+
+
+def probe(settings: Settings) -> int:
+    """Exit 0 if somebody listens. A file of the name proves nothing: it survives its process."""
+    import _socket  # socket.py costs 10 ms more
+
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    sock.setblocking(False)
+    try:
+        sock.connect(settings.socket_path)
+    except BlockingIOError:
+        pass  # alive, and very busy
+    except OSError as error:
+        print("asya_runtime: not ready: %s: %s" % (settings.socket_path, error.strerror))
+        return 1
+    return 0
+
+
+def send_once(settings: Settings, files: "list[str]") -> int:
+    """Send one message, print the reply, exit 0 if it is a good one."""
+    import socket
+
+    reply = b""
+    try:
+        with open(files[0], "rb") if files else sys.stdin.buffer as source:
+            body = source.read()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.connect(settings.socket_path)
+            sock.sendall(len(body).to_bytes(4, "big") + body)
+            with sock.makefile("rb") as stream:
+                reply = stream.read(int.from_bytes(stream.read(4), "big"))
+    except OSError as error:
+        log("%s: %s" % (error.filename or settings.socket_path, error.strerror))
+        return 1
+    sys.stdout.buffer.write(reply + b"\n" if reply else b"asya_runtime: no reply\n")
+    return 0 if reply.startswith(b'{"status":"ok"') else 1
+
+
+USAGE = """usage: asya_runtime.py                serve ASYA_HANDLER on ASYA_SOCKET_PATH
+       asya_runtime.py --check        import the handler; exit 0 or 78
+       asya_runtime.py --ready        exit 0 if it serves, else 1
+       asya_runtime.py --call [FILE]  send one message (or standard input), print the reply
+"""
+
+
+def refuse(reason: str) -> int:
+    """Say why nothing starts: in the log, and where Kubernetes shows it in the pod's status."""
+    line = " ".join(reason.split())[:4000]
+    log(line)
+    try:  # not created: outside Kubernetes there is none
+        fd = os.open("/dev/termination-log", os.O_WRONLY | os.O_TRUNC)
+        os.write(fd, ("asya_runtime: %s\n" % line).encode("utf-8", "backslashreplace")[:4096])
+        os.close(fd)
+    except OSError:
+        pass
+    return EXIT_REFUSED
+
+
+def main(arguments: "list[str]", environ: "Mapping[str, str]") -> int:
+    """Do what `arguments` say; give the exit status."""
+    command, rest = (arguments + [""])[0], arguments[1:]
+    try:
+        if command in ("--ready", "--call") and len(rest) <= (command == "--call"):
+            settings = Settings(environ, only="ASYA_SOCKET_PATH")
+            return send_once(settings, rest) if command == "--call" else probe(settings)
+        if command in ("", "--check") and not rest:
+            return (check if command else run)(Settings(environ))
+    except Refused as error:
+        return refuse(str(error))
+    sys.stderr.write(USAGE)
+    return 0 if command in ("-h", "--help") else 64
+
+
+def leave(code: int) -> None:
+    """End the process, though threads of user code may not end."""
+
+    def insist() -> None:
+        time.sleep(PATIENCE)
+        os._exit(code)
+
+    in_background(insist)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--ready"]:
+        sys.exit(main(sys.argv[1:], os.environ))
+    leave(main(sys.argv[1:], os.environ))
