@@ -35,15 +35,16 @@ if sys.version_info < (3, 9):  # plain words instead of a SyntaxError: this file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping
     from socket import socket as Socket  # noqa: N812
     from typing import Any, Union
 
     Bytes = Union[bytes, bytearray, memoryview]
-    # A message on its way: a list with its bytes, so that whoever takes them frees them.
-    Parcel = list[Bytes]
+    Parcel = list[Bytes]  # a message: a list, so that whoever takes the bytes out frees them
     Answer = Callable[[Parcel], bytes]
-    Wait = Union[int, Parcel]
+    Request = dict[str, object]
+    Call = Callable[[Request], object]
+    Conversation = Generator[Union[int, Parcel], Any, None]
 
 EXIT_REFUSED = 78  # EX_CONFIG: the settings or the handler are wrong; said in one line
 EXIT_POISONED = 70  # EX_SOFTWARE: the GPU context is lost; only a new process helps
@@ -95,7 +96,9 @@ def _seconds(zero: bool) -> "Callable[[str], float]":
         except ValueError:
             value = -1.0
         if not 0 <= value < float("inf") or (value == 0 and not zero):
-            raise ValueError("must be a number of seconds, %s 0" % ("at least" if zero else "above"))
+            raise ValueError(
+                "must be a number of seconds, %s 0" % ("at least" if zero else "above")
+            )
         return value
 
     return parse
@@ -182,61 +185,63 @@ CODES: "dict[str, tuple[str, int | None]]" = {
 }
 MESSAGE_LIMIT = 2000
 FRAME_LIMIT = 4294967295
-# Ready before memory is gone: the replies that need nothing to be built.
+# Made while there is memory: the replies for when nothing can be built any more.
 OUT_OF_MEMORY = (
-    b'{"status":"error","error":"oom_error","message":"out of memory while replying",'
-    b'"type":"MemoryError","severity":"recoverable","retry_after":30}'
+    b'{"status":"error","error":"oom_error","message":"out of memory","type":"MemoryError",'
+    b'"severity":"recoverable","retry_after":30}'
 )
 UNSPEAKABLE = (
     b'{"status":"error","error":"processing_error",'
-    b'"message":"the exception of the handler cannot be described","severity":"fatal"}'
+    b'"message":"the handler\'s exception cannot be described","severity":"fatal"}'
 )
 
 
 def error_reply(
     code: str, message: str, kind: str = "", severity: str = "", retry_after: object = None
 ) -> bytes:
+    """Build an error reply; `severity` and `retry_after` override the code's own."""
     import json
 
+    usual, seconds = CODES[code]
     fields: "dict[str, object]" = {"status": "error", "error": code}
     fields["message"] = message[:MESSAGE_LIMIT]
     if kind:
         fields["type"] = kind
-    fields["severity"] = severity or CODES[code][0]
-    if retry_after is None and fields["severity"] == CODES[code][0]:
-        retry_after = CODES[code][1]
+    fields["severity"] = severity or usual
+    if retry_after is None and fields["severity"] == usual:
+        retry_after = seconds
     if retry_after is not None:
         fields["retry_after"] = retry_after
     return json.dumps(fields, separators=(",", ":")).encode("ascii")
 
 
-def describe(code: str, error: BaseException) -> bytes:
-    """Turn an exception into a reply; its own `severity` and `retry_after` win when valid."""
+def describe(code: str, error: BaseException, lead: str = "") -> bytes:
+    """Build the reply for an exception, whose own `severity` and `retry_after` win if valid."""
+    kind, severity = type(error).__name__, attribute(error, "severity")
+    retry_after = attribute(error, "retry_after")
+    if not isinstance(severity, str) or severity not in ("recoverable", "fatal"):
+        severity = ""  # other libraries use these names for other things
+    if type(retry_after) not in (int, float) or not 0 <= retry_after <= sys.float_info.max:
+        retry_after = None
+    message = lead + (text_of(error) or kind)
+    return error_reply(code, message, kind, severity, retry_after)
+
+
+def text_of(error: BaseException) -> str:
+    """Give the text of an exception, whose `__str__` may do anything but run out of memory."""
     try:
-        try:
-            message = str(error)
-        except MemoryError:
-            raise
-        except BaseException:  # a __str__ may do anything
-            message = ""
-        kind = type(error).__name__
-        severity = attribute(error, "severity")
-        retry_after = attribute(error, "retry_after")
-        if not isinstance(severity, str) or severity not in ("recoverable", "fatal"):
-            severity = ""
-        if type(retry_after) not in (int, float) or not 0 <= retry_after <= sys.float_info.max:
-            retry_after = None
-        return error_reply(code, message or kind, kind, severity, retry_after)
+        return str(error)
     except MemoryError:
-        return OUT_OF_MEMORY
+        raise
     except BaseException:
-        return UNSPEAKABLE
+        return ""
 
 
 def attribute(thing: object, name: str) -> "Any":
+    """Give an attribute or None, whatever somebody's class does when asked."""
     try:
         return getattr(thing, name, None)
-    except Exception:  # a property of somebody's class
+    except Exception:
         return None
 
 
@@ -246,59 +251,61 @@ def attribute(thing: object, name: str) -> "Any":
 
 
 def make_codec(choice: str) -> "tuple[Callable[[Bytes], object], Callable[[object], bytes]]":
-    """Give `decode(bytes)` and `encode(result)`, which makes the reply of a good result."""
+    """Give `decode(message)` and `encode(result)`; the latter makes the whole good reply."""
     import json
 
     def constant(word: str) -> object:
         raise ValueError("%s is not JSON" % word)
 
-    def integer(digits: str) -> int:  # early 3.9 and 3.10: quadratic time in the digits
+    def integer(digits: str) -> int:
         if len(digits) > 4300:
             raise ValueError("integer of %d digits" % len(digits))
         return int(digits)
 
-    limited = hasattr(sys, "set_int_max_str_digits")
-    read = json.JSONDecoder(parse_constant=constant, parse_int=None if limited else integer).decode
-    write = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+    # Early 3.9 and 3.10 have no limit of their own, and need time quadratic in the digits
+    parse_int = None if hasattr(sys, "set_int_max_str_digits") else integer
+    decoder = json.JSONDecoder(parse_constant=constant, parse_int=parse_int)
+    parse, write = (
+        decoder.raw_decode,
+        json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode,
+    )
 
     def decode(body: "Bytes") -> object:
-        return read(str(body, "utf-8"))
+        text = str(body, "utf-8").strip(" \t\r\n")
+        value, end = parse(text)
+        return value if end == len(text) else decoder.decode(text)  # which complains of the rest
 
     def encode(result: object) -> bytes:
         return write({"status": "ok", "result": result}).encode("ascii")
 
-    if sys.version_info < (3, 12):  # later ones bound the C stack by themselves
-        decode, encode = shallow(decode), shallow(encode)
-    if choice == "stdlib":
-        return decode, encode
-    try:
-        import orjson
-    except ImportError:
-        if choice == "auto":
-            return decode, encode
-        raise Refused("ASYA_JSON=orjson: this image has no orjson; auto would do without") from None
-    option = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS
-    option |= orjson.OPT_PASSTHROUGH_DATETIME
-
     def encode_fast(result: object) -> bytes:
         try:
             reply: bytes = orjson.dumps({"status": "ok", "result": result}, None, option)
-        except (TypeError, ValueError):
-            return encode(result)  # what orjson cannot, or the standard library's complaint
-        # NaN becomes null in orjson: the standard library looks whether one was there
+        except TypeError:
+            return encode(result)  # integers of any size, keys of any type, or the complaint
+        # orjson makes null of NaN: the standard library looks whether there was one
         return encode(result) if b"null" in reply else reply
 
-    return orjson.loads, encode_fast
+    bound = shallow if sys.version_info < (3, 12) else lambda function: function
+    if choice == "stdlib":
+        return bound(decode), bound(encode)
+    try:
+        import orjson  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        if choice == "auto":
+            return bound(decode), bound(encode)
+        raise Refused("ASYA_JSON=orjson: this image has no orjson; auto does without") from None
+    option = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS
+    option |= orjson.OPT_PASSTHROUGH_DATETIME
+    return orjson.loads, bound(encode_fast)
 
 
 def shallow(function: "Callable[[Any], Any]") -> "Callable[[Any], Any]":
-    """Bound recursion in C, which follows a limit that user code may have set sky-high."""
+    """Bound recursion in C, which before 3.12 obeys a limit that users may set sky-high."""
 
     def call(argument: object) -> object:
         limit = sys.getrecursionlimit()
-        if limit <= 5000:
-            return function(argument)
-        sys.setrecursionlimit(5000)
+        sys.setrecursionlimit(min(limit, 5000))
         try:
             return function(argument)
         finally:
@@ -307,32 +314,29 @@ def shallow(function: "Callable[[Any], Any]") -> "Callable[[Any], Any]":
     return call
 
 
-def find_unencodable(result: object) -> str:
-    """Name the first value that is no JSON: `result.items[3].score: nan`."""
-    todo: "list[tuple[str, object, tuple[int, ...]]]" = [("result", result, ())]
-    while todo:
-        path, value, parents = todo.pop()
-        if isinstance(value, float) and (value != value or value in (1e999, -1e999)):
-            return "%s: %r" % (path, value)
-        if value is None or isinstance(value, (str, int, float)):
-            continue
-        if id(value) in parents:
-            return "%s: contains itself" % path[:200]
-        if len(parents) > 500:
-            return "%s...: nested too deeply" % path[:200]
-        parents = parents + (id(value),)
-        if isinstance(value, (list, tuple)):
-            items = [("%s[%d]" % (path, i), item, parents) for i, item in enumerate(value)]
-        elif isinstance(value, dict):
-            for key in value:
-                if key is not None and not isinstance(key, (str, int, float)):
-                    return "%s: key of type %s" % (path, type(key).__name__)
-            items = [("%s.%s" % (path, key), item, parents) for key, item in value.items()]
-        else:
-            name = type(value).__name__
-            hint = "; is the handler meant to be `async def`?" if name == "coroutine" else ""
-            return "%s: %s%s" % (path, name, hint)
-        todo.extend(reversed(items))
+def find_unencodable(value: object, parents: "tuple[int, ...]" = ()) -> str:
+    """Name the first value that is no JSON, from where it is: `.items[3].score: nan`."""
+    if value is None or isinstance(value, (str, int)):
+        return ""
+    if isinstance(value, float):
+        return "" if value - value == 0 else ": %r" % value
+    if id(value) in parents:
+        return ": contains itself"
+    if len(parents) >= 400:
+        return ": nested too deeply"
+    if isinstance(value, dict):
+        form, items = ".%s", value.items()
+    elif isinstance(value, (list, tuple)):
+        form, items = "[%s]", enumerate(value)  # type: ignore[assignment]
+    else:
+        name = type(value).__name__
+        return ": " + name + ("; make the handler `async def`" if name == "coroutine" else "")
+    for key, item in items:
+        if key is not None and not isinstance(key, (str, int, float)):
+            return ": key of type " + type(key).__name__
+        found = find_unencodable(item, parents + (id(value),))
+        if found:
+            return form % (key,) + found
     return ""
 
 
@@ -340,70 +344,65 @@ def find_unencodable(result: object) -> str:
 # Memory errors: recognised by name and text, never by importing a framework
 # --------------------------------------------------------------------------------------
 
-# The process is of no use any more: every later GPU call fails as well.
+# No later GPU call of this process will succeed.
 STICKY = r"""
-    cuda\ error:\ (device-side\ assert|an\ illegal\ memory\ access|unspecified\ launch|misaligned\ addr
-        |an\ illegal\ instruction|uncorrectable\ ecc|unknown\ error|invalid\ program\ counter)
-  | (an\ illegal\ memory\ access|an\ illegal\ instruction)\ was\ encountered
-  | device-side\ assert\ triggered | unspecified\ launch\ failure | uncorrectable\ ecc\ error\ encountered
-  | cudaerror(illegaladdress|assert|launchfailure|misalignedaddress|illegalinstruction|eccuncorrectable)
-  | cuda_error_(illegal_address|assert|launch_failed|misaligned_address|ecc_uncorrectable)
+    cuda\ error:\ (device-side|an\ illegal|unspecified|misaligned|uncorrectable|unknown\ error)
+  | an\ illegal\ (memory\ access|instruction)\ was\ encountered | unspecified\ launch\ failure
+  | device-side\ assert\ triggered | uncorrectable\ ecc\ error\ encountered | misaligned\ address
+  | cudaerror(illegal(address|instruction)|assert|launchfailure|misalignedaddress|eccuncorrectable)
+  | cuda_error_(illegal_(address|instruction)|assert|launch_failed|misaligned_address|ecc_uncorr)
   | (cublas|cudnn)_status_execution_failed | ncclunhandledcudaerror
   | cannot\ re-initialize\ cuda\ in\ forked\ subprocess
 """
-# GPU memory is gone. "CUDA" or "memory" alone means nothing.
+# GPU memory is gone. The word "CUDA" or "memory" alone would mean nothing.
 GPU = r"""
-    (cuda|hip|xpu|mps\ backend)\ out\ of\ memory
-  | (cuda|hip)(\ driver)?\ error:\ out\ of\ memory | cuda\ failure\ 2:\ out\ of\ memory
-  | cuda\ failed\ with\ error\ out\ of\ memory | cumemalloc\w*\ failed:\ out\ of\ memory
-  | cuda_error_out_of_memory | (cuda|hip)errormemoryallocation | hiperroroutofmemory
+    (cuda|hip|xpu|mps\ backend)\ out\ of\ memory | (cuda|hip)(\ driver)?\ error:\ out\ of\ memory
+  | cuda\ failure\ 2:\ out\ of\ memory | cuda\ failed\ with\ error\ out\ of\ memory
+  | cumem\w*\ failed:\ out\ of\ memory | cuda_error_out_of_memory
+  | (cuda|hip)errormemoryallocation | hiperroroutofmemory
   | (cublas|cudnn|cusolver|cusparse|hipblas|rocblas)_status_alloc_failed
   | cublas_status_not_initialized\W+when\ calling\W+cublascreate
-  | bad_alloc:\ (out_of_memory:\ )?(rmm|cuda) | out_of_memory:\ rmm
+  | bad_alloc:\ (out_of_memory:\ )?(rmm|cuda) | bad_alloc:\ out_of_memory:
   | pt_devmem\ allocation\ failed | internal\ assert\ failed\ at\W.*cudacachingallocator
   | resource_exhausted:\ (out\ of\ memory\ while\ trying\ to|failed\ to)\ allocate
   | oom\ when\ allocating\ tensor.*device:(gpu|xpu|tpu)
   | (gpu=|cuda).*failed\ to\ allocate\ memory\ for\ requested\ buffer
-  | failed\ to\ allocate\ memory\ for\ requested\ buffer.*(gpu=|cuda)
-  | no\ available\ memory\ for\ the\ cache\ blocks | is\ less\ than\ desired\ gpu\ memory\ utilization
+  | no\ available\ memory\ for\ the\ cache\ blocks | less\ than\ desired\ gpu\ memory\ utilization
   | larger\ than\ the\ available\ kv\ cache\ memory
 """
-# The host's memory is gone, said by something that is no MemoryError.
+# The host's memory is gone, in the words of something that raises no MemoryError.
 HOST = r"""
     defaultcpuallocator:\ (can't\ allocate|not\ enough)\ memory
   | resource_exhausted:\ out\ of\ memory\ allocating | oom\ when\ allocating\ tensor.*device:cpu
-  | failed\ to\ allocate\ memory\ for\ requested\ buffer
+  | failed\ to\ allocate\ memory\ for\ requested\ buffer | onnxruntimeerror.*std::bad_alloc
   | available\ memory\ of\ \d+\ is\ smaller\ than\ requested
-  | onnxruntime.*std::bad_alloc
 """
-GPU_CLASSES = ("OutOfMemoryError", "MemoryError")  # of torch, cupy, pycuda
-DEAD_CLASSES = ("EngineDeadError",)  # of vllm
 
 
 def links(error: BaseException) -> "Iterator[BaseException]":
     """Walk an exception and what it came from, as the interpreter would print it."""
-    todo, seen = [error], set()  # type: ignore[var-annotated]
+    todo: "list[Any]" = [error]
+    seen: "set[int]" = set()
     while todo and len(seen) < 1000:
         link = todo.pop()
         if not isinstance(link, BaseException) or id(link) in seen:
             continue
         seen.add(id(link))
         yield link
-        group = attribute(link, "exceptions")  # ExceptionGroup, and its backport
+        group = attribute(link, "exceptions")  # of an ExceptionGroup, or its backport
         todo.extend(group if isinstance(group, tuple) else ())
-        if not link.__suppress_context__:
-            todo.append(link.__context__)
+        todo.append(None if link.__suppress_context__ else link.__context__)
         todo.append(link.__cause__)
 
 
 def make_classify() -> "Callable[[BaseException], str]":
-    """Give a function that says `sticky`, `cuda_oom_error`, `oom_error` or nothing."""
+    """Give the function that says `sticky`, `cuda_oom_error`, `oom_error` or nothing."""
     import re
 
     flags = re.IGNORECASE | re.VERBOSE | re.DOTALL
     sticky, gpu, host = (re.compile(text, flags).search for text in (STICKY, GPU, HOST))
 
-    def is_kind(link: BaseException, roots: "Sequence[str]", names: "Sequence[str]") -> bool:
+    def is_a(link: BaseException, roots: "tuple[str, ...]", names: "tuple[str, ...]") -> bool:
         return any(
             base.__name__ in names and str(base.__module__).partition(".")[0] in roots
             for base in type(link).__mro__
@@ -412,75 +411,79 @@ def make_classify() -> "Callable[[BaseException], str]":
     def classify(error: BaseException) -> str:
         verdict = ""
         for link in links(error):
-            try:
-                text = str(link)[:20000]
-            except Exception:
-                text = ""
-            if sticky(text) or is_kind(link, ("vllm",), DEAD_CLASSES):
+            text = text_of(link)[:20000]
+            if sticky(text) or is_a(link, ("vllm",), ("EngineDeadError",)):
                 return "sticky"
-            if gpu(text) or is_kind(link, ("torch", "cupy", "pycuda"), GPU_CLASSES):
-                verdict = "cuda_oom_error"  # before MemoryError: CuPy's is one
-            elif not verdict and (
-                isinstance(link, MemoryError)
-                or (isinstance(link, OSError) and link.errno == errno.ENOMEM)
-                or host(text)
-            ):
+            if gpu(text) or is_a(link, ("torch", "cupy", "pycuda"), GPU_CLASSES):
+                verdict = "cuda_oom_error"  # looked for first: CuPy's is a MemoryError
+            elif verdict or not (isinstance(link, (MemoryError, OSError)) or host(text)):
+                continue
+            elif not isinstance(link, OSError) or link.errno == errno.ENOMEM:
                 verdict = "oom_error"
         return verdict
 
     return classify
 
 
+GPU_CLASSES = ("OutOfMemoryError", "MemoryError")
+
+
 def release_frames(error: BaseException) -> None:
-    """Let go of what the failed call's frames hold: their locals are the large tensors."""
-    for link in list(links(error)) + [error]:
-        trace = link.__traceback__
+    """Let go of what the frames of the failed call hold: their locals are the large tensors."""
+    for link in list(links(error)):
+        trace, link.__traceback__ = link.__traceback__, None
         while trace is not None:
             try:
                 trace.tb_frame.clear()
             except RuntimeError:
                 pass  # still running: ours
             trace = trace.tb_next
-        link.__traceback__ = None
 
 
 def empty_caches() -> None:
-    """Give cached GPU memory back, of frameworks that are loaded; never initialise one."""
+    """Give cached GPU memory back, of frameworks that are loaded; initialise none of them."""
     torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
 
-    def device(name: str) -> None:
-        part = getattr(torch, name, None)
+    def of_torch(device: str) -> None:
+        part = attribute(torch, device)
         if part is not None and part.is_initialized():
             part.empty_cache()
-            getattr(part, "ipc_collect", lambda: None)()
+            if hasattr(part, "ipc_collect"):
+                part.ipc_collect()
 
-    def mps() -> None:
+    def of_apple() -> None:
         if torch is not None and torch.backends.mps.is_available():
             torch.mps.empty_cache()
 
-    def pools() -> None:
+    def of_cupy() -> None:
         if cupy is not None:
             cupy.get_default_memory_pool().free_all_blocks()
             cupy.get_default_pinned_memory_pool().free_all_blocks()
 
-    for step in (lambda: device("cuda"), lambda: device("xpu"), mps, pools):
+    for step, arguments in (
+        (of_torch, ["cuda"]),
+        (of_torch, ["xpu"]),
+        (of_apple, []),
+        (of_cupy, []),
+    ):
         try:
-            step()
-        except Exception as error:  # emptying a cache can itself run out of memory
+            step(*arguments)
+        except Exception as error:  # which can itself run out of memory
             log("emptying a GPU cache failed: %s" % type(error).__name__)
 
 
-def log_traceback(error: BaseException) -> None:
+def log_traceback(error: BaseException, what: str) -> None:
+    """Log an exception as the interpreter would, without the frames of this file."""
     try:
         import traceback
 
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_globals is globals():
-            trace = trace.tb_next  # the first frames are this file's and tell nothing
+            trace = trace.tb_next
         lines = traceback.format_exception(type(error), error, trace)
-        log("the handler failed\n" + "".join(lines)[-20000:].rstrip())
+        log(what + "\n" + "".join(lines)[-20000:].rstrip())
     except BaseException:
-        log("the handler failed; its traceback cannot be shown")
+        log(what + "; its traceback cannot be shown")
 
 
 # --------------------------------------------------------------------------------------
@@ -491,88 +494,77 @@ COROUTINE, ASYNC_GENERATOR = 0x80, 0x200  # of inspect, whose import costs 10 ms
 
 
 def load_handler(name: str) -> "Callable[[Any], Any]":
-    """Import `module.path.function` or `module.Class.method` (of one instance)."""
+    """Import `module.path.function`, or `module.Class.method` of one instance."""
     import importlib
 
+    def failed(error: BaseException, what: str) -> Refused:
+        log_traceback(error, what)
+        return Refused("%s: %s: %s" % (what, type(error).__name__, text_of(error)[:300]))
+
     parts = name.split(".")
-    for count in range(len(parts) - 1, 0, -1):
-        module_name = ".".join(parts[:count])
+    for cut in range(len(parts) - 1, 0, -1):
+        path = ".".join(parts[:cut])
         try:
-            thing = importlib.import_module(module_name)
+            thing = importlib.import_module(path)
             break
         except ModuleNotFoundError as error:
             missing = str(error.name)
-            if not (module_name + ".").startswith(missing + "."):
-                log_traceback(error)
-                raise Refused(
-                    "%s needs the module %s, which this image does not have" % (module_name, missing)
-                ) from None
-            if count == 1:
+            if not (path + ".").startswith(missing + "."):
+                what = "%s needs the module %s, which this image does not have" % (path, missing)
+                raise failed(error, what) from None
+            if cut == 1:
                 raise Refused(explain_missing(name, missing)) from None
-        except Refused:
-            raise
-        except BaseException as error:  # SystemExit of a script among them
-            log_traceback(error)
-            text = " ".join(str(error).split())[:300]
-            raise Refused(
-                "importing %s failed: %s: %s" % (module_name, type(error).__name__, text)
-            ) from None
-    path = module_name
-    for part in parts[count:]:
-        if isinstance(thing, type) and thing.__name__ == parts[-2]:
+        except BaseException as error:  # the SystemExit of a script among them
+            raise failed(error, "importing %s failed" % path) from None
+    for part in parts[cut:]:
+        if isinstance(thing, type):
             try:
                 thing = thing()
             except BaseException as error:
-                log_traceback(error)
-                raise Refused(
-                    "%s() failed: %s: %s" % (path, type(error).__name__, str(error)[:300])
-                ) from None
+                raise failed(error, "making one %s failed" % path) from None
         if not hasattr(thing, part):
-            raise Refused("%s has no %s; it has: %s" % (path, part, callables(thing)))
+            raise Refused("%s has no %s; it has %s" % (path, part, contents(thing)))
         thing, path = getattr(thing, part), path + "." + part
     if isinstance(thing, type):
-        raise Refused("%s is a class; name its method: it has %s" % (path, callables(thing)))
+        raise Refused("%s is a class; name its method: it has %s" % (path, contents(thing)))
     if not callable(thing):
-        raise Refused("%s is no function but %s" % (path, type(thing).__name__))
-    return thing  # type: ignore[no-any-return]
+        raise Refused("%s is no function, it is of type %s" % (path, type(thing).__name__))
+    return thing  # type: ignore[no-any-return, unused-ignore]
 
 
-def callables(thing: object) -> str:
-    names = [n for n in dir(thing) if not n.startswith("_") and callable(attribute(thing, n))]
-    return ", ".join(names[:20]) or "nothing callable"
+def contents(thing: object) -> str:
+    """List what a module, package or object offers."""
+    names = [n for n in dir(thing) if n[0] != "_" and callable(attribute(thing, n))]
+    for folder in attribute(thing, "__path__") or ():
+        names += ["the module " + n[:-3] for n in sorted(os.listdir(folder)) if n.endswith(".py")]
+    return ", ".join(names[:20]) or "nothing to call"
 
 
 def explain_missing(name: str, missing: str) -> str:
-    """Say where `missing` was looked for, and where something of that name is."""
-    top = name.split(".")[0]
-    near = []
-    if missing == top:
-        for root in sys.path[:20]:
-            try:
-                folders = [e.path for e in os.scandir(root or ".") if e.is_dir()][:200]
-            except OSError:
-                continue
-            for folder in folders:
-                if any(os.path.exists(os.path.join(folder, top + end)) for end in ("", ".py")):
-                    near.append(folder)
-    hint = "; %s has it: add that to PYTHONPATH" % near[0] if near else ""
-    return "no module %s for ASYA_HANDLER=%s in sys.path %s%s" % (missing, name, sys.path, hint)
+    """Say where `missing` was looked for, and which folder near there has it."""
+    near = ""
+    for root in sys.path[:20]:
+        try:
+            folders = [entry.path for entry in os.scandir(root or ".") if entry.is_dir()]
+        except OSError:
+            continue  # archives, and what is not there
+        for folder in folders[:200]:
+            if any(os.path.exists(os.path.join(folder, missing + end)) for end in (".py", "")):
+                near = near or "; %s has it: set PYTHONPATH to that" % folder
+    where = ", ".join(path or "." for path in sys.path)
+    return "ASYA_HANDLER=%s: no module %s%s; looked in %s" % (name, missing, near, where)
 
 
-def make_call(
-    handler: "Callable[[Any], Any]", threads: bool
-) -> "Callable[[dict[str, object]], object]":
+def make_call(handler: "Callable[[Any], Any]", threads: bool) -> "Call":
     """Give a plain function that calls the handler: sync, async or generator."""
     function = handler
     while type(function).__name__ == "partial":
         function = attribute(function, "func")
-    code = attribute(function, "__code__") or attribute(
-        attribute(type(function), "__call__"), "__code__"
-    )
-    flags = getattr(code, "co_flags", 0)
+    own = attribute(attribute(type(function), "__call__"), "__code__")
+    flags = attribute(attribute(function, "__code__") or own, "co_flags") or 0
     generator = type(_ for _ in ())
 
-    def call(request: "dict[str, object]") -> object:
+    def call(request: "Request") -> object:
         result = handler(request)
         return list(result) if type(result) is generator else result
 
@@ -581,133 +573,131 @@ def make_call(
 
     import asyncio
 
-    async def outcome(request: "dict[str, object]") -> "tuple[object, BaseException | None]":
-        try:
-            if flags & ASYNC_GENERATOR:
-                return [item async for item in handler(request)], None
-            return await handler(request), None
-        except BaseException as error:  # noqa: BLE001 - a SystemExit would end the loop
-            return None, error
-
     if sys.version_info < (3, 10):  # locks made at import belong to the current loop there
         loop = asyncio.get_event_loop()
     else:
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
 
-    def call_here(request: "dict[str, object]") -> object:
-        task = loop.create_task(outcome(request))
-        del request
-        while not task.done():
+    async def outcome(request: "Request") -> "tuple[object, BaseException | None]":
+        try:
+            if flags & ASYNC_GENERATOR:
+                return [item async for item in handler(request)], None
+            return await handler(request), None
+        except BaseException as error:  # let out, a SystemExit would end the loop
+            return None, error
+
+    def persist(run: "Callable[[], Any]", done: "Callable[[], bool]") -> None:
+        while not done():
             try:
-                loop.run_until_complete(task)
-            except (SystemExit, KeyboardInterrupt, RuntimeError) as error:
-                log("a background task raised %s" % type(error).__name__)
-        return settle(task.result())
+                run()
+            except BaseException as error:  # SystemExit in a background task of the user's
+                log_traceback(error, "a background task stopped the event loop; it goes on")
 
-    def call_there(request: "dict[str, object]") -> object:
-        return settle(asyncio.run_coroutine_threadsafe(outcome(request), loop).result())
+    def call_here(request: "Request") -> object:
+        task = loop.create_task(outcome(request))
+        persist(lambda: loop.run_until_complete(task), task.done)
+        return settle(*task.result())
 
-    def settle(pair: "tuple[object, BaseException | None]") -> object:
-        result, error = pair
+    def call_there(request: "Request") -> object:
+        return settle(*asyncio.run_coroutine_threadsafe(outcome(request), loop).result())
+
+    def settle(result: object, error: "BaseException | None") -> object:
         if error is not None:
             raise error
         return result
 
-    if not threads:
-        return call_here
+    if threads:
+        in_background(lambda: persist(loop.run_forever, lambda: False))
+    return call_there if threads else call_here
+
+
+def in_background(work: "Callable[[], object]") -> None:
+    """Start a daemon thread: the process never waits for it."""
     import threading
 
-    def run_loop() -> None:
-        while True:
-            try:
-                loop.run_forever()
-            except BaseException as error:  # a background task may raise SystemExit
-                log("a background task raised %s" % type(error).__name__)
-
-    threading.Thread(target=run_loop, name="asya-asyncio", daemon=True).start()
-    return call_there
+    size = threading.stack_size(16777216)  # deep JSON needs it; only what is used costs memory
+    threading.Thread(target=work, daemon=True).start()
+    threading.stack_size(size)
 
 
-def make_answer(
-    settings: Settings, call: "Callable[[dict[str, object]], object]", poison: "Callable[[], None]"
-) -> "Answer":
-    """Give the function that turns a message into its reply. It does not raise."""
+def make_answer(settings: Settings, call: "Call", ending: "list[int]") -> "Answer":
+    """Give the function that turns a message into its reply, and never raises."""
     import gc
 
     decode, encode = make_codec(settings.json)
     classify = make_classify() if settings.enable_oom_detection else lambda error: ""
     metadata = settings.include_metadata
 
-    def understand(parcel: "Parcel") -> "dict[str, object]":
-        message = decode(parcel.pop())
-        if not isinstance(message, dict):
-            raise ValueError("the message is no JSON object")
-        if not isinstance(message.get("payload"), dict):
-            raise ValueError('the message has no object "payload"')
-        return message if metadata else {"payload": message["payload"]}
-
-    def judge(error: BaseException, path: str = "") -> "tuple[str, bytes]":
-        """Build the reply first, then let go of everything the failure holds."""
-        kind = ""
+    def judge(error: BaseException, lead: str = "") -> "tuple[bytes, str]":
+        """Build the reply first; then free what the failed call holds."""
+        reply, kind = OUT_OF_MEMORY if settings.enable_oom_detection else UNSPEAKABLE, ""
         try:
             kind = classify(error)
             code = kind if kind in CODES else "processing_error"
-            reply = describe(code, error)
-            if path and code == "processing_error":
-                reply = error_reply(code, "%s (%s)" % (path, error), type(error).__name__)
-            if path or kind in CODES:
+            reply = describe(code, error, "" if kind else lead)
+            if kind in CODES:
                 log("%s: %s" % (code, type(error).__name__))
             else:
-                log_traceback(error)
+                log_traceback(error, lead or "the handler failed")
         except MemoryError:
-            reply = OUT_OF_MEMORY
+            kind = kind or "oom_error"
         except BaseException:
             reply = UNSPEAKABLE
         release_frames(error)
-        return kind, reply
+        return reply, kind
 
     def recover(kind: str) -> None:
+        """Make the next call possible, or end the process when there cannot be one."""
         if kind == "sticky":
-            poison()
-        elif kind:
-            gc.collect()
-            if settings.cuda_cleanup_on_oom:
-                empty_caches()
-
-    def answer(parcel: "Parcel") -> bytes:
-        kind, request, result = "", None, None
-        try:
-            request = understand(parcel)
-        except (ValueError, RecursionError) as error:
-            reply = describe("invalid_json", error)
-        except BaseException as error:
-            kind, reply = judge(error)
-        if request is not None:
-            try:
-                result = call(request)
-            except BaseException as error:  # SystemExit and KeyboardInterrupt are answered too
-                kind, reply = judge(error)
-                request = None
-            if request is not None:
-                request = None
-                try:
-                    reply = encode(result)
-                    if len(reply) > FRAME_LIMIT:
-                        reply = error_reply("processing_error", "the result exceeds a frame")
-                except BaseException as error:
-                    path = "" if isinstance(error, MemoryError) else complaint(result)
-                    kind, reply = judge(error, path)
-        result = None
-        if kind:
-            recover(kind)
-        return reply
+            log("the GPU context of this process is lost: it ends after this reply")
+            ending.append(EXIT_POISONED)
+            return
+        gc.collect()
+        if settings.cuda_cleanup_on_oom:
+            empty_caches()
 
     def complaint(result: object) -> str:
         try:
-            return "the result is no JSON: " + (find_unencodable(result) or "result")
+            return "the result is no JSON: result%s; " % find_unencodable(result)
         except BaseException:
-            return "the result is no JSON"
+            return "the result is no JSON: "
+
+    def answer(parcel: "Parcel") -> bytes:
+        if EXIT_POISONED in ending:
+            return error_reply("processing_error", "the process restarts", "", "recoverable", 1)
+        kind, result = "", None
+        request: "Any" = None
+        try:
+            request = decode(parcel.pop())
+            if not isinstance(request, dict):
+                raise ValueError("the message is no JSON object")
+            if not isinstance(request.get("payload"), dict):
+                raise ValueError('the message has no object "payload"')
+            if not metadata:
+                request = {"payload": request["payload"]}
+        except (ValueError, RecursionError) as error:
+            return describe("invalid_json", error)
+        except BaseException as error:
+            reply, kind = judge(error)
+        else:
+            try:
+                result = call(request)
+                request = None  # its memory may be needed for the reply
+                try:
+                    reply = encode(result)
+                    if len(reply) > FRAME_LIMIT:
+                        raise OverflowError("%d bytes do not fit a frame" % len(reply))
+                except MemoryError:
+                    raise
+                except BaseException as error:
+                    reply, kind = judge(error, complaint(result))
+            except BaseException as error:  # SystemExit and KeyboardInterrupt are answered too
+                reply, kind = judge(error)
+        if kind:
+            request = result = None
+            recover(kind)
+        return reply
 
     return answer
 
@@ -717,10 +707,8 @@ def make_answer(
 # --------------------------------------------------------------------------------------
 
 
-def open_listener(
-    path: str, mode: int
-) -> "tuple[Socket, Callable[[], None], Callable[[], None], int]":
-    """Listen under a temporary name. Give listener, publish(), remove() and the directory."""
+def open_listener(path: str, mode: int) -> "tuple[Socket, Callable[[], None], Callable[[], None]]":
+    """Listen under a temporary name. Give the listener, `publish()` and `remove()`."""
     import fcntl
     import socket
     import stat
@@ -740,38 +728,28 @@ def open_listener(
             return plain
         return "/proc/self/fd/%d/%s" % (directory, entry)  # short, whatever the folder's name
 
-    def inode(entry: str) -> "tuple[int, int] | None":
-        try:
-            found = os.stat(entry, dir_fd=directory, follow_symlinks=False)
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
+    def status(entry: str) -> os.stat_result:
+        return os.stat(entry, dir_fd=directory, follow_symlinks=False)
 
-    def is_stale(entry: str) -> bool:
-        """Tell whether `entry` is a socket that nobody listens to; refused if not ours to take."""
-        kind = os.stat(entry, dir_fd=directory, follow_symlinks=False).st_mode
-        if not stat.S_ISSOCK(kind):
-            raise Refused("%s exists and is no socket; it stays" % os.path.join(folder, entry))
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)
-            try:
+    def clear(entry: str) -> None:
+        """Remove a socket that nobody listens to; raise Refused for anything else there."""
+        try:
+            if not stat.S_ISSOCK(status(entry).st_mode):
+                raise Refused("%s exists, is no socket, and stays" % os.path.join(folder, entry))
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.setblocking(False)
                 probe.connect(address(entry))
-            except ConnectionRefusedError:
-                return True
-            except OSError:
-                pass  # EAGAIN: somebody lives there whose backlog is full
-        return False
-
-    def make_room() -> None:
-        try:
-            if not is_stale(name):
-                raise Refused("another process serves %s" % path)
-            os.unlink(name, dir_fd=directory)
+        except ConnectionRefusedError:
+            os.unlink(entry, dir_fd=directory)
+            return
         except FileNotFoundError:
-            pass
+            return
+        except BlockingIOError:
+            pass  # its backlog is full: very much alive
+        raise Refused("another process serves %s" % os.path.join(folder, entry))
 
     def locked(action: "Callable[[], None]") -> None:
-        """Run under the directory's lock: check and change must not be torn apart."""
+        """Run under the directory's lock: nobody may come between a check and its change."""
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
             action()
@@ -781,112 +759,132 @@ def open_listener(
             fcntl.flock(directory, fcntl.LOCK_UN)
 
     def claim() -> None:
-        make_room()
+        clear(name)
         for entry in os.listdir(directory):
-            if entry.startswith(".asya-"):  # of a start that was killed, or is under way
+            if entry.startswith(".asya-"):
                 try:
-                    if is_stale(entry):
-                        os.unlink(entry, dir_fd=directory)
+                    clear(entry)  # left by a start that was killed
                 except (OSError, Refused):
-                    pass  # not ours
+                    pass  # a start that is under way
         listener.bind(address(temporary))
         os.chmod(temporary, mode, dir_fd=directory)
         listener.listen(1024)
         listener.setblocking(False)
 
     def publish() -> None:
-        def rename() -> None:
-            make_room()
-            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-
-        locked(rename)
+        clear(name)
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
 
     def remove() -> None:
         for entry in (temporary, name):
-            if inode(entry) == ours:
-                try:
+            try:
+                if os.path.samestat(status(entry), ours):
                     os.unlink(entry, dir_fd=directory)
-                except OSError:
-                    pass  # gone with its directory
+            except OSError:
+                pass  # not there, or gone with its directory
+
+    def after_fork() -> None:
+        listener.close()
+        os.close(directory)
 
     locked(claim)
-    ours = inode(temporary)
-    return listener, publish, remove, directory
+    ours = status(temporary)
+    os.register_at_fork(after_in_child=after_fork)
+    return listener, lambda: locked(publish), remove
 
 
 # --------------------------------------------------------------------------------------
-# Signals and the watch over slow calls: one thread
+# Signals, and the watch over slow calls: one thread
 # --------------------------------------------------------------------------------------
 
 
 def start_watch(
     limit: float, abandon: "Callable[[], None]"
-) -> "tuple[Callable[[], None], Callable[[Callable[[], None]], None], dict[object, float], Callable[[], None]]":
+) -> "tuple[Callable[[], None], list[Callable[[], None]], dict[object, float]]":
     """Start the thread that hears SIGTERM even while the main thread is deep in C code.
 
-    Gives `install()`, to be called again after the handler's import, which may have replaced
-    what it installs; `ready(stop)`: from now on SIGTERM calls `stop` (before: `abandon`, exit
-    0); the dict of running calls, {key: start}, warned about after `limit` seconds; and
-    `forget()` for forked children.
+    Gives `install()`, for again after the handler's import, which may have replaced signal
+    handlers; a list for the function that SIGTERM is to call (while it is empty: `abandon()`,
+    exit 0); the running calls, {key: start}, which are warned about after `limit` seconds.
     """
     import select
     import signal
-    import threading
 
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     running: "dict[object, float]" = {}
-    stops: "list[Callable[[], None]]" = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    stop: "list[Callable[[], None]]" = []
     heard = {"thread": 0, "main": 0}
+    masks: "list[set[int]]" = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
 
     def hear(where: str, number: int) -> None:
         heard[where] += 1
         if heard[where] > 1:
             os._exit(128 + number)
-        if not stops:
+        if not stop:
             abandon()
             os._exit(0)
-        stops[0]()
+        stop[0]()
 
     def install() -> None:
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in numbers:
-            # Both ways, because user code may take the wake-up fd for itself
-            signal.signal(number, lambda number, frame: hear("main", number))
+        for number in numbers:  # heard both ways: user code may take the wake-up fd
+            signal.signal(number, heard_in_python)
 
-    def forget() -> None:
+    def heard_in_python(number: int, frame: object) -> None:
+        hear("main", number)
+
+    def before_fork() -> None:  # what a child is sent, its copy of our pipe would tell us
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, numbers))
+
+    def in_parent() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
+
+    def in_child() -> None:
         signal.set_wakeup_fd(-1)
         for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+            if signal.getsignal(number) is heard_in_python:
+                signal.signal(number, signal.SIG_DFL)
         os.close(reader)
         os.close(writer)
+        in_parent()
 
     def watch() -> None:
         poll = select.poll()
         poll.register(reader, select.POLLIN)
-        warned: "dict[object, float]" = {}
+        warned: "set[object]" = set()
         while True:
-            now = time.monotonic()
-            calls = dict(running)
-            warned = {key: warned[key] for key in warned if key in calls}
-            for key, started in calls.items():
-                if now - started >= limit and key not in warned:
-                    warned[key] = started
-                    log("the handler is still running after %.3g s" % (now - started))
-            due = [started + limit for key, started in calls.items() if key not in warned]
-            pause = max(0.0, min(due, default=now + limit) - now) * 1000 + 1 if limit else None
-            if poll.poll(pause):
+            now, calls = time.monotonic(), dict(running)
+            warned &= set(calls)
+            for key, began in calls.items():
+                if now - began >= limit and key not in warned:
+                    warned.add(key)
+                    log("the handler is still running after %.3g s" % (now - began))
+            due = [calls[key] + limit - now for key in calls if key not in warned]
+            if poll.poll(1000 * min(due, default=limit) + 1 if limit else None):
                 for number in os.read(reader, 512):
                     if number in numbers:
                         hear("thread", number)
 
-    def ready(stop: "Callable[[], None]") -> None:
-        stops.append(stop)
-
     install()
-    threading.Thread(target=watch, name="asya-watch", daemon=True).start()
-    return install, ready, running, forget
+    os.register_at_fork(before=before_fork, after_in_parent=in_parent, after_in_child=in_child)
+    in_background(watch)
+    return install, stop, running
+
+
+def timed(call: "Call", running: "dict[object, float]") -> "Call":
+    """Let the watch see how long a call runs."""
+
+    def timed_call(request: "Request") -> object:
+        key = object()
+        running[key] = time.monotonic()
+        try:
+            return call(request)
+        finally:
+            del running[key]
+
+    return timed_call
 
 
 # --------------------------------------------------------------------------------------
@@ -894,271 +892,262 @@ def start_watch(
 # --------------------------------------------------------------------------------------
 
 IDLE, NOW, READ, WRITE = 0, -1, 1, 4  # what a conversation waits for; 1, 4: EPOLLIN, EPOLLOUT
-GROWTH = 65536  # first size of a buffer for what is larger than ASYA_CHUNK_SIZE
+GROWTH = 65536  # the first buffer of what is larger than ASYA_CHUNK_SIZE
 KEPT = 4194304  # a buffer up to this size is used again
-STEP = 16777216  # and grows by at most this much
+STEP = 16777216  # a buffer doubles, but by no more than this
 
 
 class Broken(Exception):  # noqa: N818
-    """The stream ended or stalled inside a frame: where the next one begins is unknown."""
+    """The stream ended or stalled inside a frame: nobody knows where the next one begins."""
 
 
-def converse(
-    sock: "Socket", settings: Settings, spare: "list[bytearray]"
-) -> "Generator[Wait, Any, None]":
+def converse(sock: "Socket", settings: Settings, spare: "list[bytearray]") -> "Conversation":
     """Serve one connection from accept to close.
 
-    Yields what it waits for, or a parcel with a message, for which it is sent the reply.
-    `spare` holds one receive buffer shared by all: zeroing a new one costs more than filling it.
+    Yields what to wait for; or a parcel with a message, for which it is sent the reply.
+    `spare` holds one receive buffer for all: a new one has to be zeroed and paged in.
     """
-    chunk, limit, recv, send = settings.chunk_size, settings.max_message_size, sock.recv, sock.send
-    held = b""  # has arrived and is not used yet
-    yield IDLE
+    nothing_left = OUT_OF_MEMORY if settings.enable_oom_detection else UNSPEAKABLE
+    chunk, recv, send, held = settings.chunk_size, sock.recv, sock.send, b""
     try:
         while True:
-            while len(held) < 4:
+            if len(held) < 4:
+                yield READ if held else IDLE
                 try:
                     data = recv(chunk)
                 except BlockingIOError:
-                    yield READ if held else IDLE
                     continue
                 if not data:
                     if held:
                         raise Broken("the connection ended inside a length prefix")
                     return
-                held = held + data if held else data
-                if len(held) < 4:
-                    yield READ
+                held += data
+                continue
             size = int.from_bytes(held[:4], "big")
-            buffer = None
-            if size > limit:
-                reason = "the message of %d bytes is over the limit of %d" % (size, limit)
-                held = yield from discard(sock, held[4:], size)
-                reply = error_reply("connection_error", reason)
-            elif len(held) >= 4 + size:
-                parcel: "Parcel" = [held[4 : 4 + size]]
-                held = held[4 + size :]
-                reply = yield parcel
+            end = size + 4
+            if size > settings.max_message_size:
+                yield from receive(sock, None, len(held[4:end]), size)
+                limit = (size, settings.max_message_size)
+                reply = error_reply("connection_error", "%d bytes are over the limit of %d" % limit)
+            elif end <= len(held):
+                reply = yield [held[4:end]]
             else:
                 buffer = spare.pop() if spare else bytearray(GROWTH)
-                got = yield from fill(sock, buffer, held[4:], size)
-                held = b""
-                if got < size:
-                    buffer = None
-                    yield from discard(sock, b"", size - got)
-                    reply = OUT_OF_MEMORY
-                else:
-                    parcel = [memoryview(buffer)[:size]]
-                    if len(buffer) > KEPT:
-                        buffer = None  # the parcel alone holds it, and lets go when it is parsed
-                    reply = yield parcel
-                    if buffer is not None and not spare:
-                        spare.append(buffer)
-            yield from write(sock, reply)
+                buffer[: len(held) - 4] = held[4:]
+                whole = yield from receive(sock, buffer, len(held) - 4, size)
+                parcel: "Parcel" = [memoryview(buffer)[:size]]
+                keep = buffer if len(buffer) <= KEPT else None
+                del buffer  # so that a large one is free when the handler is called
+                reply = (yield parcel) if whole else nothing_left
+                parcel.clear()
+                if keep is not None:
+                    spare[:] = [keep]
+            held = held[end:]
+            prefix = len(reply).to_bytes(4, "big")
+            if len(reply) > GROWTH:  # too large to be copied
+                yield from write(sock, prefix, 0)
+                yield from write(sock, reply, 0)
+            else:
+                reply = prefix + reply
+                try:
+                    sent = send(reply)
+                except BlockingIOError:
+                    sent = 0
+                if sent < len(reply):
+                    yield from write(sock, reply, sent)
             del reply
-            yield NOW if len(held) >= 4 else READ if held else IDLE
-    except (Broken, TimeoutError) as error:
-        reply = error_reply("connection_error", str(error), type(error).__name__)
-        send(len(reply).to_bytes(4, "big") + reply)
+            if len(held) >= 4:
+                yield NOW  # the others' turn
+    except Broken as error:
+        reply = error_reply("connection_error", str(error))
+        try:
+            send(len(reply).to_bytes(4, "big") + reply)
+        except OSError:
+            pass
     except OSError:
         pass  # the peer has gone, and nobody is left to be answered
 
 
-def fill(
-    sock: "Socket", buffer: bytearray, start: bytes, size: int
-) -> "Generator[Wait, Any, int]":
-    """Receive `size` bytes into `buffer`, which grows with what has arrived.
+def receive(
+    sock: "Socket", buffer: "bytearray | None", got: int, size: int
+) -> "Generator[int, None, bool]":
+    """Receive the rest of `size` bytes into `buffer`, which grows with what has really arrived.
 
-    Gives how many there are: fewer than `size` when memory is gone.
+    Gives whether all are there. Without a buffer, or when memory is gone, they pass by.
     """
-    got = len(start)
-    try:
-        if got > len(buffer):
-            buffer.extend(bytes(got - len(buffer)))
-        buffer[:got] = start
-        while True:
-            with memoryview(buffer) as view:
-                try:
+    while got < size:
+        try:
+            if buffer is None:
+                count = len(sock.recv(min(size - got, GROWTH)))
+            else:
+                if got == len(buffer):
+                    buffer.extend(bytes(min(max(got, GROWTH), STEP, size - got)))
+                with memoryview(buffer) as view:
                     count = sock.recv_into(view[got:size])
-                    if not count:
-                        raise Broken("the connection ended after %d of %d bytes" % (got, size))
-                    got += count
-                except BlockingIOError:
-                    pass
-            if got == size:
-                return got
-            if got == len(buffer):
-                buffer.extend(bytes(min(got, STEP, size - got)))
-            yield READ
-    except MemoryError:
-        buffer.clear()
-        return got
-
-
-def discard(sock: "Socket", start: bytes, size: int) -> "Generator[Wait, Any, bytes]":
-    """Let `size` bytes pass by; give what came after them."""
-    left = size - len(start)
-    while left > 0:
-        try:
-            data = sock.recv(min(left, GROWTH))
+            if not count:
+                raise Broken("the connection ended after %d of %d bytes" % (got, size))
+            got += count
         except BlockingIOError:
+            pass
+        except MemoryError:
+            buffer.clear()  # type: ignore[union-attr]
+            buffer = None
+        if got < size:
             yield READ
-            continue
-        if not data:
-            raise Broken("the connection ended %d bytes before its frame" % left)
-        left -= len(data)
-        if left:
-            yield READ
-    return start[size:] if len(start) > size else b""
+    return buffer is not None
 
 
-def write(sock: "Socket", reply: bytes) -> "Generator[Wait, Any, None]":
-    prefix = len(reply).to_bytes(4, "big")
-    small = len(reply) < GROWTH  # a large one is not copied
-    for part in (prefix + reply,) if small else (prefix, reply):
+def write(sock: "Socket", data: bytes, sent: int) -> "Generator[int, None, None]":
+    """Send the rest of `data`, as fast as the peer reads."""
+    while sent < len(data):
         try:
-            sent = sock.send(part)
+            sent += sock.send(memoryview(data)[sent:])
         except BlockingIOError:
-            sent = 0
-        while sent < len(part):
+            pass
+        if sent < len(data):
             yield WRITE
-            try:
-                sent += sock.send(memoryview(part)[sent:])
-            except BlockingIOError:
-                pass
 
 
 def serve(
     settings: Settings,
     listener: "Socket",
     answer: "Answer",
-    ready: "Callable[[Callable[[], None]], None]",
-    remove: "Callable[[], None]",
-    poisoned: "list[bool]",
-    forget: "Callable[[], None]",
+    ending: "list[int]",
+    publish: "Callable[[], None]",
+    retire: "Callable[[], None]",
+    stop: "list[Callable[[], None]]",
 ) -> None:
-    """Move bytes until told to stop; then answer what has arrived, and return."""
+    """Move bytes until `ending` has an exit code; then answer what has arrived, and return."""
     import collections
+    import queue
     import resource
     import select
 
-    poll = select.epoll()
+    poll, listening = select.epoll(), listener.fileno()
     waker, alarm = os.pipe()
     os.set_blocking(alarm, False)
-    os.set_blocking(waker, False)
-    # connection by fd, the longest unused first: [socket, generator.send, what it waits for]
+    # By fd, the longest unused first: [send() of the conversation, what it waits for, socket]
     talks: "dict[int, list[Any]]" = {}
     deadlines: "dict[int, float]" = {}  # of those inside a frame
-    turns: "list[int]" = []  # of those that have the next message already
-    finished: "collections.deque[tuple[int, bytes]]" = collections.deque()
+    turns: "list[int]" = []  # those that have their next message already
     spare: "list[bytearray]" = []
-    stopping: "list[bool]" = []
     forked: "list[bool]" = []
-    busy: "set[int]" = set()
-    most = min(1000, max(8, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+    busy: "set[int]" = set()  # those whose message a worker has
+    jobs: "queue.SimpleQueue[tuple[int, Parcel]]" = queue.SimpleQueue()
+    finished: "collections.deque[tuple[int, bytes]]" = collections.deque()
+    workers: "list[int]" = []
+    most = min(1000, max(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
 
     def wake() -> None:
         try:
             os.write(alarm, b"!")
         except BlockingIOError:
-            pass  # full of wake-ups already
+            pass  # it has been woken often enough
 
-    def stop() -> None:
-        stopping.append(True)
+    def end() -> None:
+        ending.append(0)
         wake()
 
     def after_fork() -> None:
-        """In a child of user code: hold nothing open, or a dead runtime looks alive."""
+        """In a child of user code: hold nothing open, or a dead runtime would look alive."""
         forked.append(True)
-        forget()
-        listener.close()
         poll.close()
         os.close(waker)
         os.close(alarm)
         for talk in talks.values():
-            talk[0].close()
+            talk[2].close()
 
-    def leave_child() -> None:
-        if forked:  # user code forked and came back here: this is not the server
+    def reply_to(parcel: "Parcel") -> bytes:
+        reply = answer(parcel)
+        if forked:  # the handler forked, and this is its child, which is no server
             os._exit(0)
+        return reply
 
-    def put_aside(fd: int, parcel: "Parcel") -> None:
+    def work() -> None:
+        while True:
+            fd, parcel = jobs.get()
+            finished.append((fd, reply_to(parcel)))
+            wake()
+
+    def hand_over(fd: int, parcel: "Parcel") -> None:
         poll.unregister(fd)
         busy.add(fd)
-        submit(fd, parcel)
+        jobs.put((fd, parcel))
+        if len(workers) < min(len(busy), settings.concurrency):
+            workers.append(fd)
+            in_background(work)
 
-    def advance(fd: int, talk: "list[Any]", value: object) -> None:
+    def advance(fd: int, talk: "list[Any]", value: object = None) -> None:
         """Continue a conversation until it has to wait."""
         try:
-            wants = talk[1](value)
-            while type(wants) is list:
+            wait = talk[0](value)
+            while type(wait) is list:
                 talks[fd] = talks.pop(fd)
-                if submit is not None:
-                    put_aside(fd, wants)
+                deadlines.pop(fd, None)
+                if settings.concurrency > 1:
+                    hand_over(fd, wait)
                     return
-                reply = answer(wants)
-                leave_child()
-                wants = talk[1](reply)
-                del reply
+                wait = talk[0](reply_to(wait))
         except StopIteration:
             close(fd)
             return
-        if wants == NOW:
-            turns.append(fd)
-            wants = IDLE
-        if wants == IDLE:
-            if deadlines:
-                deadlines.pop(fd, None)
-        else:
+        except MemoryError:
+            log("no memory to receive or to send: a connection is closed")
+            close(fd)
+            return
+        if wait > 0:
             deadlines[fd] = time.monotonic() + settings.read_timeout
-        event = wants or READ
-        if event != talk[2]:
-            poll.modify(fd, event)
-            talk[2] = event
+        elif deadlines:
+            deadlines.pop(fd, None)
+        if wait == NOW:
+            turns.append(fd)
+        if wait != talk[1] and (wait or READ) != (talk[1] or READ):
+            poll.modify(fd, READ if wait < WRITE else WRITE)
+        talk[1] = wait
 
     def close(fd: int) -> None:
-        talk = talks.pop(fd)
         deadlines.pop(fd, None)
-        talk[0].close()
-
-    def accept() -> bool:
-        if len(talks) >= most or stopping:
-            make_space()
-        try:
-            sock = listener.accept()[0]
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            log("accept: %s" % error.strerror)
-            make_space()
-            time.sleep(0.01)
-            return False
-        sock = above_standard(sock)
-        sock.setblocking(False)  # always said: user code may have set a default time limit
-        talk = [sock, converse(sock, settings, spare).send, READ]
-        fd = sock.fileno()
-        talks[fd] = talk
-        poll.register(fd, READ)
-        advance(fd, talk, None)
-        return True
+        talks.pop(fd)[2].close()
 
     def make_space() -> None:
         """Close the connection that has been quiet longest."""
-        if len(talks) >= most:
-            close(next(fd for fd in talks if fd not in busy))
+        for fd in talks:
+            if fd not in busy:
+                close(fd)
+                return
 
-    def expire(ready_fds: "set[int]", now: float) -> None:
-        """End those that stalled inside a frame: late already before the poll that found nothing."""
-        for fd in [fd for fd in deadlines if deadlines[fd] <= now and fd not in ready_fds]:
-            try:
-                talks[fd][1].__self__.throw(TimeoutError("stalled inside a frame"))
-            except (StopIteration, OSError):
-                pass
+    def accept() -> bool:
+        try:
+            sock = above_standard(listener.accept()[0])
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            log("a connection cannot be accepted: %s" % error.strerror)
+            make_space()
+            return False
+        if len(talks) >= most:
+            make_space()
+        sock.setblocking(False)  # always: user code may have set a default time limit
+        fd = sock.fileno()
+        talks[fd] = [converse(sock, settings, spare).send, IDLE, sock]
+        poll.register(fd, READ)
+        advance(fd, talks[fd])
+        return True
+
+    def expire(now: float, came: "set[int]") -> None:
+        """End what stalled inside a frame: late before a poll that brought nothing for it."""
+        for fd in [fd for fd in deadlines if deadlines[fd] <= now and fd not in came]:
+            if talks[fd][1] == READ:  # inside a reply, there is no place for another
+                try:
+                    text = "no byte for %g s inside a frame" % settings.read_timeout
+                    talks[fd][0].__self__.throw(Broken(text))
+                except StopIteration:
+                    pass
             close(fd)
 
     def turn(wait: "float | None") -> None:
-        """Wait for events and serve each that came, once."""
-        now = time.monotonic()
+        """Wait until something happens; give each connection that can go on one step."""
+        now = time.monotonic() if deadlines else 0.0
         if turns:
             wait = 0
         elif deadlines:
@@ -1166,104 +1155,75 @@ def serve(
             wait = nearest if wait is None else min(wait, nearest)
         events = poll.poll(wait)
         if deadlines:
-            expire({fd for fd, _ in events}, now)
-        again, turns[:] = turns[:], []
+            expire(now, {fd for fd, _ in events})
+        again = turns[:]
+        del turns[:]
+        for fd in again:
+            if fd in talks:
+                advance(fd, talks[fd])
         for fd, _ in events:
             talk = talks.get(fd)
             if talk is not None:
-                if fd not in again:
-                    advance(fd, talk, None)
-            elif fd == waker:
-                os.read(waker, 4096)
+                if fd not in again and fd not in busy:
+                    advance(fd, talk)
             elif fd == listening:
                 accept()
-        for fd in again:
-            if fd in talks:
-                advance(fd, talks[fd], None)
+            elif fd == waker:
+                os.read(waker, 4096)
         while finished:
             fd, reply = finished.popleft()
             busy.discard(fd)
-            poll.register(fd, talks[fd][2])
+            poll.register(fd, READ if talks[fd][1] < WRITE else WRITE)
             advance(fd, talks[fd], reply)
 
     def drain() -> None:
         """Answer what the backlog and the connections hold; take nothing more."""
-        remove()
+        retire()
         while accept():
             pass
         poll.unregister(listening)
         listener.close()
         for talk in talks.values():
             try:
-                talk[0].shutdown(0)  # SHUT_RD: peers get EPIPE, what they sent can still be read
+                talk[2].shutdown(0)  # SHUT_RD: their next write fails, what is here can be read
             except OSError:
-                pass
-        patience = time.monotonic() + 5
-        while talks and (busy or time.monotonic() < patience):
-            before = time.monotonic()
-            turn(0.2)
-            if busy or turns or time.monotonic() - before > 0.3:
-                patience = time.monotonic() + 5  # a handler was at work
+                pass  # has gone
+        patience = time.monotonic() + PATIENCE
+        while talks and (busy or turns or time.monotonic() < patience):
+            began = time.monotonic()
+            turn(PATIENCE / 10)
+            if busy or time.monotonic() - began > PATIENCE / 5:
+                patience = time.monotonic() + PATIENCE  # not the peers were slow, a handler was
 
-    listening = listener.fileno()
     poll.register(listening, READ)
     poll.register(waker, READ)
     os.register_at_fork(after_in_child=after_fork)
-    submit = None
-    if settings.concurrency > 1:
-        submit = start_workers(
-            settings.concurrency,
-            answer,
-            lambda fd, reply: (finished.append((fd, reply)), leave_child(), wake())[0],
-        )
-    ready(stop)
-    while not stopping and not poisoned:
+    stop.append(end)  # before anybody can connect: what they send is answered
+    publish()
+    log("serving %s on %s" % (settings.handler, settings.socket_path))
+    while not ending:
         turn(None)
     drain()
 
 
-def start_workers(
-    count: int, answer: "Answer", finish: "Callable[[int, bytes], None]"
-) -> "Callable[[int, Parcel], None]":
-    import queue
-    import threading
-
-    jobs: "queue.SimpleQueue[tuple[int, Parcel]]" = queue.SimpleQueue()
-    idle = threading.Semaphore(0)
-    threads: "list[threading.Thread]" = []
-
-    def work() -> None:
-        while True:
-            fd, parcel = jobs.get()
-            finish(fd, answer(parcel))
-            idle.release()
-
-    def submit(fd: int, parcel: "Parcel") -> None:
-        jobs.put((fd, parcel))
-        if not idle.acquire(blocking=False) and len(threads) < count:
-            size = threading.stack_size(16777216)  # deep JSON needs it; only what is used costs
-            thread = threading.Thread(target=work, name="asya-%d" % len(threads), daemon=True)
-            thread.start()
-            threading.stack_size(size)
-            threads.append(thread)
-
-    return submit
+PATIENCE = 5.0  # seconds, with peers that do not read and threads that do not end
 
 
 def above_standard(sock: "Socket") -> "Socket":
-    """Move a connection away from fds 0 to 2, which user code has closed, and occupy those."""
+    """Move a connection off fds 0 to 2, which user code has closed: prints would go there."""
     if sock.fileno() > 2:
         return sock
     import fcntl
     import socket
 
-    moved = socket.socket(fileno=fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
-    sock.close()
+    with sock:
+        moved = socket.socket(fileno=fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
     occupy_standard()
     return moved
 
 
 def occupy_standard() -> None:
+    """Let nothing else become fd 0, 1 or 2."""
     fd = os.open(os.devnull, os.O_RDWR)
     while fd < 3:
         os.set_inheritable(fd, True)
@@ -1276,72 +1236,56 @@ def occupy_standard() -> None:
 # --------------------------------------------------------------------------------------
 
 
-def prepare_user_code(settings: Settings) -> "Callable[[Any], Any]":
-    """Import the handler as if the user's own script did, in the current directory."""
+def prepare(settings: Settings) -> "Callable[[Any], Any]":
+    """Import the handler as a script of the user's in the current directory would."""
+    del sys.argv[1:]
     try:
         sys.path.insert(0, os.getcwd())
     except OSError:
         pass  # the directory was removed
-    del sys.argv[1:]
     return load_handler(settings.handler)
 
 
 def run(settings: Settings) -> int:
+    """Serve until told to stop; give the exit status."""
     occupy_standard()
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(line_buffering=True)
-    listener, publish, remove, directory = open_listener(settings.socket_path, settings.socket_mode)
-    install, ready, running, forget = start_watch(settings.handler_timeout, remove)
+        sys.stdout.reconfigure(line_buffering=True)  # lines are in the log when they are printed
+    # glibc learns from this that blocks of this size come and go; else each large message has
+    # its memory paged in again, which costs a third of the time. Not one page is touched here
+    bytes(8388608)
+    listener, publish, remove = open_listener(settings.socket_path, settings.socket_mode)
+    install, stop, running = start_watch(settings.handler_timeout, remove)
+    ending: "list[int]" = []
     try:
-        poisoned: "list[bool]" = []
-        call = make_call(prepare_user_code(settings), settings.concurrency > 1)
+        call = make_call(prepare(settings), settings.concurrency > 1)
         if settings.handler_timeout:
             call = timed(call, running)
-
-        def poison() -> None:
-            log("the GPU context of this process is lost: it ends after this reply")
-            poisoned.append(True)
-
-        answer = make_answer(settings, call, poison)
+        answer = make_answer(settings, call, ending)
         occupy_standard()
         install()
-        publish()
-        log("serving %s on %s" % (settings.handler, settings.socket_path))
-        serve(settings, listener, answer, ready, remove, poisoned, forget)
+        serve(settings, listener, answer, ending, publish, remove, stop)
     finally:
         remove()
-        os.close(directory)
-    return EXIT_POISONED if poisoned else 0
-
-
-def timed(
-    call: "Callable[[dict[str, object]], object]", running: "dict[object, float]"
-) -> "Callable[[dict[str, object]], object]":
-    def measured(request: "dict[str, object]") -> object:
-        key = object()
-        running[key] = time.monotonic()
-        try:
-            return call(request)
-        finally:
-            del running[key]
-
-    return measured
+    return max(ending)
 
 
 def check(settings: Settings) -> int:
-    prepare_user_code(settings)
+    """Import the handler and serve nothing."""
+    make_call(prepare(settings), False)
     make_codec(settings.json)
     print("asya_runtime: %s can be served" % settings.handler)
     return 0
 
 
-def is_ready(settings: Settings) -> int:
-    from _socket import AF_UNIX, SOCK_STREAM, socket  # socket.py costs 10 ms more
+def probe(settings: Settings) -> int:
+    """Exit 0 if somebody listens. A file of the name proves nothing: it survives its process."""
+    import _socket  # socket.py costs 10 ms more
 
-    probe = socket(AF_UNIX, SOCK_STREAM)
-    probe.setblocking(False)
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    sock.setblocking(False)
     try:
-        probe.connect(settings.socket_path)
+        sock.connect(settings.socket_path)
     except BlockingIOError:
         pass  # alive, and very busy
     except OSError as error:
@@ -1350,43 +1294,36 @@ def is_ready(settings: Settings) -> int:
     return 0
 
 
-def call_once(settings: Settings, files: "list[str]") -> int:
-    """Send one message, print the reply."""
+def send_once(settings: Settings, files: "list[str]") -> int:
+    """Send one message, print the reply, exit 0 if it is a good one."""
     import socket
 
+    reply = b""
     try:
         with open(files[0], "rb") if files else sys.stdin.buffer as source:
             body = source.read()
-    except OSError as error:
-        raise Refused("%s: %s" % (error.filename, error.strerror)) from None
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.connect(settings.socket_path)
             sock.sendall(len(body).to_bytes(4, "big") + body)
             with sock.makefile("rb") as stream:
-                size = int.from_bytes(stream.read(4), "big")
-                reply = stream.read(size)
-        except OSError as error:
-            log("no reply from %s: %s" % (settings.socket_path, error.strerror))
-            return 1
-    if not reply or len(reply) < size:
-        log("no reply from %s: the connection ended" % settings.socket_path)
+                reply = stream.read(int.from_bytes(stream.read(4), "big"))
+    except OSError as error:
+        log("%s: %s" % (error.filename or settings.socket_path, error.strerror))
         return 1
-    sys.stdout.buffer.write(reply + b"\n")
-    sys.stdout.flush()
+    sys.stdout.buffer.write(reply + b"\n" if reply else b"asya_runtime: no reply\n")
     return 0 if reply.startswith(b'{"status":"ok"') else 1
 
 
-USAGE = """usage: asya_runtime.py               serve ASYA_HANDLER on ASYA_SOCKET_PATH
-       asya_runtime.py --check       import the handler, exit 0 or 78
-       asya_runtime.py --ready       exit 0 if it serves, else 1
-       asya_runtime.py --call [FILE] send one message (default: standard input), print the reply
+USAGE = """usage: asya_runtime.py                serve ASYA_HANDLER on ASYA_SOCKET_PATH
+       asya_runtime.py --check        import the handler; exit 0 or 78
+       asya_runtime.py --ready        exit 0 if it serves, else 1
+       asya_runtime.py --call [FILE]  send one message (or standard input), print the reply
 """
 
 
 def refuse(reason: str) -> int:
     """Say why nothing starts: in the log, and where Kubernetes shows it in the pod's status."""
-    line = " ".join(reason.split())
+    line = " ".join(reason.split())[:4000]
     log(line)
     try:  # not created: outside Kubernetes there is none
         fd = os.open("/dev/termination-log", os.O_WRONLY | os.O_TRUNC)
@@ -1398,29 +1335,28 @@ def refuse(reason: str) -> int:
 
 
 def main(arguments: "list[str]", environ: "Mapping[str, str]") -> int:
+    """Do what `arguments` say; give the exit status."""
     command, rest = (arguments + [""])[0], arguments[1:]
     try:
-        if command in ("--ready", "--call"):
+        if command in ("--ready", "--call") and len(rest) <= (command == "--call"):
             settings = Settings(environ, only="ASYA_SOCKET_PATH")
-            return is_ready(settings) if command == "--ready" else call_once(settings, rest)
-        if command not in ("", "--check") or rest:
-            sys.stderr.write(USAGE)
-            return 0 if command in ("-h", "--help") else 2
-        settings = Settings(environ)
-        return check(settings) if command else run(settings)
+            return send_once(settings, rest) if command == "--call" else probe(settings)
+        if command in ("", "--check") and not rest:
+            return (check if command else run)(Settings(environ))
     except Refused as error:
         return refuse(str(error))
+    sys.stderr.write(USAGE)
+    return 0 if command in ("-h", "--help") else 64
 
 
 def leave(code: int) -> None:
-    """End the process, also when threads of user code do not: they get 5 seconds."""
-    import threading
+    """End the process, though threads of user code may not end."""
 
     def insist() -> None:
-        time.sleep(5)
+        time.sleep(PATIENCE)
         os._exit(code)
 
-    threading.Thread(target=insist, daemon=True).start()
+    in_background(insist)
     sys.exit(code)
 
 

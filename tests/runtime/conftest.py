@@ -1,0 +1,217 @@
+"""The runtime as a process: started with a handler's source, spoken to over its socket."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RUNTIME = ROOT / "runtime" / "asya_runtime.py"
+ENTRYPOINT = ROOT / "runtime" / "asya_entrypoint.py"
+DEADLINE = 20.0
+
+
+def frame(message: object) -> bytes:
+    body = message if isinstance(message, bytes) else json.dumps(message).encode()
+    return len(body).to_bytes(4, "big") + body
+
+
+def eventually(condition: Callable[[], Any], what: str, seconds: float = DEADLINE) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.005)
+    pytest.fail(f"{what}: not within {seconds} s")
+
+
+class Client:
+    """One connection."""
+
+    def __init__(self, path: Path) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(DEADLINE)
+        try:
+            self.sock.connect(str(path))
+        except OSError:
+            self.sock.close()
+            raise
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def exactly(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            piece = self.sock.recv(size - len(data))
+            if not piece:
+                raise EOFError(f"{len(data)} of {size} bytes")
+            data += piece
+        return bytes(data)
+
+    def reply(self) -> dict[str, Any]:
+        size = int.from_bytes(self.exactly(4), "big")
+        loaded: dict[str, Any] = json.loads(self.exactly(size), parse_constant=pytest.fail)
+        return loaded
+
+    def call(self, message: object) -> dict[str, Any]:
+        self.send(frame(message))
+        return self.reply()
+
+    def at_end(self) -> bool:
+        return self.sock.recv(1) == b""
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class Process:
+    """A runtime, or the wrapper, with its folder, its log and its connections."""
+
+    def __init__(self, folder: Path, argv: list[str], environ: dict[str, str]) -> None:
+        self.folder = folder
+        self.socket = Path(environ.get("ASYA_SOCKET_PATH", folder / "app.sock"))
+        self.log_file = folder / "log"
+        self.clients: list[Client] = []
+        with self.log_file.open("ab") as log:
+            self.popen = subprocess.Popen(
+                argv, env=environ, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    def ready(self) -> Process:
+        def is_there() -> bool:
+            if self.popen.poll() is not None:
+                pytest.fail(f"ended with {self.popen.returncode}:\n{self.log()}")
+            return self.socket.exists()
+
+        eventually(is_there, "socket")
+        return self
+
+    def logged(self, text: str) -> None:
+        eventually(lambda: text in self.log(), f"{text!r} in the log")
+
+    def client(self) -> Client:
+        self.clients.append(Client(self.socket))
+        return self.clients[-1]
+
+    def call(self, payload: object) -> dict[str, Any]:
+        client = Client(self.socket)
+        try:
+            return client.call({"payload": payload})
+        finally:
+            client.close()
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        self.popen.send_signal(number)
+
+    def wait(self, seconds: float = DEADLINE) -> int:
+        return self.popen.wait(seconds)
+
+    def end(self) -> None:
+        for client in self.clients:
+            client.close()
+        if self.popen.poll() is None:
+            self.popen.kill()
+        self.popen.wait(DEADLINE)
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """Give what a container has, and nothing of the machine that runs the tests."""
+    base = {"PATH": os.environ["PATH"], "HOME": str(folder), "LC_ALL": "C.UTF-8"}
+    return base | {"ASYA_SOCKET_PATH": str(folder / "app.sock")} | more
+
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a short name: the path of a socket is at most 107 bytes."""
+    path = Path("/tmp") / f"asya-{os.urandom(6).hex()}"
+    path.mkdir()
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Start]:
+    """Start a runtime with `source` as handler module `app`; `ready=False`: do not wait."""
+    started: list[Process] = []
+
+    def start_one(
+        source: str = "def echo(message): return message['payload']",
+        handler: str = "app.echo",
+        *,
+        python: str = sys.executable,
+        argv: list[str] | None = None,
+        ready: bool = True,
+        **environ: str,
+    ) -> Process:
+        (folder / "app.py").write_text(textwrap.dedent(source))
+        process = Process(
+            folder,
+            argv or [python, str(RUNTIME)],
+            environment(folder, ASYA_HANDLER=handler, **environ),
+        )
+        started.append(process)
+        return process.ready() if ready else process
+
+    yield start_one
+    for process in started:
+        process.end()
+
+
+@pytest.fixture(scope="session")
+def runtime() -> ModuleType:
+    """The runtime's file as a module, for its pure functions and tables."""
+    spec = importlib.util.spec_from_file_location("asya_runtime_under_test", RUNTIME)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def interpreters() -> list[str]:
+    """Find every CPython that really runs here, the running one first."""
+    names = [f"python3.{minor}" for minor in range(6, 20)]
+    found = [shutil.which(name) for name in names]
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found += [str(path) for path in sorted(versions.glob("3.*/bin/python3"))]
+    by_version: dict[str, str] = {}
+    for path in [sys.executable, *filter(None, found)]:
+        code = "import sys; print('.'.join(map(str, sys.version_info[:2])))"
+        ran = subprocess.run([path, "-c", code], capture_output=True, text=True, check=False)
+        if ran.returncode == 0:
+            by_version.setdefault(ran.stdout.strip(), path)
+    return [f"{version}={path}" for version, path in by_version.items()]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for name, supported in (("python", True), ("old_python", False)):
+        if name in metafunc.fixturenames:
+            pairs = [one.split("=", 1) for one in interpreters()]
+            chosen = [p for p in pairs if (int(p[0].split(".")[1]) >= 9) == supported]
+            metafunc.parametrize(name, [p[1] for p in chosen], ids=[p[0] for p in chosen])

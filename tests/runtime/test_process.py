@@ -1,0 +1,512 @@
+"""The process: its socket file, its signals, and what user code does to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import DEADLINE, RUNTIME, Process, Start, environment, eventually, frame
+
+SLOW = """
+    import os, time
+    def slow(message):
+        open("in-handler", "a").close()
+        end = time.monotonic() + message["payload"].get("seconds", 0)
+        while time.monotonic() < end: time.sleep(0.01)
+        return 1
+"""
+IN_C = "__import__('hashlib').pbkdf2_hmac('md5', b'', b'', 10**9)"  # minutes, deaf to signals
+ONE = {"status": "ok", "result": 1}
+
+
+def in_handler(process: Process) -> None:
+    eventually((process.folder / "in-handler").exists, "the handler's call")
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(
+        p.name for p in folder.iterdir() if p.name not in ("app.py", "log", "__pycache__")
+    )
+
+
+# --- the socket file -------------------------------------------------------------------
+
+
+def test_the_socket_appears_only_when_the_handler_is_imported(start: Start, folder: Path) -> None:
+    source = """
+        import os, pathlib, time
+        pathlib.Path("importing").touch()
+        while not os.path.exists("go"): time.sleep(0.01)
+        def echo(message): return 1
+    """
+    process = start(source, ready=False)
+    eventually((folder / "importing").exists, "import")
+    assert not process.socket.exists()
+    (folder / "go").touch()
+    assert process.ready().call({}) == ONE
+
+
+@pytest.mark.parametrize(
+    ("setting", "mode"),
+    [({}, 0o660), ({"ASYA_SOCKET_MODE": "0666"}, 0o666)],
+    ids=["default", "set"],
+)
+def test_the_socket_has_the_mode_that_was_asked_for(
+    start: Start, setting: dict[str, str], mode: int
+) -> None:
+    assert start(**setting).socket.stat().st_mode & 0o7777 == mode
+
+
+def test_a_stale_socket_and_leftovers_of_killed_starts_are_replaced(
+    start: Start, folder: Path
+) -> None:
+    first = start()
+    first.popen.kill()
+    first.wait()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(folder / ".asya-0000"))
+    assert first.socket.exists()
+    process = start(ready=False)
+    eventually(lambda: process.log().count("serving") == 2, "second start")
+    assert process.call({"a": 1}) == {"status": "ok", "result": {"a": 1}}
+    assert left(folder) == ["app.sock"]
+
+
+def refused(process: Process, text: str) -> None:
+    assert process.wait() == 78
+    lines = process.log().splitlines()
+    assert text in lines[-1]
+    assert lines[-1].startswith("asya_runtime: ")
+
+
+def test_a_live_socket_is_not_stolen(start: Start) -> None:
+    first = start()
+    refused(start(ready=False), "another process serves")
+    assert first.call({"a": 1}) == {"status": "ok", "result": {"a": 1}}
+
+
+def test_a_live_socket_with_a_full_backlog_is_not_stolen(start: Start, folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as client:
+        busy.bind(str(folder / "app.sock"))
+        busy.listen(0)
+        client.connect(str(folder / "app.sock"))
+        refused(start(ready=False), "another process serves")
+
+
+def test_a_directory_or_a_file_in_the_sockets_place_stays(start: Start, folder: Path) -> None:
+    path = folder / "app.sock"
+    path.write_text("precious")
+    refused(start(ready=False), "exists, is no socket, and stays")
+    assert path.read_text() == "precious"
+    path.unlink()
+    path.mkdir()
+    refused(start(ready=False), "exists, is no socket, and stays")
+    assert path.is_dir()
+
+
+def test_a_file_that_comes_during_the_import_stays(start: Start, folder: Path) -> None:
+    source = """
+        open("app.sock", "w").close()
+        def echo(message): pass
+    """
+    refused(start(source, ready=False), "exists, is no socket, and stays")
+    assert left(folder) == ["app.sock"]
+
+
+def test_a_missing_parent_is_made(start: Start, folder: Path) -> None:
+    path = folder / "a" / "b" / "app.sock"
+    assert start(ASYA_SOCKET_PATH=str(path)).call({}) == {"status": "ok", "result": {}}
+
+
+def test_a_parent_that_cannot_be_made_is_one_readable_line(start: Start, folder: Path) -> None:
+    process = start(ready=False, ASYA_SOCKET_PATH="/proc/asya/app.sock")
+    refused(process, "asya_runtime: the socket's directory /proc/asya: No such file or directory")
+
+
+def test_a_path_of_107_bytes_is_served(start: Start, folder: Path) -> None:
+    path = folder / ("d" * (107 - len(str(folder)) - 1 - len("/a"))) / "a"
+    assert len(str(path)) == 107
+    assert start(ASYA_SOCKET_PATH=str(path)).call({}) == {"status": "ok", "result": {}}
+
+
+# --- signals ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_a_signal_ends_an_idle_process_with_0_and_its_socket(
+    start: Start, folder: Path, number: signal.Signals
+) -> None:
+    process = start()
+    client = process.client()
+    process.signal(number)
+    assert process.wait() == 0
+    assert client.at_end()
+    assert left(folder) == []
+
+
+@pytest.mark.parametrize(
+    "wait",
+    ["time.sleep(60)", IN_C],
+    ids=["python", "c"],
+)
+def test_sigterm_while_importing_ends_at_once(start: Start, folder: Path, wait: str) -> None:
+    process = start(f"import time\nopen('importing', 'w').close()\n{wait}", ready=False)
+    eventually((folder / "importing").exists, "import")
+    process.signal()
+    assert process.wait(5) == 0
+    assert left(folder) == ["importing"]
+
+
+@pytest.mark.parametrize("concurrency", ["1", "2"])
+def test_sigterm_in_mid_message_answers_what_was_sent_and_exits_0(
+    start: Start, folder: Path, concurrency: str
+) -> None:
+    process = start(SLOW, "app.slow", ASYA_CONCURRENCY=concurrency)
+    first, second, third = process.client(), process.client(), process.client()
+    first.send(frame({"payload": {"seconds": 0.5}}) + frame({"payload": {}}) * 20)
+    in_handler(process)
+    second.send(frame({"payload": {}}))
+    process.signal()
+    assert [first.reply() for _ in range(21)] == [ONE] * 21
+    assert second.reply() == ONE
+    assert third.at_end()
+    assert process.wait() == 0
+    assert left(folder) == ["in-handler"]
+
+
+def test_sigterm_answers_what_waits_in_the_backlog(start: Start) -> None:
+    process = start(SLOW, "app.slow")
+    process.client().send(frame({"payload": {"seconds": 0.4}}))
+    in_handler(process)
+    waiting = [process.client() for _ in range(20)]
+    for client in waiting:
+        client.send(frame({"payload": {}}))
+    process.signal()
+    assert [client.reply() for client in waiting] == [ONE] * 20
+    assert process.wait() == 0
+
+
+def test_a_client_in_a_closed_loop_cannot_hold_up_the_end(start: Start) -> None:
+    process = start()
+    client = process.client()
+    client.call({"payload": {}})
+    process.signal()
+    with pytest.raises((BrokenPipeError, ConnectionResetError, EOFError)):  # noqa: PT012
+        while True:
+            client.call({"payload": {}})
+    assert process.wait(5) == 0
+
+
+def test_a_peer_that_never_reads_cannot_hold_up_the_end(start: Start) -> None:
+    process = start("def big(message): return 'x' * 5_000_000", "app.big")
+    client = process.client()
+    client.send(frame({"payload": {}}) * 3)
+    client.exactly(100)
+    process.signal()
+    assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    "busy",
+    ["while time.monotonic() < end: pass", IN_C],
+    ids=["python", "c"],
+)
+def test_a_second_sigterm_exits_143_at_once(start: Start, busy: str) -> None:
+    source = f"""
+        import time
+        def slow(message):
+            open("in-handler", "a").close()
+            end = time.monotonic() + 60
+            {busy}
+    """
+    process = start(source, "app.slow")
+    process.client().send(frame({"payload": {}}))
+    in_handler(process)
+    process.signal()
+    eventually(lambda: not process.socket.exists() or True, "first")
+    time.sleep(0.1)  # two signals at the same instant are one
+    process.signal()
+    assert process.wait(5) == 143
+
+
+def test_an_import_that_takes_the_signals_does_not_keep_them(start: Start) -> None:
+    source = """
+        import signal
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)
+        def echo(message):
+            signal.set_wakeup_fd(-1)
+            return 1
+    """
+    process = start(source)
+    assert process.call({}) == ONE
+    process.signal()
+    assert process.wait() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace needs root")
+def test_it_works_as_pid_1(start: Start) -> None:
+    argv = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, str(RUNTIME)]
+    process = start("import os\ndef echo(m): return os.getpid()", argv=argv)
+    assert process.call({}) == ONE
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGTERM)
+    assert process.wait() == 0
+
+
+# --- user code -------------------------------------------------------------------------
+
+
+def test_a_default_time_limit_of_user_code_does_not_reach_our_connections(start: Start) -> None:
+    source = """
+        import socket
+        socket.setdefaulttimeout(0.05)
+        def echo(message): return 1
+    """
+    client = start(source).client()
+    assert client.call({"payload": {}}) == ONE
+    time.sleep(0.2)  # four times its limit
+    assert client.call({"payload": {}}) == ONE
+
+
+def test_prints_do_not_go_to_a_client_after_user_code_closed_fd_1(start: Start) -> None:
+    source = """
+        import os
+        os.close(1)
+        def echo(message):
+            try: os.close(1)
+            except OSError: pass
+            try: os.close(2)
+            except OSError: pass
+            os.write(1, b"secret") if message["payload"] else None
+            return 1
+    """
+    process = start(source)
+    process.call({})
+    for _ in range(3):
+        client = process.client()
+        assert [client.call({"payload": {}}), client.call({"payload": {"a": 1}})][0] == ONE
+        client.close()
+
+
+def test_a_forked_child_keeps_nothing_of_the_server(start: Start, folder: Path) -> None:
+    source = """
+        import os, signal, time
+        def fork(message):
+            pid = os.fork()
+            if pid == 0:
+                time.sleep(60)
+                os._exit(0)
+            return pid
+    """
+    process = start(source, "app.fork")
+    client = process.client()
+    child = client.call({"payload": {}})["result"]
+    process.popen.kill()
+    process.wait()
+    assert client.at_end()
+    with pytest.raises(ConnectionRefusedError):
+        process.client()
+    os.kill(child, signal.SIGTERM)  # which ends it: our handler is gone from it
+
+
+def test_the_end_of_a_forked_child_by_signal_does_not_end_the_server(start: Start) -> None:
+    source = """
+        import multiprocessing, time
+        def fork(message):
+            child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+            child.start()
+            child.terminate()
+            child.join(10)
+            return child.exitcode
+    """
+    process = start(source, "app.fork")
+    assert [process.call({}) for _ in range(3)] == [{"status": "ok", "result": -15}] * 3
+
+
+@pytest.mark.parametrize("way", ["return 2", "raise SystemExit(0)", "1/0"])
+def test_a_forked_child_that_comes_back_answers_nobody(start: Start, way: str) -> None:
+    source = f"""
+        import os
+        def fork(message):
+            pid = os.fork()
+            if pid == 0:
+                {way}
+            os.waitpid(pid, 0)
+            return 1
+    """
+    client = start(source, "app.fork").client()
+    assert [client.call({"payload": {}}) for _ in range(3)] == [ONE] * 3
+
+
+def test_threads_of_user_code_do_not_keep_the_process(start: Start) -> None:
+    source = """
+        import threading, time
+        threading.Thread(target=time.sleep, args=(600,)).start()
+        def echo(message): return 1
+    """
+    process = start(source)
+    process.signal()
+    assert process.wait(10) == 0
+
+
+def test_lines_are_in_the_log_before_the_reply_is_here(start: Start) -> None:
+    process = start("def echo(message): print('hello from user code')")
+    process.call({})
+    assert "hello from user code" in process.log()
+
+
+def test_the_main_thread_is_where_module_and_handler_run(start: Start) -> None:
+    source = """
+        import asyncio, contextvars, signal, sqlite3, threading
+        memory = sqlite3.connect(":memory:")
+        count = contextvars.ContextVar("count")
+        count.set(0)
+        async def answer(): return 42
+        def echo(message):
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            count.set(count.get() + 1)
+            number = memory.execute("select 1").fetchone()[0]
+            main = threading.current_thread() is threading.main_thread()
+            return [number, count.get(), asyncio.run(answer()), main]
+    """
+    client = start(source).client()
+    assert [client.call({"payload": {}})["result"] for _ in range(2)] == [
+        [1, 1, 42, True],
+        [1, 2, 42, True],
+    ]
+
+
+def test_a_raised_recursion_limit_does_not_let_deep_json_crash(python: str, start: Start) -> None:
+    source = """
+        import sys
+        sys.setrecursionlimit(10**7)
+        def deep(message):
+            if "in" in message["payload"]: return 1
+            x = []
+            for _ in range(300000): x = [x]
+            return x
+    """
+    for concurrency in ("1", "2"):
+        process = start(source, "app.deep", python=python, ASYA_CONCURRENCY=concurrency)
+        client = process.client()
+        deep = b'{"payload":{"in":' + b"[" * 300000 + b"]" * 300000 + b"}}"
+        assert client.call(deep)["error"] == "invalid_json"
+        assert client.call({"payload": {}})["type"] == "RecursionError"
+        assert client.call({"payload": {"in": 1}}) == ONE
+        process.end()
+        process.socket.unlink()
+
+
+def test_a_slow_call_is_warned_about_while_it_runs(start: Start) -> None:
+    process = start(SLOW, "app.slow", ASYA_HANDLER_TIMEOUT="0.1")
+    client = process.client()
+    client.send(frame({"payload": {"seconds": 1.5}}))
+    eventually(lambda: "the handler is still running after 0.1" in process.log(), "warning", 1.2)
+    assert client.reply() == ONE
+    assert client.call({"payload": {}}) == ONE
+    assert process.log().count("still running") == 1
+
+
+def test_calls_run_side_by_side_with_concurrency(start: Start) -> None:
+    source = """
+        import threading
+        meet = threading.Barrier(4)
+        def together(message):
+            meet.wait(10)
+            return 1
+    """
+    process = start(source, "app.together", ASYA_CONCURRENCY="4")
+    clients = [process.client() for _ in range(4)]
+    for _ in range(3):
+        for client in clients:
+            client.send(frame({"payload": {}}))
+        assert [client.reply() for client in clients] == [ONE] * 4
+
+
+def test_no_more_calls_at_once_than_concurrency(start: Start) -> None:
+    source = """
+        import threading, time
+        lock, running, most = threading.Lock(), [], [0]
+        def count(message):
+            with lock:
+                running.append(1)
+                most[0] = max(most[0], len(running))
+            time.sleep(0.01)
+            with lock: running.pop()
+            return most[0]
+    """
+    process = start(source, "app.count", ASYA_CONCURRENCY="3")
+    clients = [process.client() for _ in range(20)]
+    for client in clients:
+        client.send(frame({"payload": {}}))
+    assert max(client.reply()["result"] for client in clients) == 3
+
+
+# --- commands --------------------------------------------------------------------------
+
+
+def command(folder: Path, *arguments: str, stdin: bytes = b"", **environ: str) -> tuple[int, str]:
+    ran = subprocess.run(
+        [sys.executable, "-I", "-S", str(RUNTIME), *arguments],
+        env=environment(folder, **environ),
+        cwd=folder,
+        input=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=DEADLINE,
+        check=False,
+    )
+    return ran.returncode, ran.stdout.decode()
+
+
+def test_ready_tells_whether_somebody_serves(start: Start, folder: Path) -> None:
+    absent = (1, f"asya_runtime: not ready: {folder}/app.sock: No such file or directory\n")
+    assert command(folder, "--ready") == absent
+    process = start(SLOW, "app.slow")
+    assert command(folder, "--ready") == (0, "")
+    process.client().send(frame({"payload": {"seconds": 60}}))
+    in_handler(process)
+    assert command(folder, "--ready") == (0, "")
+    process.popen.kill()
+    process.wait()
+    stale = (1, f"asya_runtime: not ready: {folder}/app.sock: Connection refused\n")
+    assert command(folder, "--ready") == stale
+
+
+def test_call_sends_one_message_and_prints_the_reply(start: Start, folder: Path) -> None:
+    assert command(folder, "--call")[0] == 1
+    start()
+    (folder / "message.json").write_text('{"payload": {"a": 1}}')
+    good = (0, '{"status":"ok","result":{"a":1}}\n')
+    assert command(folder, "--call", "message.json") == good
+    assert command(folder, "--call", stdin=b'{"payload": {"a": 1}}') == good
+    status, output = command(folder, "--call", stdin=b"nonsense")
+    assert (status, output[:42]) == (1, '{"status":"error","error":"invalid_json","')
+    assert command(folder, "--call", "no-such-file")[0] == 1
+
+
+def test_check_imports_the_handler_and_serves_nothing(folder: Path) -> None:
+    (folder / "app.py").write_text("def echo(message): pass")
+    good = (0, "asya_runtime: app.echo can be served\n")
+    assert command(folder, "--check", ASYA_HANDLER="app.echo") == good
+    assert command(folder, "--check", ASYA_HANDLER="app.ecko") == (
+        78,
+        "asya_runtime: app has no ecko; it has echo\n",
+    )
+    assert left(folder) == []
+
+
+@pytest.mark.parametrize("arguments", [["--nonsense"], ["--ready", "x"], ["--call", "a", "b"]])
+def test_a_wrong_command_line_is_answered_with_the_usage(
+    folder: Path, arguments: list[str]
+) -> None:
+    status, output = command(folder, *arguments)
+    assert (status, output[:22]) == (64, "usage: asya_runtime.py")
