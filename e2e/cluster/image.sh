@@ -29,8 +29,11 @@ docker buildx version >/dev/null 2>&1 || export DOCKER_BUILDKIT=0
 export BUILDX_NO_DEFAULT_ATTESTATIONS=1
 idfile=$(mktemp)
 trap 'rm -f "$idfile"' EXIT
-docker build --build-arg "PYTHON_IMAGE=$python" --file "$dockerfile" --iidfile "$idfile" --tag "$name" "$context" \
-  >"$log" 2>&1 || { tail -n 5 "$log" >&2; die "building $name failed (log: $log)"; }
+# Packed here, because an image must not depend on whose files these are and on the umask of the checkout.
+tar c --hard-dereference --owner=0 --group=0 --mode=u=rwX,go=rX -C "$context" . -C "$(realpath "$(dirname "$dockerfile")")" \
+  "$(basename "$dockerfile")" |
+  docker build --build-arg "PYTHON_IMAGE=$python" --file "$(basename "$dockerfile")" --iidfile "$idfile" --tag "$name" - \
+    >"$log" 2>&1 || { tail -n 5 "$log" >&2; die "building $name failed (log: $log)"; }
 id=$(<"$idfile")
 id=${id#sha256:}
 image=$name:${id:0:12}

@@ -7,13 +7,14 @@ set -euo pipefail
 
 stage=$repo/build/image
 stamp=$repo/build/image.sha256
-uv=${UV:-$repo/.venv/bin/uv}
-[[ -x $uv ]] || uv=$(command -v uv) || die "uv is needed: make deps provides it, or install it"
+uv=${UV:-$(command -v uv || echo "$repo/.tools/uv/bin/uv")}
+[[ -x $uv ]] || die "uv is needed: make deps provides it, or install it"
 
 install_packages() {
   rm -rf "$stage/site-packages"
   "$uv" pip install --quiet --require-hashes --requirement "$repo/requirements.txt" --target "$stage/site-packages" \
     --python-version "$PYTHON_DEFAULT" --python-platform "$(uname -m)-manylinux_2_28" --only-binary :all:
+  rm -rf "$stage"/site-packages/{bin,.lock} # scripts that name this machine's Python
   printf '%s\n' "$wanted" >"$stamp"
 }
 
