@@ -67,12 +67,20 @@ class Trust:
 
     def _reconcile(self) -> KeyPair:
         """The pair to serve. The API server trusts its CA before anybody is shown it."""
-        pair = self._stored_pair()
-        self._publish(pair.bundle)
+        # Looked at first: where it is gone, the release is being uninstalled, and a Secret that
+        # this replica made in its last seconds would be left behind.
+        configuration = self._webhooks.read_mutating_webhook_configuration(
+            self._config.webhook_configuration, _request_timeout=_API_TIMEOUT
+        )
+        pair = self._stored_pair(owner=configuration.metadata)
+        self._publish(configuration, pair.bundle)
         return pair
 
-    def _stored_pair(self) -> KeyPair:
-        """What the Secret holds; made or renewed there if it is not good."""
+    def _stored_pair(self, *, owner: Any) -> KeyPair:
+        """What the Secret holds; made or renewed there if it is not good.
+
+        owner: metadata of the webhook configuration; a new Secret belongs to the same release.
+        """
         namespace, name = self._config.namespace, self._config.tls_secret
         now = dt.datetime.now(dt.UTC)
         while True:
@@ -92,9 +100,15 @@ class Trust:
             fresh = pair.renewed(self._names, now=now) if pair else created(self._names, now=now)
             with contextlib.suppress(_NotFoundError, _ConflictError), _as_conditions():
                 if secret is None:
+                    annotations = {
+                        key: value
+                        for key, value in (owner.annotations or {}).items()
+                        if key.startswith("meta.helm.sh/")
+                    }
+                    metadata = {"name": name, "labels": owner.labels, "annotations": annotations}
                     self._secrets.create_namespaced_secret(
                         namespace,
-                        {"metadata": {"name": name}, "type": "Opaque", "data": fresh.to_secret()},
+                        {"metadata": metadata, "type": "Opaque", "data": fresh.to_secret()},
                         _request_timeout=_API_TIMEOUT,
                     )
                 else:
@@ -105,22 +119,18 @@ class Trust:
                     )
                 logger.info("certificate written to Secret %s/%s", namespace, name)
 
-    def _publish(self, bundle: bytes) -> None:
+    def _publish(self, configuration: Any, bundle: bytes) -> None:
         """Tell the API server which CA to trust, if it does not know."""
-        name = self._config.webhook_configuration
         wanted = base64.b64encode(bundle).decode()
-        present = self._webhooks.read_mutating_webhook_configuration(
-            name, _request_timeout=_API_TIMEOUT
-        )
         stale = [
             webhook.name
-            for webhook in present.webhooks or []
+            for webhook in configuration.webhooks or []
             if webhook.client_config.ca_bundle != wanted
         ]
         if stale:
             patch = [{"name": each, "clientConfig": {"caBundle": wanted}} for each in stale]
             self._webhooks.patch_mutating_webhook_configuration(
-                name,
+                configuration.metadata.name,
                 {"webhooks": patch},
                 _content_type="application/strategic-merge-patch+json",
                 _request_timeout=_API_TIMEOUT,
