@@ -15,6 +15,7 @@ set -euo pipefail
 
 row=$(release "$KUBERNETES_RELEASES" "${1:-$KUBERNETES_DEFAULT}" Kubernetes)
 read -r minor published version <<<"$row"
+"$cluster_dir/engine.sh"
 kept=$cache/node
 
 root_packages=systemd,systemd-sysv,dbus,conntrack,iptables,nftables,iproute2,ethtool,util-linux,mount,kmod

@@ -12,6 +12,7 @@ set -euo pipefail
 
 row=$(release "$PYTHON_RELEASES" "${1:-$PYTHON_DEFAULT}" Python)
 read -r version published suite <<<"$row"
+"$cluster_dir/engine.sh"
 
 build() {
   need_mmdebstrap
