@@ -460,9 +460,14 @@ def empty_caches() -> None:
             cupy.get_default_memory_pool().free_all_blocks()
             cupy.get_default_pinned_memory_pool().free_all_blocks()
 
-    for step in (lambda: of_torch("cuda"), lambda: of_torch("xpu"), of_apple, of_cupy):
+    for step, arguments in (
+        (of_torch, ["cuda"]),
+        (of_torch, ["xpu"]),
+        (of_apple, []),
+        (of_cupy, []),
+    ):
         try:
-            step()
+            step(*arguments)
         except Exception as error:  # which can itself run out of memory
             log("emptying a GPU cache failed: %s" % type(error).__name__)
 
@@ -778,8 +783,13 @@ def open_listener(path: str, mode: int) -> "tuple[Socket, Callable[[], None], Ca
             except OSError:
                 pass  # not there, or gone with its directory
 
+    def after_fork() -> None:
+        listener.close()
+        os.close(directory)
+
     locked(claim)
     ours = status(temporary)
+    os.register_at_fork(after_in_child=after_fork)
     return listener, lambda: locked(publish), remove
 
 
@@ -790,13 +800,12 @@ def open_listener(path: str, mode: int) -> "tuple[Socket, Callable[[], None], Ca
 
 def start_watch(
     limit: float, abandon: "Callable[[], None]"
-) -> "tuple[Callable[[], None], Callable[[], None], list[Callable[[], None]], dict[object, float]]":
+) -> "tuple[Callable[[], None], list[Callable[[], None]], dict[object, float]]":
     """Start the thread that hears SIGTERM even while the main thread is deep in C code.
 
     Gives `install()`, for again after the handler's import, which may have replaced signal
-    handlers; `forget()`, for children; a list for the function that SIGTERM is to call (while
-    it is empty: `abandon()`, exit 0); the running calls, {key: start}, which are warned about
-    after `limit` seconds.
+    handlers; a list for the function that SIGTERM is to call (while it is empty: `abandon()`,
+    exit 0); the running calls, {key: start}, which are warned about after `limit` seconds.
     """
     import select
     import signal
@@ -806,6 +815,7 @@ def start_watch(
     running: "dict[object, float]" = {}
     stop: "list[Callable[[], None]]" = []
     heard = {"thread": 0, "main": 0}
+    masks: "list[set[int]]" = []
     numbers = (signal.SIGTERM, signal.SIGINT)
 
     def hear(where: str, number: int) -> None:
@@ -820,14 +830,25 @@ def start_watch(
     def install() -> None:
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in numbers:  # heard both ways: user code may take the wake-up fd
-            signal.signal(number, lambda number, frame: hear("main", number))
+            signal.signal(number, heard_in_python)
 
-    def forget() -> None:
+    def heard_in_python(number: int, frame: object) -> None:
+        hear("main", number)
+
+    def before_fork() -> None:  # what a child is sent, its copy of our pipe would tell us
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, numbers))
+
+    def in_parent() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
+
+    def in_child() -> None:
         signal.set_wakeup_fd(-1)
         for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+            if signal.getsignal(number) is heard_in_python:
+                signal.signal(number, signal.SIG_DFL)
         os.close(reader)
         os.close(writer)
+        in_parent()
 
     def watch() -> None:
         poll = select.poll()
@@ -847,8 +868,9 @@ def start_watch(
                         hear("thread", number)
 
     install()
+    os.register_at_fork(before=before_fork, after_in_parent=in_parent, after_in_child=in_child)
     in_background(watch)
-    return install, forget, stop, running
+    return install, stop, running
 
 
 def timed(call: "Call", running: "dict[object, float]") -> "Call":
@@ -991,9 +1013,9 @@ def serve(
     listener: "Socket",
     answer: "Answer",
     ending: "list[int]",
+    publish: "Callable[[], None]",
     retire: "Callable[[], None]",
     stop: "list[Callable[[], None]]",
-    forget: "Callable[[], None]",
 ) -> None:
     """Move bytes until `ending` has an exit code; then answer what has arrived, and return."""
     import collections
@@ -1029,8 +1051,6 @@ def serve(
     def after_fork() -> None:
         """In a child of user code: hold nothing open, or a dead runtime would look alive."""
         forked.append(True)
-        forget()
-        listener.close()
         poll.close()
         os.close(waker)
         os.close(alarm)
@@ -1178,7 +1198,9 @@ def serve(
     poll.register(listening, READ)
     poll.register(waker, READ)
     os.register_at_fork(after_in_child=after_fork)
-    stop.append(end)
+    stop.append(end)  # before anybody can connect: what they send is answered
+    publish()
+    log("serving %s on %s" % (settings.handler, settings.socket_path))
     while not ending:
         turn(None)
     drain()
@@ -1233,7 +1255,7 @@ def run(settings: Settings) -> int:
     # its memory paged in again, which costs a third of the time. Not one page is touched here
     bytes(8388608)
     listener, publish, remove = open_listener(settings.socket_path, settings.socket_mode)
-    install, forget, stop, running = start_watch(settings.handler_timeout, remove)
+    install, stop, running = start_watch(settings.handler_timeout, remove)
     ending: "list[int]" = []
     try:
         call = make_call(prepare(settings), settings.concurrency > 1)
@@ -1242,9 +1264,7 @@ def run(settings: Settings) -> int:
         answer = make_answer(settings, call, ending)
         occupy_standard()
         install()
-        publish()
-        log("serving %s on %s" % (settings.handler, settings.socket_path))
-        serve(settings, listener, answer, ending, remove, stop, forget)
+        serve(settings, listener, answer, ending, publish, remove, stop)
     finally:
         remove()
     return max(ending)

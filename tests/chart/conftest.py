@@ -1,0 +1,18 @@
+"""Helm is needed: `make test` provides it."""
+
+from pathlib import Path
+
+import pytest
+from charts import copied, helm
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _helm() -> None:
+    if not helm():
+        pytest.exit("helm is not on PATH: `make test` installs it, then runs these tests", 1)
+
+
+@pytest.fixture(scope="session")
+def chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The chart with short files in place of the runtime's."""
+    return copied(tmp_path_factory.mktemp("chart"))

@@ -1,0 +1,29 @@
+"""Refreshes what is kept of the chart: the golden renderings and the README's table of values.
+
+Run as `make chart-render`, then look at the difference before committing it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from charts import CASES, CHART, GOLDEN, copied, render
+from values_table import updated
+
+
+def main() -> None:
+    GOLDEN.mkdir(exist_ok=True)
+    for old in GOLDEN.glob("*.yaml"):
+        old.unlink()
+    with tempfile.TemporaryDirectory() as directory:
+        chart = copied(Path(directory))
+        for name, (namespace, values) in CASES.items():
+            text = render(values, chart=chart, namespace=namespace)
+            (GOLDEN / f"{name}.yaml").write_text(text)
+    readme = CHART / "README.md"
+    readme.write_text(updated(readme.read_text(), (CHART / "values.yaml").read_text()))
+
+
+if __name__ == "__main__":
+    main()
