@@ -1,0 +1,298 @@
+"""Memory errors: recognised by name and text, answered, and what they held let go."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+
+from .conftest import Start, frame
+
+
+def raised(module: str, name: str, *bases: type, text: str = "", args: bool = True) -> Exception:
+    """Make a faithful stand-in for a framework's exception."""
+    body = {"__module__": module, "__str__": lambda self: text}
+    kind = type(name, bases or (RuntimeError,), body)
+    error = kind(text) if args else kind()
+    assert isinstance(error, Exception)
+    return error
+
+
+def chained(inner: BaseException, *, cause: bool, suppress: bool = False) -> Exception:
+    try:
+        try:
+            raise inner
+        except BaseException as error:
+            if cause:
+                raise ValueError("outer") from error
+            if suppress:
+                raise ValueError("outer") from None
+            raise ValueError("outer")  # noqa: B904
+    except ValueError as error:
+        return error
+
+
+def grouped(inner: Exception) -> Exception:
+    error = RuntimeError("several")
+    error.exceptions = (KeyError("x"), inner)  # type: ignore[attr-defined]
+    return error
+
+
+TORCH = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 15.77 GiB"
+ARENA = (
+    "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Add node. "
+    "bfc_arena.cc:360 Failed to allocate memory for requested buffer of size 4398046511104"
+)
+OOM_TF = "OOM when allocating tensor with shape[9] and type float on /job:localhost/device:"
+GPU, HOST, STICKY = "cuda_oom_error", "oom_error", "sticky"
+R = RuntimeError
+
+CASES: dict[str, tuple[str, BaseException]] = {
+    "torch": (GPU, raised("torch", "OutOfMemoryError", text=TORCH)),
+    "torch-renamed-text": (GPU, raised("torch", "OutOfMemoryError", text="something new")),
+    "torch-1.12": (GPU, R(TORCH)),
+    "torch-hip": (GPU, R("HIP out of memory. Tried to allocate 2 GiB")),
+    "torch-xpu": (GPU, R("XPU out of memory. Tried to allocate 2 GiB")),
+    "torch-mps": (GPU, R("MPS backend out of memory (MPS allocated: 9.00 GB")),
+    "torch-raw": (GPU, raised("torch", "AcceleratorError", text="CUDA error: out of memory")),
+    "torch-script": (GPU, R(f"failed in the TorchScript interpreter.\nRuntimeError: {TORCH}")),
+    "cublas": (GPU, R("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(h)`")),
+    "cublas-create": (
+        GPU,
+        R("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    ),
+    "cudnn": (GPU, R("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")),
+    "nvml": (GPU, R('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "../CUDACachingAllocator.cpp"')),
+    "gaudi": (GPU, R("FATAL ERROR :: MODULE:PT_DEVMEM Allocation failed for size")),
+    "tensorflow": (
+        GPU,
+        raised("tensorflow", "ResourceExhausted", Exception, text=OOM_TF + "GPU:0", args=False),
+    ),
+    "jax": (GPU, R("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes.")),
+    "cupy": (
+        GPU,
+        raised("cupy.cuda.memory", "OutOfMemoryError", MemoryError, text="allocating 1 byte"),
+    ),
+    "cupy-raw": (GPU, R("cudaErrorMemoryAllocation: out of memory")),
+    "numba": (
+        GPU,
+        raised(
+            "numba.cuda.cudadrv.driver",
+            "CudaAPIError",
+            Exception,
+            text="[2] Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY",
+        ),
+    ),
+    "onnx-gpu": (GPU, Exception("[ONNXRuntimeError] CUDA failure 2: out of memory ; GPU=0")),
+    "onnx-gpu-arena": (GPU, Exception("GPU=0 " + ARENA)),
+    "rmm": (GPU, MemoryError("std::bad_alloc: out_of_memory: RMM failure at: pool.hpp")),
+    "pycuda": (GPU, raised("pycuda._driver", "MemoryError", text="cuMemAlloc failed: out of me")),
+    "ctranslate2": (GPU, R("CUDA failed with error out of memory")),
+    "vllm": (GPU, ValueError("No available memory for the cache blocks. Try increasing")),
+    "python": (HOST, MemoryError()),
+    "numpy": (
+        HOST,
+        raised("numpy._core._exceptions", "_ArrayMemoryError", MemoryError, text="Unable to"),
+    ),
+    "mmap": (HOST, OSError(12, "Cannot allocate memory")),
+    "torch-cpu": (
+        HOST,
+        R("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you"),
+    ),
+    "jax-cpu": (HOST, R("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.")),
+    "tensorflow-cpu": (HOST, Exception(OOM_TF + "CPU:0 by allocator cpu")),
+    "onnx-arena": (HOST, Exception(ARENA)),
+    "onnx-bad-alloc": (HOST, Exception("[ONNXRuntimeError] : 6 : std::bad_alloc")),
+    "cause": (GPU, chained(R(TORCH), cause=True)),
+    "context": (GPU, chained(R(TORCH), cause=False)),
+    "group": (HOST, grouped(MemoryError())),
+    "assert": (STICKY, R("CUDA error: device-side assert triggered\nCUDA kernel errors might")),
+    "illegal": (STICKY, R("CUDA error: an illegal memory access was encountered")),
+    "launch": (STICKY, R("CUDA error: unspecified launch failure")),
+    "ecc": (STICKY, R("CUDA error: uncorrectable ECC error encountered")),
+    "unknown": (STICKY, R("CUDA error: unknown error")),
+    "cupy-illegal": (
+        STICKY,
+        R("cudaErrorIllegalAddress: an illegal memory access was encountered"),
+    ),
+    "fork": (STICKY, R("Cannot re-initialize CUDA in forked subprocess. To use CUDA with")),
+    "engine-dead": (STICKY, raised("vllm.v1.engine.exceptions", "EngineDeadError", Exception)),
+    "sticky-behind-oom": (STICKY, chained(R("CUDA error: unknown error"), cause=True)),
+    "suppressed": ("", chained(R(TORCH), cause=False, suppress=True)),
+    "device": ("", R("CUDA error: invalid device ordinal")),
+    "customer": ("", ValueError("we ran out of memory of this customer")),
+    "quota": ("", OSError(122, "Disk quota exceeded")),
+    "tensorflow-quota": ("", raised("tensorflow", "ResourceExhaustedError", text="disk quota")),
+    "shared-memory": ("", R("out of resource: shared memory, Required: 99, Hardware limit: 9")),
+    "own-class": ("", raised("app", "OutOfMemoryError", text="of this customer")),
+    "empty": ("", ValueError()),
+}
+
+
+@pytest.mark.parametrize(("expected", "error"), CASES.values(), ids=CASES)
+def test_memory_errors_are_told_from_others(
+    runtime: ModuleType, expected: str, error: BaseException
+) -> None:
+    assert runtime.make_classify()(error) == expected
+
+
+def test_a_chain_that_bites_its_tail_ends(runtime: ModuleType) -> None:
+    one, two = ValueError("one"), ValueError("two")
+    one.__context__, two.__context__ = two, one
+    assert runtime.make_classify()(one) == ""
+
+
+RAISE = """
+    import errno
+    def fail(message):
+        raise eval(message["payload"]["code"])
+"""
+RAM = {"severity": "recoverable", "retry_after": 30}
+VRAM = {"severity": "recoverable", "retry_after": 60}
+REPLIES = {
+    "host": (
+        "MemoryError('no')",
+        {"error": "oom_error", "message": "no", "type": "MemoryError"} | RAM,
+    ),
+    "gpu": (
+        f"RuntimeError({TORCH!r})",
+        {"error": "cuda_oom_error", "message": TORCH, "type": "RuntimeError"} | VRAM,
+    ),
+}
+
+
+@pytest.mark.parametrize(("code", "expected"), REPLIES.values(), ids=REPLIES)
+def test_a_memory_error_is_recoverable_and_the_next_call_is_served(
+    start: Start, code: str, expected: dict[str, object]
+) -> None:
+    client = start(RAISE, "app.fail").client()
+    for _ in range(2):
+        assert client.call({"payload": {"code": code}}) == {"status": "error"} | expected
+
+
+@pytest.mark.parametrize(("code", "expected"), REPLIES.values(), ids=REPLIES)
+def test_without_detection_they_are_processing_errors(
+    start: Start, code: str, expected: dict[str, object]
+) -> None:
+    got = start(RAISE, "app.fail", ASYA_ENABLE_OOM_DETECTION="false").call({"code": code})
+    assert (got["error"], got["severity"]) == ("processing_error", "fatal")
+    assert "retry_after" not in got
+
+
+def test_a_real_memory_error_anywhere_is_answered_and_survived(start: Start) -> None:
+    source = """
+        import resource
+        def echo(message):
+            if "limit" in message["payload"]:
+                used = int(open("/proc/self/statm").read().split()[5]) * 4096
+                resource.setrlimit(resource.RLIMIT_DATA, (used + 40_000_000, -1))
+                return 1
+            if "make" in message["payload"]: return len(bytearray(message["payload"]["make"]))
+            if "result" in message["payload"]: return ["x" * 9_000_000] * 5
+            return len(message["payload"].get("text", ""))
+    """
+    client = start(source).client()
+    assert client.call({"payload": {"limit": 1}}) == {"status": "ok", "result": 1}
+    small = {"payload": {"text": "x"}}
+    for message in (
+        {"payload": {"make": 200_000_000}},
+        {"payload": {"text": "x" * 35_000_000}},
+        {"payload": {"text": "x" * 80_000_000}},
+        {"payload": {"result": 1}},
+    ):
+        reply = client.call(message)
+        assert (
+            reply
+            == {
+                "status": "error",
+                "error": "oom_error",
+                "message": reply["message"],
+                "type": "MemoryError",
+            }
+            | RAM
+        )
+        assert client.call(small) == {"status": "ok", "result": 1}
+
+
+FRAMEWORKS = """
+    import sys, types, weakref
+    events = []
+    class Tensor: pass
+    class Context(list): pass
+    alive = weakref.WeakSet()
+    def empty(name):
+        def call(*_):
+            events.append([name, len(alive)])
+        return call
+    torch = types.ModuleType("torch")
+    torch.cuda = types.SimpleNamespace(
+        is_initialized=lambda: True, empty_cache=empty("cuda"), ipc_collect=empty("ipc"))
+    torch.xpu = types.SimpleNamespace(is_initialized=lambda: False, empty_cache=empty("xpu"))
+    def broken(): raise RuntimeError(OOM)
+    torch.backends = types.SimpleNamespace(mps=types.SimpleNamespace(is_available=broken))
+    cupy = types.ModuleType("cupy")
+    pool = types.SimpleNamespace(free_all_blocks=empty("pool"))
+    cupy.get_default_memory_pool = cupy.get_default_pinned_memory_pool = lambda: pool
+    sys.modules.update(torch=torch, cupy=cupy)
+    OOM = "CUDA out of memory. Tried to allocate 1 GiB"
+    def deepest():
+        tensor = Tensor(); alive.add(tensor)
+        cycle = [tensor]; cycle.append(cycle)
+        raise RuntimeError(OOM)
+    def middle():
+        tensor = Tensor(); alive.add(tensor)
+        try: deepest()
+        except RuntimeError as error: raise ValueError("wrapped") from error
+    def fail(message):
+        if "events" in message["payload"]: return [events[:], len(alive)]
+        tensor = Tensor(); alive.add(tensor)
+        message["held"] = Tensor(); alive.add(message["held"])
+        (middle if "chain" in message["payload"] else deepest)()
+    async def fail_later(message): return fail(message)
+"""
+
+
+@pytest.mark.parametrize("handler", ["fail", "fail_later"])
+@pytest.mark.parametrize("concurrency", ["1", "2"])
+@pytest.mark.parametrize("payload", [{}, {"chain": 1}], ids=["plain", "chained"])
+def test_what_the_failed_call_held_is_free_before_the_caches_are_emptied(
+    start: Start, handler: str, concurrency: str, payload: dict[str, int]
+) -> None:
+    process = start(FRAMEWORKS, f"app.{handler}", ASYA_CONCURRENCY=concurrency)
+    client = process.client()
+    assert client.call({"payload": payload})["error"] == "cuda_oom_error"
+    emptied = [["cuda", 0], ["ipc", 0], ["pool", 0], ["pool", 0]]
+    assert client.call({"payload": {"events": 1}})["result"] == [emptied, 0]
+
+
+def test_the_caches_stay_when_the_setting_says_so(start: Start) -> None:
+    client = start(FRAMEWORKS, "app.fail", ASYA_CUDA_CLEANUP_ON_OOM="no").client()
+    client.call({"payload": {}})
+    assert client.call({"payload": {"events": 1}})["result"] == [[], 0]
+
+
+@pytest.mark.parametrize("concurrency", ["1", "2"])
+def test_a_lost_gpu_context_is_answered_and_ends_the_process_with_70(
+    start: Start, concurrency: str
+) -> None:
+    text = "CUDA error: device-side assert triggered"
+    process = start(RAISE, "app.fail", ASYA_CONCURRENCY=concurrency)
+    client = process.client()
+    bad = {"payload": {"code": f"RuntimeError({text!r})"}}
+    client.send(frame(bad) * 2)
+    assert client.reply() == {
+        "status": "error",
+        "error": "processing_error",
+        "message": text,
+        "type": "RuntimeError",
+        "severity": "fatal",
+    }
+    assert client.reply() == {
+        "status": "error",
+        "error": "processing_error",
+        "message": "the process restarts",
+        "severity": "recoverable",
+        "retry_after": 1,
+    }
+    assert process.wait() == 70
+    assert not process.socket.exists()

@@ -1,0 +1,124 @@
+"""Settings: one table in the code, the same in the documentation, each mistake one line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from .conftest import RUNTIME, Start
+
+README = RUNTIME.with_name("README.md")
+GOOD = {"ASYA_HANDLER": "app.echo"}
+WRONG = [
+    ("ASYA_HANDLER", "echo", "must be module.path.function or module.Class.method"),
+    ("ASYA_HANDLER", "app.", "must be module.path.function or module.Class.method"),
+    ("ASYA_HANDLER", "my-app.echo", "must be module.path.function or module.Class.method"),
+    ("ASYA_SOCKET_PATH", "app.sock", "must be the absolute path of a file"),
+    ("ASYA_SOCKET_PATH", "/tmp/", "must be the absolute path of a file"),
+    ("ASYA_SOCKET_PATH", "/" + "x" * 107, "must be at most 107 bytes long"),
+    ("ASYA_INCLUDE_METADATA", "maybe", "must be true, 1, yes, false, 0 or no"),
+    ("ASYA_CHUNK_SIZE", "0", "must be a whole number from 1 to 16777216"),
+    ("ASYA_CHUNK_SIZE", "16777217", "must be a whole number from 1 to 16777216"),
+    ("ASYA_CHUNK_SIZE", "4k", "must be a whole number from 1 to 16777216"),
+    ("ASYA_CHUNK_SIZE", "9" * 9999, "must be a whole number from 1 to 16777216"),
+    ("ASYA_HANDLER_TIMEOUT", "-1", "must be a number of seconds, at least 0"),
+    ("ASYA_HANDLER_TIMEOUT", "nan", "must be a number of seconds, at least 0"),
+    ("ASYA_HANDLER_TIMEOUT", "inf", "must be a number of seconds, at least 0"),
+    ("ASYA_HANDLER_TIMEOUT", "5s", "must be a number of seconds, at least 0"),
+    ("ASYA_ENABLE_OOM_DETECTION", "2", "must be true, 1, yes, false, 0 or no"),
+    ("ASYA_CUDA_CLEANUP_ON_OOM", "on", "must be true, 1, yes, false, 0 or no"),
+    ("ASYA_SOCKET_MODE", "0888", "must be octal, 0 to 0777"),
+    ("ASYA_SOCKET_MODE", "1777", "must be octal, 0 to 0777"),
+    ("ASYA_CONCURRENCY", "0", "must be a whole number from 1 to 1024"),
+    ("ASYA_MAX_MESSAGE_SIZE", "4294967296", "must be a whole number from 1 to 4294967295"),
+    ("ASYA_READ_TIMEOUT", "0", "must be a number of seconds, above 0"),
+    ("ASYA_JSON", "ujson", "must be stdlib, orjson or auto"),
+]
+RIGHT = [
+    ("ASYA_HANDLER", "a.b.C.d", "a.b.C.d"),
+    ("ASYA_INCLUDE_METADATA", "YES", True),
+    ("ASYA_INCLUDE_METADATA", "1", True),
+    ("ASYA_INCLUDE_METADATA", "No", False),
+    ("ASYA_INCLUDE_METADATA", "", False),
+    ("ASYA_INCLUDE_METADATA", " true\n", True),
+    ("ASYA_CHUNK_SIZE", "", 4096),
+    ("ASYA_HANDLER_TIMEOUT", "0.5", 0.5),
+    ("ASYA_SOCKET_MODE", "666", 0o666),
+]
+
+
+@pytest.mark.parametrize(("variable", "text", "message"), WRONG, ids=lambda value: value[:24])
+def test_a_wrong_setting_is_refused_with_what_is_right(
+    runtime: ModuleType, variable: str, text: str, message: str
+) -> None:
+    with pytest.raises(runtime.Refused, match=re.escape(message)) as refusal:
+        runtime.Settings(GOOD | {variable: text})
+    assert str(refusal.value).startswith(f"{variable}={text[:200]}: ")
+
+
+@pytest.mark.parametrize(("variable", "text", "value"), RIGHT)
+def test_right_settings_are_read(
+    runtime: ModuleType, variable: str, text: str, value: object
+) -> None:
+    settings = runtime.Settings(GOOD | {variable: text})
+    assert getattr(settings, variable.removeprefix("ASYA_").lower()) == value
+
+
+def test_defaults(runtime: ModuleType) -> None:
+    assert vars(runtime.Settings(GOOD)) == {
+        "handler": "app.echo",
+        "socket_path": "/tmp/sockets/app.sock",
+        "include_metadata": False,
+        "chunk_size": 4096,
+        "handler_timeout": 0.0,
+        "enable_oom_detection": True,
+        "cuda_cleanup_on_oom": True,
+        "socket_mode": 0o660,
+        "concurrency": 1,
+        "max_message_size": 4294967295,
+        "read_timeout": 60.0,
+        "json": "stdlib",
+    }
+
+
+@pytest.mark.parametrize(
+    ("environ", "line"),
+    [
+        ({"ASYA_HANDLER": ""}, "ASYA_HANDLER is not set; it names what to serve: module.function"),
+        ({"ASYA_SOCKET_MODE": "9"}, "ASYA_SOCKET_MODE=9: must be octal, 0 to 0777"),
+        ({"ASYA_JSON": "orjson"}, "ASYA_JSON=orjson: this image has no orjson; auto does without"),
+    ],
+    ids=["unset", "wrong", "no-orjson"],
+)
+def test_the_process_says_one_line_and_exits_78(
+    start: Start, folder: Path, environ: dict[str, str], line: str
+) -> None:
+    (folder / "orjson.py").write_text("raise ImportError")
+    handler = environ.pop("ASYA_HANDLER", "app.echo")
+    process = start(handler=handler, ready=False, **environ)
+    assert process.wait() == 78
+    assert process.log() == f"asya_runtime: {line}\n"
+    assert not process.socket.exists()
+
+
+def table(heading: str) -> list[list[str]]:
+    """Give the rows of the first table after a heading of the README."""
+    text = README.read_text().split(f"\n## {heading}\n", 1)[1]
+    rows = re.findall(r"(?m)^\|(.*)\|$", text.split("\n## ", 1)[0])
+    return [[cell.strip() for cell in row.split("|")] for row in rows[2:]]
+
+
+def test_the_documented_settings_are_those_of_the_code(runtime: ModuleType) -> None:
+    documented = [(row[0].strip("`"), row[1].strip("`")) for row in table("Settings")]
+    coded = [(variable, default or "required") for variable, default, _ in runtime.SETTINGS]
+    assert documented == coded
+
+
+def test_the_documented_codes_are_those_of_the_code(runtime: ModuleType) -> None:
+    documented = {
+        row[0].strip("`"): (row[2], int(row[3]) if row[3] else None) for row in table("Error codes")
+    }
+    assert documented == runtime.CODES
