@@ -3,10 +3,9 @@
 
 have_image() { docker image inspect "$1" >/dev/null 2>&1; }
 
-# pulled IMAGE: whether it is here or its registry gives it. Asking costs at most five seconds; the pull itself may
+# pulled IMAGE: whether its registry gives it. Asking costs at most five seconds; the pull itself may
 # take as long as it takes.
 pulled() {
-  have_image "$1" && return
   DOCKER_CLI_HINTS=false timeout 5 docker manifest inspect "$1" >/dev/null 2>&1 || return
   say "pulling $1"
   docker pull -q "$1" >/dev/null || { say "its registry answered, but the pull failed: building it here instead"; return 1; }
