@@ -60,7 +60,7 @@ def run(*command: str, stdin: str | None = None, show: str = "", refused: bool =
     )
     print(result.stderr if show else "", end="", file=sys.stderr, flush=True)
     if refused != bool(result.returncode):
-        why = "should have been refused" if refused else last_line(result.stderr + result.stdout)
+        why = "should have been refused" if refused else last_line(result.stderr or result.stdout)
         raise DemoError(f"{shlex.join(command[:4])} ...: {why}")
     return result.stderr if refused else result.stdout
 
@@ -248,6 +248,8 @@ def clean() -> None:
     if ours():
         print(run("helm", "uninstall", RELEASE, "-n", SYSTEM, "--wait"), end="")
         print(run("kubectl", "delete", "namespace", SYSTEM, "--wait"), end="")
+    elif run("helm", "list", "-n", SYSTEM, "-q", "-f", f"^{RELEASE}$"):
+        print(f"release {RELEASE} stays: it was there before the demo")
     elif not made:
         print("demo-clean: nothing of the demo is there")
 
