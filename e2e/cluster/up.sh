@@ -78,6 +78,7 @@ kind get kubeconfig --name "$CLUSTER" >"$KUBECONFIG.tmp$$"
 mv "$KUBECONFIG.tmp$$" "$KUBECONFIG"
 chmod 600 "$KUBECONFIG"
 until_deadline 30 kubectl get --raw /readyz || die "the API server does not answer on this machine's side; see $KUBECONFIG"
-kubectl -n kube-system rollout status deployment/coredns --timeout 120s >/dev/null ||
-  die "CoreDNS is not ready after 120 s; look with: KUBECONFIG=$KUBECONFIG kubectl -n kube-system get pods"
+# Asked of CoreDNS itself: what the API server knows of its pods may be from before the node was started again.
+until_deadline 120 kubectl get --raw /api/v1/namespaces/kube-system/services/kube-dns:9153/proxy/metrics ||
+  die "CoreDNS does not answer after 120 s; look with: KUBECONFIG=$KUBECONFIG kubectl -n kube-system get pods"
 say "cluster $CLUSTER is up (Kubernetes $(docker exec "$node" cat /kind/version)); export KUBECONFIG=$KUBECONFIG"
