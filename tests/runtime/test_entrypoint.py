@@ -1,0 +1,300 @@
+"""The wrapper: a program and the runtime beside it, started and ended in good order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import DEADLINE, ENTRYPOINT, RUNTIME, Process, Start, environment, eventually, frame
+
+WRAP = [sys.executable, "-I", "-S", str(ENTRYPOINT)]
+ECHO = "def echo(message): return message['payload']"
+TRAP = """
+import signal, sys, time
+signal.signal({n}, lambda *_: sys.exit(7))
+print('up', flush=True)
+"""
+needs_namespace = pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace needs root")
+PID_1 = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+
+
+def runtime_of(pid: int) -> int:
+    """Give the pid of the runtime that a wrapper started."""
+
+    def search() -> int:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for child in children:
+            if str(RUNTIME) in Path(f"/proc/{child}/cmdline").read_text().split("\0"):
+                return int(child)
+        return 0
+
+    found: int = eventually(search, "the runtime")
+    return found
+
+
+def gone(pid: int) -> None:
+    def ended() -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+        except OSError:
+            return True
+
+    eventually(ended, f"end of {pid}")
+
+
+STATUSES = {
+    "0": (["true"], 0),
+    "3": (["sh", "-c", "exit 3"], 3),
+    "killed": (["sh", "-c", "kill -9 $$"], 137),
+    "terminated": (["sh", "-c", "kill -15 $$"], 143),
+    "no-such-program": (["no-such-program"], 127),
+    "no-such-path": (["/no/such/program"], 127),
+    "not-executable": ([str(RUNTIME.with_name("README.md"))], 126),
+    "a-directory": (["/tmp"], 126),
+}
+
+
+@pytest.mark.parametrize(("argv", "status"), STATUSES.values(), ids=STATUSES)
+def test_the_status_of_the_program_is_the_containers(
+    start: Start, argv: list[str], status: int
+) -> None:
+    process = start(ECHO, argv=[*WRAP, "--", *argv], ready=False)
+    assert process.wait() == status
+    assert not process.socket.exists()
+
+
+def test_arguments_environment_and_streams_are_the_programs_own(start: Start) -> None:
+    code = "import sys, os; print(sys.argv[1:], os.environ['OWN'], file=sys.stderr)"
+    odd = ["--", "a b", "$HOME", "*", "", "--runtime", "é"]
+    argv = [*WRAP, "--", sys.executable, "-c", code, *odd]
+    process = start(ECHO, argv=argv, ready=False, OWN="x")
+    assert process.wait() == 0
+    assert f"{odd} x\n" in process.log()
+
+
+def test_message_and_program_are_served_side_by_side(start: Start) -> None:
+    process = start(ECHO, argv=[*WRAP, "--", "sleep", "60"])
+    assert process.call({"a": 1}) == {"status": "ok", "result": {"a": 1}}
+    process.signal()
+    assert process.wait() == 143
+    assert not process.socket.exists()
+
+
+def test_the_runtime_runs_as_the_image_would_run_it(start: Start, folder: Path) -> None:
+    (folder / "lib").mkdir()
+    (folder / "lib" / "asya_lib.py").write_text("name = 'lib'")
+    source = """
+        import asya_lib, os, sys
+        def echo(message): return [asya_lib.name, os.getcwd(), sys.flags.isolated, sys.executable]
+    """
+    process = start(source, argv=[*WRAP, "--", "sleep", "60"], PYTHONPATH=str(folder / "lib"))
+    assert process.call({})["result"] == ["lib", str(folder), 0, sys.executable]
+
+
+def test_another_runtime_file_may_be_named(start: Start, folder: Path) -> None:
+    (folder / "other.py").write_text("open('other-ran', 'w').close(); import time; time.sleep(60)")
+    argv = [*WRAP, "--runtime", str(folder / "other.py"), "--", "sleep", "60"]
+    process = start(ECHO, argv=argv, ready=False)
+    eventually((folder / "other-ran").exists, "other.py")
+    process.signal()
+    assert process.wait() == 143
+
+
+@pytest.mark.parametrize("name", ["HUP", "INT", "QUIT", "USR1", "USR2", "TERM", "WINCH"])
+def test_signals_reach_the_program(start: Start, name: str) -> None:
+    number = signal.Signals[f"SIG{name}"]
+    code = TRAP.format(n=int(number)) + "time.sleep(60)"
+    argv = [*WRAP, "--", sys.executable, "-c", code]
+    process = start(ECHO, argv=argv)
+    process.logged("up")
+    process.signal(number)
+    assert process.wait() == 7
+    assert not process.socket.exists()
+
+
+def test_no_signal_is_blocked_or_ignored_in_the_program(start: Start) -> None:
+    look = ["grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status"]
+    process = start(ECHO, argv=[*WRAP, "--", *look], ready=False)
+    assert process.wait() == 0
+    blocked, ignored = (int(line.split()[1], 16) for line in process.log().splitlines())
+    glibc = 0b11 << 31  # its own two signals, which its posix_spawn leaves ignored
+    assert (blocked, ignored & ~glibc) == (0, 0)
+
+
+def test_a_message_in_the_works_is_answered_after_the_program_has_ended(start: Start) -> None:
+    source = """
+        import time
+        def slow(message):
+            open("in-handler", "a").close()
+            time.sleep(1)
+            return 1
+    """
+    process = start(source, "app.slow", argv=[*WRAP, "--", "sleep", "60"])
+    client = process.client()
+    client.send(frame({"payload": {}}))
+    eventually((process.folder / "in-handler").exists, "call")
+    process.signal()
+    assert client.reply() == {"status": "ok", "result": 1}
+    assert process.wait() == 143
+
+
+def test_the_program_is_ended_and_the_status_is_the_runtimes_when_that_ends_first(
+    start: Start,
+) -> None:
+    process = start("1 / 0", argv=[*WRAP, "--", "sleep", "60"], ready=False)
+    assert process.wait() == 78
+    assert "importing app failed: ZeroDivisionError" in process.log()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, 137), (signal.SIGTERM, 0)])
+def test_a_killed_runtime_ends_the_container(
+    start: Start, number: signal.Signals, status: int
+) -> None:
+    process = start(ECHO, argv=[*WRAP, "--", "sleep", "60"])
+    os.kill(runtime_of(process.pid), number)
+    assert process.wait() == status
+
+
+def test_a_program_that_ignores_sigterm_does_not_keep_the_runtime_from_its_end(
+    start: Start, folder: Path
+) -> None:
+    """The wrapper's limits are constants: a copy with small ones saves 20 seconds."""
+    text = ENTRYPOINT.read_text().replace("SECONDS_FOR_APP = 10", "SECONDS_FOR_APP = 0.3")
+    (folder / "entrypoint.py").write_text(text)
+    code = "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('up', flush=True)\n"
+    argv = [*WRAP[:3], str(folder / "entrypoint.py"), "--runtime", str(RUNTIME), "--"]
+    program = [sys.executable, "-c", code + "time.sleep(1.5)"]
+    process = start(ECHO, argv=argv + program)
+    process.logged("up")
+    server = runtime_of(process.pid)
+    process.signal()
+    gone(server)
+    assert process.popen.poll() is None
+    assert process.wait() == 0
+    process = start(ECHO, argv=[*argv, *program[:2], code + "time.sleep(60)"])
+    eventually(lambda: process.log().count("up") == 2, "second program")
+    os.kill(runtime_of(process.pid), signal.SIGKILL)
+    assert process.wait(5) == 137
+
+
+@needs_namespace
+def test_as_pid_1_it_reaps_a_thousand_orphans(start: Start) -> None:
+    code = """
+import os, pathlib, time
+for _ in range(1000):
+    if os.fork() == 0:
+        if os.fork() == 0: os._exit(0)
+        os._exit(0)
+    os.wait()
+end = time.monotonic() + 20
+def zombies():
+    states = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try: states.append(path.read_text().rsplit(")", 1)[1].split()[0])
+        except OSError: pass
+    return states.count("Z")
+while zombies() and time.monotonic() < end: time.sleep(0.01)
+print("zombies:", zombies())
+"""
+    argv = [*PID_1, *WRAP, "--", sys.executable, "-c", code]
+    process = start(ECHO, argv=argv, ready=False)
+    assert process.wait(60) == 0
+    assert "zombies: 0" in process.log()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["true"], ["--"], ["--nonsense", "--", "true"], ["--runtime", "--", "true"]],
+    ids=" ".join,
+)
+def test_a_wrong_command_line_is_answered_with_the_usage(
+    start: Start, arguments: list[str]
+) -> None:
+    process = start(ECHO, argv=[*WRAP, *arguments], ready=False)
+    assert process.wait() == 64
+    assert "asya_entrypoint.py [--runtime FILE] -- COMMAND" in process.log()
+
+
+# --- hooks: a container of one's own, whose program knows nothing -----------------------
+
+
+class Container:
+    """A PID namespace with a program of its own as PID 1, into which hooks are run."""
+
+    def __init__(self, process: Process, environ: dict[str, str]) -> None:
+        self.process, self.environ = process, environ
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        self.pid = int(eventually(children.read_text, "PID 1").split()[0])
+        eventually(lambda: b"sleep" in Path(f"/proc/{self.pid}/cmdline").read_bytes(), "sleep")
+
+    def hook(self, *arguments: str) -> tuple[int, str]:
+        folder = str(self.process.folder)
+        ran = subprocess.run(
+            ["nsenter", "-t", str(self.pid), "-p", "-m", "env", "-C", folder, *WRAP, *arguments],
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=DEADLINE,
+            check=False,
+        )
+        return ran.returncode, ran.stdout.decode()
+
+
+@pytest.fixture
+def container(start: Start, folder: Path) -> Container:
+    process = start(ECHO, argv=[*PID_1, "sleep", "600"], ready=False)
+    return Container(process, environment(folder, ASYA_HANDLER="app.echo"))
+
+
+@needs_namespace
+def test_a_hook_leaves_the_runtime_running_and_another_ends_it(container: Container) -> None:
+    process = container.process
+    began = time.monotonic()
+    assert container.hook("--detach", "--", "echo", "chained") == (0, "chained\n")
+    assert time.monotonic() - began < 3
+    process.logged("serving app.echo")
+    assert process.call({"a": 1}) == {"status": "ok", "result": {"a": 1}}
+    assert container.hook("--stop", "--", "sh", "-c", "exit 4") == (4, "")
+    assert not process.socket.exists()
+    assert container.hook("--stop") == (0, "")
+
+
+@needs_namespace
+def test_a_detached_runtime_that_dies_is_started_again(container: Container) -> None:
+    process = container.process
+    assert container.hook("--detach") == (0, "")
+    pids = subprocess.run(
+        ["pgrep", "--ns", str(container.pid), "--nslist", "pid", "-f", str(RUNTIME)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    os.kill(int(pids[0]), signal.SIGKILL)
+    process.logged("the runtime ended with status 137: again in 2 s")
+    eventually(lambda: process.log().count("serving") == 2, "second start")
+    assert process.call({"a": 1}) == {"status": "ok", "result": {"a": 1}}
+    assert container.hook("--stop") == (0, "")
+
+
+@needs_namespace
+def test_a_hook_fails_with_the_runtimes_own_line(container: Container) -> None:
+    container.environ["ASYA_SOCKET_MODE"] = "9"
+    line = "asya_runtime: ASYA_SOCKET_MODE=9: must be octal, 0 to 0777\n"
+    assert container.hook("--detach", "--", "echo", "chained") == (78, line)
+
+
+@needs_namespace
+def test_a_hook_returns_after_three_seconds_of_a_long_import(
+    container: Container, folder: Path
+) -> None:
+    (folder / "app.py").write_text("import time; time.sleep(600)")
+    began = time.monotonic()
+    assert container.hook("--detach") == (0, "")
+    assert 2.9 < time.monotonic() - began < 5
+    assert container.hook("--stop") == (0, "")

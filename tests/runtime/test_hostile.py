@@ -1,0 +1,122 @@
+"""Hostile peers: others are answered, memory stays within the formula, nothing leaks."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from pathlib import Path
+
+from .conftest import Process, Start, eventually, frame
+
+ECHO = {"payload": {"a": 1}}
+OK = {"status": "ok", "result": {"a": 1}}
+FORGED = b"\xff\xff\xff\xff"
+
+
+def resident(process: Process) -> int:
+    """Give the resident memory in MiB."""
+    return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * 4096 >> 20
+
+
+def held(process: Process) -> tuple[int, int]:
+    """Give how many threads and open files there are."""
+    proc = Path(f"/proc/{process.pid}")
+    return len(list((proc / "task").iterdir())), len(list((proc / "fd").iterdir()))
+
+
+def test_a_forged_length_allocates_nothing(start: Start) -> None:
+    process = start()
+    before = resident(process)
+    forgers = [process.client() for _ in range(100)]
+    for client in forgers:
+        client.send(FORGED + b"{")
+    assert process.call({"a": 1}) == OK
+    assert resident(process) - before <= 100 * 64 / 1024 + 4
+
+
+def test_what_has_arrived_bounds_the_memory(start: Start) -> None:
+    process = start()
+    before = resident(process)
+    client = process.client()
+    client.send(FORGED + bytes(20_000_000))
+    assert process.call({"a": 1}) == OK
+    assert resident(process) - before <= 2 * 20 + 16
+
+
+def test_hundreds_of_bad_connections_do_not_keep_a_good_one_from_its_replies(
+    start: Start,
+) -> None:
+    process = start("def echo(m): return m['payload'].get('a') or 'x' * 500_000")
+    good = process.client()
+    idle = [process.client() for _ in range(200)]
+    halves = [process.client() for _ in range(200)]
+    for client in halves:
+        client.send(b"\x00\x00\x01\x00" + b"{")
+    deaf = [process.client() for _ in range(20)]
+    for client in deaf:
+        client.send(frame({"payload": {}}) * 3)
+    times = []
+    for n in range(200):
+        halves[n].send(b" ")
+        began = time.monotonic()
+        assert good.call({"payload": {"a": n + 1}}) == {"status": "ok", "result": n + 1}
+        times.append(time.monotonic() - began)
+    assert sorted(times)[180] < 0.1
+    for client in halves:
+        client.close()
+    assert idle[0].call({"payload": {"a": 5}}) == {"status": "ok", "result": 5}
+
+
+def test_more_connections_than_allowed_close_the_ones_quiet_longest(start: Start) -> None:
+    process = start()
+    good = process.client()
+    assert good.call(ECHO) == OK
+    crowd = [process.client() for _ in range(300)]
+    for n in range(0, 900, 300):
+        assert good.call(ECHO) == OK
+        crowd += [process.client() for _ in range(300)]
+        assert crowd[-1].call(ECHO) == OK, n
+    assert good.call(ECHO) == OK
+    assert crowd[0].at_end()
+    assert held(process)[1] <= 1000 + 20
+
+
+def test_nothing_is_left_of_thousands_of_connections(start: Start) -> None:
+    process = start()
+    process.call({"a": 1})
+    before = held(process)
+    garbage = random.Random(7)
+    for n in range(2000):
+        client = process.client()
+        client.send([b"", b"\x00", FORGED + b"x", frame(ECHO), garbage.randbytes(50)][n % 5])
+        client.close()
+    process.clients.clear()
+    eventually(lambda: held(process) == before, "threads and files as before")
+    assert process.call({"a": 1}) == OK
+
+
+def test_a_crowd_is_served_evenly(start: Start) -> None:
+    process = start()
+    clients = [process.client() for _ in range(16)]
+    for client in clients:
+        client.send(frame(ECHO) * 200)
+    for _ in range(200):
+        assert [client.reply() for client in clients] == [OK] * 16
+
+
+def test_a_flood_in_one_connection_does_not_starve_another(start: Start) -> None:
+    process = start(ASYA_CHUNK_SIZE="1000000")
+    flood, good = process.client(), process.client()
+    flood.sock.setblocking(False)
+    data = frame(ECHO) * 3000
+    replies = 0
+    for _ in range(30):
+        with contextlib.suppress(BlockingIOError):
+            flood.sock.send(data)
+        began = time.monotonic()
+        assert good.call(ECHO) == OK
+        assert time.monotonic() - began < 1
+        with contextlib.suppress(BlockingIOError):
+            replies += len(flood.sock.recv(1 << 20))
+    assert replies > 0
