@@ -14,6 +14,8 @@ export UV := $(or $(shell command -v uv),$(CURDIR)/.tools/uv/bin/uv)
 export PYTHONPATH := $(CURDIR)/injector
 
 bin := .venv/bin
+# Folders whose modules import each other by their bare names.
+own_paths := tests/chart tests/model examples e2e e2e/model bench
 scripts = $(shell git ls-files '*.sh' .ci/run)
 
 .PHONY: help
@@ -62,6 +64,7 @@ lint: deps helm ## ruff, mypy, imports, shellcheck, helm lint
 	@$(bin)/ruff format --check --quiet . || { echo 'not formatted: make fmt' >&2; exit 1; }
 	@$(bin)/ruff check --quiet .
 	@$(bin)/mypy --no-error-summary
+	@for dir in $(own_paths); do MYPYPATH=$$dir:tests/chart $(bin)/mypy --no-error-summary $$dir/*.py; done
 	@$(bin)/lint-imports --no-logo >build/lint-imports.log 2>&1 || { cat build/lint-imports.log >&2; exit 1; }
 	@$(bin)/shellcheck -x --source-path=SCRIPTDIR $(scripts)
 	@helm lint --quiet chart

@@ -8,9 +8,8 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from harness import REPOSITORY, RESTRICTED, SYSTEM, Cluster, run, until
+from harness import REPOSITORY, SYSTEM, Cluster, run
 from kubernetes import config
-from kubernetes.client.exceptions import ApiException
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +31,7 @@ def bare_cluster() -> Cluster:
 
 @pytest.fixture(scope="session")
 def _installed(bare_cluster: Cluster) -> Cluster:
-    namespace = {"apiVersion": "v1", "kind": "Namespace"}
-    bare_cluster.apply({**namespace, "metadata": {"name": SYSTEM, "labels": RESTRICTED}})
+    bare_cluster.make_namespace(SYSTEM)
     bare_cluster.install()
     return bare_cluster
 
@@ -48,17 +46,7 @@ def cluster(_installed: Cluster) -> Cluster:
 def namespace(bare_cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
     """A namespace of the test's own, under restricted PodSecurity."""
     name = f"e2e-{os.urandom(4).hex()}"
-    metadata = {"name": name, "labels": RESTRICTED}
-    bare_cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
-
-    def has_account() -> bool:
-        try:
-            bare_cluster.core.read_namespaced_service_account("default", name)
-        except ApiException:
-            return False
-        return True
-
-    until(f"the default service account of {name}", has_account)
+    bare_cluster.make_namespace(name)
     yield name
     if not request.session.stash.get(_FAILED, False):
         bare_cluster.kubectl("delete", "namespace", name, "--wait=false")

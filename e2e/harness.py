@@ -84,6 +84,13 @@ class Cluster:
         words = ["apply", "-n", namespace, "-f", "-"]
         return self.kubectl(*words, stdin=json.dumps(items), **how)
 
+    def make_namespace(self, name: str) -> None:
+        """A namespace under restricted PodSecurity, in which pods can be created."""
+        metadata = {"name": name, "labels": RESTRICTED}
+        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+        words = ["get", "serviceaccount", "default", "-n", name, "-o", "name", "--ignore-not-found"]
+        until(f"the default account of {name}", lambda: self.kubectl(*words).stdout)
+
     def create(self, item: Object, *words: str, **how: Any) -> subprocess.CompletedProcess[str]:
         return self.kubectl("create", "-f", "-", *words, stdin=json.dumps(item), **how)
 

@@ -7,6 +7,7 @@ from harness import Cluster, Object, bare_pod, until, workload
 
 ECHO = {"asya.sh/handler": "handlers.echo"}
 APP = ["python3", "-m", "app"]
+MANAGED = "app.kubernetes.io/managed-by=asya-injector"
 
 
 def answer(payload: Object) -> Object:
@@ -83,16 +84,13 @@ def test_a_pod_without_annotation_is_as_sent_and_costs_no_call(
     cluster: Cluster, namespace: str
 ) -> None:
     # The same pod in a namespace that is never looked at shows what the API server itself adds.
-    label = {"asya.sh/injection": "disabled"}
     other = f"{namespace}-off"
-    metadata = {"name": other, "labels": label}
-    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    cluster.make_namespace(other)
+    cluster.kubectl("label", "namespace", other, "asya.sh/injection=disabled")
     plain = bare_pod("plain", cluster.model_image, {"example.com/handler": "handlers.echo"})
     calls = cluster.reviews("pods.asya.sh")
 
     def created(where: str) -> Object:
-        until("the service account", lambda: not cluster.create(
-            plain, "-n", where, "--dry-run=server", check=False).returncode)  # fmt: skip
         item: Object = json.loads(cluster.create(plain, "-n", where, "-o", "json").stdout)
         metadata = item["metadata"]
         token = next(v["name"] for v in item["spec"]["volumes"] if v["name"].startswith("kube-api"))
@@ -141,6 +139,20 @@ def test_the_configmap_comes_with_the_first_pod_and_serves_the_second(
     assert copies() == [first]
     for name in ("first", "second"):
         cluster.ready_pod(namespace, name)
+
+
+def test_a_namespace_made_anew_gets_its_configmap_anew(cluster: Cluster, namespace: str) -> None:
+    item = bare_pod("model", cluster.model_image, ECHO)
+    cluster.create(item, "-n", namespace)
+    cluster.ready_pod(namespace, "model")
+    cluster.kubectl("delete", "configmaps", "-n", namespace, "-l", MANAGED, "--wait")
+    cluster.kubectl("delete", "pod", "model", "-n", namespace, "--wait", "--grace-period=1")
+    cluster.create(item, "-n", namespace)
+    cluster.ready_pod(namespace, "model")
+    cluster.kubectl("delete", "namespace", namespace, "--wait")
+    cluster.make_namespace(namespace)
+    cluster.create(item, "-n", namespace)
+    cluster.ready_pod(namespace, "model")
 
 
 def test_a_configmap_of_that_name_with_other_content_is_never_mounted(

@@ -63,3 +63,4 @@ def _log_as_json(level: str) -> None:
     # One line a decision is ours; these would say the same again.
     for noisy in ("kopf", "aiohttp.access", "urllib3", "asyncio"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    logging.getLogger("kopf.objects").setLevel(logging.CRITICAL)

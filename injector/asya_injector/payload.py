@@ -22,14 +22,17 @@ from asya_injector.refusal import Reason, Refusal, quoted
 MANAGED_BY = {"app.kubernetes.io/managed-by": "asya-injector"}
 # A review has 5 seconds in all; an API server that needs longer than this gets no third call.
 _API_TIMEOUT = (1, 1.5)
-_REMEMBERED_SECONDS = 30.0
+# Long enough to make one call of a burst of pods, too short for a namespace to be deleted and made
+# anew, or a copy to be deleted by hand, and the pods after that to wait for it for ever.
+_REMEMBERED_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Payload:
     """The runtime's files, by name, and the hash that names them.
 
-    The hash is the first 10 hex digits of the SHA-256 of the files as JSON with sorted keys.
+    The hash is the first 10 hex digits of what `sha256sum *.py | sha256sum` says in a directory
+    that holds them; the chart's ConfigMap has the whole of it as an annotation.
     """
 
     files: Mapping[str, str]
@@ -43,8 +46,11 @@ class Payload:
     @property
     def hash(self) -> str:
         """What tells two versions of the runtime apart."""
-        content = json.dumps(self.files, sort_keys=True).encode()
-        return hashlib.sha256(content).hexdigest()[:10]
+        sums = "".join(
+            f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n"
+            for name, text in sorted(self.files.items())
+        )
+        return hashlib.sha256(sums.encode()).hexdigest()[:10]
 
     def config_map(self) -> dict[str, Any]:
         """The object that each namespace with an actor holds."""
@@ -63,7 +69,7 @@ class Payload:
 class Publisher:
     """Makes sure that a namespace holds the ConfigMap before a pod that mounts it is let in.
 
-    What was ensured is remembered for 30 seconds a namespace; calls for one namespace wait for each
+    What was ensured is remembered for a second a namespace; calls for one namespace wait for each
     other, so that many pods at once cost one API call.
     """
 

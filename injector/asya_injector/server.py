@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Collection
+from contextvars import ContextVar
 from typing import Any, cast
 
 import aiohttp.web
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 # An UPDATE carries the object twice, and the API server takes objects of up to 3 MiB.
 _LARGEST_REVIEW = 8 * 1024 * 1024
+# The uid of the review that is being answered, which kopf does not hand to its handlers.
+current_uid: ContextVar[str] = ContextVar("current_uid", default="")
 _ALWAYS = 10 * 365 * 86400.0
 
 
@@ -82,6 +85,7 @@ class Server(kopf.WebhookServer):
             with self._metrics.duration.time():
                 try:
                     request = review["request"]
+                    current_uid.set(_uid(review))
                     if webhook not in self._paths:
                         return refusal(review, f"no webhook at path /{webhook}; see the chart", 404)
                     # kopf looks for the namespace in the object alone.
@@ -90,13 +94,8 @@ class Server(kopf.WebhookServer):
                         metadata.setdefault("namespace", request.get("namespace"))
                     return await fn(review, webhook=webhook, **kwargs)
                 except Exception:
-                    logger.exception("review failed", extra={"uid": _uid(review)})
-                    return refusal(
-                        review,
-                        "the injector failed on this object; its log says why, under uid "
-                        f"{_uid(review)} (InternalError)",
-                        500,
-                    )
+                    logger.exception("failed", extra={"uid": _uid(review)})
+                    return refusal(review, internal_error(_uid(review)), 500)
 
         await self._trust.ready.wait()
         try:
@@ -110,6 +109,11 @@ class Server(kopf.WebhookServer):
     @staticmethod
     async def _serve(fn: Any, request: aiohttp.web.Request) -> aiohttp.web.Response:
         return await kopf.WebhookServer._serve(fn, request.clone(client_max_size=_LARGEST_REVIEW))
+
+
+def internal_error(uid: str) -> str:
+    """What a caller is told of a fault of ours: where to look, and nothing of what is there."""
+    return f"the injector failed on this object; its log says why, under uid {uid} (InternalError)"
 
 
 def refusal(review: Any, message: str, code: int) -> dict[str, Any]:

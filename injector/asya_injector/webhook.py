@@ -18,8 +18,8 @@ from asya_injector.inject import inherit, inject, overridden
 from asya_injector.payload import Payload, Publisher
 from asya_injector.pods import Object, mapping, template_of
 from asya_injector.policy import Policy
-from asya_injector.refusal import Refusal
-from asya_injector.server import Metrics, Server, operations
+from asya_injector.refusal import Reason, Refusal
+from asya_injector.server import Metrics, Server, current_uid, internal_error, operations
 from asya_injector.trust import Trust
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,9 @@ def _answering(
         **_: Any,
     ) -> None:
         result, reason = "refused", ""
+        uid = current_uid.get()
         said = {
+            "uid": uid,
             "resource": resource.plural,
             "operation": operation,
             "namespace": body.metadata.get("namespace"),
@@ -119,6 +121,10 @@ def _answering(
             reason = str(refusal.reason)
             logger.info("refused", extra=said | {"reason": reason, "refusal": str(refusal)})
             raise kopf.AdmissionError(str(refusal), code=422) from None
+        except Exception:
+            result, reason = "failed", str(Reason.INTERNAL_ERROR)
+            logger.exception("failed", extra=said | {"reason": reason})
+            raise kopf.AdmissionError(internal_error(uid), code=500) from None
         finally:
             labels = {"resource": resource.plural, "result": result, "reason": reason}
             metrics.admissions.labels(**labels).inc()

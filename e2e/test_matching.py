@@ -1,0 +1,83 @@
+"""The API server asks us about exactly the objects that the chart's conditions describe.
+
+The conditions are CEL, which an API server alone evaluates; the cases are the chart's tests' own.
+"""
+
+import contextlib
+import re
+from typing import Any
+
+import pytest
+from cel_cases import CASES
+from harness import SYSTEM, Cluster, Object, until
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
+from kubernetes.dynamic import DynamicClient
+
+
+class Asker:
+    """Sends objects as dry runs and counts the reviews that this makes."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        api: Any = client.ApiClient()
+        self._objects: Any = DynamicClient(api)  # type: ignore[no-untyped-call]
+        self._core = cluster.core
+        self._namespace = namespace
+        listed = cluster.core.list_namespaced_pod(SYSTEM).items
+        self._injectors = [f"{pod.metadata.name}:8080" for pod in listed]
+
+    def reviews(self) -> int:
+        """What both replicas have answered, by their own count."""
+        total = 0
+        for pod in self._injectors:
+            text = self._core.connect_get_namespaced_pod_proxy_with_path(pod, SYSTEM, "metrics")
+            found = re.search(r"^asya_injector_admission_duration_seconds_count (\S+)$", text, re.M)
+            assert found is not None
+            total += int(float(found[1]))
+        return total
+
+    def send(self, verb: str, item: Object, **how: Any) -> None:
+        kind = self._objects.resources.get(api_version=item["apiVersion"], kind=item["kind"])
+        getattr(kind, verb)(body=item, namespace=self._namespace, **how)
+
+    def is_asked(self, verb: str, item: Object) -> bool:
+        before = self.reviews()
+        with contextlib.suppress(ApiException):  # some of the cases are refused
+            self.send(verb, item, dry_run="All")
+        return self.reviews() > before
+
+
+def named(item: Object, name: str) -> Object:
+    return {**item, "metadata": {**item["metadata"], "name": name}}
+
+
+def test_the_injector_is_asked_about_what_concerns_it_and_nothing_else(
+    cluster: Cluster, namespace: str
+) -> None:
+    asker = Asker(cluster, namespace)
+    # The objects that updates start from are made while nobody looks, so that they are as given.
+    cluster.kubectl("label", "namespace", namespace, "asya.sh/injection=disabled")
+    probe = next(case for case in CASES if case.id == "pod-with-handler").new
+    until("the namespace to be left alone", lambda: not asker.is_asked("create", probe))
+    for case in CASES:
+        if case.old is not None:
+            asker.send("create", named(case.old, case.id))
+    cluster.kubectl("label", "namespace", namespace, "asya.sh/injection-")
+    until("the namespace to be looked at", lambda: asker.is_asked("create", probe))
+
+    asked = {
+        case.id: asker.is_asked(
+            "create" if case.old is None else "replace", named(case.new, case.id)
+        )
+        for case in CASES
+    }
+    assert asked == {case.id: case.called for case in CASES}
+
+
+@pytest.mark.parametrize("namespace_name", ["kube-system", "kube-public", "kube-node-lease"])
+def test_nothing_in_the_clusters_own_namespaces_is_asked_about(
+    cluster: Cluster, namespace_name: str
+) -> None:
+    asker = Asker(cluster, namespace_name)
+    probe = next(case for case in CASES if case.id == "deployment-annotated-itself").new
+    assert not asker.is_asked("create", probe)
