@@ -162,5 +162,6 @@ if ! have_image "$built"; then
   step 'assembling the node' '10 s' assemble
   trap 'docker rm --force asya-node-bake >/dev/null 2>&1 || true' EXIT
   step 'putting the control-plane images in' '20 s' bake
+  rm "$images_tar"
 fi
 echo "$built"
