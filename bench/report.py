@@ -1,0 +1,218 @@
+"""Results as tables: on the terminal, and in docs/benchmarks.md between its two marks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import picture
+from contenders import BASE, BASE_FOR_MANY, BY_NAME, CONTENDERS
+
+DOCS = Path(__file__).parents[1] / "docs"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+SITUATIONS = {
+    (1, True): "1 client",
+    (1, False): "1 client, new connections",
+    (16, True): "16 clients",
+    (16, False): "16 clients, new connections",
+}
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column is text and whose others are numbers."""
+
+    title: str
+    rows: list[list[str]]  # the first is the header
+
+
+def as_text(result: Result) -> str:
+    """All tables for a terminal."""
+    lines = ["", introduction(result)]
+    for table in tables(result):
+        widths = [max(map(len, column)) for column in zip(*table.rows, strict=True)]
+        lines += ["", table.title]
+        for row in table.rows:
+            first, *others = (
+                cell.ljust(width) if index == 0 else cell.rjust(width)
+                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            lines.append("  ".join(["", first, *others]))
+    return "\n".join(lines)
+
+
+def as_markdown(result: Result) -> str:
+    """The same for the documentation."""
+    lines = [introduction(result)]
+    for table in tables(result):
+        header, *rows = table.rows
+        lines += ["", f"**{table.title}**", "", f"| {' | '.join(header)} |"]
+        lines.append("| --- |" + " ---: |" * (len(header) - 1))
+        lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def write_docs(result: Result) -> None:
+    """Replace what stands between the marks, and the picture."""
+    page = DOCS / "benchmarks.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    page.write_text(f"{before}{BEGIN}\n{as_markdown(result)}\n{END}{after}")
+    (DOCS / "benchmarks.svg").write_text(picture.draw(result["runtime"]["trips"]))
+
+
+def introduction(result: Result) -> str:
+    """When and where; and whether the machine was quiet."""
+    python = result.get("runtime", {}).get("python")
+    words = [result["date"], result["machine"], *([f"Python {python}"] if python else [])]
+    line = ", ".join(words) + "."
+    cores = os.cpu_count() or 1
+    if result["load"] > 0.5 * cores:
+        line += (
+            f" Other programs ran at the same time (load {result['load']:.0f} on {cores} cores):"
+            " rates and p99 suffer, ratios less, CPU least."
+        )
+    return line
+
+
+def tables(result: Result) -> Iterator[Table]:
+    """All that was measured."""
+    if "runtime" in result:
+        trips = result["runtime"]["trips"]
+        for size in sorted({trip["size"] for trip in trips}):
+            yield round_trips(size, [trip for trip in trips if trip["size"] == size])
+        yield starts(result["runtime"])
+    if "injector" in result:
+        yield grid(result["injector"]["grid"])
+        if result["injector"]["reviews"]:
+            yield reviews(result["injector"]["reviews"])
+    yield goals(result)
+
+
+def round_trips(size: int, trips: list[Result]) -> Table:
+    present = [key for key in SITUATIONS if any(key == _situation(trip) for trip in trips)]
+    cells = {(_situation(trip), _row(trip["server"])): trip for trip in trips}
+    rows = [["", *(SITUATIONS[key] for key in present), "server's CPU"]]
+    for contender in CONTENDERS:
+        if contender.name == BASE_FOR_MANY:
+            continue
+        row = [contender.label]
+        for key in present:
+            trip = cells[key, contender.name]
+            row.append(f"{short(trip['rate'])}/s ×{trip['ratio']:.2f}, {seconds(trip['p99_us'])}")
+        trip = cells[present[0], contender.name]
+        rows.append([*row, f"{seconds(trip['cpu_us'])} ×{trip['cpu_ratio']:.2f}"])
+    title = f"{bytes_(size)}: messages a second, × the bare echo, p99; CPU per message of 1 client"
+    return Table(title, rows)
+
+
+def _situation(trip: Result) -> tuple[int, bool]:
+    return trip["clients"], trip["kept"]
+
+
+def _row(server: str) -> str:
+    return BASE if server == BASE_FOR_MANY else server
+
+
+def starts(runtime: Result) -> Table:
+    sizes = sorted({peak["size"] for peak in runtime["peaks"]})
+    peaks = {(peak["server"], peak["size"]): peak["times"] for peak in runtime["peaks"]}
+    rows = [["", "start", "its CPU", "memory", *(f"peak, {bytes_(size)}" for size in sizes)]]
+    rows += [
+        [
+            BY_NAME[start["server"]].label,
+            f"{start['start_ms']:.0f} ms",
+            f"{start['start_cpu_ms']:.0f} ms",
+            f"{start['memory_mb']:.1f} MB",
+            *(f"×{peaks[start['server'], size]:.2f}" for size in sizes),
+        ]
+        for start in runtime["starts"]
+    ]
+    title = "Start to accepting and memory, above a bare interpreter; peak memory above idle, "
+    return Table(title + "in sizes of the message", rows)
+
+
+def grid(cells: list[Result]) -> Table:
+    rows = [["containers × variables", "p50", "p99", "CPU p50", "CPU p99"]]
+    for cell in cells:
+        names = ("p50_ms", "p99_ms", "cpu_p50_ms", "cpu_p99_ms")
+        row = [f"{cell['containers']} × {cell['variables']}"]
+        rows.append([*row, *(f"{cell[name]:.2f} ms" for name in names)])
+    return Table("The injector's function for one pod", rows)
+
+
+def reviews(seen: list[Result]) -> Table:
+    labels = {"empty": "kopf, empty handler", "injector": "injector"}
+    rows = [["", "server's CPU", "× kopf", "p50", "p99"]]
+    for one in seen:
+        row = [labels[one["server"]], f"{one['cpu_ms']:.2f} ms", f"{one['ratio']:.2f}"]
+        rows.append([*row, f"{one['p50_ms']:.2f} ms", f"{one['p99_ms']:.2f} ms"])
+    return Table("One review through TLS", rows)
+
+
+def goals(result: Result) -> Table:
+    """What the project holds itself to, of what this run has measured."""
+    rows = [["goal", "seen", ""]]
+
+    def goal(text: str, value: float, bound: float, *, most: bool = False, unit: str = "") -> None:
+        met = value <= bound if most else value >= bound
+        sign = "≤" if most else "≥"
+        seen = f"{value:.2f}{unit}"
+        rows.append([f"{text} {sign} {bound:g}{unit}", seen, "met" if met else "missed"])
+
+    if "runtime" in result:
+        _runtime_goals(result["runtime"], goal)
+    for cell in result.get("injector", {}).get("grid", []):
+        size = cell["containers"], cell["variables"]
+        if size in ((1, 5), (100, 60)):
+            text = f"injector's function, {size[0]} × {size[1]}, p99 of CPU"
+            goal(text, cell["cpu_p99_ms"], 1 if size == (1, 5) else 10, most=True, unit=" ms")
+    for one in result.get("injector", {}).get("reviews", []):
+        if one["server"] == "injector":
+            goal("CPU of a review, × kopf with an empty handler", one["ratio"], 1.3, most=True)
+    return Table("Goals", rows)
+
+
+def _runtime_goals(runtime: Result, goal: Any) -> None:
+    trips = {
+        (trip["size"], trip["clients"], trip["kept"], trip["server"]): trip
+        for trip in runtime["trips"]
+    }
+    sizes = (1 << 10, 1.1), (64 << 10, 1.0), (1 << 20, 1.0)
+    for size, bound in sizes:
+        text = f"{bytes_(size)}, 1 client, × bare echo"
+        goal(text, trips[size, 1, True, "asya"]["ratio"], bound)
+        if size > 1024:
+            goal(f"{text}, orjson", trips[size, 1, True, "asya-orjson"]["ratio"], 4)
+    one, many = (trips[1024, clients, True, "asya"]["rate"] for clients in (1, 16))
+    uvicorn = trips[1024, 1, True, "uvicorn"]["rate"]
+    goal("1 KB, 1 client, × uvicorn", one / uvicorn, 4)
+    goal("1 KB, 16 clients, × 1 client", many / one, 2)
+    start = next(start for start in runtime["starts"] if start["server"] == "asya")
+    goal("start above a bare interpreter", start["start_ms"], 60, most=True, unit=" ms")
+    goal("memory above a bare interpreter", start["memory_mb"], 8, most=True, unit=" MB")
+    for peak in runtime["peaks"]:
+        if peak["server"] == "asya" and peak["size"] == 256 << 20:
+            goal("peak memory for 256 MB, × its size", peak["times"], 3, most=True)
+
+
+def bytes_(size: int) -> str:
+    return f"{size >> 20} MB" if size >= 1 << 20 else f"{size >> 10} KB"
+
+
+def short(value: float) -> str:
+    """Three digits are what such a figure is good for."""
+    if value >= 10000:
+        return f"{value / 1000:.1f}k"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def seconds(microseconds: float) -> str:
+    for limit, unit in ((1e3, "µs"), (1e6, "ms")):
+        if microseconds < limit:
+            return f"{microseconds / limit * 1e3:.3g} {unit}"
+    return f"{microseconds / 1e6:.3g} s"

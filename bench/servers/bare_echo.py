@@ -1,0 +1,50 @@
+"""The limit: a blocking loop that reads prefix and body apart and does the JSON work, no checks.
+
+    bare_echo.py SOCKET [threads]
+
+`threads`: a thread a connection, for several clients at once; without, one client after another.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+
+from work import answer
+
+
+def read(connection: socket.socket, size: int) -> bytearray | None:
+    buffer, got = bytearray(size), 0
+    with memoryview(buffer) as view:
+        while got < size:
+            count = connection.recv_into(view[got:])
+            if not count:
+                return None
+            got += count
+    return buffer
+
+
+def serve(connection: socket.socket) -> None:
+    with connection:
+        while (prefix := read(connection, 4)) is not None:
+            body = read(connection, int.from_bytes(prefix, "big"))
+            if body is None:
+                return
+            reply = answer(body)
+            connection.sendall(len(reply).to_bytes(4, "big") + reply)
+
+
+def main(path: str, *words: str) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(64)
+    while True:
+        connection = listener.accept()[0]
+        if words:
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+        else:
+            serve(connection)
+
+
+main(*sys.argv[1:])

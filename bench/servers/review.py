@@ -1,0 +1,76 @@
+"""Admission by kopf over TLS: the injector as it is, or kopf with a handler that does nothing.
+
+    review.py empty|injector PORT DIRECTORY
+
+DIRECTORY holds tls.crt and tls.key. What the injector asks of the API server while it reviews is
+left out (a namespace's ConfigMap is remembered, so usually nothing is asked). kopf itself needs an
+API server for its start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import kopf
+from asya_injector.cli import _log_as_json
+from asya_injector.policy import Policy
+from asya_injector.server import Metrics, Server
+from asya_injector.webhook import PODS, Webhook, registry
+
+
+class Remembered:
+    """A publisher that has just ensured every namespace."""
+
+    async def ensure(self, namespace: str) -> bool:
+        return False
+
+
+async def empty(**_: Any) -> None:
+    """kopf's own work alone."""
+
+
+def empty_server(port: int, certificate: Path, key: Path) -> tuple[kopf.OperatorRegistry, Any]:
+    handlers = kopf.OperatorRegistry()
+    kopf.on.mutate("", "v1", "pods", id=PODS, registry=handlers)(empty)
+    return handlers, kopf.WebhookServer(port=port, certfile=certificate, pkeyfile=key)
+
+
+def injector(port: int, certificate: Path, key: Path) -> tuple[kopf.OperatorRegistry, Any]:
+    metrics = Metrics()
+    webhook = Webhook(Policy("0123456789", {}), cast(Any, Remembered()), metrics)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    ready = asyncio.Event()
+    ready.set()
+    trust = SimpleNamespace(context=context, certificate=certificate, key=key, ready=ready)
+    server = Server(port=port, trust=cast(Any, trust), paths=(PODS,), metrics=metrics)
+    return registry(webhook, metrics), server
+
+
+def main(kind: str, port: str, directory: str) -> None:
+    _log_as_json("INFO")
+    make = {"empty": empty_server, "injector": injector}[kind]
+    handlers, server = make(int(port), Path(directory) / "tls.crt", Path(directory) / "tls.key")
+
+    @kopf.on.startup(registry=handlers)
+    async def settle(settings: kopf.OperatorSettings, **_: Any) -> None:
+        settings.admission.server = server
+        settings.admission.managed = None
+        settings.scanning.disabled = True
+        settings.posting.enabled = False
+
+    @kopf.on.login(registry=handlers)
+    async def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_kubeconfig(**kwargs)
+
+    asyncio.run(
+        kopf.operator(registry=handlers, standalone=True, clusterwide=True, identity=cast(Any, "b"))
+    )
+
+
+main(*sys.argv[1:])

@@ -1,0 +1,20 @@
+"""What each server does with a message, apart from moving its bytes. Ours gets `predict` alone."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def predict(message: dict[str, Any]) -> dict[str, Any]:
+    """The handler: next to nothing, so that what is measured is what is around it."""
+    return {"echo": message["payload"]}
+
+
+def reply(message: dict[str, Any]) -> dict[str, Any]:
+    return {"status": "ok", "result": predict(message)}
+
+
+def answer(body: bytes | bytearray) -> bytes:
+    """From the bytes of a request to the bytes of its reply."""
+    return json.dumps(reply(json.loads(body))).encode()
