@@ -19,17 +19,20 @@ locked "cluster-$CLUSTER"
 
 # Asked of the engine, not of the node: a node that is just starting cannot run anything yet.
 complete() { docker cp "$node:/kind/asya-complete" - >/dev/null 2>&1; }
-kubectl_in_node() { docker exec "$node" kubectl --kubeconfig /etc/kubernetes/admin.conf "$@"; }
-ready() { kubectl_in_node get --raw /readyz && kubectl_in_node wait node "$node" --for condition=Ready --timeout 5s; }
+# Asked of CoreDNS too: what the API server knows of nodes and pods may be from before the node was started again.
+ready() {
+  docker exec --env KUBECONFIG=/etc/kubernetes/admin.conf "$node" sh -ec "kubectl wait node $node --for condition=Ready
+    kubectl get --raw /api/v1/namespaces/kube-system/services/kube-dns:9153/proxy/metrics" >/dev/null 2>&1
+}
 
-# Whether the cluster that is there can be used; 60 s is three times what a node needs to come back by itself
-# after the engine was restarted.
+# Whether the cluster that is there can be used. After a restart of the engine a node needs about 20 s to come back by
+# itself, longer on a busy machine.
 usable() {
   [[ $(docker container inspect -f '{{.State.Running}}' "$node") == true ]] || docker start "$node" >/dev/null
   complete || { say "cluster $CLUSTER was left half made"; return 1; }
-  ready >/dev/null 2>&1 && return
-  say "cluster $CLUSTER does not answer; waiting up to 60 s for it to come back"
-  until_deadline 60 ready || { say "it does not"; return 1; }
+  ready && return
+  say "cluster $CLUSTER does not answer; waiting up to 90 s for it to come back"
+  until_deadline 90 ready || { say "it does not"; return 1; }
 }
 
 # kind_config BUILT: a published image brings its own network; one of ours has a bridge, and other needs.
@@ -51,7 +54,7 @@ EOF
 create() {
   kind_config "$built" |
     kind create cluster --name "$CLUSTER" --image "$image" --config - --kubeconfig "$KUBECONFIG"
-  until_deadline 120 ready || die "node $node is not Ready after 120 s; look with: docker exec $node journalctl"
+  until_deadline 180 ready || die "it does not get ready in 180 s; look with: docker exec $node journalctl"
   docker exec "$node" touch /kind/asya-complete
 }
 
@@ -78,7 +81,4 @@ kind get kubeconfig --name "$CLUSTER" >"$KUBECONFIG.tmp$$"
 mv "$KUBECONFIG.tmp$$" "$KUBECONFIG"
 chmod 600 "$KUBECONFIG"
 until_deadline 30 kubectl get --raw /readyz || die "the API server does not answer on this machine's side; see $KUBECONFIG"
-# Asked of CoreDNS itself: what the API server knows of its pods may be from before the node was started again.
-until_deadline 120 kubectl get --raw /api/v1/namespaces/kube-system/services/kube-dns:9153/proxy/metrics ||
-  die "CoreDNS does not answer after 120 s; look with: KUBECONFIG=$KUBECONFIG kubectl -n kube-system get pods"
 say "cluster $CLUSTER is up (Kubernetes $(docker exec "$node" cat /kind/version)); export KUBECONFIG=$KUBECONFIG"
