@@ -97,7 +97,15 @@ class Trust:
                     logger.warning("Secret %s/%s is damaged, made anew: %s", namespace, name, error)
             if pair is not None and not pair.is_due(self._names, now=now):
                 return pair
-            fresh = pair.renewed(self._names, now=now) if pair else created(self._names, now=now)
+            # What was lost is put back as long as a replica remembers it: a new CA would not be
+            # trusted by those calls that reach a replica which has not read the Secret yet.
+            pair = pair or self._loaded
+            if pair is None:
+                fresh = created(self._names, now=now)
+            elif pair.is_due(self._names, now=now):
+                fresh = pair.renewed(self._names, now=now)
+            else:
+                fresh = pair
             with contextlib.suppress(_NotFoundError, _ConflictError), _as_conditions():
                 if secret is None:
                     annotations = {
