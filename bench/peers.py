@@ -24,7 +24,15 @@ def install(python: str) -> Path:
     uv = os.environ.get("UV") or shutil.which("uv") or str(ROOT / ".tools" / "uv" / "bin" / "uv")
     quiet = (uv, "--quiet", "--no-python-downloads")
     make = (*quiet, "venv", "--clear", "--python", python, str(PLACE))
-    fill = (*quiet, "pip", "sync", "--python", str(interpreter), "--require-hashes")
+    fill = (
+        *quiet,
+        "pip",
+        "sync",
+        "--python",
+        str(interpreter),
+        "--require-hashes",
+        "--compile-bytecode",
+    )
     for command in (make, (*fill, str(REQUIREMENTS))):
         subprocess.run(command, check=True, timeout=300)
     stamp.write_text(wanted)

@@ -88,8 +88,7 @@ def tables(result: Result) -> Iterator[Table]:
         yield starts(result["runtime"])
     if "injector" in result:
         yield grid(result["injector"]["grid"])
-        if result["injector"]["reviews"]:
-            yield reviews(result["injector"]["reviews"])
+        yield reviews(result["injector"]["reviews"])
     yield goals(result)
 
 

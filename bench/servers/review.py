@@ -3,8 +3,8 @@
     review.py empty|injector PORT DIRECTORY
 
 DIRECTORY holds tls.crt and tls.key. What the injector asks of the API server while it reviews is
-left out (a namespace's ConfigMap is remembered, so usually nothing is asked). kopf itself needs an
-API server for its start.
+left out (a namespace's ConfigMap is remembered, so usually nothing is asked).
+
 """
 
 from __future__ import annotations
