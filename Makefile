@@ -16,7 +16,7 @@ export PYTHONPATH := $(CURDIR)/injector
 bin := .venv/bin
 # Folders whose modules import each other by their bare names.
 own_paths := tests/chart tests/model examples e2e e2e/model bench
-scripts = $(shell git ls-files '*.sh' .ci/run)
+scripts = $(shell git ls-files '*.sh' .ci/run '*/bin/entrypoint')
 
 .PHONY: help
 help: ## list the targets

@@ -45,12 +45,12 @@ class Client:
 
     def __init__(self, path: Path) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(DEADLINE)
         try:
-            self.sock.connect(str(path))
+            self.sock.connect(str(path))  # waits while the backlog is full, as no timeout would
         except OSError:
             self.sock.close()
             raise
+        self.sock.settimeout(DEADLINE)
 
     def send(self, data: bytes) -> None:
         self.sock.sendall(data)
