@@ -7,7 +7,6 @@ exception: it is called by its own client, whose work counts in its figures.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import select
 import socket
@@ -139,12 +138,16 @@ def _drive_one(path: str, request: bytes, expected: int, kept: bool, span: float
     return Slice(now - began, latencies)
 
 
-@dataclass(slots=True)
 class _Client:
-    connection: socket.socket
-    start: float
-    sent: int = 0
-    got: int = 0
+    """One of several: its connection, when its message began, how much went and came of it."""
+
+    __slots__ = ("connection", "got", "receive", "send", "sent", "start")
+
+    def __init__(self, path: str) -> None:
+        self.connection = _connected(path)
+        self.connection.setblocking(False)
+        self.send, self.receive = self.connection.send, self.connection.recv_into
+        self.start, self.sent, self.got = 0.0, 0, 0
 
 
 def _drive_many(
@@ -152,45 +155,48 @@ def _drive_many(
 ) -> Slice:
     clock, buffer = time.perf_counter, bytearray(min(expected, 1 << 20))
     latencies: list[float] = []
-    both, reading = select.EPOLLIN | select.EPOLLOUT, select.EPOLLIN
+    both, reading, writable = select.EPOLLIN | select.EPOLLOUT, select.EPOLLIN, select.EPOLLOUT
     whole, rest = len(request), memoryview(request)
     poll = select.epoll()
     talks: dict[int, _Client] = {}
 
-    def send(talk: _Client) -> None:
-        """Send what fits; wait to send the rest only where there is one."""
-        before = talk.sent
-        with contextlib.suppress(BlockingIOError):
-            talk.sent += talk.connection.send(rest[before:])
-        if talk.sent < whole and not before:
+    def begin(talk: _Client, now: float) -> None:
+        """Send a message; what does not fit at once goes when there is room."""
+        talk.start, talk.got = now, 0
+        try:
+            talk.sent = talk.send(request)
+        except BlockingIOError:
+            talk.sent = 0
+        if talk.sent < whole:
             poll.modify(talk.connection, both)
-        elif talk.sent == whole and before:
+
+    def go_on(talk: _Client) -> None:
+        talk.sent += talk.send(rest[talk.sent :])
+        if talk.sent == whole:
             poll.modify(talk.connection, reading)
 
-    def open_one(start: float) -> _Client:
-        connection = _connected(path)
-        connection.setblocking(False)
-        poll.register(connection, reading)
-        talk = talks[connection.fileno()] = _Client(connection, start)
+    def open_one() -> _Client:
+        talk = _Client(path)
+        poll.register(talk.connection, reading)
+        talks[talk.connection.fileno()] = talk
         return talk
 
     for _ in range(clients):
-        open_one(0.0)
+        open_one()
     began = now = clock()
     for talk in talks.values():
-        talk.start = began
-        send(talk)
+        begin(talk, began)
     while talks:
         events = poll.poll(PATIENCE)
         if not events:
             raise WrongReply(f"no byte for {PATIENCE:g} s")
         for fd, event in events:
             talk = talks[fd]
-            if event & select.EPOLLOUT:
-                send(talk)
-            if not event & ~select.EPOLLOUT:
-                continue
-            count = talk.connection.recv_into(buffer)
+            if event & writable:
+                go_on(talk)
+                if event == writable:
+                    continue
+            count = talk.receive(buffer)
             if not count:
                 raise WrongReply("the connection ended inside a reply")
             talk.got += count
@@ -199,13 +205,13 @@ def _drive_many(
             now = clock()
             latencies.append(now - talk.start)
             if kept and now - began < span:
-                talk.start, talk.sent, talk.got = now, 0, 0
-                send(talk)
+                begin(talk, now)
                 continue
             del talks[fd]
             talk.connection.close()
             if now - began < span:
-                send(open_one(now))
+                begin(open_one(), now)
+    poll.close()
     return Slice(now - began, latencies)
 
 
