@@ -98,7 +98,8 @@ cluster-down: ## remove it
 	@e2e/cluster/down.sh
 
 .PHONY: image
-image: deps cluster ## the injector's image, built and loaded into the cluster
+image: deps ## the injector's image; loaded into the cluster if that is up
+	@e2e/cluster/engine.sh
 	@e2e/cluster/injector-image.sh
 
 .PHONY: demo
