@@ -88,6 +88,11 @@ def test_an_upgrade_keeps_the_certificate_and_lets_pods_in_all_the_time(
     before = cluster.get(name)["webhooks"][0]["clientConfig"]["caBundle"]
     cluster.install("runtime.defaults.chunk-size=8192", verb="upgrade")
     assert cluster.get(name)["webhooks"][0]["clientConfig"]["caBundle"] == before
+    # Those on their way out answer until everybody knows that they leave.
+    until(
+        "the old replicas to be gone",
+        lambda: len(cluster.core.list_namespaced_pod(SYSTEM).items) == 2,
+    )
     cluster.create(bare_pod("model", cluster.model_image, ECHO), "-n", namespace)
     env = cluster.get("-n", namespace, "pod/model")["spec"]["containers"][0]["env"]
     assert {"name": "ASYA_CHUNK_SIZE", "value": "8192"} in env

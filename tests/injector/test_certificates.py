@@ -68,6 +68,13 @@ def test_a_damaged_secret_is_recognised(pair: KeyPair, part: str, damage: str) -
         KeyPair.from_secret(data)
 
 
+def test_a_certificate_by_another_ca_is_recognised(pair: KeyPair) -> None:
+    other = created(NAMES, now=NOW).to_secret()
+    mixed = {**pair.to_secret(), "tls.crt": other["tls.crt"], "tls.key": other["tls.key"]}
+    with pytest.raises(DamagedError):
+        KeyPair.from_secret(mixed)
+
+
 @pytest.mark.parametrize(
     ("names", "days", "due"),
     [

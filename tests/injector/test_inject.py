@@ -232,6 +232,12 @@ def test_the_users_own_env_stands_where_no_annotation_speaks() -> None:
     assert result["env"] == [*ENV, *mine]
 
 
+def test_of_two_variables_of_one_name_the_last_counts_as_for_the_kubelet() -> None:
+    paths = ["/run/one/app.sock", "/run/two/app.sock"]
+    mine = [{"name": "ASYA_SOCKET_PATH", "value": path} for path in paths]
+    assert container(pod(model(env=mine)))["volumeMounts"][1]["mountPath"] == "/run/two"
+
+
 def test_mounts_follow_a_socket_path_that_the_user_set() -> None:
     mine = [{"name": "ASYA_SOCKET_PATH", "value": "/run/model/app.sock"}]
     given = pod(model(env=mine), {"name": "asya-sidecar"})
