@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import picture
 from contenders import BASE, BASE_FOR_MANY, BY_NAME, CONTENDERS
 
+KB, MB = 1 << 10, 1 << 20
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 SITUATIONS = {
@@ -70,10 +70,9 @@ def introduction(result: Result) -> str:
     python = result.get("runtime", {}).get("python")
     words = [result["date"], result["machine"], *([f"Python {python}"] if python else [])]
     line = ", ".join(words) + "."
-    cores = os.cpu_count() or 1
-    if result["load"] > 0.5 * cores:
+    if result["others"] > 0.05:
         line += (
-            f" Other programs ran at the same time (load {result['load']:.0f} on {cores} cores):"
+            f" Other programs took {100 * result['others']:.0f} % of the machine's time:"
             " rates and p99 suffer, ratios less, CPU least."
         )
     return line
@@ -101,10 +100,15 @@ def round_trips(size: int, trips: list[Result]) -> Table:
             continue
         row = [contender.label]
         for key in present:
-            trip = cells[key, contender.name]
-            row.append(f"{short(trip['rate'])}/s ×{trip['ratio']:.2f}, {seconds(trip['p99_us'])}")
-        trip = cells[present[0], contender.name]
-        rows.append([*row, f"{seconds(trip['cpu_us'])} ×{trip['cpu_ratio']:.2f}"])
+            trip = cells.get((key, contender.name))
+            row.append(
+                f"{short(trip['rate'])}/s ×{trip['ratio']:.2f}, {seconds(trip['p99_us'])}"
+                if trip
+                else "-"  # time was up
+            )
+        trip = cells.get((present[0], contender.name))
+        row.append(f"{seconds(trip['cpu_us'])} ×{trip['cpu_ratio']:.2f}" if trip else "-")
+        rows.append(row)
     title = f"{bytes_(size)}: messages a second, × the bare echo, p99; CPU per message of 1 client"
     return Table(title, rows)
 
@@ -178,29 +182,30 @@ def goals(result: Result) -> Table:
 
 def _runtime_goals(runtime: Result, goal: Any) -> None:
     trips = {
-        (trip["size"], trip["clients"], trip["kept"], trip["server"]): trip
+        (trip["size"], trip["clients"], trip["server"]): trip
         for trip in runtime["trips"]
+        if trip["kept"]
     }
-    sizes = (1 << 10, 1.1), (64 << 10, 1.0), (1 << 20, 1.0)
-    for size, bound in sizes:
+    for size, bound in ((KB, 1.1), (64 * KB, 1.0), (MB, 1.0)):
+        if (size, 1, "asya") not in trips:
+            continue  # time was up before its turn
         text = f"{bytes_(size)}, 1 client, × bare echo"
-        goal(text, trips[size, 1, True, "asya"]["ratio"], bound)
-        if size > 1024:
-            goal(f"{text}, orjson", trips[size, 1, True, "asya-orjson"]["ratio"], 4)
-    one, many = (trips[1024, clients, True, "asya"]["rate"] for clients in (1, 16))
-    uvicorn = trips[1024, 1, True, "uvicorn"]["rate"]
-    goal("1 KB, 1 client, × uvicorn", one / uvicorn, 4)
+        goal(text, trips[size, 1, "asya"]["ratio"], bound)
+        if size > KB:
+            goal(f"{text}, orjson", trips[size, 1, "asya-orjson"]["ratio"], 4)
+    one, many = (trips[KB, clients, "asya"]["rate"] for clients in (1, 16))
+    goal("1 KB, 1 client, × uvicorn", one / trips[KB, 1, "uvicorn"]["rate"], 4)
     goal("1 KB, 16 clients, × 1 client", many / one, 2)
     start = next(start for start in runtime["starts"] if start["server"] == "asya")
     goal("start above a bare interpreter", start["start_ms"], 60, most=True, unit=" ms")
     goal("memory above a bare interpreter", start["memory_mb"], 8, most=True, unit=" MB")
     for peak in runtime["peaks"]:
-        if peak["server"] == "asya" and peak["size"] == 256 << 20:
+        if peak["server"] == "asya" and peak["size"] == 256 * MB:
             goal("peak memory for 256 MB, × its size", peak["times"], 3, most=True)
 
 
 def bytes_(size: int) -> str:
-    return f"{size >> 20} MB" if size >= 1 << 20 else f"{size >> 10} KB"
+    return f"{size // MB} MB" if size >= MB else f"{size // KB} KB"
 
 
 def short(value: float) -> str:

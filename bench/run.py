@@ -62,18 +62,39 @@ def measure_runtime(python: str, *, quick: bool) -> dict[str, Any]:
         return result
 
 
+class Meter:
+    """How much of the machine's time went to programs that are not ours."""
+
+    def __init__(self) -> None:
+        self._before = self._readings()
+
+    def share_of_others(self) -> float:
+        """From 0 to 1, since this was made; counts processes of ours that have ended."""
+        everything, busy, ours = (
+            after - before for after, before in zip(self._readings(), self._before, strict=True)
+        )
+        return max(0.0, busy - ours) / everything
+
+    @staticmethod
+    def _readings() -> tuple[float, float, float]:
+        words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        ticks = [int(word) / os.sysconf("SC_CLK_TCK") for word in words]
+        return sum(ticks), sum(ticks) - ticks[3] - ticks[4], sum(os.times()[:4])
+
+
 def main() -> int:
     options = arguments()
+    meter = Meter()
     result: dict[str, Any] = {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
         "form": "quick" if options.quick else "full",
-        "load": os.getloadavg()[0],
     }
     if options.only != "injector":
         result["runtime"] = measure_runtime(options.python, quick=options.quick)
     if options.only != "runtime":
         result["injector"] = measure_injector.measure(quick=options.quick)
+    result["others"] = meter.share_of_others()
     OUTPUT.parent.mkdir(exist_ok=True)
     OUTPUT.write_text(json.dumps(result, indent=1) + "\n")
     print(report.as_text(result))
