@@ -70,6 +70,8 @@ def introduction(result: Result) -> str:
     python = result.get("runtime", {}).get("python")
     words = [result["date"], result["machine"], *([f"Python {python}"] if python else [])]
     line = ", ".join(words) + "."
+    if result["pinned"]:
+        line += " Clients and servers shared one core."
     if result["others"] > 0.05:
         line += (
             f" Other programs took {100 * result['others']:.0f} % of the machine's time:"
