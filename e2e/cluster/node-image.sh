@@ -88,14 +88,14 @@ pack_images() {
 assemble() {
   local context=$kept/context.tmp unit units
   rm -rf "$context"
-  mkdir -p "$context/root/opt/cni"
-  cp -a "$cluster_dir/node/rootfs/." "$context/root/"
-  chmod -R u=rwX,go=rX "$context/root" # whatever the checkout's umask was
-  install -D -t "$context/root/usr/bin" "$kubernetes"/{kubeadm,kubelet,kubectl}
-  ln -s /usr/lib/cni "$context/root/opt/cni/bin"
-  sed -i "s#@PAUSE@#$(image_of pause)#" "$context/root/etc/containerd/config.toml"
-  echo "v$version" >"$context/root/kind/version"
-  units=$context/root/etc/systemd/system
+  mkdir -p "$context/rootfs/opt/cni"
+  cp -a "$cluster_dir/node/rootfs/." "$context/rootfs/"
+  chmod -R u=rwX,go=rX "$context/rootfs" # whatever the checkout's umask was
+  install -D -t "$context/rootfs/usr/bin" "$kubernetes"/{kubeadm,kubelet,kubectl}
+  ln -s /usr/lib/cni "$context/rootfs/opt/cni/bin"
+  sed -i "s#@PAUSE@#$(image_of pause)#" "$context/rootfs/etc/containerd/config.toml"
+  echo "v$version" >"$context/rootfs/kind/version"
+  units=$context/rootfs/etc/systemd/system
   mkdir -p "$units/multi-user.target.wants"
   ln -s ../kubelet.service "$units/multi-user.target.wants/"
   for unit in $masked; do ln -s /dev/null "$units/$unit"; done
