@@ -26,6 +26,7 @@ step() {
   kill "$ticker" 2>/dev/null || true
   wait "$ticker" 2>/dev/null || true
   trap 'exit 130' INT
+  ((SECONDS - start < 60)) || printf '\n    ' >&2 # on a line of its own, below those of the ticker
   if ((status)); then
     say "failed after $(duration $((SECONDS - start)))"
     tail -n 5 "$log" | sed 's/^/    /' >&2
