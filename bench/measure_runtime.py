@@ -35,7 +35,7 @@ class Cell:
     clients: int
     kept: bool
     span: float  # seconds a slice
-    every: int = 1  # measured in each so many rounds
+    rounds: int
 
 
 @dataclass
@@ -55,20 +55,42 @@ class Samples:
 def situations(quick: bool) -> list[Cell]:
     """The grid; in the quick form the part of it that the goals are about."""
     if quick:
-        small = [Cell(KB, clients, kept, 0.04) for clients in (1, 16) for kept in (True, False)]
-        return [*small, Cell(64 * KB, 1, True, 0.04), Cell(MB, 1, True, 0.1, 3)]
+        small = [Cell(KB, clients, kept, 0.04, 12) for clients in (1, 16) for kept in (True, False)]
+        return [*small, Cell(64 * KB, 1, True, 0.04, 12), Cell(MB, 1, True, 0.1, 4)]
     shapes = [(clients, kept) for clients in (1, 16) for kept in (True, False)]
     return [
-        *(Cell(KB, *shape, 0.05) for shape in shapes),
-        *(Cell(64 * KB, *shape, 0.05) for shape in shapes),
-        *(Cell(MB, *shape, 0.1, 4) for shape in shapes),
-        *(Cell(16 * MB, *shape, 0.5, 12 if shape[0] == 1 else 24) for shape in shapes),
+        *(Cell(KB, *shape, 0.05, 40) for shape in shapes),
+        *(Cell(64 * KB, *shape, 0.05, 40) for shape in shapes),
+        *(Cell(MB, *shape, 0.1, 12) for shape in shapes),
+        *(Cell(16 * MB, *shape, 0.5, 4 if shape[0] == 1 else 2) for shape in shapes),
     ]
 
 
-def round_trips(cells: Sequence[Cell], *, rounds: int, until: float) -> list[dict[str, Any]]:
-    """Rates, CPU time and latencies of everyone in every situation."""
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def round_trips(cells: Sequence[Cell], *, until: float) -> list[dict[str, Any]]:
+    """Rates, CPU time and latencies of everyone in every situation, size by size.
+
+    Each size has servers of its own: large messages teach the C library's allocator to keep memory,
+    which would make later smaller ones cheaper than they are.
+    """
+    found, left = [], len(cells)
+    for size in sorted({cell.size for cell in cells}):
+        some = [cell for cell in cells if cell.size == size]
+        now = time.monotonic()
+        share = (until - now) * len(some) / left  # what one size does not need is the others'
+        left -= len(some)
+        say(f"  {size // KB} KB")
+        found += one_size(some, until=now + share)
+    return found
+
+
+def one_size(cells: Sequence[Cell], *, until: float) -> list[dict[str, Any]]:
+    """The same for one message size."""
     samples: dict[tuple[Cell, str], Samples] = {}
+    rounds = max(cell.rounds for cell in cells)
     messages = {cell.size: message_of(cell.size) for cell in cells}
     lengths: dict[tuple[str, int], int] = {}
     with contextlib.ExitStack() as stack:
@@ -81,7 +103,7 @@ def round_trips(cells: Sequence[Cell], *, rounds: int, until: float) -> list[dic
                 lengths[contender.name, size] = first_reply(contender.protocol, path, message)
         for number in range(rounds):
             for cell in cells:
-                if number % cell.every:
+                if number >= cell.rounds:
                     continue
                 absent = BASE if cell.clients > 1 else BASE_FOR_MANY
                 order = [contender for contender in CONTENDERS if contender.name != absent]
@@ -102,7 +124,7 @@ def round_trips(cells: Sequence[Cell], *, rounds: int, until: float) -> list[dic
                 if time.monotonic() > until:
                     break
             if time.monotonic() > until:
-                say(f"  time is up in round {number + 1} of {rounds}")
+                say(f"    time is up in round {number + 1} of {rounds}")
                 break
     return [
         {
@@ -184,10 +206,6 @@ def peaks(contenders: Sequence[Contender], sizes: Sequence[int]) -> list[dict[st
     return found
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main(output: str, form: str, *pinned: str) -> None:
     if pinned:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # servers inherit it
@@ -195,9 +213,7 @@ def main(output: str, form: str, *pinned: str) -> None:
     ours = [BY_NAME[name] for name in (BASE, "asya", "asya-orjson")]
     everyone = [contender for contender in CONTENDERS if contender.name != BASE_FOR_MANY]
     say("round trips")
-    trips = round_trips(
-        situations(quick), rounds=12 if quick else 48, until=began + (30 if quick else 330)
-    )
+    trips = round_trips(situations(quick), until=began + (30 if quick else 340))
     say("start and memory")
     start = starts(
         ours if quick else everyone,
