@@ -69,8 +69,21 @@ class Cluster:
         self.model_image = model_image
         self.core: Any = client.CoreV1Api()
 
-    def kubectl(self, *words: str, **how: Any) -> subprocess.CompletedProcess[str]:
-        return run("kubectl", *words, **how)
+    def kubectl(
+        self, *words: str, check: bool = True, **how: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run kubectl. What never reached the API server is said again, for 10 seconds at most:
+        the container engine's proxy on the way to it has been seen to drop a connection.
+        """
+        deadline = time.monotonic() + 10
+        while True:
+            done = run("kubectl", *words, check=False, **how)
+            lost = done.stderr.startswith("Unable to connect to the server: EOF")
+            if not lost or time.monotonic() > deadline:
+                break
+        if check and done.returncode:
+            raise AssertionError(f"kubectl {' '.join(words)}: {done.returncode}\n{done.stderr}")
+        return done
 
     def get(self, *words: str) -> Object:
         """An object as the API server gives it."""
