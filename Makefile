@@ -48,7 +48,8 @@ lock: $(if $(findstring .tools,$(UV)),$(UV)) ## pin the newest allowed versions 
 	@compile() { $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' "$$@"; }; \
 	echo 'uv>=0.13' | compile - -o requirements-uv.txt; \
 	compile pyproject.toml -o requirements.txt; \
-	compile pyproject.toml --group dev -o requirements-dev.txt
+	compile pyproject.toml --group dev -o requirements-dev.txt; \
+	compile bench/requirements.in -o requirements-bench.txt
 
 .PHONY: fmt
 fmt: deps ## format the code

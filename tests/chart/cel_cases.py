@@ -76,6 +76,8 @@ def build(
     body: Object = {"selector": {"matchLabels": {"app": "case"}}, "template": pod}
     if kind == "StatefulSet":
         body["serviceName"] = "case"
+    if kind == "DaemonSet":  # which has no replicas to be set to 0: its pods would be seen too
+        spec["nodeSelector"] = {"example.com/no-such-node": "true"}
     if kind != "DaemonSet":
         body["replicas"] = 0 if replicas is None else replicas
     return whole | {"spec": body}
