@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -119,10 +120,19 @@ class Cluster:
     def uninstall(self) -> None:
         """Take every release of ours away, whoever installed it and wherever."""
         listed = json.loads(run("helm", "list", "-A", "-o", "json").stdout)
-        for release in listed:
-            if release["name"] == RELEASE:
-                where = ["--namespace", release["namespace"]]
-                run("helm", "uninstall", RELEASE, *where, "--wait", timeout=200)
+        for namespace in [each["namespace"] for each in listed if each["name"] == RELEASE]:
+            run("helm", "uninstall", RELEASE, "--namespace", namespace, "--wait", timeout=200)
+            gone = functools.partial(self._has_no_injectors, namespace)
+            until("its pods to be gone", gone)
+
+    def _has_no_injectors(self, namespace: str) -> bool:
+        return not self.injectors(namespace)
+
+    def injectors(self, namespace: str = SYSTEM) -> list[str]:
+        """Names of the injector's pods, those on their way out among them."""
+        selector = f"app.kubernetes.io/instance={RELEASE}"
+        listed = self.core.list_namespaced_pod(namespace, label_selector=selector).items
+        return [pod.metadata.name for pod in listed]
 
     def pods(self, namespace: str, name: str) -> list[Pod]:
         """The pods of an application that are not on their way out."""

@@ -21,11 +21,10 @@ def scale(cluster: Cluster, replicas: int) -> None:
     cluster.kubectl(*words)
 
     def settled() -> bool:
-        pods = cluster.core.list_namespaced_pod(SYSTEM).items
         slices = cluster.get("-n", SYSTEM, "endpointslices")["items"]
         endpoints = [each for part in slices for each in part["endpoints"] or []]
         ready = [each for each in endpoints if each["conditions"]["ready"]]
-        return len(pods) == replicas and len(ready) == replicas
+        return len(cluster.injectors()) == replicas and len(ready) == replicas
 
     until(f"{replicas} replicas of the injector", settled, seconds=90)
 
@@ -83,8 +82,7 @@ def test_a_rolling_restart_refuses_no_pod_and_misses_none(cluster: Cluster, name
         made = cluster.create(pod, "-n", namespace, "--dry-run=server", "-o", "name")
         assert made.stdout.strip() == f"pod/p{number}"
         status = cluster.get("-n", SYSTEM, "deployment/asya-runtime")["status"]
-        pods = cluster.core.list_namespaced_pod(SYSTEM).items
-        return bool(status.get("updatedReplicas") == 2 and len(pods) == 2)
+        return bool(status.get("updatedReplicas") == 2 and len(cluster.injectors()) == 2)
 
     until("the rolling restart", rolled_out, seconds=90)
     assert number > 5

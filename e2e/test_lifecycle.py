@@ -91,7 +91,7 @@ def test_an_upgrade_keeps_the_certificate_and_lets_pods_in_all_the_time(
     # Those on their way out answer until everybody knows that they leave.
     until(
         "the old replicas to be gone",
-        lambda: len(cluster.core.list_namespaced_pod(SYSTEM).items) == 2,
+        lambda: len(cluster.injectors()) == 2,
     )
     cluster.create(bare_pod("model", cluster.model_image, ECHO), "-n", namespace)
     env = cluster.get("-n", namespace, "pod/model")["spec"]["containers"][0]["env"]

@@ -23,8 +23,8 @@ class Asker:
         self._objects: Any = DynamicClient(api)  # type: ignore[no-untyped-call]
         self._core = cluster.core
         self._namespace = namespace
-        listed = cluster.core.list_namespaced_pod(SYSTEM).items
-        self._injectors = [f"{pod.metadata.name}:8080" for pod in listed]
+        until("two injectors", lambda: len(cluster.injectors()) == 2)
+        self._injectors = [f"{name}:8080" for name in cluster.injectors()]
 
     def reviews(self) -> int:
         """What both replicas have answered, by their own count."""
