@@ -31,13 +31,13 @@ deps: .venv/installed ## Python packages of development, into .venv
 
 .venv/installed: requirements-dev.txt $(if $(findstring .tools,$(UV)),$(UV))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or newer is needed as $(PYTHON) (found: $(shell $(PYTHON) --version 2>&1)): install it, or say make PYTHON=/path/to/python' >&2; exit 1; }
-	@echo 'installing Python packages into .venv (usually 10 s)'
+	@echo 'installing Python packages into .venv (usually 10 s)' >&2
 	@$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .venv
 	@$(UV) pip sync --quiet --python $(bin)/python --require-hashes requirements-dev.txt
 	@touch $@
 
 $(CURDIR)/.tools/uv/bin/uv: requirements-uv.txt
-	@echo 'installing uv into .tools (usually 5 s)'
+	@echo 'installing uv into .tools (usually 5 s)' >&2
 	@rm -rf .tools/uv
 	@$(PYTHON) -m venv .tools/uv || { echo '$(PYTHON) has no venv module: install it (Debian: apt-get install python3-venv)' >&2; exit 1; }
 	@.tools/uv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt

@@ -30,16 +30,11 @@ def bare_cluster() -> Cluster:
 
 
 @pytest.fixture(scope="session")
-def _installed(bare_cluster: Cluster) -> Cluster:
+def cluster(bare_cluster: Cluster) -> Cluster:
+    """The cluster with the release installed in `asya-system`, under restricted PodSecurity."""
     bare_cluster.make_namespace(SYSTEM)
     bare_cluster.install()
     return bare_cluster
-
-
-@pytest.fixture
-def cluster(_installed: Cluster) -> Cluster:
-    """The cluster with the release installed in `asya-system`, under restricted PodSecurity."""
-    return _installed
 
 
 @pytest.fixture

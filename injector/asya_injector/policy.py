@@ -25,9 +25,7 @@ class Policy:
     defaults: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        canonical = {
-            name: checked(BY_NAME[name].name, text) for name, text in self.defaults.items()
-        }
+        canonical = {name: checked(name, text) for name, text in self.defaults.items()}
         object.__setattr__(self, "defaults", canonical)
 
     @property

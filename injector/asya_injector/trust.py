@@ -94,7 +94,9 @@ class Trust:
                 try:
                     pair = KeyPair.from_secret(secret.data)
                 except DamagedError as error:
-                    logger.warning("Secret %s/%s is damaged, made anew: %s", namespace, name, error)
+                    logger.warning(
+                        "Secret %s/%s is damaged, written again: %s", namespace, name, error
+                    )
             if pair is not None and not pair.is_due(self._names, now=now):
                 return pair
             # What was lost is put back as long as a replica remembers it: a new CA would not be
