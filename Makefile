@@ -15,7 +15,7 @@ export PYTHONPATH := $(CURDIR)/injector
 
 bin := .venv/bin
 # Folders whose modules import each other by their bare names.
-own_paths := tests/chart tests/model examples e2e e2e/model bench
+own_paths := tests/chart tests/docs tests/model examples e2e e2e/model bench
 scripts = $(shell git ls-files '*.sh' .ci/run '*/bin/entrypoint')
 
 .PHONY: help

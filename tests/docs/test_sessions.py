@@ -1,0 +1,55 @@
+"""What the pages that need no cluster say is typed, and what comes of it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from pages import DOCS
+from session import PageError, run_page
+
+
+def has(program: str) -> bool:
+    return shutil.which(program) is not None
+
+
+@pytest.mark.parametrize("name", ["handlers", "memory-errors", "sidecars"])
+def test_a_page_does_what_it_says(name: str, checkout: Path, environ: dict[str, str]) -> None:
+    page = DOCS / f"{name}.md"
+    text = page.read_text()
+    # Those who read a page in Python's part alone need no compiler.
+    for program in [each for each in ("go", "node") if not has(each)]:
+        text = re.sub(rf"^\$ {program} .*\n(?:(?!\$ |```).*\n)*", "", text, flags=re.MULTILINE)
+    copy = checkout / page.name
+    copy.write_text(text)
+    assert run_page(copy, checkout, environ, seconds=100) >= 4
+
+
+@pytest.mark.parametrize(
+    ("session", "complaint"),
+    [
+        ("$ echo one\ntwo\n", "printed:\none"),
+        ("$ false\n", "ended with 1"),
+        ("$ true # refused\n", "ended with 0"),
+        ("$ exit 3\n", "did not end"),
+    ],
+)
+def test_a_page_that_says_something_else_is_found_out(
+    session: str, complaint: str, checkout: Path, environ: dict[str, str]
+) -> None:
+    page = checkout / "page.md"
+    page.write_text(f"```console\n$ echo right\nright\n{session}```\n")
+    with pytest.raises(PageError, match=complaint):
+        run_page(page, checkout, environ, seconds=20)
+
+
+def test_what_a_page_leaves_running_is_ended(checkout: Path, environ: dict[str, str]) -> None:
+    page = checkout / "page.md"
+    page.write_text("```console\n$ sleep 1234 & echo $! >pid\n```\n")
+    run_page(page, checkout, environ, seconds=20)
+    pid = (checkout / "pid").read_text().strip()
+    state = subprocess.run(["ps", "-o", "stat=", "-p", pid], check=False, capture_output=True)
+    assert state.stdout.strip()[:1] in (b"", b"Z")
