@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,8 +32,7 @@ def run_page(page: Path, folder: Path, environ: Mapping[str, str], *, seconds: f
     session = [
         each for block in found if block.language == "console" for each in commands(block.text)
     ]
-    output = folder / "session.log"
-    with output.open("wb") as log:
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
         shell = subprocess.Popen(
             ["bash", "-c", _script(session)],
             cwd=folder,
@@ -42,16 +42,20 @@ def run_page(page: Path, folder: Path, environ: Mapping[str, str], *, seconds: f
             stderr=log,
             start_new_session=True,
         )
+        late = False
         try:
             shell.wait(seconds)
         except subprocess.TimeoutExpired:
-            tail = "".join(output.read_text(errors="replace").splitlines(True)[-20:])
-            raise PageError(f"{page.name}: not done in {seconds:g} s:\n{tail}") from None
+            late = True
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(shell.pid, signal.SIGTERM)
             shell.wait(10)
-    _compare(page, session, output.read_text(errors="replace"))
+        log.seek(0)
+        output = log.read()
+    if late:
+        raise PageError(f"{page.name}: not done in {seconds:g} s:\n{output[-2000:]}")
+    _compare(page, session, output)
     return len(session)
 
 

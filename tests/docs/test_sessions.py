@@ -53,3 +53,10 @@ def test_what_a_page_leaves_running_is_ended(checkout: Path, environ: dict[str, 
     pid = (checkout / "pid").read_text().strip()
     state = subprocess.run(["ps", "-o", "stat=", "-p", pid], check=False, capture_output=True)
     assert state.stdout.strip()[:1] in (b"", b"Z")
+
+
+def test_a_page_that_does_not_end_is_given_up(checkout: Path, environ: dict[str, str]) -> None:
+    page = checkout / "page.md"
+    page.write_text("```console\n$ echo before\n$ sleep 1000\n```\n")
+    with pytest.raises(PageError, match=r"not done in 0\.5 s:\nbefore"):
+        run_page(page, checkout, environ, seconds=0.5)
