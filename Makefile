@@ -79,6 +79,10 @@ test: deps helm ## tests that need no cluster
 test-cov: deps helm ## the same with coverage of the injector
 	@$(bin)/pytest tests --cov=asya_injector --cov-report=term-missing --cov-branch $(ARGS)
 
+.PHONY: fuzz
+fuzz: deps ## mutated frames against the runtime: FRAMES=1000000, at most half an hour
+	@$(bin)/python -m tests.runtime.fuzz --frames $(or $(FRAMES),1000000) $(ARGS)
+
 .PHONY: chart-render
 chart-render: deps helm sync ## refresh the chart's golden renderings and its README table
 	@$(bin)/python tests/chart/render.py

@@ -1,78 +1,131 @@
-"""Fuzz, in a short form: whatever the bytes, each complete frame has its reply."""
+"""Fuzz, in a short form: whatever the bytes, each complete frame has its reply.
+
+The long form is `make fuzz`; a batch that fails here is named for it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
-import random
-import socket
+import sys
+from pathlib import Path
 
-from .conftest import Start, frame
+import pytest
 
-FRAMES = int(os.environ.get("FUZZ_FRAMES", "4000"))
-SEED = int(os.environ.get("FUZZ_SEED", "20"))
-SAMPLES = [
-    b'{"payload":{}}',
-    b'{"payload":{"a":[1,2.5,-3e9,null,true,"\\ud83d\\ude00"]},"id":"x"}',
-    json.dumps({"payload": {"text": "ä" * 300}}, ensure_ascii=False).encode(),
-    b"[" * 500 + b"]" * 500,
-    b'{"payload":{"n":1e400}}',
-]
+from . import fuzz, oracle
+from .conftest import Process, Start, eventually, frame
+
+SEED = 20
+BATCHES = 40
 
 
-def mutated(random: random.Random) -> bytes:
-    body = bytearray(random.choice(SAMPLES))
-    for _ in range(random.randrange(6)):
-        at = random.randrange(len(body) + 1)
-        match random.randrange(4):
-            case 0:
-                body[at : at + 1] = random.randbytes(1)
-            case 1:
-                body[at:at] = random.randbytes(random.randrange(5))
-            case 2:
-                del body[at : at + random.randrange(9)]
-            case 3:
-                body[at:at] = body[: random.randrange(40)]
-    return bytes(body)
+def begin(start: Start, folder: Path, **more: str) -> Process:
+    environ = fuzz.settings(folder, **more)
+    del environ["ASYA_HANDLER"]
+    return start(oracle.HANDLER, "app.answer", **environ)
 
 
-def test_each_mutated_frame_gets_one_reply_in_its_turn(start: Start) -> None:
-    """Between mutated frames go numbered ones: a lost or a doubled reply would shift them."""
-    process = start("def echo(message): return message['payload'].get('n')")
-    chance = random.Random(SEED)
-    for first in range(0, FRAMES, 500):
-        client = process.client()
-        for n in range(first, min(first + 500, FRAMES), 10):
-            bodies = [mutated(chance) for _ in range(9)] + [b'{"payload":{"n":"mark %d"}}' % n]
-            data = b"".join(frame(body) for body in bodies)
-            while data:
-                size = chance.choice([1, 3, 4, 5, 100, 5000])
-                client.send(data[:size])
-                data = data[size:]
-            replies = [client.reply() for _ in bodies]
-            assert replies[-1] == {"status": "ok", "result": f"mark {n}"}, (SEED, n)
-            assert {reply.get("error") for reply in replies} <= {
-                None, "invalid_json", "processing_error"
-            }, (SEED, n)  # fmt: skip
-        client.close()
-
-
-def test_streams_of_garbage_never_hurt_the_next_connection(start: Start) -> None:
-    process = start(ASYA_MAX_MESSAGE_SIZE="100000")
-    chance = random.Random(SEED)
-    for n in range(FRAMES // 20):
-        client = process.client()
-        data = chance.randbytes(chance.randrange(3000))
-        if n % 2:  # small lengths, so that garbage makes frames
-            data = b"".join(
-                b"\x00\x00\x00" + data[i : i + chance.randrange(20)] for i in range(0, 300, 20)
-            )
-        try:
-            client.send(data)
-            client.sock.shutdown(socket.SHUT_WR)
-            while client.sock.recv(65536):
-                pass
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it was given up while we were still at it
-        client.close()
+@pytest.mark.parametrize("concurrency", ["1", "3"])
+def test_what_mutated_frames_get_is_what_the_contract_says(
+    start: Start, folder: Path, concurrency: str
+) -> None:
+    process = begin(start, folder, ASYA_CONCURRENCY=concurrency)
     assert process.call({"a": 1}) == {"status": "ok", "result": {"a": 1}}
+    report = fuzz.Report()
+    fuzz.run(process, SEED, iter([0]), report)
+    at_first = fuzz.footprint(process)
+    fuzz.run(process, SEED, iter(range(1, BATCHES)), report)
+    assert report.batches == BATCHES
+    assert report.replies > 0.9 * report.frames > 1000
+    eventually(lambda: fuzz.footprint(process)[2] <= at_first[2], "connections closed")
+    assert fuzz.footprint(process)[0] - at_first[0] < 8192
+
+
+def test_a_batch_follows_from_its_seed_and_number() -> None:
+    assert fuzz.batch(1, 2) == fuzz.batch(1, 2)
+    assert fuzz.batch(1, 2) != fuzz.batch(1, 3)
+    assert fuzz.batch(1, 2) != fuzz.batch(2, 2)
+
+
+WRONG = {
+    "lost": ("return payload", "return payload if len(payload) != 1 else payload['lost']"),
+    "changed": ("return payload", "return {**payload, 'more': 1}"),
+    "silent": ("raise SystemExit(3)", "__import__('os')._exit(9)"),
+}
+
+
+@pytest.mark.parametrize(("text", "instead"), WRONG.values(), ids=WRONG)
+def test_a_process_that_answers_wrongly_is_found_out(
+    start: Start, folder: Path, text: str, instead: str
+) -> None:
+    environ = fuzz.settings(folder)
+    del environ["ASYA_HANDLER"]
+    process = start(oracle.HANDLER.replace(text, instead), "app.answer", **environ)
+    one = dataclasses.replace(
+        fuzz.batch(SEED, 0),
+        windows=[frame({"payload": {"a": [1]}}) + frame({"payload": {"do": "exit"}})],
+        end="close",
+    )
+    with pytest.raises(fuzz.Mismatch):
+        fuzz.play(process.client(), one)
+
+
+def test_a_failure_names_its_batch_keeps_its_bytes_and_can_be_replayed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fuzz, "ROOT", folder)
+    monkeypatch.setattr(oracle, "HANDLER", oracle.HANDLER.replace("return payload", "return [1]"))
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--seed", "7", "--frames", "1000"])
+    assert fuzz.main() == 1
+    said = capsys.readouterr().out
+    number = said.split("--batch ")[1].split("'")[0]
+    assert f"fuzz: seed 7, batch {number}: reply " in said
+    kept = (folder / "build" / f"fuzz-7-{number}.bin").read_bytes()
+    assert kept == b"".join(fuzz.batch(7, int(number)).windows)
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--seed", "7", "--batch", number])
+    assert fuzz.main() == 1
+    assert f"fuzz: seed 7, batch {number}: reply " in capsys.readouterr().out
+
+
+DOCUMENTED = {  # what orjson does otherwise, as runtime/README.md has it
+    b'{"payload":{"n":%d}}' % 2**64: {"n": 1.8446744073709552e19},
+    b'{"payload":{"t":"\\ud800"}}': "invalid_json",
+    b'{"payload":{"n":1e400}}': "invalid_json",
+    b'{"payload":{"a":' + b"[" * 1030 + b"]" * 1030 + b"}}": "invalid_json",
+}
+
+
+def test_orjson_differs_from_the_standard_library_only_as_documented(
+    start: Start, folder: Path
+) -> None:
+    client = begin(start, folder, ASYA_JSON="orjson").client()
+    for body, other in DOCUMENTED.items():
+        reply = client.call(body)
+        assert reply.get("result", reply.get("error")) == other
+    for number in range(BATCHES // 2):
+        for body in bodies(b"".join(fuzz.batch(SEED, number).windows)):
+            reply, expected = client.call(body), oracle.reply_to(body)
+            refused = reply.get("error") == "invalid_json"
+            if isinstance(expected, dict):
+                assert reply.get("error") == expected["error"] or (refused and b"1e400" in body)
+            elif refused:
+                assert b"\\u" in body
+            else:
+                usual = json.loads(expected)
+                assert reply == usual or not fits_64_bits(usual), body
+
+
+def bodies(window: bytes) -> list[bytes]:
+    found = []
+    while len(window) >= 4 and (size := int.from_bytes(window[:4], "big")) <= len(window) - 4:
+        found += [window[4 : 4 + size]] if size <= oracle.LIMIT else []
+        window = window[4 + size :]
+    return found
+
+
+def fits_64_bits(value: object) -> bool:
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**64
+    if isinstance(value, dict):
+        return all(map(fits_64_bits, value.values()))
+    return all(map(fits_64_bits, value)) if isinstance(value, list) else True
