@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import posixpath
+
 from asya_injector.annotations import BY_NAME, ENV, Annotation
-from asya_injector.pods import Object, name_of
+from asya_injector.pieces import SHARED_SOCKET_MODE
+from asya_injector.pods import Object, items, name_of, text
 from asya_injector.policy import Wishes
 from asya_injector.refusal import Reason, Refusal, quoted
 
-# Only the containers that mount our emptyDir can reach the socket in it, whatever their user ids.
-SHARED_SOCKET_MODE = {"name": "ASYA_SOCKET_MODE", "value": "0666"}
+_SOCKET_PATH = BY_NAME["socket-path"]
 
 
 def socket_path(model: Object, wishes: Wishes) -> str:
     """Where the socket will be: the container's own variable rules, so that mounts follow it."""
-    return _literal(model, BY_NAME["socket-path"], wishes) or wishes["socket-path"]
+    return _literal(model, _SOCKET_PATH, wishes) or wishes["socket-path"]
+
+
+def socket_path_in(sidecar: Object, path: str) -> str:
+    """Where a sidecar looks for the socket: in another directory if its own variable says so."""
+    last = _last(sidecar, _SOCKET_PATH)
+    if last is None:
+        return path
+    where = _where(sidecar, _SOCKET_PATH)
+    if last.get("valueFrom") is not None:
+        raise _unseen(where, _SOCKET_PATH)
+    literal = text(last, "value")
+    try:
+        theirs = _SOCKET_PATH.parse(literal)
+    except ValueError:
+        theirs = ""
+    if posixpath.basename(theirs) != posixpath.basename(path):
+        raise Refusal(
+            where,
+            f"says {quoted(literal)}, but the socket is {quoted(path)}",
+            fix=f"remove it, or give it the path in the sidecar, ending in "
+            f"{quoted(posixpath.basename(path))}",
+            reason=Reason.ENV_CONFLICT,
+        )
+    return theirs
 
 
 def tell_runtime(model: Object, wishes: Wishes, *, path: str, shared: bool) -> None:
@@ -25,9 +51,9 @@ def tell_runtime(model: Object, wishes: Wishes, *, path: str, shared: bool) -> N
     for entry in ENV:
         if _literal(model, entry, wishes) is not None:
             continue
-        value = path if entry.name == "socket-path" else wishes[entry.name]
+        value = path if entry is _SOCKET_PATH else wishes[entry.name]
         # What nobody decided stays unsaid: explicit env would beat the image's ENV and envFrom.
-        if entry.name in wishes.annotated or entry.name == "socket-path" or value != entry.default:
+        if entry.name in wishes.annotated or entry is _SOCKET_PATH or value != entry.default:
             ours.append({"name": entry.env, "value": value})
     if shared:
         ours.append(dict(SHARED_SOCKET_MODE))
@@ -36,7 +62,7 @@ def tell_runtime(model: Object, wishes: Wishes, *, path: str, shared: bool) -> N
 
 def tell_sidecar(sidecar: Object, *, path: str) -> None:
     """Let a sidecar know where the socket is."""
-    _prepend(sidecar, [{"name": BY_NAME["socket-path"].env, "value": path}])
+    _prepend(sidecar, [{"name": _SOCKET_PATH.env, "value": path}])
 
 
 def _literal(model: Object, entry: Annotation, wishes: Wishes) -> str | None:
@@ -45,22 +71,16 @@ def _literal(model: Object, entry: Annotation, wishes: Wishes) -> str | None:
     Empty where the value cannot be seen and need not be. Raises Refusal where it must be seen, or
     where it differs from the annotation: two masters would leave the user guessing which one rules.
     """
-    present = [item for item in model.get("env") or [] if item.get("name") == entry.env]
-    if not present:
+    last = _last(model, entry)
+    if last is None:
         return None
-    last = present[-1]  # as the kubelet does
     annotated = wishes.annotated.get(entry.name)
-    where = f"env {entry.env} of container {quoted(name_of(model))}"
-    if last.get("valueFrom"):
-        if annotated is None and entry.name != "socket-path":
+    where = _where(model, entry)
+    if last.get("valueFrom") is not None:
+        if annotated is None and entry is not _SOCKET_PATH:
             return ""
-        raise Refusal(
-            where,
-            "comes from valueFrom, so the injector cannot see it",
-            fix=f"say it by {entry.key} alone",
-            reason=Reason.ENV_CONFLICT,
-        )
-    literal = str(last.get("value") or "")
+        raise _unseen(where, entry)
+    literal = text(last, "value")
     try:
         canonical = entry.parse(literal) if literal else entry.default or ""
     except ValueError as error:
@@ -80,9 +100,28 @@ def _literal(model: Object, entry: Annotation, wishes: Wishes) -> str | None:
     return canonical
 
 
+def _last(container: Object, entry: Annotation) -> Object | None:
+    """The variable that counts of those with the entry's name: the last, as for the kubelet."""
+    present = [item for item in items(container, "env") if item.get("name") == entry.env]
+    return present[-1] if present else None
+
+
+def _where(container: Object, entry: Annotation) -> str:
+    return f"env {entry.env} of container {quoted(name_of(container))}"
+
+
+def _unseen(where: str, entry: Annotation) -> Refusal:
+    return Refusal(
+        where,
+        "comes from valueFrom, so the injector cannot see it",
+        fix=f"say it by {entry.key} alone",
+        reason=Reason.ENV_CONFLICT,
+    )
+
+
 def _prepend(container: Object, ours: list[Object]) -> None:
-    present = container.get("env") or []
-    names = {item.get("name") for item in present}
+    present = items(container, "env")
+    names = {item.get("name") for item in present if isinstance(item.get("name"), str)}
     added = [item for item in ours if item["name"] not in names]
     if added:
         container["env"] = added + present

@@ -1,17 +1,19 @@
 """The change itself: a pod goes in, a pod that is an actor comes out. No I/O, no kopf, no API.
 
 Every piece is worked out from the pod as it is, never from a mark that says "done", so a second
-call changes nothing, and a call after another webhook handles just what that one added.
+call changes nothing, and a call after another webhook handles just what that one added. A copy of a
+pod that was an actor by other wishes is first given back its original, as far as its mark knows it.
 """
 
 from __future__ import annotations
 
-import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from asya_injector import containers, environment, start, volumes
+from asya_injector import containers, environment, pieces, pods, start, volumes
 from asya_injector.annotations import (
+    BY_KEY,
     INHERITED,
     INJECTED,
     RUNTIME_HASH_LABEL,
@@ -20,9 +22,13 @@ from asya_injector.annotations import (
     own,
     values,
 )
-from asya_injector.pods import Object, mapping, name_of, template_of
+from asya_injector.marks import Mark, Pieces, survey, without
+from asya_injector.pods import Object, mapping, name_of, opened, template_of, with_template
 from asya_injector.policy import Policy, Wishes
 from asya_injector.refusal import quoted
+
+# The API server's image of a static pod, which the kubelet runs from its own file.
+MIRROR = "kubernetes.io/config.mirror"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +44,39 @@ class Injection:
 def inject(pod: Object, policy: Policy) -> Injection | None:
     """The pod as an actor, or None where it did not ask to be one.
 
-    pod: a Pod or a pod template as plain data; it is not changed, unknown fields are kept.
+    pod: a Pod or a pod template as plain data; it is not changed, and shares with the result what
+    is the same in both. Unknown fields are kept.
     Raises Refusal when it asks for what cannot be done.
     """
-    asked = merged(mapping(pod, "metadata", "annotations"))
-    if not asked or is_switched_off(asked):
+    annotations = pods.annotations_of(pod)
+    asked = merged(annotations)
+    if not asked or is_switched_off(asked) or MIRROR in annotations:
         return None
     wishes = Wishes(values(asked), policy)
-    pod = copy.deepcopy(pod)
-    model = containers.target(pod, wishes)
+    earlier = containers.earlier_choice(pod)
+    mark = Mark.read(annotations)
+    if mark and mark.asked == wishes.digest:
+        result = _inject(pod, wishes, earlier, mark.added, mark.volumes)
+        if (result.container, result.mode) == (mark.container, mark.mode):
+            return result
+    # A copy of a pod that was an actor by other wishes: what those left is in the way of these.
+    return _inject(without(pod, mark) if mark else pod, wishes, earlier)
+
+
+def _inject(
+    given: Object,
+    wishes: Wishes,
+    earlier: str,
+    added: Pieces | None = None,
+    added_volumes: Sequence[str] = (),
+) -> Injection:
+    """Add what is missing. added, added_volumes: what an earlier call with these wishes did."""
+    pod = opened(given)
+    model = containers.target(pod, wishes, earlier)
     sidecars = containers.sidecars(pod, model, wishes)
     containers.refuse_windows(pod)
+    names = {name_of(container) for container in (model, *sidecars)}
+    before = survey(given, names, name_of(model))
     path = environment.socket_path(model, wishes)
     volumes.mount_runtime(pod, model, wishes)
     shared = volumes.mount_socket(pod, model, sidecars, path)
@@ -57,45 +85,62 @@ def inject(pod: Object, policy: Policy) -> Injection | None:
         environment.tell_sidecar(sidecar, path=path)
     mode = start.start(pod, model, wishes)
     warnings = start.add_probe(model, wishes)
-    note = {"container": name_of(model), "mode": mode, "runtime": policy.runtime_hash}
+    mark = Mark(
+        container=name_of(model),
+        mode=mode,
+        runtime=wishes.policy.runtime_hash,
+        asked=wishes.digest,
+        added=_new(before, survey(pod, names, name_of(model)), added or {}),
+        volumes=_new_names(pieces.volumes(given), pieces.volumes(pod), added_volumes),
+    )
     metadata = mapping(pod, "metadata")
+    label = {RUNTIME_HASH_LABEL: wishes.policy.runtime_hash}
     pod["metadata"] = {
         **metadata,
-        "annotations": {
-            **mapping(metadata, "annotations"),
-            INJECTED: json.dumps(note, separators=(",", ":")),
-        },
-        "labels": {**mapping(metadata, "labels"), RUNTIME_HASH_LABEL: policy.runtime_hash},
+        "annotations": {**mapping(metadata, "annotations"), INJECTED: mark.text},
+        "labels": {**mapping(metadata, "labels"), **label},
     }
-    return Injection(pod=pod, container=name_of(model), mode=mode, warnings=tuple(warnings))
+    return Injection(pod=pod, container=mark.container, mode=mode, warnings=tuple(warnings))
+
+
+def _new(before: Pieces, after: Pieces, added: Pieces) -> dict[str, list[str]]:
+    """The pieces by container that are ours: new ones, and those of an earlier call."""
+    news = {
+        name: _new_names(before.get(name, ()), found, added.get(name, ()))
+        for name, found in after.items()
+    }
+    return {name: found for name, found in news.items() if found}
+
+
+def _new_names(before: Sequence[str], after: Sequence[str], added: Sequence[str]) -> list[str]:
+    return [name for name in after if name not in before or name in added]
 
 
 def inherit(workload: Object) -> Object:
     """The workload with its own `asya.sh/` annotations noted in its template, for its pods.
 
     The note follows them, and goes when they go. Keys that the user wrote are never touched.
+    The workload given is not changed; the result shares with it what is the same in both.
     """
-    handed_down = own(mapping(workload, "metadata", "annotations"))
-    result = copy.deepcopy(workload)
-    template = template_of(result)
-    metadata = mapping(template, "metadata")
-    annotations = {
-        key: value for key, value in mapping(metadata, "annotations").items() if key != INHERITED
-    }
+    handed_down = own(pods.annotations_of(workload))
+    template = template_of(workload)
+    present = pods.annotations_of(template)
+    annotations = {key: value for key, value in present.items() if key != INHERITED}
     if handed_down:
         annotations[INHERITED] = json.dumps(handed_down, sort_keys=True, separators=(",", ":"))
-    if annotations != mapping(metadata, "annotations"):
-        template["metadata"] = {**metadata, "annotations": annotations}
-        if not annotations:
-            del template["metadata"]["annotations"]
-    return result
+    if annotations == present or not template:
+        return with_template(workload, dict(template)) if template else workload
+    metadata = dict(mapping(template, "metadata"))
+    pods.put(metadata, "annotations", annotations)
+    return with_template(workload, {**template, "metadata": metadata})
 
 
 def overridden(workload: Object) -> tuple[str, ...]:
     """Warnings for annotations of the workload that its template says otherwise; that one wins."""
-    template = mapping(template_of(workload), "metadata", "annotations")
+    said = own(pods.annotations_of(workload))
+    template = pods.annotations_of(template_of(workload))
     return tuple(
         f"{key}: {quoted(template[key])} on the pod template wins over {quoted(value)} here"
-        for key, value in sorted(own(mapping(workload, "metadata", "annotations")).items())
-        if key in template and template[key] != value
+        for key, value in sorted(said.items())
+        if key in BY_KEY and key in template and template[key] != value
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,6 +47,12 @@ class Wishes:
         """The value that holds; empty where nothing is said and there is no default."""
         default = self.policy.defaults.get(name, BY_NAME[name].default or "")
         return self.annotated.get(name, default)
+
+    @property
+    def digest(self) -> str:
+        """Ten hex digits that differ where anything asked for, or decided, differs."""
+        said = [self.policy.runtime_hash, dict(self.policy.defaults), dict(self.annotated)]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:10]
 
     @property
     def runtime_file(self) -> str:

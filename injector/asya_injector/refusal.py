@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import StrEnum
+from itertools import islice
 
 
 class Reason(StrEnum):
@@ -42,12 +43,20 @@ class Refusal(Exception):  # noqa: N818  (it is an answer to the user, not a fau
         self.reason = reason
 
 
-def quoted(text: str) -> str:
+def quoted(text: object) -> str:
     """The user's text as a JSON string in ASCII, cut to 100 characters."""
-    return json.dumps(text if len(text) <= 100 else text[:97] + "...")
+    shown = text if isinstance(text, str) else str(type(text).__name__)
+    shown = json.dumps(shown if len(shown) <= 100 else shown[:97] + "...")
+    return shown.replace("\x7f", "\\u007f")  # which JSON allows and terminals obey
+
+
+def listed(texts: Collection[str]) -> str:
+    """The first ten of the user's texts, and how many more there are."""
+    shown = ", ".join(map(quoted, islice(texts, 10)))
+    return f"{shown} and {len(texts) - 10} more" if len(texts) > 10 else shown
 
 
 def suggestion(wrong: str, known: Iterable[str], *, fallback: str) -> str:
-    """`did you mean "x"?` for the nearest known name, else the fallback."""
-    near = difflib.get_close_matches(wrong[:100], list(known), n=1)
+    """`did you mean "x"?` for the nearest of the first 100 known names, else the fallback."""
+    near = difflib.get_close_matches(wrong[:100], list(islice(known, 100)), n=1)
     return f"did you mean {quoted(near[0])}?" if near else fallback

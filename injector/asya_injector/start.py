@@ -5,12 +5,24 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable
-from typing import Any
 
 from asya_injector.annotations import PREFIX
-from asya_injector.pods import Object, mapping, name_of
+from asya_injector.pieces import (
+    HOOKS,
+    hook_command,
+    hooked,
+    is_ready_probe,
+    is_wrapped,
+    rewrapped,
+    unwrapped,
+)
+from asya_injector.pods import Object, mapping, name_of, words
 from asya_injector.policy import ENTRYPOINT_FILE, Wishes
 from asya_injector.refusal import Reason, Refusal, quoted
+
+# Programs that are process 1 for another one, and those of their options that take a value.
+_INITS = frozenset({"tini", "tini-static", "docker-init", "dumb-init", "catatonit"})
+_INIT_OPTIONS_WITH_VALUE = frozenset({"-p", "-e", "-r", "--rewrite"})
 
 
 def start(pod: Object, model: Object, wishes: Wishes) -> str:
@@ -18,7 +30,8 @@ def start(pod: Object, model: Object, wishes: Wishes) -> str:
     mode = wishes["mode"]
     if mode == "auto":
         # Without a command in the pod, the image's ENTRYPOINT is unknown and must stay untouched.
-        mode = "wrap" if _unwrapped(model.get("command")) else "hook"
+        has_program = words(model, "command") or is_wrapped(words(model, "args"))
+        mode = "wrap" if has_program else "hook"
     _MODES[mode](pod, model, wishes)
     return mode
 
@@ -28,13 +41,13 @@ def add_probe(model: Object, wishes: Wishes) -> list[str]:
     if wishes["probe"] == "false":
         return []
     command = [_python(model, wishes), "-I", "-S", wishes.runtime_file, "--ready"]
-    present = model.get("readinessProbe")
+    present = mapping(model, "readinessProbe")
     if not present:
         # A probe starts an interpreter, which can take seconds on a busy node.
         probe = {"exec": {"command": command}, "periodSeconds": 5, "timeoutSeconds": 10}
         model["readinessProbe"] = probe
-    elif (mapping(present, "exec").get("command") or [])[-1:] == ["--ready"]:
-        present["exec"]["command"] = command
+    elif is_ready_probe(present):
+        model["readinessProbe"] = {**present, "exec": {**present["exec"], "command": command}}
     else:
         return [
             f"container {quoted(name_of(model))} keeps its own readiness probe, so the pod may be "
@@ -44,7 +57,13 @@ def add_probe(model: Object, wishes: Wishes) -> list[str]:
 
 
 def _wrap(_: Object, model: Object, wishes: Wishes) -> None:
-    command = _unwrapped(model.get("command"))
+    wrapper = [*_entrypoint(model, wishes), "--"]
+    for field in ("command", "args"):
+        present = words(model, field)
+        if is_wrapped(present):  # perhaps inside the wrapper of another webhook: there it stays
+            model[field] = rewrapped(present, wrapper)
+            return
+    command = words(model, "command")
     if not command:
         raise Refusal(
             PREFIX + "mode",
@@ -52,7 +71,7 @@ def _wrap(_: Object, model: Object, wishes: Wishes) -> None:
             fix="set command, or use mode hook",
             reason=Reason.COMMAND_MISSING,
         )
-    model["command"] = [*_entrypoint(model, wishes), "--", *command]
+    model["command"] = [*wrapper, *command]
 
 
 def _hook(pod: Object, model: Object, wishes: Wishes) -> None:
@@ -64,26 +83,34 @@ def _hook(pod: Object, model: Object, wishes: Wishes) -> None:
                 fix=f"set command, which mode wrap uses, or remove {field}",
                 reason=Reason.HOOK_UNSUPPORTED,
             )
+    if is_wrapped(words(model, "command")) or is_wrapped(words(model, "args")):
+        raise Refusal(
+            PREFIX + "mode",
+            f"container {quoted(name_of(model))} already starts the runtime by its wrapper, so "
+            "mode hook would start a second one",
+            fix="remove the wrapper, or use mode wrap",
+            reason=Reason.COMMAND_CONFLICT,
+        )
     lifecycle = dict(mapping(model, "lifecycle"))
-    for hook, option in (("postStart", "--detach"), ("preStop", "--stop")):
-        present = mapping(lifecycle, hook)
-        theirs = mapping(present, "exec").get("command") or []
-        if present and not theirs:
+    for hook, option in HOOKS.items():
+        theirs = hook_command(model, hook)
+        if mapping(lifecycle, hook) and not theirs:
             raise Refusal(
                 f"lifecycle.{hook} of container {quoted(name_of(model))}",
                 "is not an exec hook, so mode hook cannot chain it with its own",
                 fix="make it an exec hook, or set command, which mode wrap uses",
                 reason=Reason.HOOK_CONFLICT,
             )
-        theirs = _unwrapped(theirs)
+        theirs = unwrapped(theirs)
         chained = ["--", *theirs] if theirs else []
-        lifecycle[hook] = {"exec": {"command": [*_entrypoint(model, wishes, option), *chained]}}
+        ours = [*_entrypoint(model, wishes, option), *chained]
+        lifecycle[hook] = hooked(mapping(lifecycle, hook), ours)
     model["lifecycle"] = lifecycle
 
 
 def _runtime(_: Object, model: Object, wishes: Wishes) -> None:
     command = [_python(model, wishes), wishes.runtime_file]
-    if model.get("command") not in (None, [], command) or model.get("args"):
+    if words(model, "command") not in ([], command) or words(model, "args"):
         raise Refusal(
             PREFIX + "mode",
             f"container {quoted(name_of(model))} has a command or args, which mode runtime would "
@@ -109,9 +136,24 @@ _MODES: dict[str, Callable[[Object, Object, Wishes], None]] = {
 def _python(model: Object, wishes: Wishes) -> str:
     if "python" in wishes.annotated:
         return wishes.annotated["python"]
-    first = str((_unwrapped(model.get("command")) or [""])[0])
-    is_interpreter = re.fullmatch(r"(python|pypy)[0-9]*(\.[0-9]+)*", posixpath.basename(first))
-    return first if is_interpreter else wishes["python"]
+    program = _program(unwrapped(words(model, "command")))
+    # No $(NAME) in it: the kubelet expands that in a command, but not in probes and hooks.
+    is_interpreter = re.fullmatch(r"[^$]*/(python|pypy)[0-9]*(\.[0-9]+)*t?", "/" + program)
+    return program if is_interpreter else wishes["python"]
+
+
+def _program(command: list[str]) -> str:
+    """What a command runs in the end, looking through programs that only act as process 1."""
+    rest = list(command)
+    while rest and posixpath.basename(rest[0]) in _INITS:
+        rest = rest[1:]
+        while rest and rest[0].startswith("-"):
+            option = rest.pop(0)
+            if option == "--":
+                break
+            if option in _INIT_OPTIONS_WITH_VALUE:
+                del rest[:1]
+    return rest[0] if rest else ""
 
 
 def _entrypoint(model: Object, wishes: Wishes, option: str = "") -> list[str]:
@@ -124,14 +166,3 @@ def _entrypoint(model: Object, wishes: Wishes, option: str = "") -> list[str]:
     if wishes.is_one_file and option != "--stop":  # which starts none
         words += ["--runtime", wishes.runtime_file]
     return words
-
-
-def _unwrapped(command: list[Any] | None) -> list[Any]:
-    """A command without our wrapper in front of it."""
-    words = command or []
-    is_wrapped = words[1:3] == ["-I", "-S"] and (
-        posixpath.basename(str(words[3:4] and words[3])) == ENTRYPOINT_FILE
-    )
-    if not is_wrapped:
-        return words
-    return words[words.index("--") + 1 :] if "--" in words else []

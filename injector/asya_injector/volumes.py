@@ -3,69 +3,73 @@
 from __future__ import annotations
 
 import posixpath
-import re
 
+from asya_injector import environment
 from asya_injector.annotations import PREFIX
-from asya_injector.pods import Object, is_below, items, mapping, name_of, named, where_mounted
+from asya_injector.pieces import SOCKET_VOLUME, is_runtime_volume, is_socket_volume
+from asya_injector.pods import Object, is_below, items, mapping, name_of, named, text, where_mounted
 from asya_injector.policy import RUNTIME_FILE, RUNTIME_VOLUME, Wishes
 from asya_injector.refusal import Reason, Refusal, quoted
 
-SOCKET_VOLUME = "asya-socket"
+# What the kubelet mounts read-only whatever the mount says: nothing can be mounted inside.
+_READ_ONLY_SOURCES = ("configMap", "secret", "projected", "downwardAPI", "image")
 
 
 def mount_runtime(pod: Object, model: Object, wishes: Wishes) -> None:
     """Give the model's container the runtime's files, read-only."""
-    present = named(mapping(pod, "spec").get("volumes"), RUNTIME_VOLUME) or {}
-    source = mapping(present, "configMap")
-    is_ours = bool(
-        re.fullmatch(RUNTIME_VOLUME + r"-[0-9a-f]{10}", str(source.get("name")))
-        and not source.get("items")
-    )
     config_map = {"name": wishes.policy.config_map, "defaultMode": 0o444}
-    _add_volume(pod, {"name": RUNTIME_VOLUME, "configMap": config_map}, is_ours=is_ours)
-    if is_ours:  # a copied pod may carry the runtime of another release
-        source["name"] = wishes.policy.config_map
+    _add_volume(pod, {"name": RUNTIME_VOLUME, "configMap": config_map})
     mount = {"name": RUNTIME_VOLUME, "mountPath": wishes.directory, "readOnly": True}
-    _add_runtime_mount(model, mount)
+    _add_runtime_mount(pod, model, mount)
     if wishes.is_one_file:
         one_file = {"mountPath": wishes.runtime_file, "subPath": RUNTIME_FILE}
-        _add_runtime_mount(model, mount | one_file)
+        _add_runtime_mount(pod, model, mount | one_file)
 
 
 def mount_socket(pod: Object, model: Object, sidecars: list[Object], socket_path: str) -> bool:
     """Let all containers that use the socket mount its directory.
 
-    A volume that the user already mounts there is taken, else one of ours is made.
-    Returns whether the volume is ours.
+    A volume that the user already mounts there is taken, else one of ours is made. A sidecar whose
+    own variable says another directory gets it there. Returns whether the volume is ours.
     """
     directory = posixpath.dirname(socket_path)
     mount = _socket_mount(model, directory)
     if mount is None:
         mount = {"name": SOCKET_VOLUME, "mountPath": directory}
-        items(model, "volumeMounts").append(mount)
+        _append(pod, model, mount)
+    elif _is_read_only(pod, mount):
+        raise _socket_conflict(model, mount, "read-only, so no socket can be made there")
     is_ours = name_of(mount) == SOCKET_VOLUME
     if is_ours:
-        present = named(mapping(pod, "spec").get("volumes"), SOCKET_VOLUME) or {}
         empty_dir = {"medium": "Memory", "sizeLimit": "1Mi"}
-        volume = {"name": SOCKET_VOLUME, "emptyDir": empty_dir}
-        _add_volume(pod, volume, is_ours=present.get("emptyDir") is not None)
-    place = {key: mount[key] for key in ("subPath", "subPathExpr") if mount.get(key)}
+        _add_volume(pod, {"name": SOCKET_VOLUME, "emptyDir": empty_dir})
     for sidecar in sidecars:
-        theirs = _socket_mount(sidecar, directory)
+        theirs_at = posixpath.dirname(environment.socket_path_in(sidecar, socket_path))
+        theirs = _socket_mount(sidecar, theirs_at)
         if theirs is None:
-            theirs = {"name": mount["name"], "mountPath": directory, **place}
-            items(sidecar, "volumeMounts").append(theirs)
-        elif name_of(theirs) != name_of(mount):
-            raise _socket_conflict(sidecar, theirs)
+            if mount.get("subPathExpr"):
+                raise _socket_conflict(
+                    model, mount, "with subPathExpr, which may differ in the sidecar"
+                )
+            place = {"subPath": mount["subPath"]} if mount.get("subPath") else {}
+            _append(pod, sidecar, {"name": mount["name"], "mountPath": theirs_at, **place})
+        elif _place(theirs) != _place(mount):
+            raise _socket_conflict(sidecar, theirs, "which is not where the socket lies")
     return is_ours
 
 
-def _add_volume(pod: Object, volume: Object, *, is_ours: bool) -> None:
+def _add_volume(pod: Object, volume: Object) -> None:
     """Add a volume, or take the one of its name that is there if it has the form of ours."""
-    volumes = items(pod["spec"], "volumes")
-    if named(volumes, volume["name"]) is None:
-        volumes.append(volume)
-    elif not is_ours:
+    spec = pod["spec"]
+    volumes = items(spec, "volumes")
+    present = named(volumes, volume["name"])
+    if present is None:
+        spec["volumes"] = [*volumes, volume]
+    elif is_runtime_volume(present):  # a copied pod may carry the runtime of another release
+        source = {**present["configMap"], "name": volume["configMap"]["name"]}
+        moved = {**present, "configMap": source}
+        spec["volumes"] = [moved if item is present else item for item in volumes]
+    elif not is_socket_volume(present):
         raise Refusal(
             f"volume {quoted(volume['name'])}",
             "the pod has a volume of this name with other content",
@@ -74,41 +78,73 @@ def _add_volume(pod: Object, volume: Object, *, is_ours: bool) -> None:
         )
 
 
-def _add_runtime_mount(model: Object, mount: Object) -> None:
+def _add_runtime_mount(pod: Object, model: Object, mount: Object) -> None:
     path = mount["mountPath"]
-    mounts = items(model, "volumeMounts")
-    for present in mounts:
+    for present in items(model, "volumeMounts"):
         where = where_mounted(present)
-        if name_of(present) == mount["name"] and where == path:
+        if where == path and _place(present) == _place(mount):
             return
         if where == path or is_below(where, path):
-            raise Refusal(
-                PREFIX + "mount-path",
-                f"container {quoted(name_of(model))} mounts {quoted(name_of(present))} "
-                f"at {quoted(where)}",
-                fix="choose a directory that nothing is mounted at or below",
-                reason=Reason.MOUNT_CONFLICT,
-            )
-    mounts.append(mount)
+            raise _runtime_conflict(model, present, where)
+    for device in items(model, "volumeDevices"):
+        where = where_mounted({"mountPath": text(device, "devicePath")})
+        if where == path or is_below(where, path):
+            raise _runtime_conflict(model, device, where)
+    _append(pod, model, mount)
+
+
+def _append(pod: Object, container: Object, mount: Object) -> None:
+    """Add a mount; refuses one inside a read-only one, where no mount point can be made."""
+    mounts = items(container, "volumeMounts")
+    above = [item for item in mounts if is_below(mount["mountPath"], where_mounted(item))]
+    nearest = max(above, key=lambda item: len(where_mounted(item)), default=None)
+    if nearest is not None and _is_read_only(pod, nearest):
+        what = f"read-only, so nothing can be mounted at {quoted(mount['mountPath'])} in it"
+        if name_of(mount) == RUNTIME_VOLUME:
+            raise _runtime_conflict(container, nearest, where_mounted(nearest), what)
+        raise _socket_conflict(container, nearest, what)
+    container["volumeMounts"] = [*mounts, mount]
 
 
 def _socket_mount(container: Object, directory: str) -> Object | None:
     """What a container mounts at the socket's directory; refuses what would hide the socket."""
-    for mount in container.get("volumeMounts") or []:
+    found = None
+    for mount in items(container, "volumeMounts"):
         where = where_mounted(mount)
         if where == directory:
-            result: Object = mount
-            return result
-        if is_below(where, directory):
+            found = mount
+        elif is_below(where, directory):
             raise _socket_conflict(container, mount)
-    return None
+    return found
 
 
-def _socket_conflict(container: Object, mount: Object) -> Refusal:
+def _is_read_only(pod: Object, mount: Object) -> bool:
+    volume = named(items(mapping(pod, "spec"), "volumes"), name_of(mount)) or {}
+    return bool(mount.get("readOnly")) or any(
+        volume.get(source) is not None for source in _READ_ONLY_SOURCES
+    )
+
+
+def _place(mount: Object) -> tuple[str, str, str]:
+    """Which directory of which volume is mounted."""
+    return name_of(mount), text(mount, "subPath"), text(mount, "subPathExpr")
+
+
+def _runtime_conflict(container: Object, mount: Object, where: str, what: str = "") -> Refusal:
+    return Refusal(
+        PREFIX + "mount-path",
+        f"container {quoted(name_of(container))} mounts {quoted(name_of(mount))} "
+        f"at {quoted(where)}{what and ' '}{what}",
+        fix="choose a directory that nothing is mounted at or below",
+        reason=Reason.MOUNT_CONFLICT,
+    )
+
+
+def _socket_conflict(container: Object, mount: Object, what: str = "") -> Refusal:
     return Refusal(
         PREFIX + "socket-path",
         f"container {quoted(name_of(container))} mounts {quoted(name_of(mount))} "
-        f"at {quoted(where_mounted(mount))}",
+        f"at {quoted(where_mounted(mount))}{what and ' '}{what}",
         fix="choose a socket path whose directory all of them can share",
         reason=Reason.MOUNT_CONFLICT,
     )
