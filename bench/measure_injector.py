@@ -19,9 +19,9 @@ from asya_injector.certificates import created
 from asya_injector.inject import inject
 from asya_injector.policy import Policy
 from contenders import SERVERS
-from discovery import api_server
 from load import Slice
 from processes import NotServing, Process
+from stand_in import api_server
 
 HOST = "bench.local"
 
@@ -161,7 +161,7 @@ def reviews(*, rounds: int, span: float) -> list[dict[str, Any]]:
     taken: dict[str, list[tuple[Slice, float]]] = {"empty": [], "injector": []}
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        kubeconfig = stack.enter_context(api_server(directory))
+        kubeconfig = stack.enter_context(api_server(directory)).kubeconfig
         (directory / "tls.crt").write_bytes(pair.certificate)
         (directory / "tls.key").write_bytes(pair.key)
         running: dict[str, tuple[Process, Caller]] = {}

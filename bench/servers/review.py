@@ -17,17 +17,18 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import kopf
-from asya_injector.cli import _log_as_json
+from asya_injector.logs import log_as_json
+from asya_injector.metrics import Metrics
 from asya_injector.policy import Policy
-from asya_injector.server import Metrics, Server
-from asya_injector.webhook import PODS, Webhook, registry
+from asya_injector.server import Server
+from asya_injector.webhook import HANDLED, PODS, Webhook, registry
 
 
 class Remembered:
     """A publisher that has just ensured every namespace."""
 
-    async def ensure(self, namespace: str) -> bool:
-        return False
+    async def ensure(self, namespace: str, *, within: float) -> None:
+        """Nothing to do."""
 
 
 async def empty(**_: Any) -> None:
@@ -41,19 +42,19 @@ def empty_server(port: int, certificate: Path, key: Path) -> tuple[kopf.Operator
 
 
 def injector(port: int, certificate: Path, key: Path) -> tuple[kopf.OperatorRegistry, Any]:
-    metrics = Metrics()
-    webhook = Webhook(Policy("0123456789", {}), cast(Any, Remembered()), metrics)
+    webhook = Webhook(Policy("0123456789", {}), cast(Any, Remembered()))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
     ready = asyncio.Event()
     ready.set()
-    trust = SimpleNamespace(context=context, certificate=certificate, key=key, ready=ready)
-    server = Server(port=port, trust=cast(Any, trust), paths=(PODS,), metrics=metrics)
-    return registry(webhook, metrics), server
+    identity = SimpleNamespace(context=context, ready=ready)
+    server = Server(port=port, identity=cast(Any, identity), handled=HANDLED, metrics=Metrics())
+    server.bind()
+    return registry(webhook), server
 
 
 def main(kind: str, port: str, directory: str) -> None:
-    _log_as_json("INFO")
+    log_as_json("INFO")
     make = {"empty": empty_server, "injector": injector}[kind]
     handlers, server = make(int(port), Path(directory) / "tls.crt", Path(directory) / "tls.key")
 

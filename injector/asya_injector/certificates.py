@@ -109,6 +109,54 @@ class KeyPair:
         return KeyPair(fresh.certificate, fresh.key, bundle, fresh.ca_key)
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What a replica does about the Secret.
+
+    pair: what it serves afterwards.
+    action: `keep` the Secret as it is, `create` it, or `replace` its data by the pair.
+    why: what is wrong with the Secret as it is; empty for `keep`.
+    """
+
+    pair: KeyPair
+    action: str
+    why: str = ""
+
+
+def decided(
+    stored: Mapping[str, str] | None,
+    *,
+    remembered: KeyPair | None,
+    names: list[str],
+    now: dt.datetime,
+) -> Decision:
+    """What to do about the Secret.
+
+    stored: its data; None where there is no Secret.
+    remembered: what this replica serves, if it does.
+
+    What was lost is put back as long as a replica remembers it: a new CA would not be trusted by
+    those calls that reach a replica which has not read the Secret yet.
+    """
+    action = "create" if stored is None else "replace"
+    pair, why = None, "it is not there" if stored is None else "it is empty"
+    if stored:
+        try:
+            pair = KeyPair.from_secret(stored)
+        except DamagedError as error:
+            why = f"it is damaged: {error}"
+        else:
+            if not pair.is_due(names, now=now):
+                return Decision(pair, "keep")
+            why = "its certificate ends soon, or is not for the Service's names"
+    pair = pair or remembered
+    if pair is None:
+        pair = created(names, now=now)
+    elif pair.is_due(names, now=now):
+        pair = pair.renewed(names, now=now)
+    return Decision(pair, action, why)
+
+
 def created(names: list[str], *, now: dt.datetime) -> KeyPair:
     """A new CA and a certificate for these DNS names (the first is the subject's)."""
     key = ec.generate_private_key(ec.SECP256R1())

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 
 import click
-from kubernetes import client
-from kubernetes import config as kube_config
-from pythonjsonlogger.json import JsonFormatter
+from kubernetes.config import ConfigException
 
 from asya_injector import __version__
+from asya_injector.api import connect
 from asya_injector.config import Config, ConfigError
+from asya_injector.lifecycle import serve
+from asya_injector.logs import log_as_json
 from asya_injector.refusal import Refusal
-from asya_injector.webhook import serve
 
 # sysexits.h: what is wrong is the configuration, and starting again does not mend it.
 EX_CONFIG = 78
@@ -31,13 +30,9 @@ def run() -> None:
     """Serve the webhooks in a cluster, with settings from the environment (see the chart)."""
     try:
         config = Config.from_env(os.environ)
-        _log_as_json(config.log_level)
-        try:
-            kube_config.load_incluster_config()  # type: ignore[no-untyped-call]
-        except kube_config.ConfigException:
-            kube_config.load_kube_config()  # type: ignore[no-untyped-call]
-        serve(config, client.ApiClient())
-    except (ConfigError, Refusal, kube_config.ConfigException) as error:
+        log_as_json(config.log_level)
+        serve(config, connect())
+    except (ConfigError, Refusal, ConfigException) as error:
         _fail(str(error))
     except KeyError as error:
         _fail(f"INJECTOR_DEFAULTS: no annotation is named {error}")
@@ -48,19 +43,3 @@ def run() -> None:
 def _fail(line: str) -> None:
     print(f"asya-injector: {line}", file=sys.stderr)  # noqa: T201
     sys.exit(EX_CONFIG)
-
-
-def _log_as_json(level: str) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        JsonFormatter(
-            "%(asctime)s %(levelname)s %(name)s %(message)s",
-            rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
-            datefmt="%Y-%m-%dT%H:%M:%S%z",
-        )
-    )
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    # One line a decision is ours; these would say the same again.
-    for noisy in ("kopf", "aiohttp.access", "urllib3", "asyncio"):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))
-    logging.getLogger("kopf.objects").setLevel(logging.CRITICAL)

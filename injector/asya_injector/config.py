@@ -20,9 +20,14 @@ class Config:
     """Where the injector runs and what it answers for. The chart writes these variables.
 
     namespace: `INJECTOR_NAMESPACE`, namespace of the release.
+    tls_mode: `INJECTOR_TLS_MODE`, who makes the certificate: `self`, this process; `files`,
+        somebody else, and this process writes neither a Secret nor `caBundle`.
     service: `INJECTOR_SERVICE`, name of the Service that the API server calls.
-    webhook_configuration: `INJECTOR_WEBHOOK_CONFIGURATION`, object whose `caBundle` is kept.
-    tls_secret: `INJECTOR_TLS_SECRET`, Secret that holds CA and certificate.
+    webhook_configuration: `INJECTOR_WEBHOOK_CONFIGURATION`, object whose `caBundle` is kept. Only
+        with `self`.
+    tls_secret: `INJECTOR_TLS_SECRET`, Secret that holds CA and certificate. Only with `self`.
+    tls_directory: `INJECTOR_TLS_DIRECTORY`, a mounted Secret with `tls.crt` and `tls.key`. Only
+        with `files`.
     runtime_directory: `INJECTOR_RUNTIME_DIRECTORY`, the mounted ConfigMap with the runtime.
     defaults: `INJECTOR_DEFAULTS`, JSON object of annotation names (without prefix) and values.
     webhook_port, http_port: TLS for the API server; plain HTTP for probes and metrics.
@@ -30,14 +35,22 @@ class Config:
     """
 
     namespace: str
+    tls_mode: str
     service: str
     webhook_configuration: str
     tls_secret: str
+    tls_directory: Path
     runtime_directory: Path
     defaults: Mapping[str, str]
     webhook_port: int
     http_port: int
     log_level: str
+
+    @property
+    def names(self) -> list[str]:
+        """The Service's DNS names; the API server calls the first."""
+        short = f"{self.service}.{self.namespace}"
+        return [f"{short}.svc", short, f"{short}.svc.cluster.local"]
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:
@@ -52,11 +65,15 @@ class Config:
             except ValueError as error:
                 raise ConfigError(f"{name}: {text[:200]!r} is not valid; must be {error}") from None
 
+        tls_mode = read("INJECTOR_TLS_MODE", _tls_mode, "self")
+        unused = None if tls_mode == "self" else "-"
         return cls(
             namespace=read("INJECTOR_NAMESPACE", str),
+            tls_mode=tls_mode,
             service=read("INJECTOR_SERVICE", str),
-            webhook_configuration=read("INJECTOR_WEBHOOK_CONFIGURATION", str),
-            tls_secret=read("INJECTOR_TLS_SECRET", str),
+            webhook_configuration=read("INJECTOR_WEBHOOK_CONFIGURATION", str, unused),
+            tls_secret=read("INJECTOR_TLS_SECRET", str, unused),
+            tls_directory=read("INJECTOR_TLS_DIRECTORY", Path, "/tls"),
             runtime_directory=read("INJECTOR_RUNTIME_DIRECTORY", Path, "/etc/asya-runtime"),
             defaults=read("INJECTOR_DEFAULTS", _defaults, "{}"),
             webhook_port=read("INJECTOR_WEBHOOK_PORT", _port, "9443"),
@@ -69,6 +86,12 @@ def _port(text: str) -> int:
     if text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= 65535:
         return int(text)
     raise ValueError("a port from 1 to 65535")
+
+
+def _tls_mode(text: str) -> str:
+    if text in {"self", "files"}:
+        return text
+    raise ValueError("self or files")
 
 
 def _log_level(text: str) -> str:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kubernetes.client import ApiClient, CoreV1Api
-from kubernetes.client.exceptions import ApiException
-from urllib3.exceptions import HTTPError
+from kubernetes.client import CoreV1Api
 
 from asya_injector.annotations import RUNTIME_HASH_LABEL
+from asya_injector.api import ApiClient, ApiException, HTTPError, reason_of, told
+from asya_injector.metrics import Metrics
 from asya_injector.policy import ENTRYPOINT_FILE, RUNTIME_FILE, RUNTIME_VOLUME
 from asya_injector.refusal import Reason, Refusal, quoted
 
 MANAGED_BY = {"app.kubernetes.io/managed-by": "asya-injector"}
-# A review has 5 seconds in all; an API server that needs longer than this gets no third call.
-_API_TIMEOUT = (1, 1.5)
+# To connect, and for an answer. Whoever waits has a deadline of its own.
+_API_TIMEOUT = (1, 3)
 # Long enough to make one call of a burst of pods, too short for a namespace to be deleted and made
 # anew, or a copy to be deleted by hand, and the pods after that to wait for it for ever.
 _REMEMBERED_SECONDS = 1.0
@@ -69,83 +68,124 @@ class Payload:
 class Publisher:
     """Makes sure that a namespace holds the ConfigMap before a pod that mounts it is let in.
 
-    What was ensured is remembered for a second a namespace; calls for one namespace wait for each
-    other, so that many pods at once cost one API call.
+    There is at most one look at a namespace at a time; who comes meanwhile waits for what it finds,
+    so that many pods at once cost one call. That it was good is remembered for a second.
     """
 
     def __init__(
-        self, payload: Payload, api: ApiClient, *, clock: Callable[[], float] = time.monotonic
+        self,
+        payload: Payload,
+        api: ApiClient,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config_map = payload.config_map()
         self._api: Any = CoreV1Api(api)
+        self._metrics = metrics
         self._clock = clock
         self._ensured: dict[str, float] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._looking: dict[str, asyncio.Task[None]] = {}
 
-    async def ensure(self, namespace: str) -> bool:
-        """Whether the ConfigMap had to be looked for; raises Refusal where it cannot be had."""
-        lock = self._locks.setdefault(namespace, asyncio.Lock())
-        try:
-            async with lock:
-                now = self._clock()
-                self._ensured = {name: end for name, end in self._ensured.items() if end > now}
-                if namespace in self._ensured:
-                    return False
-                await asyncio.to_thread(self._write, namespace)
-                self._ensured[namespace] = self._clock() + _REMEMBERED_SECONDS
-                return True
-        finally:
-            if not lock.locked():
-                self._locks.pop(namespace, None)
+    async def ensure(self, namespace: str, *, within: float) -> None:
+        """Return once the ConfigMap is there; raises Refusal if it is not after `within` seconds.
 
-    def _write(self, namespace: str) -> None:
-        name = self._config_map["metadata"]["name"]
-        where = f"ConfigMap {namespace}/{name}"
+        within: the first who asks decides for those who wait with it.
+        """
+        now = self._clock()
+        self._ensured = {name: end for name, end in self._ensured.items() if end > now}
+        if namespace in self._ensured:
+            return
+        looking = self._looking.get(namespace)
+        if looking is None:
+            looking = asyncio.create_task(self._look(namespace, within))
+            self._looking[namespace] = looking
+            looking.add_done_callback(lambda _: self._looking.pop(namespace))
         try:
-            present = self._create_or_read(namespace, name)
+            async with asyncio.timeout(within):
+                await asyncio.shield(looking)
+        except TimeoutError:
+            raise self._unavailable(namespace, "the API server did not answer in time") from None
+
+    async def _look(self, namespace: str, within: float) -> None:
+        try:
+            async with asyncio.timeout(within):
+                found = await self._ensured_there(namespace)
+        except TimeoutError:
+            refusal = self._unavailable(namespace, "the API server did not answer in time")
         except ApiException as error:
-            raise Refusal(
-                where,
-                f"cannot be written: {quoted(_api_message(error))}",
-                fix="let the injector create it (rights, quota), or create it by hand",
-                reason=Reason.PAYLOAD_UNAVAILABLE,
-            ) from None
-        except HTTPError:
-            raise Refusal(
-                where,
-                "cannot be written: the API server did not answer the injector in time",
-                fix="it is tried again with the next pod",
-                reason=Reason.PAYLOAD_UNAVAILABLE,
-            ) from None
-        if present.data != self._config_map["data"]:
-            raise Refusal(
-                where,
-                "exists with other content, which pods would run",
-                fix=f"delete it: kubectl delete configmap -n {namespace} {name}",
-                reason=Reason.PAYLOAD_CONFLICT,
-            )
+            refusal = self._unavailable(namespace, told(error), error.status)
+        except HTTPError as error:
+            refusal = self._unavailable(namespace, told(error))
+        except Refusal as error:
+            refusal = error
+        else:
+            self._metrics.payload_writes.labels(found).inc()
+            self._ensured[namespace] = self._clock() + _REMEMBERED_SECONDS
+            return
+        self._metrics.payload_writes.labels(refusal.reason).inc()
+        raise refusal
 
-    def _create_or_read(self, namespace: str, name: str) -> Any:
+    async def _ensured_there(self, namespace: str) -> str:
+        """`created` or `present`. What the API server asks to be tried again is tried again."""
+        while True:
+            try:
+                return await asyncio.to_thread(self._create_or_check, namespace)
+            except ApiException as error:
+                if not _is_passing(error):
+                    raise
+                await asyncio.sleep(_retry_after(error))
+
+    def _create_or_check(self, namespace: str) -> str:
+        name = self._config_map["metadata"]["name"]
         try:
-            return self._api.create_namespaced_config_map(
+            self._api.create_namespaced_config_map(
                 namespace, self._config_map, _request_timeout=_API_TIMEOUT
             )
         except ApiException as error:
-            if error.status != 409:
+            if reason_of(error) != "AlreadyExists":
                 raise
+        else:
+            return "created"
         # An empty patch changes nothing and returns the object: reading without the right to read.
-        return self._api.patch_namespaced_config_map(
+        present = self._api.patch_namespaced_config_map(
             name,
             namespace,
             {},
             _content_type="application/merge-patch+json",
             _request_timeout=_API_TIMEOUT,
         )
+        if present.data != self._config_map["data"]:
+            raise Refusal(
+                f"ConfigMap {namespace}/{name}",
+                "exists with other content, which pods would run",
+                fix=f"delete it: kubectl delete configmap -n {namespace} {name}",
+                reason=Reason.PAYLOAD_CONFLICT,
+            )
+        return "present"
+
+    def _unavailable(self, namespace: str, why: str, status: int | None = None) -> Refusal:
+        name = self._config_map["metadata"]["name"]
+        return Refusal(
+            f"ConfigMap {namespace}/{name}",
+            f"cannot be written: {quoted(why)}",
+            fix="let the injector create it (rights, quota), or create it by hand"
+            if status in (403, 422)
+            else "it is tried again with the next pod",
+            reason=Reason.PAYLOAD_UNAVAILABLE,
+        )
 
 
-def _api_message(error: ApiException) -> str:
-    """The API server's own sentence, else its status line."""
-    try:
-        return str(json.loads(error.body or "")["message"])
-    except (ValueError, TypeError, KeyError):
-        return f"{error.status} {error.reason}"
+def _is_passing(error: ApiException) -> bool:
+    """Whether the API server asks to be asked again: it is busy, or somebody was quicker."""
+    lost_race = reason_of(error) == "Conflict" or (
+        # It was deleted between our two calls, unless it is the namespace that is not there.
+        error.status == 404 and "configmaps" in told(error)
+    )
+    return error.status == 429 or lost_race
+
+
+def _retry_after(error: ApiException) -> float:
+    """Seconds that the API server asks for; https://httpwg.org/specs/rfc9110#field.retry-after ."""
+    text = str((error.headers or {}).get("Retry-After", ""))
+    return float(text) if text.isascii() and text.isdigit() else 0.1

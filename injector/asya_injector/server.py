@@ -1,167 +1,201 @@
-"""The two listeners: TLS for the API server's reviews, plain HTTP for probes and metrics."""
+"""The TLS listener for the API server's reviews."""
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
+import base64
+import json
 import logging
-from collections.abc import AsyncIterator, Callable, Collection
-from contextvars import ContextVar
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import Any, cast
 
 import aiohttp.web
 import kopf
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from asya_injector.trust import Trust
+from asya_injector.metrics import Metrics
+from asya_injector.review import BadRequestError, Review, current_review, refused
+from asya_injector.tls import Identity
 
 logger = logging.getLogger(__name__)
 
 # An UPDATE carries the object twice, and the API server takes objects of up to 3 MiB.
-_LARGEST_REVIEW = 8 * 1024 * 1024
-# The uid of the review that is being answered, which kopf does not hand to its handlers.
-current_uid: ContextVar[str] = ContextVar("current_uid", default="")
-_ALWAYS = 10 * 365 * 86400.0
+_LARGEST_REVIEW = 8 << 20
+# The API server itself waits no longer for an answer.
+_BODY_SECONDS = 5.0
+_HANDSHAKE_SECONDS = 5.0
+# Longer than the API server keeps an idle connection (90 s), so that it is never the one surprised.
+_IDLE_SECONDS = 120.0
+# Longer than any review; less than what the pod is given to end.
+_DRAIN_SECONDS = 10.0
+
+Answer = Callable[..., Awaitable[Any]]
 
 
-class Metrics:
-    """What there is to watch; a registry of its own, so that tests can have several."""
+class Server:
+    """A webhook server by kopf's protocol for such: called with a function that answers reviews, it
+    yields once the port is open and serves until it is closed.
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.admissions = Counter(
-            "asya_injector_admissions",
-            "Reviews answered, by kind of object, result and reason code.",
-            ("resource", "result", "reason"),
-            registry=self.registry,
-        )
-        self.duration = Histogram(
-            "asya_injector_admission_duration_seconds",
-            "Time from a review's arrival to its answer.",
-            buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
-            registry=self.registry,
-        )
-        self.payload_writes = Counter(
-            "asya_injector_payload_writes",
-            "Times that a namespace was checked for its ConfigMap, by result.",
-            ("result",),
-            registry=self.registry,
-        )
-        self.certificate_expiry = Gauge(
-            "asya_injector_certificate_expiry_timestamp_seconds",
-            "When the serving certificate ends, as Unix time.",
-            registry=self.registry,
-        )
+    https://docs.kopf.dev/en/stable/admission/#custom-servers-tunnels
 
+    kopf's own has no limits of time, one of size that is too small, allows what comes to an unknown
+    path, tells callers the texts of exceptions, closes its listener to change a certificate, and
+    cannot be told when to stop. Here each review ends in one answer, one log line and one count.
 
-class Server(kopf.WebhookServer):
-    """kopf's server without its sharp edges.
-
-    Serves nothing before a certificate is loaded and published, swaps certificates without closing
-    the listener, takes reviews as large as the API server sends, answers every fault with a review
-    that refuses (kopf allows a call to an unknown path without a change), and times the calls.
+    handled: for each path the resources (group, version, plural name) that are answered there.
     """
 
     def __init__(
-        self, *, port: int, trust: Trust, paths: Collection[str], metrics: Metrics
+        self,
+        *,
+        port: int,
+        identity: Identity,
+        handled: Mapping[str, Collection[tuple[str, str, str]]],
+        metrics: Metrics,
     ) -> None:
-        # kopf would close the listener to load changed files; `trust` loads them into the context.
-        super().__init__(
-            port=port,
-            context=trust.context,
-            certfile=trust.certificate,
-            pkeyfile=trust.key,
-            file_check_interval=_ALWAYS,
-        )
         self.listening = False
-        self._trust = trust
-        self._paths = paths
+        self._port = port
+        self._identity = identity
+        self._handled = handled
         self._metrics = metrics
+        self._socket: socket.socket | None = None
 
-    async def __call__(self, fn: Any) -> AsyncIterator[Any]:
-        """Serve for ever; yields kopf's client configuration once the port is open."""
+    def bind(self) -> None:
+        """Take the port, so that a wrong one is seen at the start; raises OSError.
 
-        async def answer(review: Any, *, webhook: str | None = None, **kwargs: Any) -> Any:
-            with self._metrics.duration.time():
-                try:
-                    request = review["request"]
-                    current_uid.set(_uid(review))
-                    if webhook not in self._paths:
-                        return refusal(review, f"no webhook at path /{webhook}; see the chart", 404)
-                    # kopf looks for the namespace in the object alone.
-                    metadata = (request.get("object") or {}).get("metadata")
-                    if isinstance(metadata, dict):
-                        metadata.setdefault("namespace", request.get("namespace"))
-                    return await fn(review, webhook=webhook, **kwargs)
-                except Exception:
-                    logger.exception("failed", extra={"uid": _uid(review)})
-                    return refusal(review, internal_error(_uid(review)), 500)
-
-        await self._trust.ready.wait()
+        Who connects is refused until there is something to show.
+        """
+        dual = socket.has_dualstack_ipv6()
+        self._socket = socket.socket(socket.AF_INET6 if dual else socket.AF_INET)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if dual:
+            self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         try:
-            async with contextlib.aclosing(super().__call__(cast(Any, answer))) as configs:  # type: ignore[type-var]
-                async for config in configs:
-                    self.listening = True
-                    yield config
+            self._socket.bind(("", self._port))
+        except OSError as error:
+            self._socket.close()
+            raise OSError(error.errno, f"port {self._port}: {error.strerror}") from None
+
+    def unbind(self) -> None:
+        """Give the port back, if it was never served."""
+        if self._socket is not None:
+            self._socket.close()
+
+    async def __call__(self, fn: Answer) -> AsyncIterator[Any]:
+        """Serve nothing before there is a certificate; on the way out, answer what has come in."""
+        await self._identity.ready.wait()
+
+        async def handle(request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
+            return await self._handle(fn, request)
+
+        web = aiohttp.web.Server(
+            handle,
+            access_log=None,
+            auto_decompress=False,
+            keepalive_timeout=_IDLE_SECONDS,
+            lingering_time=1,
+        )
+        listener = await asyncio.get_running_loop().create_server(
+            web,
+            sock=cast(socket.socket, self._socket),
+            ssl=self._identity.context,
+            ssl_handshake_timeout=_HANDSHAKE_SECONDS,
+            backlog=1024,
+        )
+        try:
+            self.listening = True
+            yield kopf.WebhookClientConfig(url=f"https://localhost:{self._port}")
+            await asyncio.Event().wait()
         finally:
             self.listening = False
+            listener.close()
+            web.pre_shutdown()  # what is idle goes, what is being answered stays
+            await web.shutdown(_DRAIN_SECONDS)
 
-    @staticmethod
-    async def _serve(fn: Any, request: aiohttp.web.Request) -> aiohttp.web.Response:
-        return await kopf.WebhookServer._serve(fn, request.clone(client_max_size=_LARGEST_REVIEW))
+    async def _handle(
+        self, fn: Answer, request: aiohttp.web.BaseRequest
+    ) -> aiohttp.web.StreamResponse:
+        began = time.perf_counter()
+        try:
+            review = Review.read(await _sent(request))
+            path = request.path.strip("/")
+            self._check_handled(path, review)
+        except BadRequestError as error:
+            self._metrics.bad_requests.labels(code=error.code).inc()
+            logger.warning(
+                "bad request", extra={"uid": error.uid, "code": error.code, "error": str(error)}
+            )
+            if error.uid:
+                return _response(refused(error.uid, str(error), error.code))
+            return aiohttp.web.Response(status=error.code, text=f"asya-injector: {error}\n")
+        review.patience = _patience(request.query.get("timeout", ""))
+        answer = await _answer(fn, path, review)
+        seconds = time.perf_counter() - began
+        resource = review.resource[2]
+        self._metrics.duration.observe(seconds)
+        self._metrics.admissions.labels(resource, review.result, review.reason).inc()
+        logger.info(review.result, extra=review.said() | {"seconds": round(seconds, 4)})
+        return _response(answer)
+
+    def _check_handled(self, path: str, review: Review) -> None:
+        """Raise BadRequestError for what kopf would let pass, because it has no handler for it."""
+        handled = self._handled.get(path)
+        if handled is None:
+            raise BadRequestError(404, "no webhook at this path; see the chart", uid=review.uid)
+        if review.resource not in handled or review.subresource:
+            raise BadRequestError(
+                404, "this webhook does not answer for such objects; see the chart", uid=review.uid
+            )
 
 
-def internal_error(uid: str) -> str:
-    """What a caller is told of a fault of ours: where to look, and nothing of what is there."""
-    return f"the injector failed on this object; its log says why, under uid {uid} (InternalError)"
-
-
-def refusal(review: Any, message: str, code: int) -> dict[str, Any]:
-    """An AdmissionReview that refuses, for whatever was sent."""
-    return {
-        "apiVersion": "admission.k8s.io/v1",
-        "kind": "AdmissionReview",
-        "response": {
-            "uid": _uid(review),
-            "allowed": False,
-            "status": {"code": code, "message": f"asya-injector: {message}"},
-        },
-    }
-
-
-def _uid(review: Any) -> str:
-    request = review.get("request") if isinstance(review, dict) else None
-    return str(request.get("uid", "")) if isinstance(request, dict) else ""
-
-
-@contextlib.asynccontextmanager
-async def operations(
-    port: int, *, is_ready: Callable[[], str | None], metrics: Metrics
-) -> AsyncIterator[None]:
-    """Serve `/livez`, `/readyz` and `/metrics` over plain HTTP while the context is open.
-
-    is_ready: None when ready, else what is missing.
-    """
-
-    async def livez(_: aiohttp.web.Request) -> aiohttp.web.Response:
-        return aiohttp.web.Response(text="ok\n")
-
-    async def readyz(_: aiohttp.web.Request) -> aiohttp.web.Response:
-        missing = is_ready()
-        return aiohttp.web.Response(text=f"{missing or 'ok'}\n", status=503 if missing else 200)
-
-    async def expose(_: aiohttp.web.Request) -> aiohttp.web.Response:
-        body = generate_latest(metrics.registry)
-        return aiohttp.web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    app = aiohttp.web.Application()
-    app.router.add_get("/livez", livez)
-    app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", expose)
-    runner = aiohttp.web.AppRunner(app, access_log=None, handle_signals=False)
-    await runner.setup()
+async def _sent(request: aiohttp.web.BaseRequest) -> Any:
+    """What a request holds; raises BadRequestError."""
+    if request.method != "POST":
+        raise BadRequestError(405, "only POST is answered here")
+    if request.content_type != "application/json":
+        raise BadRequestError(415, "the content type is not application/json")
+    body = bytearray()
     try:
-        await aiohttp.web.TCPSite(runner, port=port).start()
-        yield
-    finally:
-        await runner.cleanup()
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for chunk in request.content.iter_any():
+                body += chunk
+                if len(body) > _LARGEST_REVIEW:
+                    raise BadRequestError(413, f"more than {_LARGEST_REVIEW} bytes")
+    except TimeoutError:
+        raise BadRequestError(408, f"not all of it came in {_BODY_SECONDS:g} s") from None
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadRequestError(400, "it is not JSON") from None
+
+
+async def _answer(fn: Answer, path: str, review: Review) -> Any:
+    """kopf's answer with our patch; a refusal where there is none to be had."""
+    current_review.set(review)
+    try:
+        answer = await fn(review.head, webhook=path)
+        if not review.result:
+            raise RuntimeError("kopf has not called the handler")
+    except Exception:
+        logger.exception("failed", extra={"uid": review.uid})
+        return refused(review.uid, review.fail(), 500)
+    if review.patch:
+        patch = base64.b64encode(json.dumps(review.patch).encode()).decode()
+        answer["response"] |= {"patch": patch, "patchType": "JSONPatch"}
+    return answer
+
+
+def _response(answer: Any) -> aiohttp.web.Response:
+    return aiohttp.web.Response(body=json.dumps(answer).encode(), content_type="application/json")
+
+
+def _patience(timeout: str) -> float:
+    """Seconds until there must be an answer.
+
+    timeout: what the API server says that it waits, such as `5s`. Whoever waits would rather have
+    our refusal than its "context deadline exceeded".
+    """
+    number = timeout.removesuffix("s")
+    waits = float(number) if number.isascii() and number.isdigit() else 5.0
+    return 0.7 * waits

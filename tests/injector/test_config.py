@@ -16,9 +16,11 @@ REQUIRED = {
 def test_defaults_fill_what_the_chart_leaves_out() -> None:
     assert Config.from_env(REQUIRED) == Config(
         namespace="asya-system",
+        tls_mode="self",
         service="asya-runtime",
         webhook_configuration="asya-runtime",
         tls_secret="asya-runtime-tls",
+        tls_directory=Path("/tls"),
         runtime_directory=Path("/etc/asya-runtime"),
         defaults={},
         webhook_port=9443,
@@ -37,6 +39,15 @@ def test_a_missing_setting_is_named(name: str, how: str) -> None:
         Config.from_env(environ)
 
 
+def test_a_mounted_certificate_needs_no_secret_and_no_webhook_configuration() -> None:
+    given = {"INJECTOR_NAMESPACE": "asya-system", "INJECTOR_SERVICE": "asya-runtime"}
+    config = Config.from_env(
+        given | {"INJECTOR_TLS_MODE": "files", "INJECTOR_TLS_DIRECTORY": "/certificate"}
+    )
+    assert (config.tls_mode, config.tls_directory) == ("files", Path("/certificate"))
+    assert config.names[0] == "asya-runtime.asya-system.svc"
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -44,6 +55,7 @@ def test_a_missing_setting_is_named(name: str, how: str) -> None:
         ("INJECTOR_WEBHOOK_PORT", "65536"),
         ("INJECTOR_HTTP_PORT", "http"),
         ("INJECTOR_LOG_LEVEL", "loud"),
+        ("INJECTOR_TLS_MODE", "Self"),
         ("INJECTOR_DEFAULTS", "{"),
         ("INJECTOR_DEFAULTS", "[]"),
         ("INJECTOR_DEFAULTS", '{"chunk-size": 4096}'),
