@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from asya_injector import syntax
 from asya_injector.refusal import Reason, Refusal, quoted, suggestion
@@ -31,7 +32,7 @@ class Annotation:
     """
 
     name: str
-    parse: Callable[[str], str]
+    parse: syntax.Form
     default: str | None
     description: str
     env: str | None = None
@@ -168,6 +169,36 @@ TABLE = (
 BY_NAME: Mapping[str, Annotation] = {entry.name: entry for entry in TABLE}
 BY_KEY: Mapping[str, Annotation] = {entry.key: entry for entry in TABLE}
 ENV: tuple[Annotation, ...] = tuple(entry for entry in TABLE if entry.env)
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of the annotations of a pod, a pod template or a workload.
+
+    Keys of others are texts. Of ours it says what JSON Schema can say: an object that it refuses is
+    refused by the injector too, but not the other way round (see `syntax.Form`).
+    """
+    known = {
+        entry.key: {
+            "type": "string",
+            "description": entry.description,
+            **({} if entry.default is None else {"default": entry.default}),
+            **entry.parse.schema,
+        }
+        for entry in TABLE
+    }
+    written = {key: {"type": "string", "readOnly": True} for key in sorted(WRITTEN_BY_US)}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": known | written,
+        "propertyNames": {
+            "anyOf": [
+                {"enum": [*known, *written]},
+                {"not": {"pattern": f"^{re.escape(PREFIX)}"}},
+            ]
+        },
+        "additionalProperties": {"type": "string"},
+    }
 
 
 def own(annotations: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""How a value must be written: a parser for each form that the table of annotations uses.
+"""How a value must be written: the forms that the table of annotations uses.
 
-A parser gives the canonical text, or raises ValueError with what is valid, in words that can follow
+A form gives the canonical text, or raises ValueError with what is valid, in words that can follow
 "must be". They are as strict as the runtime is when it reads its environment.
 """
 
@@ -10,9 +10,33 @@ import keyword
 import math
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 
+@dataclass(frozen=True)
+class Form:
+    """A form of texts: called with a text, it gives the canonical one or raises ValueError.
+
+    schema: what JSON Schema can say of it; every text of the form is valid by that, but not every
+    text that is valid by that has the form (bounds of numbers, lengths in bytes, keywords).
+    """
+
+    parse: Callable[[str], str]
+    schema: Mapping[str, Any]
+
+    def __call__(self, text: str) -> str:
+        """The canonical text; raises ValueError."""
+        return self.parse(text)
+
+
+def form(**schema: Any) -> Callable[[Callable[[str], str]], Form]:
+    """Make a parser a form, with its JSON Schema."""
+    return lambda parse: Form(parse, schema)
+
+
+@form(pattern="^([Tt][Rr][Uu][Ee]|[Ff][Aa][Ll][Ss][Ee]|[Yy][Ee][Ss]|[Nn][Oo]|[01])$")
 def boolean(text: str) -> str:
     """true, 1, yes, false, 0, no, in any case: the words that the runtime takes."""
     word = text.lower()
@@ -23,9 +47,10 @@ def boolean(text: str) -> str:
     raise ValueError("true or false")
 
 
-def integer(low: int, high: int) -> Callable[[str], str]:
+def integer(low: int, high: int) -> Form:
     """A whole number in ASCII digits, both bounds included."""
 
+    @form(pattern="^[0-9]{1,10}$")
     def parse(text: str) -> str:
         if re.fullmatch(r"[0-9]{1,10}", text) and low <= int(text) <= high:
             return str(int(text))
@@ -34,9 +59,10 @@ def integer(low: int, high: int) -> Callable[[str], str]:
     return parse
 
 
-def seconds(*, zero: bool) -> Callable[[str], str]:
+def seconds(*, zero: bool) -> Form:
     """A decimal number of seconds, without exponent or sign."""
 
+    @form(pattern="^[0-9]{1,9}(\\.[0-9]{1,9})?$")
     def parse(text: str) -> str:
         if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
             number = float(text)
@@ -47,9 +73,10 @@ def seconds(*, zero: bool) -> Callable[[str], str]:
     return parse
 
 
-def choice(*words: str) -> Callable[[str], str]:
+def choice(*words: str) -> Form:
     """One of the words, to the letter."""
 
+    @form(enum=list(words))
     def parse(text: str) -> str:
         if text in words:
             return text
@@ -58,26 +85,36 @@ def choice(*words: str) -> Callable[[str], str]:
     return parse
 
 
+_HANDLER = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+"
+_NAME = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_PROGRAM = r"[A-Za-z0-9._+/-]+"
+# Paths become words of commands too, where the kubelet would expand $(NAME).
+_PATH = r"(/[A-Za-z0-9._+@~-]+)+"
+
+
+@form(pattern=f"^{_HANDLER}$", maxLength=253)
 def handler(text: str) -> str:
     """A dotted path of at least two ASCII identifiers, none of them a keyword."""
     parts = text.split(".")
     if (
         len(parts) < 2
         or len(text) > 253
-        or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+", text)
+        or not re.fullmatch(_HANDLER, text)
         or any(keyword.iskeyword(part) for part in parts)
     ):
         raise ValueError("module.path.function, such as my_app.handler.predict")
     return text
 
 
+@form(pattern=f"^{_NAME}$")
 def name(text: str) -> str:
     """A name as Kubernetes allows it for containers (DNS-1123 label)."""
-    if re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", text):
+    if re.fullmatch(_NAME, text):
         return text
     raise ValueError("the name of a container")
 
 
+@form(pattern=rf"^\s*({_NAME}\s*(,\s*{_NAME}\s*)*)?$")
 def names(text: str) -> str:
     """Comma-separated container names; the empty text stands for none."""
     words = [word.strip() for word in text.split(",")] if text.strip() else []
@@ -87,11 +124,11 @@ def names(text: str) -> str:
         raise ValueError("names of containers, separated by commas") from None
 
 
+@form(pattern=f"^{_PROGRAM}$", maxLength=255)
 def python(text: str) -> str:
     """A program to be found by PATH, or an absolute path."""
-    if re.fullmatch(r"[A-Za-z0-9._+/-]+", text) and (
-        "/" not in text or (text.startswith("/") and posixpath.normpath(text) == text)
-    ):
+    is_path = text.startswith("/") and _is_plain_path(text)
+    if len(text) <= 255 and re.fullmatch(_PROGRAM, text) and ("/" not in text or is_path):
         return text
     raise ValueError("a program name or an absolute path, such as /opt/venv/bin/python")
 
@@ -111,10 +148,10 @@ def _mountable(directory: str) -> bool:
 
 
 def _is_plain_path(text: str) -> bool:
-    # Paths become words of commands too, where the kubelet would expand $(NAME).
-    return bool(re.fullmatch(r"(/[A-Za-z0-9._+@~-]+)+", text)) and posixpath.normpath(text) == text
+    return bool(re.fullmatch(_PATH, text)) and posixpath.normpath(text) == text
 
 
+@form(pattern=f"^{_PATH}$", maxLength=255)
 def mount_path(text: str) -> str:
     """A directory for the runtime alone, or one file ending in .py in any directory."""
     directory = posixpath.dirname(text) if text.endswith(".py") else text
@@ -127,6 +164,7 @@ def mount_path(text: str) -> str:
     raise ValueError("an absolute directory of its own, such as /opt/asya, or a file ending in .py")
 
 
+@form(pattern=f"^{_PATH}$", maxLength=107)
 def socket_path(text: str) -> str:
     """The path of a Unix socket in a directory that can be mounted."""
     if (

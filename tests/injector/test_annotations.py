@@ -2,17 +2,21 @@
 
 import contextlib
 import json
+from typing import Any
 
+import jsonschema
 import pytest
 from asya_injector.annotations import (
     BY_KEY,
     INHERITED,
     INJECTED,
     TABLE,
+    Annotation,
     checked,
     is_switched_off,
     merged,
     own,
+    schema,
     values,
 )
 from asya_injector.refusal import Reason, Refusal
@@ -205,3 +209,51 @@ def test_whatever_a_value_holds_its_refusal_is_one_printable_line(text: str, nam
     except Refusal as refusal:
         refused = refusal
     assert refused is None or str(refused).isprintable()
+
+
+# --- The JSON Schema
+
+SCHEMA = jsonschema.Draft202012Validator(schema())
+
+
+def test_the_schema_is_one_and_holds_the_whole_table() -> None:
+    jsonschema.Draft202012Validator.check_schema(schema())
+    for entry in TABLE:
+        said = schema()["properties"][entry.key]
+        assert said["description"] == entry.description
+        assert said.get("default") == entry.default
+
+
+@pytest.mark.parametrize(("name", "text", "canonical"), VALID)
+def test_the_schema_takes_what_the_injector_takes(name: str, text: str, canonical: str) -> None:
+    for value in (text, canonical):
+        assert SCHEMA.is_valid({f"asya.sh/{name}": value, "example.com/a": "b", INJECTED: "{}"})
+
+
+@given(st.text(max_size=12), st.sampled_from(TABLE))
+def test_the_schema_takes_any_text_that_has_the_form(text: str, entry: Annotation) -> None:
+    try:
+        entry.parse(text)
+    except ValueError:
+        return
+    assert SCHEMA.is_valid({entry.key: text})
+
+
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        {"asya.sh/handlr": "a.b"},
+        {"asya.sh/handler": "predict"},
+        {"asya.sh/mode": "Wrap"},
+        {"asya.sh/probe": "on"},
+        {"asya.sh/chunk-size": 4096},
+        {"asya.sh/concurrency": "-1"},
+        {"asya.sh/socket-path": "app.sock"},
+        {"asya.sh/sidecars": "a b"},
+        {"asya.sh/read-timeout": "1s"},
+        {"example.com/a": 1},
+    ],
+    ids=json.dumps,
+)
+def test_the_schema_refuses_what_it_can_see(annotations: dict[str, Any]) -> None:
+    assert not SCHEMA.is_valid(annotations)
