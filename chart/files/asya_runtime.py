@@ -241,7 +241,7 @@ def attribute(thing: object, name: str) -> "Any":
     """Give an attribute or None, whatever somebody's class does when asked."""
     try:
         return getattr(thing, name, None)
-    except Exception:
+    except BaseException:
         return None
 
 
@@ -366,6 +366,7 @@ GPU = r"""
   | pt_devmem\ allocation\ failed | internal\ assert\ failed\ at\W.*cudacachingallocator
   | resource_exhausted:\ (out\ of\ memory\ while\ trying\ to|failed\ to)\ allocate
   | oom\ when\ allocating\ tensor.*device:(gpu|xpu|tpu)
+  | device:(gpu|xpu|tpu)\S*\ failed\ to\ allocate\ memory
   | (gpu=|cuda).*failed\ to\ allocate\ memory\ for\ requested\ buffer
   | no\ available\ memory\ for\ the\ cache\ blocks | less\ than\ desired\ gpu\ memory\ utilization
   | larger\ than\ the\ available\ kv\ cache\ memory
@@ -374,6 +375,7 @@ GPU = r"""
 HOST = r"""
     defaultcpuallocator:\ (can't\ allocate|not\ enough)\ memory
   | resource_exhausted:\ out\ of\ memory\ allocating | oom\ when\ allocating\ tensor.*device:cpu
+  | device:cpu\S*\ failed\ to\ allocate\ memory
   | failed\ to\ allocate\ memory\ for\ requested\ buffer | onnxruntimeerror.*std::bad_alloc
   | available\ memory\ of\ \d+\ is\ smaller\ than\ requested
 """
@@ -391,8 +393,9 @@ def links(error: BaseException) -> "Iterator[BaseException]":
         yield link
         group = attribute(link, "exceptions")  # of an ExceptionGroup, or its backport
         todo.extend(group if isinstance(group, tuple) else ())
-        todo.append(None if link.__suppress_context__ else link.__context__)
-        todo.append(link.__cause__)
+        if not attribute(link, "__suppress_context__"):
+            todo.append(attribute(link, "__context__"))
+        todo.append(attribute(link, "__cause__"))
 
 
 def make_classify() -> "Callable[[BaseException], str]":
@@ -431,7 +434,8 @@ GPU_CLASSES = ("OutOfMemoryError", "MemoryError")
 def release_frames(error: BaseException) -> None:
     """Let go of what the frames of the failed call hold: their locals are the large tensors."""
     for link in list(links(error)):
-        trace, link.__traceback__ = link.__traceback__, None
+        trace = attribute(link, "__traceback__")
+        BaseException.with_traceback(link, None)  # an assignment fails if its class is frozen
         while trace is not None:
             try:
                 trace.tb_frame.clear()

@@ -63,10 +63,41 @@ CASES: dict[str, tuple[str, BaseException]] = {
     ),
     "cudnn": (GPU, R("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")),
     "nvml": (GPU, R('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "../CUDACachingAllocator.cpp"')),
+    "torch-2.0": (
+        GPU,
+        R("CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0; 15.77 GiB total capacity; "),
+    ),
+    "torch-cuda-class": (GPU, raised("torch.cuda", "OutOfMemoryError", text="")),
+    "torch-driver": (GPU, R("CUDA driver error: out of memory")),
+    "cublas-handles": (
+        GPU,
+        R('!handles_.at(i) INTERNAL ASSERT FAILED at "../c10/cuda/CUDACachingAllocator.cpp":1'),
+    ),
+    "cusolver": (GPU, R("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cus")),
     "gaudi": (GPU, R("FATAL ERROR :: MODULE:PT_DEVMEM Allocation failed for size")),
     "tensorflow": (
         GPU,
         raised("tensorflow", "ResourceExhausted", Exception, text=OOM_TF + "GPU:0", args=False),
+    ),
+    "tensorflow-eager": (
+        GPU,
+        raised(
+            "tensorflow.python.framework.errors_impl",
+            "ResourceExhaustedError",
+            Exception,
+            text="{{function_node __wrapped__Mul_device_/job:localhost/replica:0/task:0/"
+            "device:GPU:0}} failed to allocate memory [Op:Mul]",
+            args=False,
+        ),
+    ),
+    "jax-request": (GPU, R("RESOURCE_EXHAUSTED: Failed to allocate request for 2.0GiB")),
+    "jax-old": (
+        GPU,
+        raised(
+            "jaxlib.xla_extension",
+            "XlaRuntimeError",
+            text="RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes.",
+        ),
     ),
     "jax": (GPU, R("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes.")),
     "cupy": (
@@ -74,6 +105,14 @@ CASES: dict[str, tuple[str, BaseException]] = {
         raised("cupy.cuda.memory", "OutOfMemoryError", MemoryError, text="allocating 1 byte"),
     ),
     "cupy-raw": (GPU, R("cudaErrorMemoryAllocation: out of memory")),
+    "cupy-driver": (
+        GPU,
+        raised(
+            "cupy_backends.cuda.api.driver",
+            "CUDADriverError",
+            text="CUDA_ERROR_OUT_OF_MEMORY: out of memory",
+        ),
+    ),
     "numba": (
         GPU,
         raised(
@@ -85,10 +124,19 @@ CASES: dict[str, tuple[str, BaseException]] = {
     ),
     "onnx-gpu": (GPU, Exception("[ONNXRuntimeError] CUDA failure 2: out of memory ; GPU=0")),
     "onnx-gpu-arena": (GPU, Exception("GPU=0 " + ARENA)),
+    "onnx-cublas": (GPU, Exception("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0")),
     "rmm": (GPU, MemoryError("std::bad_alloc: out_of_memory: RMM failure at: pool.hpp")),
     "pycuda": (GPU, raised("pycuda._driver", "MemoryError", text="cuMemAlloc failed: out of me")),
     "ctranslate2": (GPU, R("CUDA failed with error out of memory")),
     "vllm": (GPU, ValueError("No available memory for the cache blocks. Try increasing")),
+    "vllm-free": (
+        GPU,
+        ValueError("Free memory on device (1/15 GiB) is less than desired GPU memory utilization"),
+    ),
+    "vllm-cache": (
+        GPU,
+        ValueError("9 GiB KV cache is needed, which is larger than the available KV cache memory"),
+    ),
     "python": (HOST, MemoryError()),
     "numpy": (
         HOST,
@@ -99,6 +147,16 @@ CASES: dict[str, tuple[str, BaseException]] = {
         HOST,
         R("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you"),
     ),
+    "torch-cpu-windows": (HOST, R("DefaultCPUAllocator: not enough memory: you tried")),
+    "tensorflow-eager-cpu": (
+        HOST,
+        Exception("{{function_node x_device_/task:0/device:CPU:0}} failed to allocate memory [Op:"),
+    ),
+    "onnx-available": (
+        HOST,
+        Exception("Available memory of 9 is smaller than requested bytes of 4398046511104"),
+    ),
+    "bad-alloc": (HOST, MemoryError("std::bad_alloc")),
     "jax-cpu": (HOST, R("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.")),
     "tensorflow-cpu": (HOST, Exception(OOM_TF + "CPU:0 by allocator cpu")),
     "onnx-arena": (HOST, Exception(ARENA)),
@@ -111,6 +169,22 @@ CASES: dict[str, tuple[str, BaseException]] = {
     "launch": (STICKY, R("CUDA error: unspecified launch failure")),
     "ecc": (STICKY, R("CUDA error: uncorrectable ECC error encountered")),
     "unknown": (STICKY, R("CUDA error: unknown error")),
+    "misaligned": (STICKY, R("CUDA error: misaligned address")),
+    "instruction": (STICKY, R("CUDA error: an illegal instruction was encountered")),
+    "cublas-execution": (STICKY, R("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `")),
+    "cudnn-execution": (STICKY, R("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")),
+    "nccl": (
+        STICKY,
+        R("NCCL error in: ProcessGroupNCCL.cpp:9, unhandled cuda error\nncclUnhandledCudaError: "),
+    ),
+    "torch-accelerator": (
+        STICKY,
+        raised("torch", "AcceleratorError", text="CUDA error: device-side assert triggered"),
+    ),
+    "sticky-and-oom": (
+        STICKY,
+        chained(R("CUDA error: an illegal memory access was encountered"), cause=False),
+    ),
     "cupy-illegal": (
         STICKY,
         R("cudaErrorIllegalAddress: an illegal memory access was encountered"),
@@ -120,6 +194,14 @@ CASES: dict[str, tuple[str, BaseException]] = {
     "sticky-behind-oom": (STICKY, chained(R("CUDA error: unknown error"), cause=True)),
     "suppressed": ("", chained(R(TORCH), cause=False, suppress=True)),
     "device": ("", R("CUDA error: invalid device ordinal")),
+    "accelerator": (
+        "",
+        raised("torch", "AcceleratorError", text="CUDA error: no kernel image is available for"),
+    ),
+    "illegal-elsewhere": ("", ValueError("illegal memory access in the user's own emulator")),
+    "file-not-found": ("", FileNotFoundError(2, "No such file: out of memory.txt")),
+    "space": ("", OSError(28, "No space left on device")),
+    "handled": ("", chained(MemoryError(), cause=False, suppress=True)),
     "customer": ("", ValueError("we ran out of memory of this customer")),
     "quota": ("", OSError(122, "Disk quota exceeded")),
     "tensorflow-quota": ("", raised("tensorflow", "ResourceExhaustedError", text="disk quota")),
@@ -243,20 +325,30 @@ FRAMEWORKS = """
         tensor = Tensor(); alive.add(tensor)
         try: deepest()
         except RuntimeError as error: raise ValueError("wrapped") from error
+    kept = []
+    def keeping():
+        tensor = Tensor(); alive.add(tensor)
+        try: deepest()
+        except RuntimeError as error:
+            kept.append(error)
+            kept.append(ValueError("kept by a logger of exceptions"))
+            raise kept[-1] from error
     def fail(message):
         if "events" in message["payload"]: return [events[:], len(alive)]
         tensor = Tensor(); alive.add(tensor)
         message["held"] = Tensor(); alive.add(message["held"])
-        (middle if "chain" in message["payload"] else deepest)()
+        {"chain": middle, "keep": keeping}.get(message["payload"].get("way"), deepest)()
     async def fail_later(message): return fail(message)
 """
 
 
 @pytest.mark.parametrize("handler", ["fail", "fail_later"])
 @pytest.mark.parametrize("concurrency", ["1", "2"])
-@pytest.mark.parametrize("payload", [{}, {"chain": 1}], ids=["plain", "chained"])
+@pytest.mark.parametrize(
+    "payload", [{}, {"way": "chain"}, {"way": "keep"}], ids=["plain", "chained", "kept"]
+)
 def test_what_the_failed_call_held_is_free_before_the_caches_are_emptied(
-    start: Start, handler: str, concurrency: str, payload: dict[str, int]
+    start: Start, handler: str, concurrency: str, payload: dict[str, str]
 ) -> None:
     process = start(FRAMEWORKS, f"app.{handler}", ASYA_CONCURRENCY=concurrency)
     client = process.client()

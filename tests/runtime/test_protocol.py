@@ -185,15 +185,35 @@ def test_the_handler_gets_metadata_only_by_wish(
 
 
 RESULTS = """
-    import collections, dataclasses, datetime, decimal, enum
+    import collections, dataclasses, datetime, decimal, enum, sys, uuid
     class Rude(Exception):
         def __str__(self): raise SystemExit(9)
     class Own(Exception):
         def __init__(self, **fields): self.__dict__.update(fields)
         def __str__(self): return "own"
+    class Ruder(Exception):
+        def __getattribute__(self, name): raise SystemExit(9)
+        def __setattr__(self, name, value): raise SystemExit(9)
+    class Sly(Exception):
+        exceptions = severity = retry_after = property(lambda self: sys.exit(9))
+    @dataclasses.dataclass(frozen=True)
+    class Frozen(Exception):
+        reason: str
+        def __str__(self): return self.reason
+    class Nameless(type):
+        @property
+        def __name__(cls): raise SystemExit(9)
+    class Unspeakable(Exception, metaclass=Nameless): pass
+    class Table(dict):
+        def items(self): raise KeyboardInterrupt
     def half():
         yield 1
         raise ValueError("half way")
+    def chain(length):
+        error = ValueError(0)
+        for n in range(1, length):
+            error, error.__cause__ = ValueError(n), error
+        raise error
     def boom(error): raise error
     def circular():
         x = {}; x["again"] = [x]
@@ -228,6 +248,15 @@ FAILURES: dict[str, tuple[str, str]] = {
     "boom(ValueError('\\udcff'))": ("\udcff", "ValueError"),
     "boom(ValueError())": ("ValueError", "ValueError"),
     "boom(Rude())": ("Rude", "Rude"),
+    "boom(Frozen('cold'))": ("cold", "Frozen"),
+    "boom(Sly('sly'))": ("sly", "Sly"),
+    "chain(5000)": ("4999", "ValueError"),
+    "[Table(a=1)]": (BAD, "KeyboardInterrupt"),
+    "{'a': decimal.Decimal(1)}": (BAD + "result.a: Decimal", "TypeError"),
+    "[uuid.UUID(int=0)]": (BAD + "result[0]: UUID", "TypeError"),
+    "{'a': {}.keys()}": (BAD + "result.a: dict_keys", "TypeError"),
+    "[object]": (BAD + "result[0]: type", "TypeError"),
+    "{'a': [lambda: 1]}": (BAD + "result.a[0]: function", "TypeError"),
     "boom(SystemExit(3))": ("3", "SystemExit"),
     "boom(KeyboardInterrupt())": ("KeyboardInterrupt", "KeyboardInterrupt"),
     "boom(GeneratorExit())": ("GeneratorExit", "GeneratorExit"),
@@ -264,6 +293,68 @@ def test_failures_and_results_that_are_no_json_get_their_one_reply(
     if message.startswith(BAD):
         got["message"] = got["message"][: len(message)]
     assert got == failure("processing_error", message, kind)
+
+
+@pytest.mark.parametrize("kind", ["Unspeakable", "Ruder"])
+def test_an_exception_that_cannot_even_be_named_is_answered(evaluator: Any, kind: str) -> None:
+    message = "the handler's exception cannot be described"
+    for _ in range(2):
+        got = evaluator.call({"payload": {"code": f"boom({kind}())"}})
+        assert got == failure("processing_error", message, None)
+
+
+@pytest.mark.parametrize(
+    ("detection", "expected"),
+    [
+        (
+            "true",
+            failure("oom_error", "out of memory", "MemoryError", severity="recoverable")
+            | {"retry_after": 30},
+        ),
+        (
+            "false",
+            failure("processing_error", "the handler's exception cannot be described", None),
+        ),
+    ],
+    ids=["detected", "not-detected"],
+)
+def test_no_memory_even_for_the_reply_is_answered_with_one_made_before(
+    start: Start, detection: str, expected: dict[str, Any]
+) -> None:
+    source = """
+        class Large(Exception):
+            def __str__(self): raise MemoryError
+        def fail(message):
+            if message["payload"]: return 1
+            raise Large
+    """
+    client = start(source, "app.fail", ASYA_ENABLE_OOM_DETECTION=detection).client()
+    for _ in range(2):
+        assert client.call({"payload": {}}) == expected
+        assert client.call({"payload": {"a": 1}}) == {"status": "ok", "result": 1}
+
+
+def test_a_reply_that_does_not_fit_a_frame_is_a_processing_error(
+    start: Start, folder: Path
+) -> None:
+    """The limit is a constant: a copy with a small one saves 4 GiB."""
+    (folder / "runtime.py").write_text(
+        RUNTIME.read_text().replace("FRAME_LIMIT = 4294967295", "FRAME_LIMIT = 100")
+    )
+    client = start(argv=[sys.executable, str(folder / "runtime.py")]).client()
+    assert client.call({"payload": {"a": "x" * 67}})["result"] == {"a": "x" * 67}
+    message = "the result is no JSON: result; 101 bytes do not fit a frame"
+    got = client.call({"payload": {"a": "x" * 68}})
+    assert got == failure("processing_error", message, "OverflowError")
+    assert client.call(ECHO) == OK
+
+
+def test_a_handler_that_ends_the_process_is_the_end_of_the_stream(start: Start) -> None:
+    process = start("import os\ndef end(message): os._exit(3)", "app.end")
+    client = process.client()
+    client.send(frame(ECHO))
+    assert client.at_end()
+    assert process.wait() == 3
 
 
 VERDICTS: dict[str, dict[str, Any]] = {
