@@ -26,5 +26,6 @@ if [[ ! -d $stage/site-packages || $(cat "$stamp" 2>/dev/null) != "$wanted" ]]; 
 fi
 rm -rf "$stage/asya_injector"
 cp -r "$repo/injector/asya_injector" "$stage/"
+install -D -m 644 -t "$stage/asya_injector/data" "$repo"/runtime/asya_{runtime,entrypoint}.py # as in the wheel
 find "$stage/asya_injector" -name __pycache__ -prune -exec rm -r {} +
 "$cluster_dir/image.sh" asya/injector "$stage" "$repo/injector/Dockerfile"

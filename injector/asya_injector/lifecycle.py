@@ -18,11 +18,12 @@ from asya_injector.api import ApiClient, ApiException, HTTPError, told
 from asya_injector.config import Config
 from asya_injector.metrics import Metrics
 from asya_injector.operations import operations
-from asya_injector.payload import Payload, Publisher
+from asya_injector.payload import Publisher
 from asya_injector.policy import Policy
 from asya_injector.server import Answer, Server
 from asya_injector.tls import Files, Identity
 from asya_injector.trust import Trust
+from asya_injector.version import Payload
 from asya_injector.webhook import HANDLED, Webhook, registry
 
 logger = logging.getLogger(__name__)

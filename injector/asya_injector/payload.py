@@ -1,68 +1,24 @@
-"""The ConfigMap that pods mount: named by its content, immutable, made where a pod needs it."""
+"""The ConfigMap that pods mount, made in a namespace before the first pod that needs it."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from kubernetes.client import CoreV1Api
 
-from asya_injector.annotations import RUNTIME_HASH_LABEL
 from asya_injector.api import ApiClient, ApiException, HTTPError, reason_of, told
 from asya_injector.metrics import Metrics
-from asya_injector.policy import ENTRYPOINT_FILE, RUNTIME_FILE, RUNTIME_VOLUME
 from asya_injector.refusal import Reason, Refusal, quoted
+from asya_injector.version import Payload
 
-MANAGED_BY = {"app.kubernetes.io/managed-by": "asya-injector"}
 # To connect, and for an answer. Whoever waits has a deadline of its own.
 _API_TIMEOUT = (1, 3)
 # Long enough to make one call of a burst of pods, too short for a namespace to be deleted and made
 # anew, or a copy to be deleted by hand, and the pods after that to wait for it for ever.
 _REMEMBERED_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Payload:
-    """The runtime's files, by name, and the hash that names them.
-
-    The hash is the first 10 hex digits of what `sha256sum *.py | sha256sum` says in a directory
-    that holds them; the chart's ConfigMap has the whole of it as an annotation.
-    """
-
-    files: Mapping[str, str]
-
-    @classmethod
-    def load(cls, directory: Path) -> Payload:
-        """Read both files of the runtime; raises OSError or UnicodeDecodeError."""
-        names = (RUNTIME_FILE, ENTRYPOINT_FILE)
-        return cls({name: (directory / name).read_bytes().decode() for name in names})
-
-    @property
-    def hash(self) -> str:
-        """What tells two versions of the runtime apart."""
-        sums = "".join(
-            f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n"
-            for name, text in sorted(self.files.items())
-        )
-        return hashlib.sha256(sums.encode()).hexdigest()[:10]
-
-    def config_map(self) -> dict[str, Any]:
-        """The object that each namespace with an actor holds."""
-        return {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {
-                "name": f"{RUNTIME_VOLUME}-{self.hash}",
-                "labels": MANAGED_BY | {RUNTIME_HASH_LABEL: self.hash},
-            },
-            "immutable": True,
-            "data": dict(self.files),
-        }
 
 
 class Publisher:

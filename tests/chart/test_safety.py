@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from asya_injector.payload import MANAGED_BY, Payload
+from asya_injector.version import MANAGED_BY, Payload
 from asya_injector.webhook import PODS, WORKLOADS
 from charts import CASES, SYSTEM, Object, case, objects, render
 

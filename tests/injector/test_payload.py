@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from asya_injector.payload import Payload
+from asya_injector.version import Payload
 
 RUNTIME = Path(__file__).parent.parent.parent / "runtime"
 

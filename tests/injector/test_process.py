@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from asya_injector import __version__
-from asya_injector.payload import Payload
+from asya_injector.version import Payload
 from jsonpatch import JsonPatch
 from stand_in import NAME, NAMESPACE, RIGHTS, SECRET, Api, api_server, failure, write_kubeconfig
 

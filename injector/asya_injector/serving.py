@@ -1,0 +1,32 @@
+"""The command `run`: settings, logs and the way to the API server, before anything serves."""
+
+from __future__ import annotations
+
+import os
+
+from kubernetes.config import ConfigException
+
+from asya_injector.api import connect
+from asya_injector.config import Config, ConfigError
+from asya_injector.lifecycle import serve
+from asya_injector.logs import log_as_json
+from asya_injector.manual import CommandError
+from asya_injector.refusal import Refusal
+
+# sysexits.h: what is wrong is the configuration, and starting again does not mend it.
+EX_CONFIG = 78
+
+
+def run() -> None:
+    """Serve until a signal ends it; raises CommandError."""
+    try:
+        config = Config.from_env(os.environ)
+        log_as_json(config.log_level)
+        serve(config, connect())
+    except (ConfigError, Refusal, ConfigException) as error:
+        raise CommandError(str(error), EX_CONFIG) from None
+    except KeyError as error:
+        line = f"INJECTOR_DEFAULTS: no annotation is named {error}"
+        raise CommandError(line, EX_CONFIG) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"cannot start: {error}", EX_CONFIG) from None

@@ -1,0 +1,53 @@
+"""The command line run in this process, as a shell would see it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from asya_injector.cli import main
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+
+def asya(*words: str | Path, stdin: str = "", **environ: str) -> Done:
+    """Run `asya-injector` with these words."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+    given = io.TextIOWrapper(io.BytesIO(stdin.encode()), "utf-8")
+    with (
+        _streams(given, out, err),
+        mock.patch.dict(os.environ, environ),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main([str(word) for word in words])
+    texts = []
+    for stream in (out, err):
+        stream.flush()
+        buffer = stream.buffer
+        assert isinstance(buffer, io.BytesIO)
+        texts.append(buffer.getvalue().decode())
+    return Done(int(ended.value.code or 0), *texts)
+
+
+@contextlib.contextmanager
+def _streams(*streams: io.TextIOWrapper) -> Iterator[None]:
+    with (
+        mock.patch.object(sys, "stdin", streams[0]),
+        mock.patch.object(sys, "stdout", streams[1]),
+        mock.patch.object(sys, "stderr", streams[2]),
+    ):
+        yield

@@ -1,0 +1,73 @@
+"""What `pip install .` and `uv tool install .` give: a program that brings the runtime along."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+FILES = ("asya_runtime.py", "asya_entrypoint.py")
+ANNOTATED = """\
+apiVersion: v1
+kind: Pod
+metadata: {name: p, annotations: {asya.sh/handler: a.b}}
+spec: {containers: [{name: model, image: m}]}
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the checkout as the installers build it."""
+    uv = shutil.which(os.environ.get("UV", "uv"))
+    if uv is None:
+        pytest.skip("uv builds the wheel; `make test` brings it")
+    directory = tmp_path_factory.mktemp("wheel")
+    words = [uv, "build", "--quiet", "--wheel", "--out-dir", str(directory), str(REPOSITORY)]
+    subprocess.run(words, check=True, capture_output=True, timeout=100)
+    (built,) = directory.glob("*.whl")
+    return built
+
+
+def test_the_wheel_carries_the_runtime_as_the_chart_does(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        for name in FILES:
+            text = archive.read(f"asya_injector/data/{name}")
+            assert text == (REPOSITORY / "runtime" / name).read_bytes()
+            assert text == (REPOSITORY / "chart" / "files" / name).read_bytes()
+        names = archive.namelist()
+    assert all(name.startswith(("asya_injector/", "asya_injector-")) for name in names)
+
+
+def test_the_installed_program_injects_outside_of_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    # Its dependencies are those of this environment, so that nothing is downloaded here.
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    words = [
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--offline",
+        "--python",
+        str(python),
+        str(wheel),
+    ]
+    subprocess.run([os.environ.get("UV", "uv"), *words], check=True, timeout=100)
+    purelib = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        check=True, capture_output=True, text=True,
+    ).stdout.strip()  # fmt: skip
+    (Path(purelib) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    program = tmp_path / "venv" / "bin" / "asya-injector"
+    done = subprocess.run(
+        [program, "inject"], input=ANNOTATED, cwd=tmp_path, capture_output=True, text=True,
+        check=True, env={"PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    first_line = (REPOSITORY / "runtime" / FILES[0]).read_text().splitlines()[0]
+    assert f"  asya_runtime.py: |\n    {first_line}\n" in done.stdout
+    assert "asya.sh/injected" in done.stdout
