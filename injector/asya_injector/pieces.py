@@ -31,7 +31,7 @@ def in_container(container: Object, *, program: bool = False) -> list[str]:
     found += [_mount(item) for item in items(container, "volumeMounts")]
     if any(is_wrapped(words(container, field)) for field in ("command", "args")):
         found.append("wrapper")
-    elif program and len(words(container, "command")) == 2:
+    elif program and _is_runtime(words(container, "command")):
         found.append("command")
     for hook in HOOKS:
         if is_wrapped(hook_command(container, hook)):
@@ -125,6 +125,10 @@ def _span(command: list[str]) -> tuple[int, int] | None:
             rest = command[start:]
             return start, start + (rest.index("--") + 1 if "--" in rest else len(rest))
     return None
+
+
+def _is_runtime(command: list[str]) -> bool:
+    return len(command) == 2 and command[1].startswith("/") and command[1].endswith(".py")
 
 
 def _variable(item: Object) -> str:

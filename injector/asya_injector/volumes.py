@@ -38,7 +38,7 @@ def mount_socket(pod: Object, model: Object, sidecars: list[Object], socket_path
         mount = {"name": SOCKET_VOLUME, "mountPath": directory}
         _append(pod, model, mount)
     elif _is_read_only(pod, mount):
-        raise _socket_conflict(model, mount, "read-only, so no socket can be made there")
+        raise _socket_conflict(model, mount, " read-only, so no socket can be made there")
     is_ours = name_of(mount) == SOCKET_VOLUME
     if is_ours:
         empty_dir = {"medium": "Memory", "sizeLimit": "1Mi"}
@@ -49,12 +49,12 @@ def mount_socket(pod: Object, model: Object, sidecars: list[Object], socket_path
         if theirs is None:
             if mount.get("subPathExpr"):
                 raise _socket_conflict(
-                    model, mount, "with subPathExpr, which may differ in the sidecar"
+                    model, mount, " with subPathExpr, which may differ in the sidecar"
                 )
             place = {"subPath": mount["subPath"]} if mount.get("subPath") else {}
             _append(pod, sidecar, {"name": mount["name"], "mountPath": theirs_at, **place})
         elif _place(theirs) != _place(mount):
-            raise _socket_conflict(sidecar, theirs, "which is not where the socket lies")
+            raise _socket_conflict(sidecar, theirs, ", which is not where the socket lies")
     return is_ours
 
 
@@ -99,7 +99,7 @@ def _append(pod: Object, container: Object, mount: Object) -> None:
     above = [item for item in mounts if is_below(mount["mountPath"], where_mounted(item))]
     nearest = max(above, key=lambda item: len(where_mounted(item)), default=None)
     if nearest is not None and _is_read_only(pod, nearest):
-        what = f"read-only, so nothing can be mounted at {quoted(mount['mountPath'])} in it"
+        what = f" read-only, so nothing can be mounted at {quoted(mount['mountPath'])} in it"
         if name_of(mount) == RUNTIME_VOLUME:
             raise _runtime_conflict(container, nearest, where_mounted(nearest), what)
         raise _socket_conflict(container, nearest, what)
@@ -134,8 +134,8 @@ def _runtime_conflict(container: Object, mount: Object, where: str, what: str = 
     return Refusal(
         PREFIX + "mount-path",
         f"container {quoted(name_of(container))} mounts {quoted(name_of(mount))} "
-        f"at {quoted(where)}{what and ' '}{what}",
-        fix="choose a directory that nothing is mounted at or below",
+        f"at {quoted(where)}{what}",
+        fix="choose a directory in a writable place that nothing is mounted at or below",
         reason=Reason.MOUNT_CONFLICT,
     )
 
@@ -144,7 +144,7 @@ def _socket_conflict(container: Object, mount: Object, what: str = "") -> Refusa
     return Refusal(
         PREFIX + "socket-path",
         f"container {quoted(name_of(container))} mounts {quoted(name_of(mount))} "
-        f"at {quoted(where_mounted(mount))}{what and ' '}{what}",
-        fix="choose a socket path whose directory all of them can share",
+        f"at {quoted(where_mounted(mount))}{what}",
+        fix="choose a socket path whose directory all its containers can write to and share",
         reason=Reason.MOUNT_CONFLICT,
     )

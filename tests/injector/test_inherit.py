@@ -1,10 +1,13 @@
 """A workload's own annotations reach its pods by one note in the template."""
 
+import itertools
 import json
 from typing import Any
 
 import pytest
-from asya_injector.inject import inherit, overridden
+from asya_injector.inject import inherit, inject, overridden
+from asya_injector.pods import template_of
+from asya_injector.policy import Policy
 
 Object = dict[str, Any]
 HANDLER = {"asya.sh/handler": "my_app.handler.predict"}
@@ -70,3 +73,74 @@ def test_the_template_wins_and_a_warning_says_so() -> None:
 
 def test_equal_values_need_no_warning() -> None:
     assert overridden(workload(HANDLER, HANDLER)) == ()
+
+
+FORGED = {"asya.sh/inherited": '{"asya.sh/handler":"evil.handler"}'}
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "Job", "CronJob"])
+def test_a_note_that_a_user_forged_in_the_template_goes_or_is_overwritten(kind: str) -> None:
+    assert inherit(workload({}, FORGED, kind)) == workload({}, None, kind)
+    assert inherit(workload(HANDLER, FORGED, kind)) == workload(HANDLER, NOTE, kind)
+
+
+def test_a_key_that_is_edited_in_the_template_later_stays_the_users() -> None:
+    noted = inherit(workload(HANDLER))
+    noted["spec"]["template"]["metadata"]["annotations"]["asya.sh/handler"] = "c.d"
+    assert inherit(noted) == noted
+    assert overridden(noted) == (
+        'asya.sh/handler: "c.d" on the pod template wins over "my_app.handler.predict" here',
+    )
+
+
+def test_the_note_does_not_depend_on_the_order_of_keys() -> None:
+    keys = [("asya.sh/handler", "a.b"), ("asya.sh/mode", "wrap"), ("asya.sh/json", "auto")]
+    notes = {
+        json.dumps(inherit(workload(dict(order)))["spec"]["template"])
+        for order in itertools.permutations(keys)
+    }
+    assert len(notes) == 1
+
+
+def test_a_note_that_is_right_keeps_its_place_among_the_others() -> None:
+    given = workload(HANDLER, {**NOTE, "a": "b", "c": "d"})
+    assert json.dumps(inherit(given)) == json.dumps(given)
+
+
+SWITCHES = [
+    pytest.param({"inject": "false", "handler": "a.b"}, {}, None, id="off-above"),
+    pytest.param({"handler": "a.b"}, {"inject": "false"}, None, id="off-below"),
+    pytest.param({"inject": "false"}, {"inject": "true", "handler": "a.b"}, "a.b", id="on-below"),
+    pytest.param({"handler": "a.b"}, {"handler": "c.d"}, "c.d", id="template-wins"),
+    pytest.param({"handler": "a.b"}, {}, "a.b", id="above-alone"),
+    pytest.param({"mode": "mount"}, {"handler": "a.b"}, "a.b", id="together"),
+]
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "CronJob"])
+@pytest.mark.parametrize(("above", "below", "handler"), SWITCHES)
+def test_what_both_levels_say_comes_to_this(
+    above: Object, below: Object, handler: str | None, kind: str
+) -> None:
+    said, template = (
+        {f"asya.sh/{key}": text for key, text in each.items()} for each in (above, below)
+    )
+    pod = template_of(inherit(workload(said, template or None, kind)))
+    result = inject(pod, Policy("0123456789", {}))
+    assert (result is not None) == (handler is not None)
+    if result is not None:
+        assert {"name": "ASYA_HANDLER", "value": handler} in result.pod["spec"]["containers"][0][
+            "env"
+        ]
+
+
+def test_warnings_are_for_keys_that_exist_alone() -> None:
+    hostile = {"asya.sh/\x1b[31m": "a", "asya.sh/inject": "false"}
+    assert overridden(workload(hostile, {"asya.sh/\x1b[31m": "b"})) == ()
+
+
+def test_the_template_of_the_result_can_be_changed_without_the_workload_given() -> None:
+    given = workload({}, {"d": "e"})
+    result = inherit(given)
+    template_of(result).clear()
+    assert given == workload({}, {"d": "e"})

@@ -427,80 +427,117 @@ def test_a_forged_mark_is_overwritten() -> None:
     assert injected(given).pod == injected(pod(model())).pod
 
 
-# --- What cannot be done
-
-CONFIG_MAP = {"name": "asya-runtime", "configMap": {"name": "asya-runtime"}}
-HOST = {"name": "asya-socket", "hostPath": {"path": "/tmp"}}
-VALUE_FROM = {"fieldRef": {"fieldPath": "metadata.name"}}
-NO_COMMAND = {"name": "model", "image": "model:1"}
-REFUSED = [
-    pytest.param(pod(), Reason.OBJECT_INVALID, "spec.containers: ", id="no-containers"),
-    pytest.param(pod(model(), annotations={"asya.sh/container": "modle"}),
-                 Reason.CONTAINER_NOT_FOUND,
-                 'asya.sh/container: no container "modle" in this pod; did you mean "model"? '
-                 "(ContainerNotFound)", id="container-misspelt"),
-    pytest.param(pod(model(), annotations={"asya.sh/container": "setup"},
-                     initContainers=[{"name": "setup"}]),
-                 Reason.CONTAINER_NOT_FOUND, '"setup" is an init container', id="init-container"),
-    pytest.param(pod(model(), annotations={"kubectl.kubernetes.io/default-container": "x"}),
-                 Reason.CONTAINER_NOT_FOUND, "kubectl.kubernetes.io/default-container: ",
-                 id="default-container-gone"),
-    pytest.param(pod(model(), {"name": "asya-sidecar"},
-                     annotations={"asya.sh/sidecars": "sidecar"}),
-                 Reason.SIDECAR_NOT_FOUND, 'did you mean "asya-sidecar"?', id="sidecar-misspelt"),
-    pytest.param(pod(model(), annotations={"asya.sh/sidecars": "model"}),
-                 Reason.SIDECAR_NOT_FOUND, '"model" is the container with the handler',
-                 id="sidecar-is-the-model"),
-    pytest.param(pod(model(), os={"name": "windows"}), Reason.WINDOWS_UNSUPPORTED, "Windows",
-                 id="windows-by-os"),
-    pytest.param(pod(model(), nodeSelector={"kubernetes.io/os": "windows"}),
-                 Reason.WINDOWS_UNSUPPORTED, "Windows", id="windows-by-node"),
-    pytest.param(pod(model(), volumes=[CONFIG_MAP]), Reason.VOLUME_CONFLICT,
-                 'volume "asya-runtime"', id="runtime-volume-of-the-users"),
-    pytest.param(pod(model(), volumes=[HOST]), Reason.VOLUME_CONFLICT, 'volume "asya-socket"',
-                 id="socket-volume-of-the-users"),
-    pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "/opt/asya"}])),
-                 Reason.MOUNT_CONFLICT, 'mounts "v" at "/opt/asya"', id="mount-at-ours"),
-    pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "/opt/asya/x"}])),
-                 Reason.MOUNT_CONFLICT, 'mounts "v" at "/opt/asya/x"', id="mount-below-ours"),
-    pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "/tmp/sockets/x"}])),
-                 Reason.MOUNT_CONFLICT, "asya.sh/socket-path: ", id="mount-below-the-socket"),
-    pytest.param(pod(model(), {"name": "asya-sidecar",
-                               "volumeMounts": [{"name": "v", "mountPath": "/tmp/sockets"}]}),
-                 Reason.MOUNT_CONFLICT, 'container "asya-sidecar"', id="sidecar-mounts-another"),
-    pytest.param(pod(model(env=[{"name": "ASYA_HANDLER", "value": "x.y"}])), Reason.ENV_CONFLICT,
-                 'says "x.y", but asya.sh/handler says "my_app.handler.predict"',
-                 id="env-differs-from-annotation"),
-    pytest.param(pod(model(env=[{"name": "ASYA_HANDLER", "valueFrom": VALUE_FROM}])),
-                 Reason.ENV_CONFLICT, "comes from valueFrom", id="handler-from-elsewhere"),
-    pytest.param(pod(model(env=[{"name": "ASYA_SOCKET_PATH", "valueFrom": VALUE_FROM}])),
-                 Reason.ENV_CONFLICT, "comes from valueFrom", id="socket-from-elsewhere"),
-    pytest.param(pod(model(env=[{"name": "ASYA_CHUNK_SIZE", "value": "4k"}])),
-                 Reason.ENV_CONFLICT, "must be a whole number", id="env-not-valid"),
-    pytest.param(pod(NO_COMMAND, annotations={"asya.sh/mode": "wrap"}), Reason.COMMAND_MISSING,
-                 "has no command to wrap", id="nothing-to-wrap"),
-    pytest.param(pod(model(), annotations={"asya.sh/mode": "runtime"}), Reason.COMMAND_CONFLICT,
-                 "which mode runtime would not run", id="command-in-mode-runtime"),
-    pytest.param(pod({**NO_COMMAND, "args": ["x"]}, annotations={"asya.sh/mode": "runtime"}),
-                 Reason.COMMAND_CONFLICT, "which mode runtime would not run",
-                 id="args-in-mode-runtime"),
-    pytest.param(pod(NO_COMMAND, shareProcessNamespace=True), Reason.HOOK_UNSUPPORTED,
-                 "shareProcessNamespace", id="hook-with-shared-processes"),
-    pytest.param(pod(NO_COMMAND, hostPID=True), Reason.HOOK_UNSUPPORTED, "hostPID",
-                 id="hook-with-host-processes"),
-    pytest.param(pod({**NO_COMMAND, "lifecycle": {"preStop": {"sleep": {"seconds": 1}}}}),
-                 Reason.HOOK_CONFLICT, "lifecycle.preStop", id="hook-of-another-kind"),
-]  # fmt: skip
+# --- Reinvocation: another webhook was here between two calls
 
 
-@pytest.mark.parametrize(("given", "reason", "text"), REFUSED)
-def test_what_cannot_be_done_is_refused_with_its_reason(
-    given: Object, reason: Reason, text: str
-) -> None:
-    refused = refusal(given)
-    assert refused.reason == reason
-    assert text in str(refused)
-    assert str(refused).endswith(f" ({reason})")
+def test_a_wrapper_of_another_webhook_around_ours_is_left_where_it_is() -> None:
+    given = injected(pod(model(args=["-v"]))).pod
+    changed = given["spec"]["containers"][0]
+    changed |= {"command": ["/vault/vault-env"], "args": changed["command"] + changed["args"]}
+    assert injected(given).pod == given
+
+
+def test_a_command_that_another_webhook_gave_a_hooked_container_is_wrapped_instead() -> None:
+    item = {"name": "model", "args": ["serve"]}
+    given = injected(pod(item)).pod
+    given["spec"]["containers"][0] |= {"command": ["/vault/vault-env"]}
+    result = injected(given)
+    assert result.mode == "wrap"
+    assert result.pod == injected(pod({**item, "command": ["/vault/vault-env"]})).pod
+
+
+def test_a_variable_that_another_webhook_put_first_stays_there() -> None:
+    given = injected(pod(model())).pod
+    given["spec"]["containers"][0]["env"].insert(0, {"name": "A", "value": "1"})
+    assert injected(given).pod == given
+
+
+def test_the_sidecars_of_other_webhooks_do_not_become_actors_in_a_copy_of_another_release() -> None:
+    given = injected(pod(model()), Policy("aaaaaaaaaa", {"json": "auto"})).pod
+    given["spec"]["containers"].insert(0, {"name": "proxy"})
+    assert injected(given).container == "model"
+
+
+# --- Copies of actors, with other wishes
+
+TO = [
+    pytest.param({"asya.sh/mode": "hook"}, {}, id="mode-hook"),
+    pytest.param({"asya.sh/mode": "mount"}, {}, id="mode-mount"),
+    pytest.param({"asya.sh/handler": "other.handler"}, {}, id="handler"),
+    pytest.param({"asya.sh/container": "other"}, {}, id="container"),
+    pytest.param({"asya.sh/sidecars": "other"}, {}, id="sidecars"),
+    pytest.param({"asya.sh/mount-path": "/srv/asya"}, {}, id="mount-path"),
+    pytest.param({"asya.sh/socket-path": "/run/model/s.sock"}, {}, id="socket-path"),
+    pytest.param({"asya.sh/probe": "false"}, {}, id="probe"),
+    pytest.param({"asya.sh/python": "/opt/venv/bin/python"}, {}, id="python"),
+    pytest.param({}, {"chunk-size": "9", "json": "auto"}, id="chart-values"),
+]
+
+
+@pytest.mark.parametrize(("annotations", "defaults"), TO)
+def test_a_copied_pod_has_nothing_of_its_old_wishes(annotations: Object, defaults: Object) -> None:
+    containers = [model(env=[{"name": "A", "value": "1"}]), {"name": "other", "command": ["x"]}]
+    old = {"asya.sh/mode": "wrap", "asya.sh/concurrency": "2"}
+    copied = injected(pod(*containers, annotations=old), Policy("aaaaaaaaaa", {"json": "auto"})).pod
+    mark = copied["metadata"]["annotations"]["asya.sh/injected"]
+    copied["metadata"]["annotations"] = {**HANDLER, **annotations, "asya.sh/injected": mark}
+    policy = Policy(HASH, defaults)
+    assert injected(copied, policy) == injected(pod(*containers, annotations=annotations), policy)
+
+
+def test_what_a_person_changed_in_a_copy_is_not_overwritten_in_silence() -> None:
+    copied = injected(pod(model())).pod
+    copied["spec"]["containers"][0]["env"][0]["value"] = "x.y"
+    assert refusal(copied).reason == Reason.ENV_CONFLICT
+
+
+def test_a_mirror_of_a_static_pod_is_left_alone() -> None:
+    mirror = {"kubernetes.io/config.mirror": "x"}
+    assert inject(pod(model(), annotations=mirror), POLICY) is None
+
+
+# --- Volumes and variables of sidecars
+
+
+def test_a_sidecar_that_looks_elsewhere_gets_the_socket_there() -> None:
+    mine = {"name": "ASYA_SOCKET_PATH", "value": "/run/asya/app.sock"}
+    sidecar = {"name": "asya-sidecar", "env": [mine]}
+    assert container(pod(model(), sidecar), name="asya-sidecar") == {
+        **sidecar,
+        "volumeMounts": [{"name": "asya-socket", "mountPath": "/run/asya"}],
+    }
+
+
+def test_a_sidecar_may_mount_the_sockets_directory_read_only() -> None:
+    mount = {"name": "mine", "mountPath": "/tmp/sockets"}
+    sidecar = {"name": "asya-sidecar", "volumeMounts": [{**mount, "readOnly": True}]}
+    given = pod(model(volumeMounts=[mount]), sidecar, volumes=[{"name": "mine", "emptyDir": {}}])
+    assert container(given, name="asya-sidecar")["volumeMounts"] == sidecar["volumeMounts"]
+
+
+def test_a_read_only_mount_far_above_a_writable_one_does_no_harm() -> None:
+    mounts = [
+        {"name": "ro", "mountPath": "/opt", "readOnly": True},
+        {"name": "rw", "mountPath": "/opt/asya/../asya"},
+    ]
+    given = pod(model(volumeMounts=mounts), annotations={"asya.sh/mount-path": "/opt/asya/x"})
+    assert container(given)["volumeMounts"][2]["mountPath"] == "/opt/asya/x"
+
+
+def test_unknown_fields_of_hooks_and_probes_survive() -> None:
+    hook = {"exec": {"command": ["up"], "future": 1}, "more": 2}
+    changed = container(
+        pod(model(lifecycle={"postStart": hook}), annotations={"asya.sh/mode": "hook"})
+    )["lifecycle"]["postStart"]
+    assert changed["more"] == 2
+    assert changed["exec"]["future"] == 1
+
+
+def test_a_probe_of_the_users_that_ends_like_ours_stays() -> None:
+    probe = {"exec": {"command": ["ctl", "--ready"]}}
+    result = injected(pod(model(readinessProbe=probe)))
+    assert result.pod["spec"]["containers"][0]["readinessProbe"] == probe
+    assert len(result.warnings) == 1
 
 
 def test_a_wrong_chart_value_is_refused_at_start() -> None:
