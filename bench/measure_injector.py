@@ -98,43 +98,46 @@ def percentiles(values: list[float]) -> dict[str, float]:
     return {"p50": ranked[len(ranked) // 2], "p99": ranked[len(ranked) * 99 // 100]}
 
 
-def review(subject: dict[str, Any]) -> bytes:
-    """The HTTP request that the API server sends for a new pod."""
-    kind = {"group": "", "version": "v1", "kind": "Pod"}
-    resource = {"group": "", "version": "v1", "resource": "pods"}
+def request_of(subject: dict[str, Any]) -> bytes:
+    """The HTTP request that the API server sends: a new pod, or a workload that is changed."""
+    group, _, version = subject["apiVersion"].rpartition("/")
+    plural = f"{subject['kind'].lower()}s"
+    kind = {"group": group, "version": version, "kind": subject["kind"]}
+    resource = {"group": group, "version": version, "resource": plural}
+    options = "UpdateOptions" if group else "CreateOptions"
     request = {
         "uid": "705ab4f5-6393-11e8-b7cc-42010a800002",
         "kind": kind,
         "resource": resource,
         "requestKind": kind,
         "requestResource": resource,
-        "namespace": "models",
-        "operation": "CREATE",
+        "namespace": subject["metadata"]["namespace"],
+        "operation": "UPDATE" if group else "CREATE",
         "userInfo": {"username": "system:serviceaccount:kube-system:replicaset-controller"},
         "object": subject,
-        "oldObject": None,
+        "oldObject": subject if group else None,
         "dryRun": False,
-        "options": {"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"},
+        "options": {"kind": options, "apiVersion": "meta.k8s.io/v1"},
     }
     body = json.dumps(
         {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}
     ).encode()
-    head = f"POST /pods?timeout=5s HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+    path = "/workloads" if group else "/pods"
+    head = f"POST {path}?timeout=5s HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 class Caller:
-    """A kept TLS connection that sends one review again and again, as the API server does."""
+    """A kept TLS connection that sends one review after the other, as the API server does."""
 
-    def __init__(self, port: int, authority: bytes, request: bytes) -> None:
+    def __init__(self, port: int, authority: bytes, host: str) -> None:
         context = ssl.create_default_context(cadata=authority.decode())
         plain = socket.create_connection(("127.0.0.1", port), timeout=30)
-        self._connection = context.wrap_socket(plain, server_hostname=HOST)
-        self._request = request
+        self._connection = context.wrap_socket(plain, server_hostname=host)
 
-    def __call__(self) -> bytes:
+    def __call__(self, request: bytes) -> bytes:
         """The body of the answer to one review."""
-        self._connection.sendall(self._request)
+        self._connection.sendall(request)
         data = b""
         while (end := data.find(b"\r\n\r\n")) < 0:
             data += self._receive()
@@ -156,7 +159,7 @@ class Caller:
 
 def reviews(*, rounds: int, span: float) -> list[dict[str, Any]]:
     """CPU time and latency of a review, the injector beside kopf with an empty handler."""
-    request = review(pod(1, 5))
+    request = request_of(pod(1, 5))
     pair = created([HOST], now=dt.datetime.now(dt.UTC))
     taken: dict[str, list[tuple[Slice, float]]] = {"empty": [], "injector": []}
     with contextlib.ExitStack() as stack:
@@ -171,9 +174,9 @@ def reviews(*, rounds: int, span: float) -> list[dict[str, Any]]:
             process = Process(command, {"KUBECONFIG": str(kubeconfig)})
             stack.callback(process.end)
             process.wait_until(lambda port=port: listens(port), f"kopf ({kind})")  # type: ignore[misc]
-            call = Caller(port, pair.bundle, request)
+            call = Caller(port, pair.bundle, HOST)
             stack.callback(call.close)
-            patched = b'"patch"' in check(call())
+            patched = b'"patch"' in check(call(request))
             if patched != (kind == "injector"):
                 raise NotServing(f"kopf ({kind}) answered {'a' if patched else 'no'} patch")
             running[kind] = (process, call)
@@ -181,7 +184,7 @@ def reviews(*, rounds: int, span: float) -> list[dict[str, Any]]:
             for kind in taken if number % 2 else reversed(taken):
                 process, call = running[kind]
                 before = process.cpu_seconds()
-                slice_ = repeat(call, span)
+                slice_ = repeat(lambda call=call: call(request), span)  # type: ignore[misc]
                 cpu = (process.cpu_seconds() - before) / len(slice_.latencies)
                 taken[kind].append((slice_, cpu))
     return [

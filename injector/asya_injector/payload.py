@@ -56,12 +56,17 @@ class Publisher:
         if looking is None:
             looking = asyncio.create_task(self._look(namespace, within))
             self._looking[namespace] = looking
-            looking.add_done_callback(lambda _: self._looking.pop(namespace))
+            looking.add_done_callback(lambda task: self._looked(namespace, task))
         try:
             async with asyncio.timeout(within):
                 await asyncio.shield(looking)
         except TimeoutError:
             raise self._unavailable(namespace, "the API server did not answer in time") from None
+
+    def _looked(self, namespace: str, task: asyncio.Task[None]) -> None:
+        del self._looking[namespace]
+        if not task.cancelled():
+            task.exception()  # asyncio would log it if nobody had waited so long
 
     async def _look(self, namespace: str, within: float) -> None:
         try:

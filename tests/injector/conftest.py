@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asya_injector.api import ApiClient, connect
 from stand_in import NAME, NAMESPACE, SECRET, Api, api_server
 
 ROOT = Path(__file__).parents[2]
@@ -135,3 +136,19 @@ def start(tmp_path: Path, api: Api) -> Iterator[Callable[..., Injector]]:
             return injector
 
         yield run
+
+
+def connected(kubeconfig: Path) -> ApiClient:
+    """The injector's own way to the API server of a kubeconfig."""
+    with pytest.MonkeyPatch.context() as patch:
+        where = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
+        patch.setattr(where, str(kubeconfig))
+        return connect()
+
+
+@pytest.fixture
+def connection(api: Api) -> Iterator[ApiClient]:
+    """The injector's own way to the API server in memory."""
+    client = connected(api.kubeconfig)
+    yield client
+    client.rest_client.pool_manager.clear()

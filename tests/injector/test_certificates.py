@@ -5,7 +5,7 @@ import ssl
 from pathlib import Path
 
 import pytest
-from asya_injector.certificates import DamagedError, KeyPair, created
+from asya_injector.certificates import DamagedError, Decision, KeyPair, created, decided
 from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
@@ -109,3 +109,64 @@ def test_a_new_ca_comes_with_the_old_one_until_that_has_ended(pair: KeyPair) -> 
     assert KeyPair.from_secret(renewed.to_secret()) == renewed
     after = renewed.renewed(NAMES, now=NOW + 7400 * DAY)
     assert pair.bundle not in after.bundle
+
+
+LATE = NOW + 61 * DAY  # a certificate of NOW is due
+EMPTY: dict[str, str] = {}
+
+
+@pytest.mark.parametrize(
+    ("stored", "remembered", "now", "action", "outcome"),
+    [
+        # No Secret, or one as the chart renders it: without data.
+        ("nothing", None, NOW, "create", "new"),
+        ("empty", None, NOW, "replace", "new"),
+        ("nothing", "own", NOW, "create", "own"),
+        ("empty", "own", NOW, "replace", "own"),
+        ("nothing", "own", LATE, "create", "own, renewed"),
+        # A good Secret is taken as it is, whoever wrote it.
+        ("own", None, NOW, "keep", "own"),
+        ("own", "own", NOW, "keep", "own"),
+        ("other", "own", NOW, "keep", "other"),
+        # Due: renewed from what is stored, not from what is remembered.
+        ("own", None, LATE, "replace", "own, renewed"),
+        ("other", "own", LATE, "replace", "other, renewed"),
+        # Damaged: put back by who remembers, else made anew.
+        ("damaged", None, NOW, "replace", "new"),
+        ("damaged", "own", NOW, "replace", "own"),
+        ("damaged", "own", LATE, "replace", "own, renewed"),
+    ],
+)
+def test_what_a_replica_does_about_the_secret(
+    pair: KeyPair, stored: str, remembered: str | None, now: dt.datetime, action: str, outcome: str
+) -> None:
+    other = created(NAMES, now=NOW)
+    secrets = {
+        "nothing": None,
+        "empty": EMPTY,
+        "own": pair.to_secret(),
+        "other": other.to_secret(),
+        "damaged": {**other.to_secret(), "tls.key": "AAAA"},
+    }
+    decision = decided(
+        secrets[stored], remembered=pair if remembered else None, names=NAMES, now=now
+    )
+    assert decision.action == action
+    assert bool(decision.why) == (action != "keep")
+    assert trusts(decision.pair.bundle, decision.pair, at=now)
+    known = {"own": pair, "other": other}
+    name, _, how = outcome.partition(", ")
+    if name == "new":
+        assert decision.pair.bundle not in (pair.bundle, other.bundle)
+    elif how:
+        assert decision.pair.bundle == known[name].bundle
+        assert decision.pair.certificate != known[name].certificate
+    else:
+        assert decision.pair == known[name]
+
+
+def test_other_names_of_the_service_are_a_reason_to_renew(pair: KeyPair) -> None:
+    decision = decided(pair.to_secret(), remembered=None, names=["elsewhere.svc"], now=NOW)
+    assert isinstance(decision, Decision)
+    assert decision.action == "replace"
+    assert trusts(pair.bundle, decision.pair, at=NOW, name="elsewhere.svc")

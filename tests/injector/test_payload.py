@@ -1,10 +1,21 @@
 """The ConfigMap that pods mount: its name tells its content."""
 
+import asyncio
 import subprocess
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from asya_injector.api import ApiClient
+from asya_injector.metrics import Metrics
+from asya_injector.payload import Publisher
+from asya_injector.refusal import Refusal
 from asya_injector.version import Payload
+from stand_in import Answer, Api, failure, write_kubeconfig
+
+from .conftest import connected, free_port
 
 RUNTIME = Path(__file__).parent.parent.parent / "runtime"
 
@@ -43,3 +54,220 @@ def test_a_missing_file_is_no_payload(tmp_path: Path) -> None:
     (tmp_path / "asya_runtime.py").write_text("1")
     with pytest.raises(FileNotFoundError, match=r"asya_entrypoint\.py"):
         Payload.load(tmp_path)
+
+
+class Namespaces:
+    """A publisher on an API server in memory, with the metrics it writes."""
+
+    def __init__(self, api: Api, connection: ApiClient) -> None:
+        self.api = api
+        self.payload = Payload({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
+        self.name = self.payload.config_map()["metadata"]["name"]
+        self.now = 100.0
+        self._connection = connection
+        self._metrics = Metrics()
+        self.publisher = self.replica()
+
+    def replica(self) -> Publisher:
+        return Publisher(self.payload, self._connection, self._metrics, clock=lambda: self.now)
+
+    def written(self) -> dict[str, float]:
+        """Counts of the metric by result."""
+        (family,) = self._metrics.payload_writes.collect()
+        return {
+            sample.labels["result"]: sample.value
+            for sample in family.samples
+            if sample.name.endswith("_total")
+        }
+
+    async def refusal(self, namespace: str = "models", *, within: float = 5.0) -> str:
+        with pytest.raises(Refusal) as caught:
+            await self.publisher.ensure(namespace, within=within)
+        return str(caught.value)
+
+
+@pytest.fixture
+def namespaces(api: Api, connection: ApiClient) -> Namespaces:
+    return Namespaces(api, connection)
+
+
+def failing(*answers: Answer | None, resource: str = "configmaps") -> Callable[..., None]:
+    """A fault of the first calls: each raises the next answer, None lets one pass."""
+    left = list(answers)
+
+    def fault(_: str, called: str, *__: str) -> None:
+        if called == resource and left and (answer := left.pop(0)):
+            raise answer
+
+    return fault
+
+
+async def test_fifty_pods_at_once_in_a_new_namespace_cost_one_call(namespaces: Namespaces) -> None:
+    await asyncio.gather(*(namespaces.publisher.ensure("models", within=20) for _ in range(50)))
+    assert namespaces.api.calls == [("create", "configmaps", "models", "")]
+    assert namespaces.written() == {"created": 1}
+    stored = namespaces.api.objects["configmaps", "models", namespaces.name]
+    assert (stored["immutable"], stored["data"]) == (True, dict(namespaces.payload.files))
+
+
+async def test_two_replicas_that_race_both_find_it_there(namespaces: Namespaces) -> None:
+    other = namespaces.replica()
+    await asyncio.gather(
+        namespaces.publisher.ensure("models", within=20), other.ensure("models", within=20)
+    )
+    assert namespaces.written() == {"created": 1, "present": 1}
+    assert namespaces.api.called("create", "configmaps") == 2
+    assert namespaces.api.called("patch", "configmaps") == 1
+
+
+async def test_it_is_remembered_for_a_second_so_that_a_new_namespace_of_the_same_name_gets_its_own(
+    namespaces: Namespaces,
+) -> None:
+    await namespaces.publisher.ensure("models", within=20)
+    del namespaces.api.objects["configmaps", "models", namespaces.name]
+    namespaces.now += 0.9
+    await namespaces.publisher.ensure("models", within=20)
+    assert len(namespaces.api.calls) == 1
+    namespaces.now += 0.2
+    await namespaces.publisher.ensure("models", within=20)
+    assert ("configmaps", "models", namespaces.name) in namespaces.api.objects
+
+
+async def test_namespaces_are_forgotten(namespaces: Namespaces) -> None:
+    for number in range(50):
+        namespaces.now += 0.2
+        await namespaces.publisher.ensure(f"ns-{number}", within=20)
+    assert len(namespaces.publisher._ensured) <= 6
+    assert namespaces.publisher._looking == {}
+
+
+async def test_other_content_under_the_name_is_refused_with_what_to_do(
+    namespaces: Namespaces,
+) -> None:
+    metadata = {"name": namespaces.name}
+    namespaces.api.put("configmaps", "models", {"metadata": metadata, "data": {"x": "1"}})
+    assert await namespaces.refusal() == (
+        f"ConfigMap models/{namespaces.name}: exists with other content, which pods would run; "
+        f"delete it: kubectl delete configmap -n models {namespaces.name} (PayloadConflict)"
+    )
+    # Nothing bad is remembered: once it is deleted, the next pod is let in.
+    del namespaces.api.objects["configmaps", "models", namespaces.name]
+    await namespaces.publisher.ensure("models", within=20)
+    assert namespaces.written() == {"PayloadConflict": 1, "created": 1}
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "fix"),
+    [
+        (
+            failure(403, "Forbidden", "exceeded quota: compute, requested: count/configmaps=1"),
+            "exceeded quota: compute, requested: count/configmaps=1",
+            "let the injector create it (rights, quota), or create it by hand",
+        ),
+        (
+            failure(403, "Forbidden", 'cannot create resource "configmaps"'),
+            r"cannot create resource \"configmaps\"",
+            "let the injector create it (rights, quota), or create it by hand",
+        ),
+        (
+            failure(403, "Forbidden", "because it is being terminated"),
+            "because it is being terminated",
+            "let the injector create it (rights, quota), or create it by hand",
+        ),
+        (
+            failure(404, "NotFound", 'namespaces "models" not found'),
+            r"namespaces \"models\" not found",
+            "it is tried again with the next pod",
+        ),
+        (
+            failure(500, "InternalError", "etcdserver: leader changed"),
+            "etcdserver: leader changed",
+            "it is tried again with the next pod",
+        ),
+        (
+            failure(403, "Forbidden", "evil\n\x1b[2Jtext"),
+            r"evil\n\u001b[2Jtext",
+            "let the injector create it (rights, quota), or create it by hand",
+        ),
+    ],
+)
+async def test_what_the_api_server_says_is_told_to_all_who_wait(
+    namespaces: Namespaces, answer: Answer, said: str, fix: str
+) -> None:
+    namespaces.api.fault = failing(answer)
+    refusals = await asyncio.gather(*(namespaces.refusal() for _ in range(10)))
+    assert set(refusals) == {
+        f'ConfigMap models/{namespaces.name}: cannot be written: "{said}"; {fix} '
+        "(PayloadUnavailable)"
+    }
+    assert len(namespaces.api.calls) == 1
+    await namespaces.publisher.ensure("models", within=20)  # nothing bad is remembered
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [failure(429, "TooManyRequests", "busy", {"Retry-After": "1"})],
+        [failure(409, "Conflict", "the quota has been modified")],
+        # Deleted between our two calls, after another replica had made it.
+        [
+            failure(409, "AlreadyExists", "it exists"),
+            failure(404, "NotFound", 'configmaps "asya-runtime" not found'),
+        ],
+    ],
+    ids=["busy", "quota changed", "deleted meanwhile"],
+)
+async def test_what_passes_is_tried_again_within_the_time(
+    namespaces: Namespaces, answers: list[Answer]
+) -> None:
+    namespaces.api.fault = failing(*answers)
+    await namespaces.publisher.ensure("models", within=20)
+    assert namespaces.written() == {"created": 1}
+
+
+async def test_a_busy_api_server_is_asked_again_when_it_says(namespaces: Namespaces) -> None:
+    busy = failure(429, "TooManyRequests", "busy", {"Retry-After": "30"})
+    namespaces.api.fault = failing(*[busy] * 100)
+    assert "did not answer in time" in await namespaces.refusal(within=0.5)
+    assert len(namespaces.api.calls) == 1
+
+
+async def test_the_answer_comes_within_the_time_whatever_the_api_server_does(
+    namespaces: Namespaces,
+) -> None:
+    go = threading.Event()
+
+    def fault(*_: str) -> None:
+        go.wait(20)
+
+    namespaces.api.fault = fault
+    began = time.monotonic()
+    refusals = await asyncio.gather(*(namespaces.refusal(within=0.3) for _ in range(5)))
+    assert time.monotonic() - began < 5
+    go.set()
+    assert set(refusals) == {
+        f'ConfigMap models/{namespaces.name}: cannot be written: "the API server did not answer in '
+        'time"; it is tried again with the next pod (PayloadUnavailable)'
+    }
+
+
+async def test_a_slow_namespace_does_not_hold_up_another(namespaces: Namespaces) -> None:
+    go = threading.Event()
+
+    def fault(_: str, __: str, namespace: str, ___: str) -> None:
+        if namespace == "slow":
+            go.wait(20)
+
+    namespaces.api.fault = fault
+    slow = asyncio.create_task(namespaces.publisher.ensure("slow", within=20))
+    await namespaces.publisher.ensure("models", within=20)
+    assert not slow.done()
+    go.set()
+    await slow
+
+
+async def test_an_api_server_that_is_gone_is_told(tmp_path: Path) -> None:
+    gone = connected(write_kubeconfig(tmp_path, free_port()))
+    payload = Payload({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
+    with pytest.raises(Refusal, match=r"the API server did not answer .*PayloadUnavailable"):
+        await Publisher(payload, gone, Metrics()).ensure("models", within=10)
