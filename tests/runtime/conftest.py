@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -194,6 +195,7 @@ def runtime() -> ModuleType:
     return module
 
 
+@functools.cache
 def interpreters() -> list[str]:
     """Find every CPython that really runs here, the running one first."""
     names = [f"python3.{minor}" for minor in range(6, 20)]

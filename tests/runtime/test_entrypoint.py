@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -168,14 +170,101 @@ def test_a_killed_runtime_ends_the_container(
     assert process.wait() == status
 
 
+def small_limits(folder: Path) -> list[str]:
+    """Give the wrapper with small limits: they are constants, a copy saves half a minute."""
+    text = ENTRYPOINT.read_text()
+    for name, seconds in (("APP", 10), ("RUNTIME", 30)):
+        limit = f"SECONDS_FOR_{name} = "
+        assert limit + str(seconds) in text
+        text = text.replace(limit + str(seconds), limit + "0.3")
+    (folder / "entrypoint.py").write_text(text)
+    return [*WRAP[:3], str(folder / "entrypoint.py"), "--runtime", str(RUNTIME), "--"]
+
+
+STUCK = """
+    def stuck(message):
+        open("in-handler", "a").close()
+        while True: pass
+"""
+
+
+def test_a_runtime_that_does_not_end_is_killed_after_the_program(
+    start: Start, folder: Path
+) -> None:
+    wait = "while [ ! -e in-handler ]; do sleep 0.01; done; exit 5"
+    process = start(STUCK, "app.stuck", argv=[*small_limits(folder), "sh", "-c", wait])
+    server = runtime_of(process.pid)
+    process.client().send(frame({"payload": {}}))
+    assert process.wait() == 5
+    gone(server)
+
+
+def test_a_second_sigterm_goes_to_the_runtime_when_the_program_has_ended(
+    start: Start, folder: Path
+) -> None:
+    process = start(STUCK, "app.stuck", argv=[*WRAP, "--", "sleep", "60"])
+    server = runtime_of(process.pid)
+    process.client().send(frame({"payload": {}}))
+    eventually((folder / "in-handler").exists, "call")
+
+    def again() -> bool:
+        process.signal()
+        return process.popen.poll() is not None
+
+    eventually(again, "end")  # the first one's for the program, whose end is the runtime's first
+    assert process.wait() == 143
+    gone(server)
+
+
+def test_a_program_that_cannot_start_leaves_no_runtime(start: Start, folder: Path) -> None:
+    process = start(ECHO, argv=[*WRAP, "--", "no-such-program"], ready=False)
+    assert process.wait() == 127
+
+    def left() -> list[str]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):  # has ended
+                found += [path.parent.name] if str(folder) in path.read_text() else []
+        return found
+
+    eventually(lambda: not left(), "end of the runtime")
+
+
+def test_the_status_is_seen_though_sigchld_was_ignored(start: Start) -> None:
+    argv = ["sh", "-c", "trap '' CHLD; exec \"$@\"", "sh", *WRAP, "--", "sh", "-c", "exit 4"]
+    assert start(ECHO, argv=argv, ready=False).wait() == 4
+
+
+FORWARDED = sorted(
+    signal.valid_signals()
+    - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ}
+    - {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+)
+
+
+def test_every_signal_that_can_be_forwarded_reaches_the_program(start: Start) -> None:
+    code = """
+import os, signal, sys
+def say(number, _): os.write(1, b"got %d\\n" % number)
+for number in map(int, sys.argv[1:]): signal.signal(number, say)
+os.write(1, b"up\\n")
+while True: signal.pause()
+"""
+    numbers = [str(int(number)) for number in FORWARDED]
+    process = start(ECHO, argv=[*WRAP, "--", sys.executable, "-c", code, *numbers])
+    process.logged("up")
+    last = signal.SIGTERM  # the only one that means something to the wrapper too
+    for number in [n for n in FORWARDED if n != last] + [last]:
+        process.signal(number)
+        process.logged(f"got {int(number)}\n")
+    assert process.popen.poll() is None
+
+
 def test_a_program_that_ignores_sigterm_does_not_keep_the_runtime_from_its_end(
     start: Start, folder: Path
 ) -> None:
-    """The wrapper's limits are constants: a copy with small ones saves 20 seconds."""
-    text = ENTRYPOINT.read_text().replace("SECONDS_FOR_APP = 10", "SECONDS_FOR_APP = 0.3")
-    (folder / "entrypoint.py").write_text(text)
+    argv = small_limits(folder)
     code = "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('up', flush=True)\n"
-    argv = [*WRAP[:3], str(folder / "entrypoint.py"), "--runtime", str(RUNTIME), "--"]
     program = [sys.executable, "-c", code + "time.sleep(1.5)"]
     process = start(ECHO, argv=argv + program)
     process.logged("up")
@@ -252,6 +341,12 @@ class Container:
         )
         return ran.returncode, ran.stdout.decode()
 
+    def runtime(self) -> int:
+        """Give the pid of the detached runtime, as the tests see it."""
+        search = ["pgrep", "--ns", str(self.pid), "--nslist", "pid", "-f", f" {RUNTIME}$"]
+        ran = subprocess.run(search, capture_output=True, text=True, check=True)
+        return int(ran.stdout.split()[0])
+
 
 @pytest.fixture
 def container(start: Start, folder: Path) -> Container:
@@ -276,13 +371,7 @@ def test_a_hook_leaves_the_runtime_running_and_another_ends_it(container: Contai
 def test_a_detached_runtime_that_dies_is_started_again(container: Container) -> None:
     process = container.process
     assert container.hook("--detach") == (0, "")
-    pids = subprocess.run(
-        ["pgrep", "--ns", str(container.pid), "--nslist", "pid", "-f", str(RUNTIME)],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    os.kill(int(pids[0]), signal.SIGKILL)
+    os.kill(container.runtime(), signal.SIGKILL)
     process.logged("the runtime ended with status 137: again in 2 s")
     eventually(lambda: process.log().count("serving") == 2, "second start")
     assert process.call({"a": 1}) == {"status": "ok", "result": {"a": 1}}
@@ -305,3 +394,68 @@ def test_a_hook_returns_after_three_seconds_of_a_long_import(
     assert container.hook("--detach") == (0, "")
     assert 2.9 < time.monotonic() - began < 5
     assert container.hook("--stop") == (0, "")
+
+
+def zombies(container: Container) -> list[str]:
+    shown = subprocess.run(
+        ["nsenter", "-t", str(container.pid), "-p", "-m", "ps", "-eo", "stat,args"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [line for line in shown.stdout.splitlines() if line.startswith("Z")]
+
+
+@needs_namespace
+def test_a_hook_leaves_no_zombie_and_nothing_in_its_own_session(container: Container) -> None:
+    """PID 1 is somebody's program, which reaps nobody."""
+    assert container.hook("--detach") == (0, "")
+    assert zombies(container) == []
+    server = container.runtime()
+    assert os.getsid(server) not in (os.getsid(0), os.getsid(container.pid))
+    assert container.hook("--stop") == (0, "")
+
+
+@needs_namespace
+def test_a_stop_hook_waits_until_the_message_is_answered(
+    container: Container, folder: Path
+) -> None:
+    source = """
+        import os, time
+        def slow(message):
+            open("in-handler", "a").close()
+            while not os.path.exists("go"): time.sleep(0.01)
+            return 1
+    """
+    (folder / "app.py").write_text(textwrap.dedent(source))
+    container.environ["ASYA_HANDLER"] = "app.slow"
+    assert container.hook("--detach") == (0, "")
+    client = container.process.client()
+    client.send(frame({"payload": {}}))
+    eventually((folder / "in-handler").exists, "call")
+    answers = ["sh", "-c", "(sleep 0.5; touch go) & exit 0"]
+    assert container.hook("--stop", "--", *answers) == (0, "")
+    assert (folder / "go").exists()
+    assert client.reply() == {"status": "ok", "result": 1}
+    assert client.at_end()
+
+
+@needs_namespace
+def test_a_stop_hook_ends_a_supervisor_that_waits_to_start_again(container: Container) -> None:
+    assert container.hook("--detach") == (0, "")
+    server = container.runtime()
+    (container.process.folder / "app.py").write_text("import os\nos._exit(9)")
+    os.kill(server, signal.SIGKILL)
+    container.process.logged("the runtime ended with status 9: again in 4 s")
+    began = time.monotonic()
+    assert container.hook("--stop") == (0, "")
+    assert time.monotonic() - began < 3.5
+    assert container.process.log().count("again in") == 2
+
+
+@needs_namespace
+def test_a_chained_hook_that_cannot_start_is_said(container: Container) -> None:
+    line = "asya_entrypoint: no-such-hook: No such file or directory\n"
+    assert container.hook("--detach", "--", "no-such-hook") == (127, line)
+    assert container.hook("--stop", "--", "no-such-hook") == (127, line)
+    assert not container.process.socket.exists()

@@ -113,6 +113,38 @@ def test_the_current_directory_comes_first_and_pythonpath_stays(start: Start, fo
     assert process.call({})["result"] == [folder.name, "once"]
 
 
+def test_what_a_script_does_at_its_import_is_no_harm(start: Start, folder: Path) -> None:
+    source = """
+        import argparse, logging, os, sys
+        argparse.ArgumentParser().parse_args()
+        logging.basicConfig(level=logging.DEBUG, force=True)
+        os.chdir("/")
+        os.umask(0)
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+        def echo(message): return [sys.argv[1:], os.getcwd()]
+    """
+    assert start(source).call({})["result"] == [[], "/"]
+
+
+def test_a_generator_that_fails_half_way_gets_one_reply(start: Start) -> None:
+    source = """
+        import asyncio
+        async def half(message):
+            yield 1
+            await asyncio.sleep(0)
+            if message["payload"]: raise ValueError("half way")
+    """
+    client = start(source, "app.half").client()
+    for _ in range(2):
+        got = client.call({"payload": {"a": 1}})
+        assert (got["error"], got["message"], got["type"]) == (
+            "processing_error",
+            "half way",
+            "ValueError",
+        )
+        assert client.call({"payload": {}}) == {"status": "ok", "result": [1]}
+
+
 MISTAKES: dict[str, tuple[str, str, str]] = {
     "no-module": ("", "nowhere.echo", "ASYA_HANDLER=nowhere.echo: no module nowhere; looked in "),
     "near": ("", "lost.echo", "/src has it: set PYTHONPATH to that; looked in "),

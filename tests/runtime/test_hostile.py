@@ -7,6 +7,8 @@ import random
 import time
 from pathlib import Path
 
+import pytest
+
 from .conftest import Process, Start, eventually, frame
 
 ECHO = {"payload": {"a": 1}}
@@ -119,3 +121,53 @@ def test_a_flood_in_one_connection_does_not_starve_another(start: Start) -> None
         with contextlib.suppress(BlockingIOError):
             replies += len(flood.sock.recv(1 << 20))
     assert replies > 0
+
+
+def test_a_byte_at_a_time_is_served_and_holds_up_nobody(start: Start) -> None:
+    process = start(ASYA_READ_TIMEOUT="5")
+    slow, good = process.client(), process.client()
+    data = frame(ECHO)
+    for n in range(len(data)):
+        slow.send(data[n : n + 1])
+        assert good.call(ECHO) == OK
+    assert slow.reply() == OK
+
+
+def test_a_peer_that_never_reads_is_left_after_the_read_timeout(start: Start) -> None:
+    process = start("def big(m): return 'x' * 5_000_000", "app.big", ASYA_READ_TIMEOUT="0.3")
+    idle, deaf = process.client(), process.client()
+    files = held(process)[1]
+    deaf.send(frame(ECHO))
+    eventually(lambda: held(process)[1] == files - 1, "its connection closed")
+    with pytest.raises(EOFError):
+        deaf.reply()
+    assert len(idle.call(ECHO)["result"]) == 5_000_000
+
+
+def test_the_memory_of_a_large_message_is_given_back(start: Start) -> None:
+    process = start("def size(m): return len(m['payload']['t'])", "app.size")
+    client = process.client()
+    client.call({"payload": {"t": ""}})
+    before = resident(process)
+    assert client.call({"payload": {"t": "x" * 50_000_000}})["result"] == 50_000_000
+    assert client.call({"payload": {"t": ""}})["result"] == 0
+    assert resident(process) - before <= 8 + 4  # malloc's and the one buffer that is kept
+
+
+def test_five_hundred_connections_stay_within_the_formula(start: Start) -> None:
+    """1000 x (chunk + 64 KiB) + 2 x what has arrived, as runtime/README.md has it."""
+    process = start()
+    before, threads = resident(process), held(process)[0]
+    crowd = [process.client() for _ in range(500)]
+    for client in crowd:
+        client.send(FORGED + b"{" * 100_000)
+    assert process.call({"a": 1}) == OK
+    arrived = 500 * 100_000
+    assert (resident(process) - before) << 20 <= 500 * (4096 + 65536) + 2 * arrived
+    assert held(process)[0] == threads
+    for client in crowd:
+        client.close()
+    process.clients.clear()
+    eventually(lambda: held(process)[1] < 40, "connections closed")
+    assert process.call({"a": 1}) == OK
+    assert (resident(process) - before) << 20 <= 16 << 20  # free again

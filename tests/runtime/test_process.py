@@ -342,8 +342,10 @@ def test_a_forked_child_that_comes_back_answers_nobody(start: Start, way: str) -
             os.waitpid(pid, 0)
             return 1
     """
-    client = start(source, "app.fork").client()
+    process = start(source, "app.fork")
+    client = process.client()
     assert [client.call({"payload": {}}) for _ in range(3)] == [ONE] * 3
+    assert process.call({}) == ONE  # the socket is still there
 
 
 def test_threads_of_user_code_do_not_keep_the_process(start: Start) -> None:
@@ -361,6 +363,24 @@ def test_lines_are_in_the_log_before_the_reply_is_here(start: Start) -> None:
     process = start("def echo(message): print('hello from user code')")
     process.call({})
     assert "hello from user code" in process.log()
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["", "threading.Thread(target=time.sleep, args=(600,)).start()"],
+    ids=["alone", "with-threads-left"],
+)
+def test_prints_without_newline_are_in_the_log_at_the_end(start: Start, more: str) -> None:
+    source = f"""
+        import threading, time
+        {more}
+        def echo(message): print("no newline", end="")
+    """
+    process = start(source)
+    process.call({})
+    process.signal()
+    assert process.wait(10) == 0
+    assert "no newline" in process.log()
 
 
 def test_the_main_thread_is_where_module_and_handler_run(start: Start) -> None:
@@ -389,6 +409,7 @@ def test_a_raised_recursion_limit_does_not_let_deep_json_crash(python: str, star
         import sys
         sys.setrecursionlimit(10**7)
         def deep(message):
+            if "limit" in message["payload"]: return sys.getrecursionlimit()
             if "in" in message["payload"]: return 1
             x = []
             for _ in range(300000): x = [x]
@@ -401,6 +422,7 @@ def test_a_raised_recursion_limit_does_not_let_deep_json_crash(python: str, star
         assert client.call(deep)["error"] == "invalid_json"
         assert client.call({"payload": {}})["type"] == "RecursionError"
         assert client.call({"payload": {"in": 1}}) == ONE
+        assert client.call({"payload": {"limit": 1}})["result"] == 10**7
         process.end()
         process.socket.unlink()
 
@@ -412,6 +434,17 @@ def test_a_slow_call_is_warned_about_while_it_runs(start: Start) -> None:
     eventually(lambda: "the handler is still running after 0.1" in process.log(), "warning", 1.2)
     assert client.reply() == ONE
     assert client.call({"payload": {}}) == ONE
+    assert process.log().count("still running") == 1
+
+
+def test_a_call_that_has_ended_is_not_warned_about(start: Start) -> None:
+    process = start(SLOW, "app.slow", ASYA_HANDLER_TIMEOUT="0.3", ASYA_CONCURRENCY="2")
+    client, other = process.client(), process.client()
+    for _ in range(20):
+        assert client.call({"payload": {}}) == ONE
+    other.send(frame({"payload": {"seconds": 1}}))
+    process.logged("the handler is still running after 0.3")
+    assert other.reply() == ONE
     assert process.log().count("still running") == 1
 
 
@@ -479,6 +512,22 @@ def test_ready_tells_whether_somebody_serves(start: Start, folder: Path) -> None
     process.wait()
     stale = (1, f"asya_runtime: not ready: {folder}/app.sock: Connection refused\n")
     assert command(folder, "--ready") == stale
+
+
+def test_ready_is_quick_though_the_backlog_is_full(folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as client:
+        busy.bind(str(folder / "app.sock"))
+        busy.listen(0)
+        client.connect(str(folder / "app.sock"))
+        assert command(folder, "--ready") == (0, "")
+
+
+def test_check_refuses_what_the_server_would_refuse(folder: Path) -> None:
+    (folder / "app.py").write_text("def echo(message): pass")
+    (folder / "orjson.py").write_text("raise ImportError")
+    line = "asya_runtime: ASYA_JSON=orjson: this image has no orjson; auto does without\n"
+    got = command(folder, "--check", ASYA_HANDLER="app.echo", ASYA_JSON="orjson")
+    assert got == (78, line)
 
 
 def test_call_sends_one_message_and_prints_the_reply(start: Start, folder: Path) -> None:
