@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from .conftest import DEADLINE, ENTRYPOINT, RUNTIME, Start, frame
+from .conftest import DEADLINE, ENTRYPOINT, RUNTIME, Start, eventually, frame
 
 SOURCE = """
     import asyncio
@@ -36,6 +37,81 @@ def test_the_contract_holds(start: Start, python: str, concurrency: str) -> None
     client.send(frame({"payload": {"what": 1}}) * 3)
     process.signal()
     assert process.wait() == 0
+
+
+MODEL = """
+    import dataclasses, os, signal, sqlite3, threading, weakref
+    memory = sqlite3.connect(":memory:")
+    class Tensor: pass
+    @dataclasses.dataclass(frozen=True)
+    class Frozen(Exception):
+        text: str
+        def __str__(self): return self.text
+    class Model:
+        kept = None
+        def predict(self, message):
+            return getattr(self, message["payload"]["do"])()
+        def generator(self):
+            yield memory.execute("select 1").fetchone()[0]
+            yield threading.current_thread() is threading.main_thread()
+        def fork(self):
+            pid = os.fork()
+            if pid == 0: os._exit(7)
+            return os.waitpid(pid, 0)[1] >> 8
+        def frozen(self): raise Frozen("cold")
+        def exit(self): raise SystemExit(3)
+        def memory(self):
+            tensor = Tensor()
+            Model.kept = weakref.ref(tensor)
+            try: bytearray(1 << 62)
+            except MemoryError as error: raise ValueError("wrapped") from error
+        def held(self): return Model.kept() is not None
+"""
+DONE = [
+    ("generator", ("ok", [1, True], None, None)),
+    ("fork", ("ok", 7, None, None)),
+    ("frozen", ("error", None, "processing_error", "Frozen")),
+    ("exit", ("error", None, "processing_error", "SystemExit")),
+    ("memory", ("error", None, "oom_error", "ValueError")),
+    ("held", ("ok", False, None, None)),
+]
+
+
+def test_a_model_is_served_on_the_main_thread(start: Start, python: str) -> None:
+    process = start(MODEL, "app.Model.predict", python=python, ASYA_HANDLER_TIMEOUT="9")
+    client = process.client()
+    for what, expected in DONE * 2:
+        got = client.call({"payload": {"do": what}})
+        assert (got["status"], got.get("result"), got.get("error"), got.get("type")) == expected
+    process.signal()
+    assert process.wait() == 0
+    assert not process.socket.exists()
+
+
+def test_a_wrong_setting_is_one_line(start: Start, python: str) -> None:
+    process = start(python=python, ready=False, ASYA_CONCURRENCY="0")
+    assert process.wait() == 78
+    line = "asya_runtime: ASYA_CONCURRENCY=0: must be a whole number from 1 to 1024\n"
+    assert process.log() == line
+
+
+def test_sigterm_is_heard_while_importing(start: Start, folder: Path, python: str) -> None:
+    in_c = "__import__('hashlib').pbkdf2_hmac('md5', b'', b'', 10**9)"
+    process = start(f"open('importing', 'w').close()\n{in_c}", python=python, ready=False)
+    eventually((folder / "importing").exists, "import")
+    process.signal()
+    assert process.wait() == 0
+
+
+def test_the_wrapper_serves_and_gives_the_programs_status(start: Start, python: str) -> None:
+    wait = "trap 'exit 3' TERM; echo up; while :; do sleep 0.05; done"
+    argv = [python, "-I", "-S", str(ENTRYPOINT), "--", "sh", "-c", wait]
+    process = start(argv=argv)
+    assert process.call({"a": 1}) == {"status": "ok", "result": {"a": 1}}
+    process.logged("up")
+    process.signal()
+    assert process.wait() == 3
+    assert not process.socket.exists()
 
 
 @pytest.mark.parametrize("file", [RUNTIME, ENTRYPOINT], ids=lambda path: path.stem)
