@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Mapping
 
 from asya_injector.annotations import BY_NAME, ENV, Annotation
 from asya_injector.pieces import SHARED_SOCKET_MODE
@@ -15,12 +16,12 @@ _SOCKET_PATH = BY_NAME["socket-path"]
 
 def socket_path(model: Object, wishes: Wishes) -> str:
     """Where the socket will be: the container's own variable rules, so that mounts follow it."""
-    return _literal(model, _SOCKET_PATH, wishes) or wishes["socket-path"]
+    return _literal(model, _variables(model), _SOCKET_PATH, wishes) or wishes["socket-path"]
 
 
 def socket_path_in(sidecar: Object, path: str) -> str:
     """Where a sidecar looks for the socket: in another directory if its own variable says so."""
-    last = _last(sidecar, _SOCKET_PATH)
+    last = _variables(sidecar).get(_SOCKET_PATH.env)
     if last is None:
         return path
     where = _where(sidecar, _SOCKET_PATH)
@@ -48,8 +49,9 @@ def tell_runtime(model: Object, wishes: Wishes, *, path: str, shared: bool) -> N
     path: the socket's; shared: whether its directory is the emptyDir of ours.
     """
     ours = []
+    present = _variables(model)
     for entry in ENV:
-        if _literal(model, entry, wishes) is not None:
+        if _literal(model, present, entry, wishes) is not None:
             continue
         value = path if entry is _SOCKET_PATH else wishes[entry.name]
         # What nobody decided stays unsaid: explicit env would beat the image's ENV and envFrom.
@@ -65,13 +67,15 @@ def tell_sidecar(sidecar: Object, *, path: str) -> None:
     _prepend(sidecar, [{"name": _SOCKET_PATH.env, "value": path}])
 
 
-def _literal(model: Object, entry: Annotation, wishes: Wishes) -> str | None:
+def _literal(
+    model: Object, present: Mapping[str | None, Object], entry: Annotation, wishes: Wishes
+) -> str | None:
     """The canonical value that the user's own variable gives; None where there is no such variable.
 
     Empty where the value cannot be seen and need not be. Raises Refusal where it must be seen, or
     where it differs from the annotation: two masters would leave the user guessing which one rules.
     """
-    last = _last(model, entry)
+    last = present.get(entry.env)
     if last is None:
         return None
     annotated = wishes.annotated.get(entry.name)
@@ -100,10 +104,9 @@ def _literal(model: Object, entry: Annotation, wishes: Wishes) -> str | None:
     return canonical
 
 
-def _last(container: Object, entry: Annotation) -> Object | None:
-    """The variable that counts of those with the entry's name: the last, as for the kubelet."""
-    present = [item for item in items(container, "env") if item.get("name") == entry.env]
-    return present[-1] if present else None
+def _variables(container: Object) -> dict[str | None, Object]:
+    """The variables by name; of several with one name the last, as for the kubelet."""
+    return {name_of(item): item for item in items(container, "env")}
 
 
 def _where(container: Object, entry: Annotation) -> str:
@@ -121,7 +124,7 @@ def _unseen(where: str, entry: Annotation) -> Refusal:
 
 def _prepend(container: Object, ours: list[Object]) -> None:
     present = items(container, "env")
-    names = {item.get("name") for item in present if isinstance(item.get("name"), str)}
+    names = _variables(container)
     added = [item for item in ours if item["name"] not in names]
     if added:
         container["env"] = added + present

@@ -29,7 +29,7 @@ def items(node: Object, field: str) -> list[Object]:
     value = node.get(field)
     if value is None:
         return []
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+    if not isinstance(value, list) or not _all(dict, value):
         raise malformed(field, "a list of mappings")
     return value
 
@@ -39,7 +39,7 @@ def words(node: Object, field: str) -> list[str]:
     value = node.get(field)
     if value is None:
         return []
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+    if not isinstance(value, list) or not _all(str, value):
         raise malformed(field, "a list of texts")
     return value
 
@@ -140,6 +140,11 @@ def put(node: Object, field: str, value: Any) -> None:
         node[field] = value
     else:
         node.pop(field, None)
+
+
+def _all(kind: type, values: list[Any]) -> bool:
+    # Most often there is no subclass, and types are compared faster than asked.
+    return {kind}.issuperset(map(type, values)) or all(isinstance(each, kind) for each in values)
 
 
 def _with(node: Object, path: list[str], value: Any) -> Object:
