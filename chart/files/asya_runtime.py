@@ -250,9 +250,15 @@ def attribute(thing: object, name: str) -> "Any":
 # --------------------------------------------------------------------------------------
 
 
-def make_codec(choice: str) -> "tuple[Callable[[Bytes], object], Callable[[object], bytes]]":
-    """Give `decode(message)` and `encode(result)`; the latter makes the whole good reply."""
+def make_codec(
+    choice: str, threads: bool
+) -> "tuple[Callable[[Parcel], object], Callable[[list[Any]], bytes]]":
+    """Give `decode([message])` and `encode([result])`; the latter makes the whole good reply.
+
+    Both take what they get out of its list, and let go of it as soon as they can.
+    """
     import json
+    import json.encoder
 
     def constant(word: str) -> object:
         raise ValueError("%s is not JSON" % word)
@@ -265,26 +271,45 @@ def make_codec(choice: str) -> "tuple[Callable[[Bytes], object], Callable[[objec
     # Early 3.9 and 3.10 have no limit of their own, and need time quadratic in the digits
     parse_int = None if hasattr(sys, "set_int_max_str_digits") else integer
     decoder = json.JSONDecoder(parse_constant=constant, parse_int=parse_int)
-    parse, write = (
-        decoder.raw_decode,
-        json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode,
-    )
+    encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+    scan = decoder.scan_once  # type: ignore[attr-defined]
+    parents: "dict[int, object]" = {}  # of what is being encoded: how a circle is found out
 
-    def decode(body: "Bytes") -> object:
-        text = str(body, "utf-8").strip(" \t\r\n")
-        value, end = parse(text)
+    def chunks(value: object, level: int) -> "tuple[str, ...]":
+        return (encoder.encode(value),)
+
+    make = attribute(json.encoder, "c_make_encoder")
+    if make and not threads:  # once: `encode` makes one for each call, which costs as much again
+        escape = json.encoder.encode_basestring_ascii
+        chunks = make(parents, encoder.default, escape, None, ":", ",", False, False, False)
+
+    def decode(parcel: "Parcel") -> object:
+        text = str(parcel.pop(), "utf-8")
+        if text[:1] != "{" or text[-1:] != "}":
+            text = text.strip(" \t\r\n")
+        try:
+            value, end = scan(text, 0)
+        except StopIteration:
+            end = -1
         return value if end == len(text) else decoder.decode(text)  # which complains of the rest
 
-    def encode(result: object) -> bytes:
-        return write({"status": "ok", "result": result}).encode("ascii")
-
-    def encode_fast(result: object) -> bytes:
+    def encode(box: "list[Any]") -> bytes:
         try:
-            reply: bytes = orjson.dumps({"status": "ok", "result": result}, None, option)
+            parts = chunks(box[0], 0)
+        finally:
+            parents.clear()
+        box.clear()
+        text = "".join(('{"status":"ok","result":', *parts, "}"))
+        del parts
+        return text.encode("ascii")
+
+    def encode_fast(box: "list[Any]") -> bytes:
+        try:
+            reply: bytes = orjson.dumps({"status": "ok", "result": box[0]}, None, option)
         except TypeError:
-            return encode(result)  # integers of any size, keys of any type, or the complaint
+            return encode(box)  # integers of any size, keys of any type, or the complaint
         # orjson makes null of NaN: the standard library looks whether there was one
-        return encode(result) if b"null" in reply else reply
+        return encode(box) if reply.rfind(b"null") >= 0 else reply
 
     bound = shallow if sys.version_info < (3, 12) else lambda function: function
     if choice == "stdlib":
@@ -297,7 +322,8 @@ def make_codec(choice: str) -> "tuple[Callable[[Bytes], object], Callable[[objec
         raise Refused("ASYA_JSON=orjson: this image has no orjson; auto does without") from None
     option = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS
     option |= orjson.OPT_PASSTHROUGH_DATETIME
-    return orjson.loads, bound(encode_fast)
+    loads = orjson.loads
+    return lambda parcel: loads(parcel.pop()), bound(encode_fast)
 
 
 def shallow(function: "Callable[[Any], Any]") -> "Callable[[Any], Any]":
@@ -495,6 +521,7 @@ def log_traceback(error: BaseException, what: str) -> None:
 # --------------------------------------------------------------------------------------
 
 COROUTINE, ASYNC_GENERATOR = 0x80, 0x200  # of inspect, whose import costs 10 ms
+GENERATOR = type(_ for _ in ())
 
 
 def load_handler(name: str) -> "Callable[[Any], Any]":
@@ -566,14 +593,8 @@ def make_call(handler: "Callable[[Any], Any]", threads: bool) -> "Call":
         function = attribute(function, "func")
     own = attribute(attribute(type(function), "__call__"), "__code__")
     flags = attribute(attribute(function, "__code__") or own, "co_flags") or 0
-    generator = type(_ for _ in ())
-
-    def call(request: "Request") -> object:
-        result = handler(request)
-        return list(result) if type(result) is generator else result
-
     if not flags & (COROUTINE | ASYNC_GENERATOR):
-        return call
+        return handler
 
     import asyncio
 
@@ -629,7 +650,7 @@ def make_answer(settings: Settings, call: "Call", ending: "list[int]") -> "Answe
     """Give the function that turns a message into its reply, and never raises."""
     import gc
 
-    decode, encode = make_codec(settings.json)
+    decode, encode = make_codec(settings.json, settings.concurrency > 1)
     classify = make_classify() if settings.enable_oom_detection else lambda error: ""
     metadata = settings.include_metadata
 
@@ -661,19 +682,20 @@ def make_answer(settings: Settings, call: "Call", ending: "list[int]") -> "Answe
         if settings.cuda_cleanup_on_oom:
             empty_caches()
 
-    def complaint(result: object) -> str:
+    def complaint(box: "list[Any]") -> str:
         try:
-            return "the result is no JSON: result%s; " % find_unencodable(result)
+            return "the result is no JSON: result%s; " % find_unencodable(box[0])
         except BaseException:
             return "the result is no JSON: "
 
     def answer(parcel: "Parcel") -> bytes:
         if EXIT_POISONED in ending:
             return error_reply("processing_error", "the process restarts", "", "recoverable", 1)
-        kind, result = "", None
+        kind = ""
         request: "Any" = None
+        box: "list[Any]" = []
         try:
-            request = decode(parcel.pop())
+            request = decode(parcel)
             if not isinstance(request, dict):
                 raise ValueError("the message is no JSON object")
             if not isinstance(request.get("payload"), dict):
@@ -686,20 +708,23 @@ def make_answer(settings: Settings, call: "Call", ending: "list[int]") -> "Answe
             reply, kind = judge(error)
         else:
             try:
-                result = call(request)
+                box = [call(request)]
                 request = None  # its memory may be needed for the reply
+                if type(box[0]) is GENERATOR:
+                    box = [list(box[0])]
                 try:
-                    reply = encode(result)
-                    if len(reply) > FRAME_LIMIT:
-                        raise OverflowError("%d bytes do not fit a frame" % len(reply))
+                    reply = encode(box)
                 except MemoryError:
                     raise
                 except BaseException as error:
-                    reply, kind = judge(error, complaint(result))
+                    reply, kind = judge(error, complaint(box))
+                if len(reply) > FRAME_LIMIT:
+                    raise OverflowError("a reply of %d bytes does not fit a frame" % len(reply))
             except BaseException as error:  # SystemExit and KeyboardInterrupt are answered too
                 reply, kind = judge(error)
         if kind:
-            request = result = None
+            request = None
+            box.clear()
             recover(kind)
         return reply
 
@@ -884,7 +909,8 @@ def timed(call: "Call", running: "dict[object, float]") -> "Call":
         key = object()
         running[key] = time.monotonic()
         try:
-            return call(request)
+            result = call(request)
+            return list(result) if type(result) is GENERATOR else result
         finally:
             del running[key]
 
@@ -905,11 +931,13 @@ class Broken(Exception):  # noqa: N818
     """The stream ended or stalled inside a frame: nobody knows where the next one begins."""
 
 
-def converse(sock: "Socket", settings: Settings, spare: "list[bytearray]") -> "Conversation":
+def converse(
+    sock: "Socket", settings: Settings, spare: "list[bytearray]", answer: "Answer | None"
+) -> "Conversation":
     """Serve one connection from accept to close.
 
-    Yields what to wait for; or a parcel with a message, for which it is sent the reply.
-    `spare` holds one receive buffer for all: a new one has to be zeroed and paged in.
+    Yields what to wait for; without `answer` also a parcel with a message, for which it is sent
+    the reply. `spare` holds one receive buffer for all: a new one has to be zeroed and paged in.
     """
     nothing_left = OUT_OF_MEMORY if settings.enable_oom_detection else UNSPEAKABLE
     chunk, recv, send, held = settings.chunk_size, sock.recv, sock.send, b""
@@ -925,8 +953,9 @@ def converse(sock: "Socket", settings: Settings, spare: "list[bytearray]") -> "C
                     if held:
                         raise Broken("the connection ended inside a length prefix")
                     return
-                held += data
-                continue
+                held = held + data if held else data
+                if len(held) < 4:
+                    continue
             size = int.from_bytes(held[:4], "big")
             end = size + 4
             if size > settings.max_message_size:
@@ -934,15 +963,16 @@ def converse(sock: "Socket", settings: Settings, spare: "list[bytearray]") -> "C
                 limit = (size, settings.max_message_size)
                 reply = error_reply("connection_error", "%d bytes are over the limit of %d" % limit)
             elif end <= len(held):
-                reply = yield [held[4:end]]
+                parcel: "Parcel" = [held[4:end]]
+                reply = answer(parcel) if answer else (yield parcel)
             else:
                 buffer = spare.pop() if spare else bytearray(GROWTH)
                 buffer[: len(held) - 4] = held[4:]
                 whole = yield from receive(sock, buffer, len(held) - 4, size)
-                parcel: "Parcel" = [memoryview(buffer)[:size]]
+                parcel = [memoryview(buffer)[:size]]
                 keep = buffer if len(buffer) <= KEPT else None
                 del buffer  # so that a large one is free when the handler is called
-                reply = (yield parcel) if whole else nothing_left
+                reply = (answer(parcel) if answer else (yield parcel)) if whole else nothing_left
                 parcel.clear()
                 if keep is not None:
                     spare[:] = [keep]
@@ -1067,6 +1097,8 @@ def serve(
             os._exit(0)
         return reply
 
+    answer_here = reply_to if settings.concurrency == 1 else None
+
     def work() -> None:
         while True:
             fd, parcel = jobs.get()
@@ -1085,13 +1117,12 @@ def serve(
         """Continue a conversation until it has to wait."""
         try:
             wait = talk[0](value)
-            while type(wait) is list:
-                talks[fd] = talks.pop(fd)
+            if wait == talk[1] == IDLE:  # most often: a whole message has come, and was answered
+                return
+            if type(wait) is list:
                 deadlines.pop(fd, None)
-                if settings.concurrency > 1:
-                    hand_over(fd, wait)
-                    return
-                wait = talk[0](reply_to(wait))
+                hand_over(fd, wait)
+                return
         except StopIteration:
             close(fd)
             return
@@ -1114,11 +1145,10 @@ def serve(
         talks.pop(fd)[2].close()
 
     def make_space() -> None:
-        """Close the connection that has been quiet longest."""
-        for fd in talks:
-            if fd not in busy:
-                close(fd)
-                return
+        """Close the connection that has been quiet longest, if possible one between messages."""
+        quiet = [fd for fd in talks if fd not in busy]
+        if quiet:
+            close(min(quiet, key=lambda fd: talks[fd][1] != IDLE))
 
     def accept() -> bool:
         try:
@@ -1133,7 +1163,7 @@ def serve(
             make_space()
         sock.setblocking(False)  # always: user code may have set a default time limit
         fd = sock.fileno()
-        talks[fd] = [converse(sock, settings, spare).send, IDLE, sock]
+        talks[fd] = [converse(sock, settings, spare, answer_here).send, IDLE, sock]
         poll.register(fd, READ)
         advance(fd, talks[fd])
         return True
@@ -1157,7 +1187,7 @@ def serve(
         elif deadlines:
             nearest = max(0.0, min(deadlines.values()) - now)
             wait = nearest if wait is None else min(wait, nearest)
-        events = poll.poll(wait)
+        events = poll.poll(wait, len(talks) + 2)  # room for all of them, and no more
         if deadlines:
             expire(now, {fd for fd, _ in events})
         again = turns[:]
@@ -1166,9 +1196,9 @@ def serve(
             if fd in talks:
                 advance(fd, talks[fd])
         for fd, _ in events:
-            talk = talks.get(fd)
-            if talk is not None:
-                if fd not in again and fd not in busy:
+            if fd in talks:
+                if fd not in again:
+                    talks[fd] = talk = talks.pop(fd)
                     advance(fd, talk)
             elif fd == listening:
                 accept()
@@ -1277,7 +1307,7 @@ def run(settings: Settings) -> int:
 def check(settings: Settings) -> int:
     """Import the handler and serve nothing."""
     make_call(prepare(settings), False)
-    make_codec(settings.json)
+    make_codec(settings.json, False)
     print("asya_runtime: %s can be served" % settings.handler)
     return 0
 
