@@ -116,8 +116,8 @@ demo-clean: deps ## remove what the demo installed
 	@$(bin)/python examples/demo.py --clean
 
 .PHONY: e2e
-e2e: deps cluster ## tests in the cluster
-	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e $(ARGS)
+e2e: deps cluster ## tests in the cluster, side by side (ARGS=-n0: one by one)
+	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e -n 4 --maxschedchunk 1 $(ARGS)
 
 # --- All of it
 

@@ -1,50 +1,85 @@
-"""A cluster with the release installed, a namespace for each test, and a look at it on failure."""
+"""A cluster with the release installed, a namespace for each test, and a look at it on failure.
+
+Tests run side by side, in as many processes as pytest-xdist makes; those marked `alone` have the
+cluster to themselves. README.md beside this file says how to write one.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator
 
 import pytest
-from harness import REPOSITORY, SYSTEM, Cluster, run
+from harness import MADE_HERE, REPOSITORY, SYSTEM, Cluster, run
 from kubernetes import config
 
+LOCK = REPOSITORY / "build" / "e2e.lock"
 
-@pytest.fixture(scope="session")
-def bare_cluster() -> Cluster:
-    """The cluster without a release."""
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "alone: no other test runs meanwhile")
+    LOCK.parent.mkdir(exist_ok=True)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Prepare the cluster, before there are workers, which inherit the environment."""
+    if hasattr(session.config, "workerinput") or session.config.option.collectonly:
+        return
     if not os.environ.get("INJECTOR_IMAGE") or not shutil.which("kubectl"):
         pytest.exit("run these tests by `make e2e`: it makes cluster, tools and images", 2)
-    config.load_kube_config(os.environ["KUBECONFIG"])  # type: ignore[no-untyped-call]
-    build = [
-        str(REPOSITORY / "e2e/cluster/image.sh"),
-        "asya/e2e-model",
-        str(REPOSITORY / "e2e/model"),
-    ]
-    model = run(*build, timeout=600).stdout.strip()
-    cluster = Cluster(os.environ["INJECTOR_IMAGE"], model)
+    os.environ["MODEL_IMAGES"] = run(
+        str(REPOSITORY / "e2e/cluster/model-images.sh"), timeout=900
+    ).stdout
+    cluster = connected()
     cluster.uninstall()
-    return cluster
+    cluster.kubectl("delete", "namespaces", "-l", MADE_HERE, "--wait=false")
+    cluster.make_namespace(SYSTEM)
+    cluster.install()
+
+
+def connected() -> Cluster:
+    config.load_kube_config(os.environ["KUBECONFIG"])  # type: ignore[no-untyped-call]
+    images = dict(line.split() for line in os.environ["MODEL_IMAGES"].splitlines())
+    return Cluster(os.environ["INJECTOR_IMAGE"], images)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that may take longest begin first, so that nobody waits for a straggler; those that
+    run alone come last.
+    """
+
+    def longest(item: pytest.Item) -> float:
+        marker = item.get_closest_marker("timeout")
+        return float(marker.args[0]) if marker else 0
+
+    items.sort(key=lambda item: (item.get_closest_marker("alone") is not None, -longest(item)))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before the test's clock starts
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    alone = item.get_closest_marker("alone") is not None
+    with LOCK.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        return (yield)
 
 
 @pytest.fixture(scope="session")
-def cluster(bare_cluster: Cluster) -> Cluster:
+def cluster() -> Cluster:
     """The cluster with the release installed in `asya-system`, under restricted PodSecurity."""
-    bare_cluster.make_namespace(SYSTEM)
-    bare_cluster.install()
-    return bare_cluster
+    return connected()
 
 
 @pytest.fixture
-def namespace(bare_cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A namespace of the test's own, under restricted PodSecurity."""
+def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace of the test's own, under restricted PodSecurity; left for a look if it fails."""
     name = f"e2e-{os.urandom(4).hex()}"
-    bare_cluster.make_namespace(name)
+    cluster.make_namespace(name)
     yield name
-    if not request.session.stash.get(_FAILED, False):
-        bare_cluster.kubectl("delete", "namespace", name, "--wait=false")
+    if not request.node.stash.get(_FAILED, False):
+        cluster.kubectl("delete", "namespace", name, "--wait=false")
 
 
 _FAILED = pytest.StashKey[bool]()
@@ -56,7 +91,7 @@ def pytest_runtest_makereport(
 ) -> Iterator[None] | pytest.TestReport:
     report: pytest.TestReport = yield  # type: ignore[misc, assignment]
     if report.failed:
-        item.session.stash[_FAILED] = True  # namespaces stay for a look
+        item.stash[_FAILED] = True
         arguments = getattr(item, "funcargs", {})
         for namespace in filter(None, (arguments.get("namespace"), SYSTEM)):
             report.sections.append((f"namespace {namespace}", _look(namespace)))

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 from harness import SYSTEM, Cluster, bare_pod, until, workload
 
+pytestmark = pytest.mark.alone
+
 APP = ["python3", "-m", "app"]
 ECHO = {"asya.sh/handler": "handlers.echo"}
 

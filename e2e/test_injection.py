@@ -80,6 +80,7 @@ def test_applying_the_same_deployment_again_rolls_nothing_out(
     assert (diff.returncode, diff.stdout) == (0, "")
 
 
+@pytest.mark.alone  # reviews are counted
 def test_a_pod_without_annotation_is_as_sent_and_costs_no_call(
     cluster: Cluster, namespace: str
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_pod_without_annotation_is_as_sent_and_costs_no_call(
     cluster.kubectl("delete", "namespace", other, "--wait=false")
 
 
+@pytest.mark.alone  # reviews are counted
 def test_a_namespace_with_injection_disabled_is_never_touched(
     cluster: Cluster, namespace: str
 ) -> None:

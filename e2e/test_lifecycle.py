@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 from harness import RELEASE, SYSTEM, Cluster, Pod, bare_pod, until, workload
 
+pytestmark = pytest.mark.alone
+
 APP = ["python3", "-m", "app"]
 ECHO = {"asya.sh/handler": "handlers.echo"}
 OK = [{"status": "ok", "result": {}}]

@@ -2,17 +2,19 @@
 # Builds an image, tags it by its content, loads it into the cluster if one is up and lacks it, and prints its name.
 # The Dockerfile gets the base image as PYTHON_IMAGE. Build containers may have no network and know neither the
 # machine's certificates nor its package mirrors: whatever a Dockerfile needs must be in its context.
-# usage: image.sh NAME CONTEXT [DOCKERFILE] [--base PYTHON_VERSION]
+# usage: image.sh NAME CONTEXT [DOCKERFILE] [--base PYTHON_VERSION] [--target STAGE]
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
-usage="usage: image.sh NAME CONTEXT [DOCKERFILE] [--base PYTHON_VERSION]"
+usage="usage: image.sh NAME CONTEXT [DOCKERFILE] [--base PYTHON_VERSION] [--target STAGE]"
 words=()
 base=$PYTHON_DEFAULT
+target=()
 while (($#)); do
   case $1 in
     --base) base=${2:?$usage}; shift ;;
+    --target) target=(--target "${2:?$usage}"); shift ;;
     -*) die "$usage" ;;
     *) words+=("$1") ;;
   esac
@@ -32,7 +34,7 @@ trap 'rm -f "$idfile"' EXIT
 # Packed here, because an image must not depend on whose files these are and on the umask of the checkout.
 tar c --hard-dereference --owner=0 --group=0 --mode=u=rwX,go=rX -C "$context" . -C "$(realpath "$(dirname "$dockerfile")")" \
   "$(basename "$dockerfile")" |
-  docker build --build-arg "PYTHON_IMAGE=$python" --file "$(basename "$dockerfile")" --iidfile "$idfile" - \
+  docker build --build-arg "PYTHON_IMAGE=$python" ${target[@]+"${target[@]}"} --file "$(basename "$dockerfile")" --iidfile "$idfile" - \
     >"$log" 2>&1 || { tail -n 5 "$log" >&2; die "building $name failed (log: $log)"; }
 id=$(<"$idfile")
 id=${id#sha256:}

@@ -12,11 +12,30 @@ __all__ = ["AcceleratorError", "OutOfMemoryError"]
 # How often each function was called: for tests, the original has no such thing.
 calls: Counter[str] = Counter()
 _gpu: CachingAllocator | None = None
+_is_lost = False
+
+# Of torch 2.9 and later; older ones lack the second line and raise a plain RuntimeError.
+DEVICE_ASSERT = """CUDA error: device-side assert triggered
+Search for `cudaErrorAssert' in \
+https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html for more information.
+CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace \
+below might be incorrect.
+For debugging consider passing CUDA_LAUNCH_BLOCKING=1
+Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.
+"""
+
+
+def _lose_context() -> None:
+    """From now on every call fails, until the process ends."""
+    global _is_lost  # noqa: PLW0603
+    _is_lost = True
 
 
 def _initialized() -> CachingAllocator:
     """The GPU; the first use creates its context, as the original does."""
     global _gpu  # noqa: PLW0603  (the original keeps its context in a global too)
+    if _is_lost:
+        raise AcceleratorError(DEVICE_ASSERT)
     if _gpu is None:
         _gpu = CachingAllocator(Device(int(os.environ.get("GPU_MEMORY") or 4 * GIB)))
     return _gpu
@@ -76,7 +95,18 @@ def empty_cache() -> None:
     """Give cached memory back to the device; nothing if the GPU was never used."""
     calls["empty_cache"] += 1
     if _gpu:
-        _gpu.empty_cache()
+        _initialized().empty_cache()
+
+
+def device_malloc(size: int) -> None:
+    """cudaMalloc, as cuBLAS, TensorRT or another process call it; the original has no such name."""
+    if not _initialized().device.malloc(size):
+        raise AcceleratorError("CUDA error: out of memory")
+
+
+def device_free(size: int) -> None:
+    """cudaFree, of what `device_malloc` took."""
+    _initialized().device.release(size)
 
 
 def ipc_collect() -> None:
