@@ -122,3 +122,40 @@ def test_the_documented_codes_are_those_of_the_code(runtime: ModuleType) -> None
         row[0].strip("`"): (row[2], int(row[3]) if row[3] else None) for row in table("Error codes")
     }
     assert documented == runtime.CODES
+
+
+def test_the_documented_bounds_are_those_of_the_code(runtime: ModuleType) -> None:
+    checked = []
+    for row in table("Settings"):
+        variable, valid = row[0].strip("`"), row[2]
+        bounds = re.fullmatch(r"(octal, )?(\d+) to (\d+)( bytes)?", valid)
+        if bounds:
+            low, high = (int(text, 8 if bounds[1] else 10) for text in bounds.group(2, 3))
+            form = "%o" if bounds[1] else "%d"
+            for number in (low, high):
+                settings = runtime.Settings(GOOD | {variable: form % number})
+                assert getattr(settings, variable.removeprefix("ASYA_").lower()) == number
+            for number in (low - 1, high + 1):
+                with pytest.raises(runtime.Refused):
+                    runtime.Settings(GOOD | {variable: form % number})
+            checked.append(variable)
+    assert checked == [
+        "ASYA_CHUNK_SIZE",
+        "ASYA_SOCKET_MODE",
+        "ASYA_CONCURRENCY",
+        "ASYA_MAX_MESSAGE_SIZE",
+    ]
+
+
+def test_the_documented_exchange_is_what_happens(start: Start) -> None:
+    text = README.read_text().split("An exchange, byte for byte:\n", 1)[1].split("```")[1]
+    lines = text.strip().splitlines()
+    client = start().client()
+    for spoken, note in zip(lines[::2], lines[1::2], strict=True):
+        who, *digits = spoken.split()
+        data = bytes.fromhex("".join(digits))
+        assert note.split(maxsplit=3) == ["N", "=", str(len(data) - 4), data[4:].decode()]
+        if who == "client":
+            client.send(data)
+        else:
+            assert client.exactly(len(data)) == data
