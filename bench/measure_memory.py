@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import signal
 import ssl
 import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +71,8 @@ def authority(api: Api) -> bytes:
     return base64.b64decode(webhook["clientConfig"]["caBundle"])
 
 
-def measure(*, reviews: int, namespaces: int) -> list[tuple[int, int]]:
-    """Resident bytes after so many reviews, from none to all."""
-    found: list[tuple[int, int]] = []
+def measure(*, reviews: int, namespaces: int) -> Iterator[tuple[int, int]]:
+    """Resident bytes after so many reviews, from none to all, as they come."""
     with tempfile.TemporaryDirectory() as directory, api_server(Path(directory)) as api:
         api.install()
         webhook_port, http_port = free_port(), free_port()
@@ -82,7 +83,7 @@ def measure(*, reviews: int, namespaces: int) -> list[tuple[int, int]]:
         try:
             process.wait_until(lambda: is_ready(http_port), "the injector")
             call = Caller(webhook_port, authority(api), f"{NAME}.{NAMESPACE}.svc")
-            found.append((0, process.memory("VmRSS")))
+            yield 0, process.memory("VmRSS")
             for number in range(1, reviews + 1):
                 subject = pod(1, 5)
                 subject["metadata"]["namespace"] = f"team-{number % namespaces}"
@@ -93,11 +94,10 @@ def measure(*, reviews: int, namespaces: int) -> list[tuple[int, int]]:
                 if not answer["allowed"] or "patch" not in answer:
                     raise NotServing(f"a review was not answered with a patch: {answer}")
                 if number % max(1, reviews // 20) == 0:
-                    found.append((number, process.memory("VmRSS")))
+                    yield number, process.memory("VmRSS")
             call.close()
         finally:
             process.end()
-    return found
 
 
 def main() -> int:
@@ -107,9 +107,10 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=110, help="MB of resident memory")
     options = parser.parse_args()
     began = time.monotonic()
-    found = measure(reviews=options.reviews, namespaces=options.namespaces)
-    for number, resident in found:
-        print(f"{number:>8} reviews  {resident / MB:6.1f} MB")
+    found = []
+    for number, resident in measure(reviews=options.reviews, namespaces=options.namespaces):
+        found.append((number, resident))
+        print(f"{number:>8} reviews  {resident / MB:6.1f} MB", flush=True)
     last = found[-1][1]
     growth = last - found[len(found) // 2][1]
     print(
@@ -119,6 +120,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the injector is ended on the way out
     try:
         sys.exit(main())
     except (NotServing, ssl.SSLError) as problem:

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import kopf
+from asya_injector.lifecycle import collect_less
 from asya_injector.logs import log_as_json
 from asya_injector.metrics import Metrics
 from asya_injector.policy import Policy
@@ -50,6 +51,7 @@ def injector(port: int, certificate: Path, key: Path) -> tuple[kopf.OperatorRegi
     identity = SimpleNamespace(context=context, ready=ready)
     server = Server(port=port, identity=cast(Any, identity), handled=HANDLED, metrics=Metrics())
     server.bind()
+    collect_less()
     return registry(webhook), server
 
 

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 _NOT_SAID = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
+_encode = json.JSONEncoder(default=str).encode
 
 
 class JsonLines(logging.Formatter):
@@ -25,7 +26,7 @@ class JsonLines(logging.Formatter):
         line |= {key: value for key, value in record.__dict__.items() if key not in _NOT_SAID}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return _encode(line)
 
 
 def log_as_json(level: str) -> None:
