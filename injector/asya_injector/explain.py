@@ -45,7 +45,7 @@ def report(explanations: list[Object], policy: Policy) -> Object:
 def schema() -> Object:
     """The JSON schema of that document."""
     texts = {"type": "array", "items": {"type": "string"}}
-    text = {"type": "string"}
+    text: Object = {"type": "string"}
     choice = {
         "type": "object",
         "required": ["name", "because"],
@@ -61,7 +61,11 @@ def schema() -> Object:
                 "description": entry.description,
                 "required": ["value", "from"],
                 "additionalProperties": False,
-                "properties": {"value": text, "from": {"enum": list(_SOURCES)}},
+                "properties": {
+                    # Empty where the container's own variable comes from elsewhere.
+                    "value": {"anyOf": [text | entry.parse.schema, {"const": ""}]},
+                    "from": {"enum": list(_SOURCES)},
+                },
             }
             for entry in TABLE
         },

@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
+from asya_injector import chartvalues
 from asya_injector.annotations import TABLE
+from asya_injector.cli import program
 from asya_injector.refusal import Reason
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -27,3 +29,18 @@ def test_each_reason_code_has_a_section_and_each_section_a_code() -> None:
     text = (DOCS / "troubleshooting.md").read_text()
     sections = re.findall(r"^## ([A-Z][A-Za-z]+)$", text, re.MULTILINE)
     assert sections == sorted(Reason)
+
+
+def test_the_options_of_the_command_line_are_the_codes() -> None:
+    rows = ["| option | default | meaning |", "| --- | --- | --- |"]
+    rows += [
+        f"| `--{entry.name}` | `{entry.default}` | {entry.description} |"
+        for entry in chartvalues.DEFAULTS
+    ]
+    assert "\n".join(rows) + "\n\n" in (DOCS / "command-line.md").read_text()
+
+
+def test_each_command_has_a_section() -> None:
+    text = (DOCS / "command-line.md").read_text()
+    sections = re.findall(r"^## ([a-z]+)$", text, re.MULTILINE)
+    assert sorted(sections) == sorted(set(program.commands) - {"run"})
