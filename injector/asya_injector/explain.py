@@ -63,7 +63,7 @@ def schema() -> Object:
                 "additionalProperties": False,
                 "properties": {
                     # Empty where the container's own variable comes from elsewhere.
-                    "value": {"anyOf": [text | entry.parse.schema, {"const": ""}]},
+                    "value": {"anyOf": [{**text, **entry.parse.schema}, {"const": ""}]},
                     "from": {"enum": list(_SOURCES)},
                 },
             }

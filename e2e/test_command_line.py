@@ -1,0 +1,225 @@
+"""The command line and a cluster: what it finds and removes, and actors without a webhook."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from asya_injector.certificates import created
+from harness import SYSTEM, Cluster, Object, bare_pod, run, until, workload
+
+ECHO = {"asya.sh/handler": "handlers.echo"}
+APP = ["python3", "-m", "app"]
+OLD = "0123456789"
+
+
+def asya(*words: str, **how: Any) -> Any:
+    """Run `asya-injector` with these words; any exit status will do."""
+    return run(sys.executable, "-m", "asya_injector", *words, check=False, **how)
+
+
+def findings(*words: str) -> tuple[int, dict[str, list[Object]]]:
+    """The exit status of `check`, and its rows by what was looked at."""
+    done = asya("check", "-o", "json", *words)
+    assert done.stderr == ""
+    rows: dict[str, list[Object]] = {}
+    for row in json.loads(done.stdout)["rows"]:
+        rows.setdefault(row["look"], []).append(row)
+    return done.returncode, rows
+
+
+def disable(cluster: Cluster, namespace: str, yes: bool = True) -> None:
+    """Switch injection off or on in a namespace, and wait until the API server knows."""
+    cluster.kubectl(
+        "label", "namespace", namespace, "asya.sh/injection" + "=disabled" * yes + "-" * (not yes)
+    )
+    probe = bare_pod("probe", cluster.model_image, ECHO)
+    words = ["-n", namespace, "--dry-run=server", "-o", "yaml"]
+
+    def is_known() -> bool:
+        return ("asya.sh/injected" in cluster.create(probe, *words).stdout) != yes
+
+    until("the label to be seen", is_known)
+
+
+def old_copy(version: str = OLD, **labels: str) -> Object:
+    label = {"app.kubernetes.io/managed-by": "asya-injector", **labels}
+    metadata = {"name": f"asya-runtime-{version}", "labels": label}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {}}
+
+
+def with_old_runtime(pod: Object, version: str = OLD) -> Object:
+    pod["metadata"]["labels"]["asya.sh/runtime-hash"] = version
+    source = {"name": "asya-runtime", "configMap": {"name": f"asya-runtime-{version}"}}
+    pod["spec"]["volumes"] = [source]
+    return pod
+
+
+def test_a_healthy_cluster_has_nothing_to_mend(cluster: Cluster, namespace: str) -> None:
+    cluster.create(bare_pod("model", cluster.model_image, ECHO), "-n", namespace)
+    status, rows = findings("-n", namespace)
+    states = {look: [row["state"] for row in found] for look, found in rows.items()}
+    looks = [
+        "webhook",
+        "injector",
+        "endpoints",
+        "certificate",
+        "admission",
+        "version",
+        "pods",
+        "workloads",
+    ]
+    assert states == {look: ["ok"] for look in looks}, rows
+    assert status == 0
+    assert rows["pods"][0]["found"] == "1 actors, all with the current runtime"
+    table = asya("check", "-n", namespace)
+    assert table.returncode == 0
+    assert [line.split()[:2] for line in table.stdout.splitlines()] == [
+        [look, "ok"] for look in looks
+    ]
+
+
+def test_pods_and_workloads_that_the_injector_never_saw_are_found(
+    cluster: Cluster, namespace: str
+) -> None:
+    disable(cluster, namespace)
+    sleeping = workload("asleep", cluster.model_image, annotations=ECHO)
+    sleeping["spec"]["replicas"] = 0
+    cluster.apply(
+        bare_pod("plain", cluster.model_image, ECHO),
+        with_old_runtime(bare_pod("old", cluster.model_image, ECHO)),
+        sleeping,
+        namespace=namespace,
+    )
+    assert findings("-n", namespace)[0] == 0
+    disable(cluster, namespace, yes=False)
+    status, rows = findings("-n", namespace)
+    assert status == 1
+    assert sorted(row["found"] for row in rows["pods"]) == [
+        f"{namespace}: 1 of pod/old runs the old runtime {OLD}",
+        f"{namespace}: 1 of pod/plain runs without the runtime, though annotated",
+    ]
+    (row,) = rows["workloads"]
+    assert (
+        row["found"] == f"{namespace}: deployment/asleep is annotated, its template does not know"
+    )
+    # The table says how to mend it; doing so does.
+    cluster.kubectl(*row["fix"].removeprefix("kubectl ").split())
+    assert findings("-n", namespace)[1]["workloads"][0]["state"] == "ok"
+
+
+def test_an_injector_that_nobody_can_call_is_found(cluster: Cluster, namespace: str) -> None:
+    configuration = "mutatingwebhookconfiguration/asya-runtime"
+    cluster.kubectl("-n", SYSTEM, "scale", "deployment/asya-runtime", "--replicas=0")
+    try:
+        until("no injector", lambda: not cluster.injectors(), seconds=90)
+        other = created(["x.svc"], now=dt.datetime.now(dt.UTC)).bundle
+        path = "/webhooks/0/clientConfig/caBundle"
+        change = {"op": "replace", "path": path, "value": base64.b64encode(other).decode()}
+        cluster.kubectl("patch", configuration, "--type=json", "-p", json.dumps([change]))
+        status, rows = findings("-n", namespace)
+    finally:
+        cluster.kubectl("-n", SYSTEM, "scale", "deployment/asya-runtime", "--replicas=2")
+        cluster.kubectl(
+            "-n", SYSTEM, "rollout", "status", "deployment/asya-runtime", "--timeout=90s"
+        )
+    assert status == 1
+    wrong = {look: found[0]["found"] for look, found in rows.items() if found[0]["state"] != "ok"}
+    assert sorted(wrong) == ["admission", "certificate", "endpoints", "injector"]
+    assert wrong["certificate"].endswith("is not signed by a CA of caBundle")
+    assert "has no ready address" in wrong["endpoints"]
+    assert 'failed calling webhook "pods.asya.sh"' in wrong["admission"]
+    until("all to be well again", lambda: findings("-n", namespace)[0] == 0)
+
+
+@pytest.fixture
+def pruner(cluster: Cluster, namespace: str, tmp_path: Path) -> Iterator[list[str]]:
+    """Options that look at the cluster with the rights of the design and no others."""
+    role = f"e2e-prune-{namespace}"
+    words = ["create", "clusterrole", role, "--verb=list"]
+    cluster.kubectl(*words, "--resource=configmaps,pods")
+    rule = {"op": "add", "path": "/rules/-", "value": {
+        "apiGroups": [""], "resources": ["configmaps"], "verbs": ["delete"]}}  # fmt: skip
+    cluster.kubectl("patch", "clusterrole", role, "--type=json", "-p", json.dumps([rule]))
+    account = f"{namespace}:default"
+    cluster.kubectl(
+        "create", "clusterrolebinding", role, f"--clusterrole={role}", f"--serviceaccount={account}"
+    )
+    token = cluster.kubectl("-n", namespace, "create", "token", "default").stdout.strip()
+    kubeconfig = yaml.safe_load(cluster.kubectl("config", "view", "--raw", "--minify").stdout)
+    kubeconfig["users"][0]["user"] = {"token": token}
+    path = tmp_path / "kubeconfig"
+    path.write_text(yaml.safe_dump(kubeconfig))
+    yield ["--kubeconfig", str(path), "-n", namespace]
+    cluster.kubectl("delete", "clusterrole,clusterrolebinding", role)
+
+
+def test_prune_takes_only_what_no_pod_needs_with_the_rights_of_the_design(
+    cluster: Cluster, namespace: str, pruner: list[str]
+) -> None:
+    cluster.create(bare_pod("model", cluster.model_image, ECHO), "-n", namespace)
+    disable(cluster, namespace)
+    used, manifest = "aaaaaaaaaa", {"asya.sh/source": "manifest"}
+    copies = [old_copy(), old_copy(used), old_copy("bbbbbbbbbb", **manifest)]
+    user = with_old_runtime(bare_pod("user", cluster.model_image, {}), used)
+    cluster.apply(*copies, user, namespace=namespace)
+    present = cluster.get("-n", namespace, "configmaps")["items"]
+    (current,) = [
+        name
+        for item in present
+        if (name := item["metadata"]["name"]).startswith("asya-runtime-")
+        and name not in [each["metadata"]["name"] for each in copies]
+    ]
+    assert asya("prune", *pruner).stdout.splitlines()[-1] == "0 removed, 4 stay"  # all are young
+    words = ["prune", *pruner, "--older-than", "0s"]
+    dry = asya(*words, "--dry-run")
+    assert (dry.returncode, dry.stderr) == (0, "")
+    assert dry.stdout.splitlines()[-1] == "1 would be removed, 3 stay"
+    # The current one stays even if no pod refers to it.
+    cluster.kubectl("-n", namespace, "delete", "pod", "model", "--wait")
+    done = asya(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.splitlines()) == sorted([
+        f"{namespace}/asya-runtime-{OLD}: removed",
+        f"{namespace}/asya-runtime-{used}: stays, pod user refers to it",
+        f"{namespace}/asya-runtime-bbbbbbbbbb: stays, manifests brought it, and it goes with them",
+        f"{namespace}/{current}: stays, it is current",
+        "1 removed, 3 stay",
+    ])  # fmt: skip
+    left = {
+        item["metadata"]["name"] for item in cluster.get("-n", namespace, "configmaps")["items"]
+    }
+    assert left == {item["metadata"]["name"] for item in present} - {f"asya-runtime-{OLD}"}
+
+
+def test_what_check_may_not_see_is_said_in_its_row(
+    cluster: Cluster, namespace: str, pruner: list[str]
+) -> None:
+    status, rows = findings(*pruner)
+    assert status == 1
+    states = {look: found[0]["state"] for look, found in rows.items()}
+    assert states == {"webhook": "unknown", "version": "ok", "pods": "ok", "workloads": "unknown"}
+    assert "cannot list resource" in rows["webhook"][0]["found"]
+
+
+def test_manifests_that_were_injected_need_no_webhook(cluster: Cluster, namespace: str) -> None:
+    disable(cluster, namespace)
+    model = workload("model", cluster.model_image, command=APP, annotations=ECHO)
+    # Whether an empty mapping was there cannot be told afterwards.
+    del model["spec"]["template"]["metadata"]["annotations"]
+    injected = asya("inject", "-n", namespace, stdin=json.dumps(model))
+    assert (injected.returncode, injected.stderr) == (0, "")
+    cluster.kubectl("apply", "-n", namespace, "-f", "-", stdin=injected.stdout)
+    pod = cluster.ready_pod(namespace, "model")
+    assert cluster.call(pod, {"payload": {"a": 1}}) == [{"status": "ok", "result": {"a": 1}}]
+    again = cluster.kubectl("apply", "-n", namespace, "-f", "-", stdin=injected.stdout).stdout
+    assert all(line.endswith(" unchanged") for line in again.splitlines())
+    original = asya("uninject", stdin=injected.stdout).stdout
+    assert json.loads(original) == model
