@@ -140,12 +140,16 @@ def test_a_mark_that_we_did_not_write_is_refused_not_guessed_at(mark: str) -> No
 
 def test_a_forged_mark_takes_out_nothing_that_does_not_look_like_ours() -> None:
     original = pod(
-        model(env=[{"name": "A", "value": "1"}], readinessProbe={"exec": {"command": ["x"]}}),
+        model(
+            env=[{"name": "A", "value": "1"}, {"name": "ASYA_JSON", "valueFrom": {"x": {}}}],
+            readinessProbe={"exec": {"command": ["x"]}},
+        ),
         volumes=[{"name": "data", "emptyDir": {}}],
     )
     forged = {
         "container": "model", "mode": "runtime", "runtime": "0", "asked": "0",
-        "added": {"model": ["env A=1", "command", "wrapper", "readinessProbe", "postStart"]},
+        "added": {"model": ["env A=1", "env ASYA_JSON=", "command", "wrapper", "readinessProbe",
+                            "postStart"]},
         "volumes": ["data"],
     }  # fmt: skip
     given = copy.deepcopy(original)
