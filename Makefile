@@ -7,6 +7,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 CLUSTER ?= asya
+DIST ?= dist
 export CLUSTER
 export KUBECONFIG := $(CURDIR)/.tools/kubeconfig
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
@@ -72,11 +73,11 @@ lint: deps helm ## ruff, mypy, imports, shellcheck, helm lint
 	@echo 'lint: clean'
 
 .PHONY: test
-test: deps helm ## tests that need no cluster
+test: deps helm helm3 ## tests that need no cluster
 	@$(bin)/pytest tests $(ARGS)
 
 .PHONY: test-cov
-test-cov: deps helm ## the same with coverage of the injector
+test-cov: deps helm helm3 ## the same with coverage of the injector
 	@$(bin)/pytest tests --cov=asya_injector --cov-report=term-missing --cov-branch $(ARGS)
 
 .PHONY: fuzz
@@ -87,12 +88,27 @@ fuzz: deps ## mutated frames against the runtime: FRAMES=1000000, at most half a
 chart-render: deps helm sync ## refresh the chart's golden renderings and its README table
 	@$(bin)/python tests/chart/render.py
 
+.PHONY: chart-schemas
+chart-schemas: deps ## fetch the schemas that the chart's objects are validated against
+	@$(bin)/python tests/chart/fetch_schemas.py
+
+.PHONY: package
+package: helm ## the chart as an archive in dist/: equal sources give equal bytes
+	@cmp -s runtime/asya_runtime.py chart/files/asya_runtime.py && cmp -s runtime/asya_entrypoint.py chart/files/asya_entrypoint.py || { echo 'runtime/ and chart/files/ differ: make sync' >&2; exit 1; }
+	@mkdir -p $(DIST)
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct -- chart 2>/dev/null || echo 0) helm package --destination $(DIST) chart >/dev/null
+	@cd $(DIST) && sha256sum asya-runtime-$$(sed -n 's/^version: //p' $(CURDIR)/chart/Chart.yaml).tgz
+
 # --- Cluster
 
 .PHONY: helm
 helm:
 	@mkdir -p build
 	@e2e/cluster/tools.sh helm
+
+.PHONY: helm3
+helm3:
+	@e2e/cluster/tools.sh helm3
 
 .PHONY: cluster
 cluster: ## a kind cluster, from nothing if need be
@@ -116,7 +132,7 @@ demo-clean: deps ## remove what the demo installed
 	@$(bin)/python examples/demo.py --clean
 
 .PHONY: e2e
-e2e: deps cluster ## tests in the cluster, side by side (ARGS=-n0: one by one)
+e2e: deps cluster helm3 ## tests in the cluster, side by side (ARGS=-n0: one by one)
 	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e -n 4 --maxschedchunk 1 $(ARGS)
 
 # --- All of it

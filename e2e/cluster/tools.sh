@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Provides the named tools (kind, helm, kubectl): the one on PATH when it is new enough, else a pinned one, built
+# Provides the named tools (kind, helm, helm3, kubectl): the one on PATH when it is new enough, else a pinned one, built
 # or taken once into the cache and linked into .tools/bin.
-# usage: tools.sh [kind] [helm] [kubectl]; kubectl is the cluster's own, so the cluster must be up
+# usage: tools.sh [kind] [helm] [helm3] [kubectl]; kubectl is the cluster's own, so the cluster must be up
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -11,7 +11,7 @@ set -euo pipefail
 version_of() {
   case $1 in
     kind) kind version | sed -nE 's/^kind v([0-9.]+).*/\1/p' ;;
-    helm) helm version --template '{{.Version}}' | sed -nE 's/^v([0-9.]+).*/\1/p' ;;
+    helm | helm3) "$1" version --template '{{.Version}}' | sed -nE 's/^v([0-9.]+).*/\1/p' ;;
     kubectl) kubectl version --client -o json | sed -nE 's/.*"gitVersion": "v([0-9.]+).*/\1/p' ;;
   esac 2>/dev/null || true
 }
@@ -60,6 +60,7 @@ for tool in "${@:-kind helm}"; do
   case $tool in
     kind) go_tool kind "$KIND_VERSION" "$KIND_MINIMUM" sigs.k8s.io/kind '20 s' ;;
     helm) go_tool helm "$HELM_VERSION" "$HELM_MINIMUM" helm.sh/helm/v4/cmd/helm '2 min' ;;
+    helm3) go_tool helm3 "$HELM3_VERSION" "$HELM3_MINIMUM" helm.sh/helm/v3/cmd/helm '2 min' ;;
     kubectl) kubectl_tool ;;
     *) die "no such tool: $tool" ;;
   esac
