@@ -137,7 +137,7 @@ class Cluster:
 
     def injectors(self, namespace: str = SYSTEM) -> list[str]:
         """Names of the injector's pods, those on their way out among them."""
-        selector = f"app.kubernetes.io/instance={RELEASE}"
+        selector = f"app.kubernetes.io/name=asya-injector,app.kubernetes.io/instance={RELEASE}"
         listed = self.core.list_namespaced_pod(namespace, label_selector=selector).items
         return [pod.metadata.name for pod in listed]
 

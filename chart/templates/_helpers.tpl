@@ -6,8 +6,35 @@ cluster-wide objects before anything of it is created.
 asya-runtime
 {{- end }}
 
+{{- define "asya-runtime.account" -}}
+{{- .Values.serviceAccount.name | default (include "asya-runtime.name" .) }}
+{{- end }}
+
+{{- define "asya-runtime.pruneAccount" -}}
+asya-runtime-prune
+{{- end }}
+
+{{/*
+With existingSecret the object has another name. The caBundle of the usual one is the injector's: taking it over in an
+upgrade would be a conflict that leaves the upgrade half done, and one object less is all that there is to a change.
+*/}}
+{{- define "asya-runtime.webhookConfiguration" -}}
+{{- if eq .Values.certificates.mode "existingSecret" -}}
+asya-runtime-given-ca
+{{- else -}}
+asya-runtime
+{{- end -}}
+{{- end }}
+
+{{/* The Secret that the webhook's certificate comes from. No two modes share one: their types and owners differ. */}}
 {{- define "asya-runtime.tlsSecret" -}}
+{{- if eq .Values.certificates.mode "self" -}}
 asya-runtime-tls
+{{- else if eq .Values.certificates.mode "certManager" -}}
+asya-runtime-cert-manager
+{{- else -}}
+{{ .Values.certificates.existingSecret.name }}
+{{- end -}}
 {{- end }}
 
 {{/* Selectors are immutable: nothing that changes with a version may come in here. */}}
@@ -16,15 +43,34 @@ app.kubernetes.io/name: asya-injector
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{- define "asya-runtime.labels" -}}
+{{/* Labels of the injector's pods. No version among them: a new chart alone does not restart the injector. */}}
+{{- define "asya-runtime.podLabels" -}}
 {{ include "asya-runtime.selectorLabels" . }}
 app.kubernetes.io/part-of: asya-runtime
+{{- end }}
+
+{{- define "asya-runtime.labels" -}}
+{{ include "asya-runtime.podLabels" . }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
-{{/* The runtime's files as the data of a ConfigMap; stops where they cannot be one. */}}
+{{/* Labels and annotations of an object. Argument: list of the root context and the object's own annotations. */}}
+{{- define "asya-runtime.metadata" -}}
+{{- $root := index . 0 -}}
+labels:
+  {{- include "asya-runtime.labels" $root | nindent 2 }}
+{{- with merge dict (index . 1) ($root.Values.commonAnnotations | default dict) }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* The runtime's files as the ConfigMap's data, byte for byte. */}}
 {{- define "asya-runtime.data" -}}
 {{- $size := 0 }}
 {{- range $name := list "asya_entrypoint.py" "asya_runtime.py" }}
@@ -56,13 +102,43 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
+{{/* What the prune job and the test pod share with the injector's pods: image and place, and contexts that fit both. */}}
+{{- define "asya-runtime.placement" -}}
+enableServiceLinks: false
+{{- with .Values.injector.image.pullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.injector.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.injector.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.injector.podSecurityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "asya-runtime.container" -}}
+image: {{ include "asya-runtime.image" . | quote }}
+imagePullPolicy: {{ .Values.injector.image.pullPolicy }}
+{{- with .Values.injector.securityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
 {{/*
 What holds for every actor, as a JSON object of texts. A number from a values file is a float in here, and would be
-written as 4.194304e+06.
+written as 4.194304e+06. Argument: values of this chart.
 */}}
 {{- define "asya-runtime.defaults" -}}
 {{- $texts := dict }}
-{{- range $name, $value := .Values.runtime.defaults }}
+{{- range $name, $value := .runtime.defaults }}
 {{- if or (kindIs "string" $value) (kindIs "bool" $value) }}
 {{- $_ := set $texts $name (toString $value) }}
 {{- else if not (kindIs "invalid" $value) }}
@@ -70,4 +146,24 @@ written as 4.194304e+06.
 {{- end }}
 {{- end }}
 {{- toJson $texts }}
+{{- end }}
+
+{{/* What the injector's process is told, as a JSON object; its namespace it gets from its pod. */}}
+{{- define "asya-runtime.environment" -}}
+{{- $said := dict
+  "INJECTOR_SERVICE" (include "asya-runtime.name" .)
+  "INJECTOR_RUNTIME_DIRECTORY" "/etc/asya-runtime"
+  "INJECTOR_DEFAULTS" (include "asya-runtime.defaults" .Values)
+  "INJECTOR_LOG_LEVEL" .Values.injector.logLevel
+  "INJECTOR_WEBHOOK_PORT" (toString (int .Values.webhook.port))
+  "INJECTOR_HTTP_PORT" (toString (int .Values.metrics.port)) }}
+{{- if eq .Values.certificates.mode "self" }}
+{{- $_ := set $said "INJECTOR_TLS_MODE" "self" }}
+{{- $_ := set $said "INJECTOR_TLS_SECRET" (include "asya-runtime.tlsSecret" .) }}
+{{- $_ := set $said "INJECTOR_WEBHOOK_CONFIGURATION" (include "asya-runtime.webhookConfiguration" .) }}
+{{- else }}
+{{- $_ := set $said "INJECTOR_TLS_MODE" "files" }}
+{{- $_ := set $said "INJECTOR_TLS_DIRECTORY" "/etc/asya-tls" }}
+{{- end }}
+{{- toJson $said }}
 {{- end }}

@@ -1,3 +1,3 @@
 """The admission injector of asya-runtime: annotated pods come up as actors."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

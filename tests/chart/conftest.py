@@ -8,8 +8,9 @@ from charts import copied, helm
 
 @pytest.fixture(scope="session", autouse=True)
 def _helm() -> None:
-    if not helm():
-        pytest.exit("helm is not on PATH: `make test` installs it, then runs these tests", 1)
+    for name in ("helm", "helm3"):
+        if not helm(name):
+            pytest.exit(f"{name} is not on PATH: `make test` installs it, then runs these tests", 1)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from charts import CASES, CHART, GOLDEN, copied, render
+from charts import CASES, CHART, GOLDEN, case, copied, difference, objects, written
 from values_table import updated
 
 
@@ -18,9 +18,11 @@ def main() -> None:
         old.unlink()
     with tempfile.TemporaryDirectory() as directory:
         chart = copied(Path(directory))
-        for name, (namespace, values) in CASES.items():
-            text = render(values, chart=chart, namespace=namespace)
-            (GOLDEN / f"{name}.yaml").write_text(text)
+        (GOLDEN / "defaults.yaml").write_text(case("defaults", chart))
+        usual = objects(case("defaults", chart))
+        for name in CASES.keys() - {"defaults"}:
+            changes = difference(objects(case(name, chart)), usual)
+            (GOLDEN / f"{name}.yaml").write_text(written(changes))
     readme = CHART / "README.md"
     readme.write_text(updated(readme.read_text(), (CHART / "values.yaml").read_text()))
 
