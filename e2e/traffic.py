@@ -226,7 +226,8 @@ class Sending(threading.Thread):
                         _request_timeout=(2, 15),
                     )
                 except ApiException as error:
-                    if error.status == 404:
+                    # A kubelet that has just begun says so of pods that it has not looked at yet.
+                    if error.status == 404 and not self._exists(api, pod):
                         return
                     self._ending.wait(0.3)
                     continue
@@ -242,6 +243,13 @@ class Sending(threading.Thread):
             if lines and lines[-1].startswith("end "):
                 return
             self._ending.wait(0.3)
+
+    def _exists(self, api: Any, pod: str) -> bool:
+        try:
+            api.read_namespaced_pod(pod, self._namespace, _request_timeout=(2, 5))
+        except ApiException as error:
+            return error.status != 404
+        return True
 
     def ledger(self, app: str | None = None) -> Ledger:
         """What has become of every message so far, of one application or all."""
