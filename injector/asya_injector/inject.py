@@ -119,7 +119,8 @@ def _new_names(before: Sequence[str], after: Sequence[str], added: Sequence[str]
 def inherit(workload: Object) -> Object:
     """The workload with its own `asya.sh/` annotations noted in its template, for its pods.
 
-    The note follows them, and goes when they go. Keys that the user wrote are never touched.
+    The note follows them, and goes when they go; in a Job that a CronJob made it is the CronJob's,
+    and stays. Keys that the user wrote are never touched.
     The workload given is not changed; the result shares with it what is the same in both.
     """
     handed_down = own(pods.annotations_of(workload))
@@ -128,11 +129,21 @@ def inherit(workload: Object) -> Object:
     annotations = {key: value for key, value in present.items() if key != INHERITED}
     if handed_down:
         annotations[INHERITED] = json.dumps(handed_down, sort_keys=True, separators=(",", ":"))
+    elif _is_job_of_a_controller(workload):
+        annotations = present
     if annotations == present or not template:
         return with_template(workload, dict(template)) if template else workload
     metadata = dict(mapping(template, "metadata"))
     pods.put(metadata, "annotations", annotations)
     return with_template(workload, {**template, "metadata": metadata})
+
+
+def _is_job_of_a_controller(workload: Object) -> bool:
+    owners = mapping(workload, "metadata").get("ownerReferences")
+    return workload.get("kind") == "Job" and any(
+        isinstance(owner, dict) and owner.get("controller") is True
+        for owner in (owners if isinstance(owners, list) else [])
+    )
 
 
 def overridden(workload: Object) -> tuple[str, ...]:

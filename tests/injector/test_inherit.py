@@ -107,6 +107,23 @@ def test_a_note_that_is_right_keeps_its_place_among_the_others() -> None:
     assert json.dumps(inherit(given)) == json.dumps(given)
 
 
+@pytest.mark.parametrize(
+    ("kind", "owners", "stays"),
+    [
+        pytest.param("Job", [{"kind": "CronJob", "controller": True}], True, id="of-a-cronjob"),
+        pytest.param("Job", [{"kind": "CronJob"}], False, id="of-no-controller"),
+        pytest.param("Job", None, False, id="of-nobody"),
+        pytest.param("Job", ["?"], False, id="of-nonsense"),
+        pytest.param("Deployment", [{"kind": "App", "controller": True}], False, id="deployment"),
+    ],
+)
+def test_the_note_in_a_job_that_a_cronjob_made_stays(kind: str, owners: Any, stays: bool) -> None:
+    given = workload({}, NOTE, kind)
+    given["metadata"]["ownerReferences"] = owners
+    template = template_of(inherit(given))
+    assert (template.get("metadata", {}).get("annotations") == NOTE) is stays
+
+
 SWITCHES = [
     pytest.param({"inject": "false", "handler": "a.b"}, {}, None, id="off-above"),
     pytest.param({"handler": "a.b"}, {"inject": "false"}, None, id="off-below"),
