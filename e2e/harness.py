@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 import subprocess
 import time
@@ -115,13 +114,18 @@ class Cluster:
     def create(self, item: Object, *words: str, **how: Any) -> subprocess.CompletedProcess[str]:
         return self.kubectl("create", "-f", "-", *words, stdin=json.dumps(item), **how)
 
-    def install(self, *values: str, namespace: str = SYSTEM, verb: str = "install") -> None:
+    def install(
+        self,
+        *values: str,
+        namespace: str = SYSTEM,
+        verb: str = "install",
+        chart: Path = REPOSITORY / "chart",
+    ) -> None:
         """`helm install` as the README has it, with the image under test."""
         repository, tag = self.injector_image.rsplit(":", 1)
         image = f"injector.image.repository={repository},injector.image.tag={tag}"
-        words = [RELEASE, "./chart", "--namespace", namespace, "--create-namespace", "--wait"]
+        words = [RELEASE, str(chart), "--namespace", namespace, "--create-namespace", "--wait"]
         settings = [word for value in (image, *values) for word in ("--set", value)]
-        os.chdir(REPOSITORY)
         run("helm", verb, *words, "--timeout", "3m", *settings, timeout=200)
 
     def uninstall(self) -> None:
@@ -153,6 +157,19 @@ class Cluster:
             return next((pod for pod in self.pods(namespace, name) if is_ready(pod)), None)
 
         return until(f"a ready pod of {namespace}/{name}", look, seconds=seconds)
+
+    def restart_model(self, pod: Pod) -> None:
+        """End process 1 of the model's container and wait for its successor to be ready."""
+        name, namespace = pod.metadata.name, pod.metadata.namespace
+        words = ["-n", namespace, "exec", name, "-c", "model", "--", "python3", "-c"]
+        self.kubectl(*words, "import os; os.kill(1, 15)")
+
+        def restarted() -> bool:
+            now = self.core.read_namespaced_pod(name, namespace)
+            status = next(each for each in now.status.container_statuses if each.name == "model")
+            return bool(status.restart_count == 1 and status.ready)
+
+        until("the container's successor", restarted, seconds=90)
 
     def call(self, pod: Pod, *messages: Object) -> list[Object]:
         """Send messages to the pod's actor from its sidecar."""

@@ -115,6 +115,8 @@ def test_pods_and_workloads_that_the_injector_never_saw_are_found(
     assert findings("-n", namespace)[1]["workloads"][0]["state"] == "ok"
 
 
+@pytest.mark.alone
+@pytest.mark.timeout(300)
 def test_an_injector_that_nobody_can_call_is_found(cluster: Cluster, namespace: str) -> None:
     configuration = "mutatingwebhookconfiguration/asya-runtime"
     cluster.kubectl("-n", SYSTEM, "scale", "deployment/asya-runtime", "--replicas=0")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from harness import RELEASE, SYSTEM, Cluster, Pod, bare_pod, until, workload
+from harness import RELEASE, SYSTEM, Cluster, bare_pod, until, workload
 
 pytestmark = pytest.mark.alone
 
@@ -19,20 +19,6 @@ def reinstalled(cluster: Cluster) -> Iterator[Cluster]:
     yield cluster
     cluster.uninstall()
     cluster.install()
-
-
-def restart_model(cluster: Cluster, pod: Pod) -> None:
-    """End the container's process 1 and wait for its successor to be ready."""
-    stop = "import os; os.kill(1, 15)"
-    words = ["-n", pod.metadata.namespace, "exec", pod.metadata.name, "-c", "model"]
-    cluster.kubectl(*words, "--", "python3", "-c", stop)
-
-    def restarted() -> bool:
-        now = cluster.core.read_namespaced_pod(pod.metadata.name, pod.metadata.namespace)
-        status = next(each for each in now.status.container_statuses if each.name == "model")
-        return bool(status.restart_count == 1 and status.ready)
-
-    until("the container to be ready again", restarted, seconds=90)
 
 
 def leftovers(cluster: Cluster) -> list[str]:
@@ -59,7 +45,7 @@ def test_what_runs_outlives_the_injector_and_nothing_else_of_it_is_left(
     assert [each["metadata"]["name"] for each in left] == ["kube-root-ca.crt"]
 
     assert cluster.call(pod, {"payload": {}}) == OK
-    restart_model(cluster, pod)
+    cluster.restart_model(pod)
     assert cluster.call(pod, {"payload": {}}) == OK
 
     # Nobody reads the annotations any more: new pods are plain ones.

@@ -166,6 +166,55 @@ def test_a_handler_that_fails_holds_its_memory_until_its_frames_are_cleared(
     assert figures(torch) == {"allocated": 0, "reserved": 0, "free": 4 * GIB}
 
 
+@pytest.mark.parametrize("handler", ["chained", "in_frames"])
+def test_memory_that_only_frames_lead_to_is_in_use_until_all_of_them_are_cleared(
+    torch: ModuleType, handlers: ModuleType, handler: str
+) -> None:
+    try:
+        handlers.call({"payload": {"call": handler, "bytes": 1 * GIB, "pieces": 1}})
+        handlers.call({"payload": {"call": handler, "bytes": 8 * GIB, "pieces": 8}})
+    except RuntimeError as error:
+        chain = [error, *filter(None, [error.__cause__])]
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert figures(torch)["allocated"] == 4 * GIB
+    for link in chain:
+        traceback.clear_frames(link.__traceback__)
+    torch.cuda.empty_cache()
+    assert figures(torch) == {"allocated": 0, "reserved": 0, "free": 4 * GIB}
+
+
+def test_what_is_cached_is_not_there_for_others(
+    torch: ModuleType, tensor: Callable[[int], Any], handlers: ModuleType
+) -> None:
+    tensor(4 * GIB)
+    beside = {"payload": {"call": "beside", "bytes": 3 * GIB}}
+    with pytest.raises(torch.AcceleratorError, match=r"^CUDA error: out of memory$"):
+        handlers.call(beside)
+    torch.cuda.empty_cache()
+    assert handlers.call(beside) == 3 * GIB
+    assert figures(torch)["free"] == 4 * GIB
+
+
+def test_a_lost_context_fails_every_later_call_with_the_real_words(
+    torch: ModuleType, handlers: ModuleType
+) -> None:
+    for what in ("assert_on_device", "allocate"):
+        with pytest.raises(RuntimeError) as failed:
+            handlers.call({"payload": {"call": what, "bytes": 1}})
+        assert failed.type is torch.AcceleratorError
+        first, second, *_ = str(failed.value).splitlines()
+        assert first == "CUDA error: device-side assert triggered"
+        assert second.startswith("Search for `cudaErrorAssert' in https://docs.nvidia.com/")
+
+
+def test_a_generator_can_fail_half_way(handlers: ModuleType) -> None:
+    parts = handlers.stream({"payload": {"count": 3, "fails": 1}})
+    assert next(parts) == {"part": 0}
+    with pytest.raises(ValueError, match="part 1"):
+        next(parts)
+
+
 @pytest.mark.parametrize(
     ("payload", "result"),
     [

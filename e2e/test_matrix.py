@@ -1,0 +1,293 @@
+"""Every way to start an actor, in every kind of workload, with every form of image.
+
+All objects of a table are applied at once, and waited for once.
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from harness import SIDECAR, Cluster, Object, Pod, bare_pod, container, is_ready, until, workload
+
+APP = ["python3", "-m", "app"]
+HANDLER = "asya.sh/handler"
+WHOAMI = {HANDLER: "handlers.whoami"}
+MODES: dict[str, list[str] | None] = {"wrap": APP, "hook": None}
+SERVED = "import socket; socket.create_connection(('localhost', 8080), 5)"
+
+
+def as_kind(deployment: Object, kind: str) -> Object:
+    """The same model as another kind of workload."""
+    spec, metadata = deployment["spec"], deployment["metadata"]
+    template = spec["template"]
+    if kind == "Pod":
+        labels = template["metadata"]["labels"]
+        metadata = {**template["metadata"], "name": metadata["name"], "labels": labels}
+        return {"apiVersion": "v1", "kind": kind, "metadata": metadata, "spec": template["spec"]}
+    if kind in {"Job", "CronJob"}:
+        template["spec"]["restartPolicy"] = "Never"
+        spec = {"template": template}
+        if kind == "CronJob":
+            spec = {"schedule": "0 0 1 1 *", "jobTemplate": {"spec": spec}}
+        return {"apiVersion": "batch/v1", "kind": kind, "metadata": metadata, "spec": spec}
+    fields = {key: value for key, value in spec.items() if key != "replicas" or kind != "DaemonSet"}
+    if kind == "StatefulSet":
+        fields["serviceName"] = metadata["name"]
+    return {**deployment, "kind": kind, "spec": fields}
+
+
+def all_ready(cluster: Cluster, namespace: str, names: list[str]) -> dict[str, Pod]:
+    """The ready pod of each application, when all of them have one."""
+
+    def look() -> dict[str, Pod] | None:
+        pods = cluster.core.list_namespaced_pod(namespace).items
+        found = {pod.metadata.labels["app"]: pod for pod in pods if is_ready(pod)}
+        return found if set(names) <= set(found) else None
+
+    return until(f"pods of {', '.join(names)}", look, seconds=300)
+
+
+def ask(cluster: Cluster, pod: Pod) -> Any:
+    (reply,) = cluster.call(pod, {"payload": {}})
+    return reply.get("result", reply)
+
+
+def mode_of(pod: Pod) -> str:
+    mode: str = json.loads(pod.metadata.annotations["asya.sh/injected"])["mode"]
+    return mode
+
+
+@pytest.mark.timeout(500)
+def test_every_kind_of_workload_has_actors_in_both_modes(cluster: Cluster, namespace: str) -> None:
+    kinds = ["StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob", "Pod"]
+    items = {}
+    for kind in kinds:
+        for mode, command in MODES.items():
+            name = f"{kind.lower()}-{mode}"
+            item = workload(name, cluster.model_image, command=command, annotations=WHOAMI)
+            if kind == "Pod":  # which has no other place than its own
+                item["spec"]["template"]["metadata"]["annotations"] = WHOAMI
+            items[name] = as_kind(item, kind)
+    cluster.apply(*items.values(), namespace=namespace)
+    for mode in MODES:
+        words = ["create", "job", f"once-{mode}", "--from", f"cronjob/cronjob-{mode}"]
+        cluster.kubectl("-n", namespace, *words)
+    pods = all_ready(cluster, namespace, list(items))
+    seen = {name: (mode_of(pods[name]), ask(cluster, pods[name])["user"]) for name in items}
+    assert seen == {name: (name.rpartition("-")[2], 10001) for name in items}
+
+
+def variants(cluster: Cluster) -> dict[str, tuple[Object, Object]]:
+    """Workloads by name, each with what its actor says of itself."""
+    image = cluster.images
+    table: dict[str, tuple[Object, Object]] = {}
+
+    def add(
+        name: str,
+        expected: Object,
+        change: Callable[[Object], None] = lambda _: None,
+        **how: Any,
+    ) -> None:
+        item = workload(name, how.pop("image", image["model"]), **{"template": WHOAMI, **how})
+        change(item["spec"]["template"]["spec"])
+        table[name] = (item, expected)
+
+    def runs_as(user: int | None) -> Callable[[Object], None]:
+        return lambda spec: spec["containers"][0]["securityContext"].update(runAsUser=user)
+
+    def native(spec: Object) -> None:
+        sidecar = spec["containers"].pop()
+        spec["initContainers"] = [{**sidecar, "restartPolicy": "Always"}]
+
+    def init(spec: Object) -> None:
+        spec["initContainers"] = [container("first", image["model"], ["python3", "-c", "pass"])]
+
+    def given_below(spec: Object) -> None:
+        spec["volumes"] = [{"name": "tmp", "emptyDir": {}}]
+        spec["containers"][0]["volumeMounts"] = [{"name": "tmp", "mountPath": "/tmp"}]
+
+    def env(spec: Object) -> None:
+        value = "$(ASYA_SOCKET_PATH)"  # ours comes first, so that it is known here
+        spec["containers"][0]["env"] = [{"name": "SEEN", "value": value}]
+
+    wrapped, hooked = {"is_process_1": False}, {"is_process_1": False}
+    for version in ("3.9", "3.11"):
+        add(
+            f"wrap-{version.replace('.', '-')}",
+            wrapped | {"python": version},
+            image=image[f"model-{version}"],
+            command=APP,
+        )
+        add(
+            f"hook-{version.replace('.', '-')}",
+            hooked | {"python": version},
+            image=image[f"model-{version}"],
+        )
+    add("hook-exec-form", hooked)
+    add("hook-shell-form", hooked, image=image["shell"])
+    add("hook-script", hooked, image=image["script"])
+    add("wrap-tini", wrapped, image=image["init"], command=["tini", "--", *APP])
+    add("wrap-dumb-init", wrapped, image=image["init"], command=["dumb-init", *APP])
+    add("runtime", {"is_process_1": True}, template=WHOAMI | {"asya.sh/mode": "runtime"})
+    script = "python3 /opt/asya/asya_runtime.py & exec python3 -m app"
+    add(
+        "mount",
+        {"is_process_1": False},
+        template=WHOAMI | {"asya.sh/mode": "mount"},
+        command=["sh", "-c", script],
+    )
+    add(
+        "one-file",
+        wrapped,
+        command=APP,
+        template=WHOAMI | {"asya.sh/mount-path": "/app/asya_runtime.py"},
+    )
+    add(
+        "venv",
+        {"name": "venv", "prefix": "/opt/venv"},
+        image=image["init"],
+        command=["/opt/venv/bin/python3", "-m", "app"],
+        template={HANDLER: "only_venv.where"},
+    )
+    add(
+        "conda",
+        {"name": "conda", "prefix": "/opt/conda"},
+        image=image["init"],
+        command=APP,
+        template={HANDLER: "only_conda.where", "asya.sh/python": "/opt/conda/bin/python3"},
+    )
+    add("unknown-user", {"user": 1234567890}, runs_as(1234567890), command=APP)
+    add("hook-unknown-user", {"user": 1234567890}, runs_as(1234567890))
+    add(
+        "native-sidecar",
+        wrapped,
+        native,
+        command=APP,
+        template=WHOAMI | {"asya.sh/sidecars": SIDECAR},
+    )
+    add(
+        "shared-processes",
+        wrapped,
+        lambda spec: spec.update(shareProcessNamespace=True),
+        command=APP,
+    )
+    add("init-container", wrapped, init, command=APP)
+    add("mount-above", wrapped, given_below, command=APP)
+    add("env-refers", wrapped, env, command=APP)
+    return table  # fmt: skip
+
+
+@pytest.mark.timeout(500)
+def test_an_actor_comes_up_in_every_form_of_image_and_pod(cluster: Cluster, namespace: str) -> None:
+    table = variants(cluster)
+    cluster.apply(*(item for item, _ in table.values()), namespace=namespace)
+    pods = all_ready(cluster, namespace, list(table))
+    seen = {}
+    for name, (_, expected) in table.items():
+        said = ask(cluster, pods[name])
+        seen[name] = {key: said.get(key) for key in expected}
+    assert seen == {name: expected for name, (_, expected) in table.items()}
+    words = ["-n", namespace, "exec", pods["env-refers"].metadata.name, "-c", "model", "--"]
+    environment = cluster.kubectl(*words, "cat", "/proc/1/environ").stdout.split("\0")
+    assert "SEEN=/tmp/sockets/app.sock" in environment
+    # The program of the image serves beside its actor.
+    for name in ("hook-exec-form", "hook-shell-form", "hook-script", "wrap-tini"):
+        words = ["-n", namespace, "exec", pods[name].metadata.name, "-c", "model", "--"]
+        cluster.kubectl(*words, "python3", "-c", SERVED)
+
+
+@pytest.mark.timeout(300)
+def test_what_cannot_start_says_why_and_is_never_ready(cluster: Cluster, namespace: str) -> None:
+    nobody = {HANDLER: "handlers.predict"}
+    no_python = cluster.images["no-python"]
+    cluster.apply(
+        workload("wrong-handler", cluster.model_image, template=nobody),
+        workload("hook-without-python", no_python, template=WHOAMI),
+        workload("wrap-without-python", no_python, template=WHOAMI, command=["sleep", "1000"]),
+        namespace=namespace,
+    )
+    wanted = {
+        "wrong-handler": "predict",
+        "hook-without-python": "python3",
+        "wrap-without-python": "python3",
+    }
+
+    def said(name: str, word: str) -> bool:
+        events = cluster.core.list_namespaced_event(namespace).items
+        texts = [
+            event.message or ""
+            for event in events
+            if event.type == "Warning" and event.involved_object.name.startswith(name)
+        ]
+        texts += [
+            status.state.waiting.message or ""
+            for pod in cluster.pods(namespace, name)
+            for status in pod.status.container_statuses or []
+            if status.state.waiting
+        ]
+        return any(word in text for text in texts)
+
+    for name, word in wanted.items():
+        says = functools.partial(said, name, word)
+        until(f"an event of {name} that says why", says, seconds=120)
+        assert not any(is_ready(pod) for pod in cluster.pods(namespace, name))
+
+
+HOOK = {HANDLER: "handlers.echo", "asya.sh/mode": "hook"}
+GET = {"httpGet": {"port": 8080}}
+
+
+def model(**fields: Any) -> Callable[[Object], None]:
+    return lambda pod: pod["spec"]["containers"][0].update(fields)
+
+
+def spec(**fields: Any) -> Callable[[Object], None]:
+    return lambda pod: pod["spec"].update(fields)
+
+
+def asks(name: str, value: str) -> Callable[[Object], None]:
+    return lambda pod: pod["metadata"]["annotations"].update({f"asya.sh/{name}": value})
+
+
+def mounts(path: str) -> Callable[[Object], None]:
+    return model(volumeMounts=[{"name": "own", "mountPath": path}])
+
+
+REFUSED = {
+    "shared-processes": (spec(shareProcessNamespace=True), "HookUnsupported"),
+    "post-start-get": (model(lifecycle={"postStart": GET}), "HookConflict"),
+    "pre-stop-get": (model(lifecycle={"preStop": GET}), "HookConflict"),
+    "runtime-with-command": (asks("mode", "runtime"), "CommandConflict"),
+    "init-as-target": (asks("container", "first"), "ContainerNotFound"),
+    "env-differs": (model(env=[{"name": "ASYA_HANDLER", "value": "a.b"}]), "EnvConflict"),
+    "mount-at-ours": (mounts("/opt/asya"), "MountConflict"),
+    "mount-below-ours": (mounts("/tmp/sockets/deep"), "MountConflict"),
+    "volume-of-our-name": (spec(volumes=[{"name": "asya-runtime", "emptyDir": {}}]),
+                           "VolumeConflict"),
+    "windows": (spec(nodeSelector={"kubernetes.io/os": "windows"}), "WindowsUnsupported"),
+}  # fmt: skip
+
+
+def test_what_cannot_be_combined_is_refused_with_its_reason(
+    cluster: Cluster, namespace: str
+) -> None:
+    seen = {}
+    for name, (change, _) in REFUSED.items():
+        pod = bare_pod(name, cluster.model_image, dict(HOOK))
+        pod["spec"]["initContainers"] = [container("first", cluster.model_image, ["true"])]
+        pod["spec"]["volumes"] = [{"name": "own", "emptyDir": {}}]
+        change(pod)
+        done = cluster.create(pod, "-n", namespace, "--dry-run=server", check=False)
+        seen[name] = done.stderr.rstrip().rpartition(" ")[2]
+    assert seen == {name: f"({reason})" for name, (_, reason) in REFUSED.items()}
+
+
+@pytest.mark.timeout(300)
+def test_a_job_completes_when_its_program_ends(cluster: Cluster, namespace: str) -> None:
+    item = workload("once", cluster.model_image, command=["python3", "-c", "pass"], template=WHOAMI)
+    item["spec"]["template"]["spec"]["containers"].pop()  # a sidecar that never ends
+    cluster.apply(as_kind(item, "Job"), namespace=namespace)
+    words = ["-n", namespace, "wait", "job/once", "--for=condition=Complete", "--timeout=120s"]
+    cluster.kubectl(*words, timeout=130)
