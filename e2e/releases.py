@@ -1,0 +1,121 @@
+"""Releases of the chart by either Helm, and pods that are asked for all the while."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from harness import RELEASE, REPOSITORY, SYSTEM, Cluster, Object, bare_pod, run
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
+
+CHART = REPOSITORY / "chart"
+PREVIOUS = REPOSITORY / "e2e/charts/asya-runtime-0.1.0.tgz"
+ECHO = {"asya.sh/handler": "handlers.echo"}
+
+
+@dataclass
+class Release:
+    """The release in its namespace, as somebody at a terminal sees it."""
+
+    cluster: Cluster
+    tool: str = "helm"
+    namespace: str = SYSTEM
+
+    def helm(self, *words: str, check: bool = True) -> str:
+        """What Helm prints; raises AssertionError with its words where it fails."""
+        done = run(self.tool, *words, "--namespace", self.namespace, check=check, timeout=200)
+        return done.stdout + done.stderr
+
+    def change(self, verb: str, *values: str, chart: Path = CHART, name: str = RELEASE) -> str:
+        """Install or upgrade, with the image under test and these values alone."""
+        repository, tag = self.cluster.injector_image.rsplit(":", 1)
+        image = (f"injector.image.repository={repository}", f"injector.image.tag={tag}")
+        settings = [word for value in (*image, *values) for word in ("--set", value)]
+        return self.helm(verb, name, str(chart), "--wait", "--timeout", "2m", *settings)
+
+
+@dataclass
+class Stream:
+    """Annotated pods asked for without a pause, as dry runs: what became of each."""
+
+    cluster: Cluster
+    namespace: str
+    injected: int = 0
+    plain: int = 0
+    refused: list[str] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def _ask(self) -> None:
+        core: Any = client.CoreV1Api(client.ApiClient())
+        pod = bare_pod("asked", self.cluster.model_image, ECHO)
+        while not self._stop.is_set():
+            try:
+                made = core.create_namespaced_pod(self.namespace, pod, dry_run="All")
+            except ApiException as error:
+                self.refused.append(str(error.body))
+            except HTTPError:
+                continue  # the way to the API server, not its answer
+            else:
+                if "asya.sh/injected" in (made.metadata.annotations or {}):
+                    self.injected += 1
+                else:
+                    self.plain += 1
+            time.sleep(0.02)  # a pace, not a wait: one core is for the cluster
+
+
+@contextmanager
+def stream(cluster: Cluster, namespace: str) -> Iterator[Stream]:
+    """Pods are asked for while the context is open."""
+    asked = Stream(cluster, namespace)
+    thread = threading.Thread(target=asked._ask, daemon=True)
+    thread.start()
+    try:
+        yield asked
+    finally:
+        asked._stop.set()
+        thread.join(timeout=30)
+
+
+def certificate(name: str) -> tuple[str, Object]:
+    """A CA as PEM, and the data of a Secret with a certificate for the name that it signed."""
+    now = dt.datetime.now(dt.UTC)
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    names = [
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each)]) for each in ("our CA", name)
+    ]
+    signed = []
+    for index, is_ca in enumerate((True, False)):
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(names[index])
+            .issuer_name(names[0])
+            .public_key(keys[index].public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(minutes=5))
+            .not_valid_after(now + dt.timedelta(days=30))
+            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+        )
+        if not is_ca:
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False
+            )
+        made = builder.sign(keys[0], hashes.SHA256())
+        signed.append(made.public_bytes(serialization.Encoding.PEM).decode())
+    key = keys[1].private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return signed[0], {"tls.crt": signed[1], "tls.key": key.decode()}

@@ -1,0 +1,255 @@
+"""The chart's releases: changed in all ways that its README names, while pods are asked for."""
+
+import base64
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import RELEASE, REPOSITORY, SYSTEM, Cluster, bare_pod, container, until
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
+from releases import CHART, ECHO, PREVIOUS, Release, certificate, stream
+
+OK = [{"status": "ok", "result": {}}]
+DOES_NOT_ANSWER = 'failed calling webhook "pods.asya.sh"'
+
+
+@pytest.fixture
+def free(cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster without a release; with the usual one again after the test."""
+    cluster.uninstall()
+    yield cluster
+    cluster.uninstall()
+    cluster.install()
+
+
+def settled(cluster: Cluster, replicas: int = 2) -> None:
+    """The pods of an older revision have left; until then they answer."""
+    until("the old replicas to be gone", lambda: len(cluster.injectors()) == replicas, seconds=90)
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(600)
+def test_no_change_of_a_release_refuses_or_misses_a_pod(free: Cluster, namespace: str) -> None:
+    release = Release(free)
+    release.change("install", chart=PREVIOUS)
+    with stream(free, namespace) as asked:
+        release.change("upgrade", "runtime.defaults.chunk-size=8192")
+        settled(free)
+        pod = bare_pod("model", free.model_image, ECHO)
+        made = free.create(pod, "-n", namespace, "--dry-run=server", "-o", "json")
+        env = json.loads(made.stdout)["spec"]["containers"][0]["env"]
+        assert {"name": "ASYA_CHUNK_SIZE", "value": "8192"} in env
+
+        more = ("prune.enabled=true", "networkPolicy.enabled=true", "metrics.service.enabled=true")
+        release.change("upgrade", "injector.logLevel=debug", *more)
+        assert "the actor answers" in release.helm("test", RELEASE, "--logs")
+        assert prune_once(free) == 0
+        assert rights(free, "asya-runtime-prune") == {
+            ("configmaps", "", "delete list"),
+            ("pods", "", "list"),
+        }
+
+        release.helm("rollback", RELEASE, "1", "--wait", "--timeout", "2m")
+        release.change("upgrade")
+        settled(free)
+
+        # What was trusted stays so until nobody shows it any more.
+        ours, data = certificate(f"{RELEASE}.{SYSTEM}.svc")
+        before = free.get("-n", SYSTEM, "secret/asya-runtime-tls")["data"]["ca.crt"]
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "ours"}}
+        free.apply(secret | {"stringData": data}, namespace=SYSTEM)
+        both = ours + base64.b64decode(before).decode()
+        release.change(
+            "upgrade",
+            "certificates.mode=existingSecret",
+            "certificates.existingSecret.name=ours",
+            f"certificates.existingSecret.caBundle={both}",
+        )
+        settled(free)
+        assert "the actor answers" in release.helm("test", RELEASE, "--logs")
+        assert rights(free, "asya-runtime") == {("configmaps", "", "create patch")}
+    assert (asked.refused, asked.plain) == ([], 0)
+    assert asked.injected > 50
+
+    # The other way, nobody can know the new CA before the new injector has made it: this once, pods
+    # are refused for a moment, by the API server itself; but none is missed.
+    with stream(free, namespace) as asked:
+        release.change("upgrade")
+        settled(free)
+    said = [json.loads(text)["message"] for text in asked.refused]
+    assert [text for text in said if DOES_NOT_ANSWER not in text] == []
+    assert asked.plain == 0
+    with stream(free, namespace) as asked:
+        until("some pods to be let in", lambda: asked.injected + len(asked.refused) > 20)
+    assert (asked.refused, asked.plain) == ([], 0)
+
+    release.helm("uninstall", RELEASE, "--wait")
+    settled(free, replicas=0)
+    free.kubectl("-n", SYSTEM, "delete", "secret", "ours")
+    kinds = "all,secrets,configmaps,roles,rolebindings,serviceaccounts,poddisruptionbudgets"
+    left = free.get("-n", SYSTEM, kinds)["items"]
+    assert {each["metadata"]["name"] for each in left} <= {"default", "kube-root-ca.crt"}
+    wide = "mutatingwebhookconfigurations,clusterroles,clusterrolebindings"
+    wide += ",validatingadmissionpolicies"
+    label = f"app.kubernetes.io/instance={RELEASE}"
+    assert free.kubectl("get", wide, "-l", label, "-o", "name").stdout == ""
+
+
+def test_a_second_release_is_refused_before_anything_of_it_is_made(
+    cluster: Cluster, namespace: str
+) -> None:
+    other = Release(cluster, namespace=namespace)
+    with pytest.raises(
+        AssertionError, match=r'(?s)asya-runtime.*"meta\.helm\.sh/release-namespace"'
+    ):
+        other.change("install", name="another")
+    kinds = "deployments,services,serviceaccounts,secrets,configmaps,roles,pods"
+    left = {each["metadata"]["name"] for each in cluster.get("-n", namespace, kinds)["items"]}
+    assert {name for name in left if not name.startswith("sh.helm.release")} == {
+        "default",
+        "kube-root-ca.crt",
+    }
+    cluster.create(bare_pod("model", cluster.model_image, ECHO), "-n", namespace)
+
+
+@pytest.mark.alone
+def test_evictions_take_one_injector_at_a_time_and_refuse_no_pod(
+    cluster: Cluster, namespace: str
+) -> None:
+    """As a drain does it. The only node stays schedulable, or nothing could take their place."""
+    until("two injectors", lambda: ready_injectors(cluster) == 2)
+    first, second = cluster.injectors()
+    with stream(cluster, namespace) as asked:
+        evict(cluster, first)
+        # While the first's successor is not ready, the budget keeps the second.
+        with pytest.raises(ApiException, match="disruption budget"):
+            evict(cluster, second)
+        until("the successor", lambda: ready_injectors(cluster) == 2, seconds=90)
+        evict(cluster, second)
+        until("both successors", lambda: ready_injectors(cluster) == 2, seconds=90)
+        settled(cluster)
+    assert (asked.refused, asked.plain) == ([], 0)
+    assert not {first, second} & set(cluster.injectors())
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(300)
+def test_helm_3_does_the_same_by_a_shorter_way(free: Cluster, namespace: str) -> None:
+    release = Release(free, tool="helm3")
+    release.change("install")
+    with stream(free, namespace) as asked:
+        release.change("upgrade", "injector.logLevel=debug", "prune.enabled=true")
+        settled(free)
+        assert "Succeeded" in release.helm("test", RELEASE)
+    assert (asked.refused, asked.plain) == ([], 0)
+    assert asked.injected > 10
+
+    # And a test that must fail does.
+    release.change("upgrade", "webhook.namespaceSelector.matchLabels.actors=here")
+    with pytest.raises(AssertionError):
+        release.helm("test", RELEASE)
+    log = free.kubectl("-n", SYSTEM, "logs", f"{RELEASE}-test").stdout
+    assert "this pod was let in without the runtime" in log
+    free.kubectl("-n", SYSTEM, "delete", "pod", f"{RELEASE}-test")
+    release.helm("uninstall", RELEASE, "--wait")
+    settled(free, replicas=0)
+
+
+def test_without_the_injector_the_config_map_is_mounted_as_the_specification_shows(
+    cluster: Cluster, namespace: str
+) -> None:
+    release = Release(cluster, namespace=namespace)
+    release.change("install", "injector.enabled=false", name="files")
+    pod = bare_pod("model", cluster.model_image, {})
+    (model,) = pod["spec"]["containers"]
+    model |= {
+        "command": ["python3", "/app/asya_runtime.py"],
+        "env": [{"name": "ASYA_HANDLER", "value": "handlers.echo"}],
+        "volumeMounts": [
+            {
+                "name": "asya-runtime",
+                "mountPath": "/app/asya_runtime.py",
+                "subPath": "asya_runtime.py",
+            },
+            {"name": "socket", "mountPath": "/tmp/sockets"},
+        ],
+    }
+    sidecar = container("asya-sidecar", cluster.model_image, ["sleep", "600"])
+    sidecar["env"] = [{"name": "ASYA_SOCKET_PATH", "value": "/tmp/sockets/app.sock"}]
+    sidecar["volumeMounts"] = [{"name": "socket", "mountPath": "/tmp/sockets"}]
+    pod["spec"]["containers"].append(sidecar)
+    pod["spec"]["volumes"] = [
+        {"name": "asya-runtime", "configMap": {"name": "asya-runtime"}},
+        {"name": "socket", "emptyDir": {}},
+    ]
+    cluster.create(pod, "-n", namespace)
+    ready = cluster.ready_pod(namespace, "model")
+    words = ["-n", namespace, "exec", "model", "-c", "asya-sidecar", "--", "test", "-S"]
+    path = "/tmp/sockets/app.sock"
+    until("the socket", lambda: cluster.kubectl(*words, path, check=False).returncode == 0)
+    assert cluster.call(ready, {"payload": {}}) == OK
+    release.helm("uninstall", "files")
+
+
+def test_the_example_chart_makes_an_actor_without_the_injector(
+    cluster: Cluster, namespace: str, tmp_path: Path
+) -> None:
+    shutil.copytree(CHART, tmp_path / "chart")
+    example = tmp_path / "examples/chart-with-helpers"
+    shutil.copytree(REPOSITORY / "examples/chart-with-helpers", example)
+    release = Release(cluster, namespace=namespace)
+    release.helm("dependency", "update", str(example))
+    images = f"image={cluster.model_image},sidecarImage={cluster.model_image}"
+    words = ["--set", f"{images},handler=handlers.echo", "--wait", "--timeout", "2m"]
+    template = example / "templates/deployment.yaml"
+    text = template.read_text()
+    # The model's image has no program that sends messages; the test does it.
+    program = 'command: [sleep, "600"]\n          securityContext: *restricted'
+    template.write_text(text.replace("securityContext: *restricted", program))
+    release.helm("install", "sentiment", str(example), *words)
+    pod = cluster.ready_pod(namespace, "sentiment")
+    assert cluster.call(pod, {"payload": {}}) == OK
+    release.helm("uninstall", "sentiment")
+
+
+def prune_once(cluster: Cluster) -> int:
+    """Run the job of the prune CronJob now; its exit status."""
+    cluster.kubectl(
+        *("-n", SYSTEM, "create", "job", "prune-now", "--from=cronjob/asya-runtime-prune")
+    )
+
+    def ended() -> int | None:
+        status = cluster.get("-n", SYSTEM, "job/prune-now")["status"]
+        return 1 if status.get("succeeded") else 2 if status.get("failed") else None
+
+    result = until("the prune job to end", ended, seconds=90) - 1
+    log = cluster.kubectl("-n", SYSTEM, "logs", "job/prune-now").stdout
+    assert re.search(r"^\d+ removed, \d+ stay$", log, re.M), log
+    cluster.kubectl("-n", SYSTEM, "delete", "job", "prune-now")
+    return result
+
+
+def rights(cluster: Cluster, account: str) -> set[tuple[str, str, str]]:
+    """Resources, names and verbs that `kubectl auth can-i --list` has, without everybody's."""
+    user = f"system:serviceaccount:{SYSTEM}:{account}"
+    said = cluster.kubectl("auth", "can-i", "--list", "-n", SYSTEM, "--as", user).stdout
+    rows = re.findall(r"^(\S+) +\[\] +\[(.*?)\] +\[(.*?)\]$", said, re.M)
+    return {
+        (resource, names, " ".join(sorted(verbs.split())))
+        for resource, names, verbs in rows
+        if not resource.startswith("self")
+    }
+
+
+def ready_injectors(cluster: Cluster) -> int:
+    status = cluster.get("-n", SYSTEM, f"deployment/{RELEASE}")["status"]
+    return int(status.get("availableReplicas", 0))
+
+
+def evict(cluster: Cluster, pod: str) -> None:
+    body = client.V1Eviction(metadata=client.V1ObjectMeta(name=pod, namespace=SYSTEM))
+    cluster.core.create_namespaced_pod_eviction(pod, SYSTEM, body)
