@@ -66,7 +66,7 @@ lint: deps helm ## ruff, mypy, imports, shellcheck, helm lint
 	@$(bin)/ruff format --check --quiet . || { echo 'not formatted: make fmt' >&2; exit 1; }
 	@$(bin)/ruff check --quiet .
 	@$(bin)/mypy --no-error-summary
-	@for dir in $(own_paths); do MYPYPATH=$$dir:tests/chart $(bin)/mypy --no-error-summary $$dir/*.py; done
+	@for dir in $(own_paths); do MYPYPATH=$$dir:tests/chart:e2e $(bin)/mypy --no-error-summary $$dir/*.py; done
 	@$(bin)/lint-imports --no-logo >build/lint-imports.log 2>&1 || { cat build/lint-imports.log >&2; exit 1; }
 	@$(bin)/shellcheck -x --source-path=SCRIPTDIR $(scripts)
 	@helm lint --quiet chart
@@ -133,7 +133,11 @@ demo-clean: deps ## remove what the demo installed
 
 .PHONY: e2e
 e2e: deps cluster helm3 ## tests in the cluster, side by side (ARGS=-n0: one by one)
-	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e -n 4 --maxschedchunk 1 $(ARGS)
+	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e -n 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
+
+.PHONY: soak
+soak: deps cluster ## steady load for MINUTES=60: nothing may grow
+	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" SOAK_MINUTES=$(or $(MINUTES),60) $(bin)/pytest e2e/test_soak.py $(ARGS)
 
 # --- All of it
 
@@ -145,6 +149,10 @@ check: ## lint, unit, chart and cluster tests, and the demo
 .PHONY: bench
 bench: deps ## speed of runtime and injector, as ratios measured side by side
 	@$(bin)/python bench/run.py $(ARGS)
+
+.PHONY: bench-cluster
+bench-cluster: deps cluster ## what injection costs a cluster, by the API server's own figures
+	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" PYTHONPATH="$$PYTHONPATH:e2e" $(bin)/python bench/cluster.py $(ARGS)
 
 .PHONY: clean
 clean: ## remove what was built here; caches outside the checkout stay

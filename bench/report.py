@@ -29,19 +29,30 @@ class Table:
     title: str
     rows: list[list[str]]  # the first is the header
 
-
-def as_text(result: Result) -> str:
-    """All tables for a terminal."""
-    lines = ["", introduction(result)]
-    for table in tables(result):
-        widths = [max(map(len, column)) for column in zip(*table.rows, strict=True)]
-        lines += ["", table.title]
-        for row in table.rows:
+    def as_text(self) -> list[str]:
+        """Its lines for a terminal, without the title."""
+        widths = [max(map(len, column)) for column in zip(*self.rows, strict=True)]
+        lines = []
+        for row in self.rows:
             first, *others = (
                 cell.ljust(width) if index == 0 else cell.rjust(width)
                 for index, (cell, width) in enumerate(zip(row, widths, strict=True))
             )
             lines.append("  ".join(["", first, *others]))
+        return lines
+
+    def as_markdown(self) -> list[str]:
+        """Its lines for the documentation, without the title."""
+        header, *rows = self.rows
+        ruler = "| --- |" + " ---: |" * (len(header) - 1)
+        return [f"| {' | '.join(header)} |", ruler, *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def as_text(result: Result) -> str:
+    """All tables for a terminal."""
+    lines = ["", introduction(result)]
+    for table in tables(result):
+        lines += ["", table.title, *table.as_text()]
     return "\n".join(lines)
 
 
@@ -49,10 +60,7 @@ def as_markdown(result: Result) -> str:
     """The same for the documentation."""
     lines = [introduction(result)]
     for table in tables(result):
-        header, *rows = table.rows
-        lines += ["", f"**{table.title}**", "", f"| {' | '.join(header)} |"]
-        lines.append("| --- |" + " ---: |" * (len(header) - 1))
-        lines += [f"| {' | '.join(row)} |" for row in rows]
+        lines += ["", f"**{table.title}**", "", *table.as_markdown()]
     return "\n".join(lines)
 
 

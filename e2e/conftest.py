@@ -6,13 +6,16 @@ cluster to themselves. README.md beside this file says how to write one.
 
 from __future__ import annotations
 
+import datetime as dt
 import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator
 
+import ledger
 import pytest
+import trend
 from harness import MADE_HERE, REPOSITORY, SYSTEM, Cluster, run
 from kubernetes import config
 
@@ -114,3 +117,39 @@ def _look(namespace: str) -> str:
         name = pod["metadata"]["name"]
         text += say("logs", name, "--all-containers", "--prefix", "--tail=40")
     return text
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The last lines: what grew, and what each fault did, as the tests recorded it.
+
+    A test may have run in another process; its report brings the properties along.
+    """
+    reports = [one for all_ in terminalreporter.stats.values() for one in all_]
+    recorded = [
+        (name, json.loads(str(value)))
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "call"
+        for name, value in report.user_properties
+        if name in ("trend", "row")
+    ]
+    for kind, title, header in (
+        ("trend", "what grew", trend.HEADER),
+        ("row", "what was lost", ledger.HEADER),
+    ):
+        rows = [cells for name, cells in recorded if name == kind]
+        if rows:
+            terminalreporter.section(title)
+            for line in ledger.as_text([header, *rows]):
+                terminalreporter.line(line)
+        if rows and kind == "row" and os.environ.get("DOCS"):
+            _write_page(ledger.as_markdown([header, *rows]))
+
+
+def _write_page(table: list[str]) -> None:
+    """Replace what stands between the marks of docs/faults.md."""
+    begin, end = "<!-- measured: begin -->", "<!-- measured: end -->"
+    page = REPOSITORY / "docs/faults.md"
+    before, _, rest = page.read_text().partition(begin)
+    where = f"{dt.datetime.now(dt.UTC).date().isoformat()}, {os.cpu_count()} cores."
+    lines = [f"{before}{begin}", where, "", *table, f"{end}{rest.partition(end)[2]}"]
+    page.write_text("\n".join(lines))

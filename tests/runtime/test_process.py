@@ -559,3 +559,10 @@ def test_a_wrong_command_line_is_answered_with_the_usage(
 ) -> None:
     status, output = command(folder, *arguments)
     assert (status, output[:22]) == (64, "usage: asya_runtime.py")
+
+
+def test_the_handlers_import_does_not_see_our_arguments(folder: Path) -> None:
+    source = "import argparse\nargparse.ArgumentParser().parse_args()\ndef echo(message): pass"
+    (folder / "app.py").write_text(source)
+    good = (0, "asya_runtime: app.echo can be served\n")
+    assert command(folder, "--check", ASYA_HANDLER="app.echo") == good

@@ -343,7 +343,7 @@ def test_a_reply_that_does_not_fit_a_frame_is_a_processing_error(
     )
     client = start(argv=[sys.executable, str(folder / "runtime.py")]).client()
     assert client.call({"payload": {"a": "x" * 67}})["result"] == {"a": "x" * 67}
-    message = "the result is no JSON: result; 101 bytes do not fit a frame"
+    message = "a reply of 101 bytes does not fit a frame"
     got = client.call({"payload": {"a": "x" * 68}})
     assert got == failure("processing_error", message, "OverflowError")
     assert client.call(ECHO) == OK

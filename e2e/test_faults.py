@@ -1,0 +1,460 @@
+"""What is lost when a part is killed while messages and pods come in: nothing that was promised.
+
+One load for all of them: actors in both modes whose sidecars never run out of messages, and
+annotated pods that are asked for. Each fault says what it may do (`Promise`); the ledger says what
+it did.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime as dt
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asya_injector.certificates import KeyPair
+from cryptography import x509
+from harness import RELEASE, REPOSITORY, SYSTEM, Cluster, Pod, is_ready, run, until
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
+from ledger import Promise, Row, State
+from traffic import APP, Asking, Sending, actor, load, long_message
+
+pytestmark = [pytest.mark.alone, pytest.mark.xdist_group("faults"), pytest.mark.timeout(240)]
+
+NODE = f"{os.environ.get('CLUSTER', 'asya')}-control-plane"
+DEPLOYMENT = "deployment/asya-runtime"
+WRAP, HOOK, SMALL = "wrap", "hook", "small"
+NOTHING = Promise()
+KILLS = Promise(cuts=True)
+Property = Callable[[str, object], None]
+
+
+@dataclass
+class Scene:
+    """The cluster under load."""
+
+    cluster: Cluster
+    namespace: str
+    sending: Sending
+    asking: Asking
+
+    def pod(self, app: str) -> Pod:
+        return self.cluster.ready_pod(self.namespace, app)
+
+    def restarts(self, app: str) -> int:
+        (pod,) = self.cluster.pods(self.namespace, app)
+        statuses = pod.status.container_statuses
+        return int(next(each for each in statuses if each.name == "model").restart_count)
+
+    def settle(self, apps: tuple[str, ...], *, seconds: float = 90) -> None:
+        """Wait until every actor has answered, and a pod was admitted, that began after now."""
+        now = time.time()
+        for app in apps:
+            until(
+                f"{app} to answer again",
+                lambda app=app: self.sending.answered_since(app, now),  # type: ignore[misc]
+                seconds=seconds,
+            )
+
+        def admits() -> bool:
+            history = list(self.asking.ledger.histories.values())[-2:]
+            return any(
+                events[0].at > now and events[-1].state == State.INJECTED for events in history
+            )
+
+        until("a pod to be admitted again", admits, seconds=seconds)
+
+
+@pytest.fixture(scope="module")
+def scene(cluster: Cluster) -> Iterator[Scene]:
+    namespace = f"e2e-faults-{os.urandom(3).hex()}"
+    cluster.make_namespace(namespace)
+    image = cluster.model_image
+    actors = [
+        actor(WRAP, image, command=APP),
+        actor(HOOK, image, command=None),
+        actor(SMALL, image, command=APP, memory="96Mi"),
+    ]
+    with load(cluster, namespace, *actors) as (sending, asking):
+        yield Scene(cluster, namespace, sending, asking)
+    cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+@contextlib.contextmanager
+def fault(
+    scene: Scene,
+    record_property: Property,
+    name: str,
+    *,
+    messages: Promise = NOTHING,
+    pods: Promise = NOTHING,
+    apps: tuple[str, ...] = (WRAP, HOOK, SMALL),
+) -> Iterator[None]:
+    """Do a fault inside; after it, wait until everybody is served, and judge all that it met."""
+    began = time.time()
+    yield
+    scene.settle(apps)
+    # Attempts of a moment ago are on their way through the log.
+    rows = [
+        Row(name, "messages", scene.sending.ledger().tally(messages, since=began)),
+        Row(name, "pods", scene.asking.ledger.tally(pods, since=began)),
+    ]
+    for row in rows:
+        record_property("row", json.dumps(row.cells()))
+    lost = [f"{row.load}: {each}" for row in rows for each in row.tally.lost]
+    assert lost == []
+    assert all(row.tally.done for row in rows), "a fault without load shows nothing"
+
+
+def node(*words: str) -> str:
+    """Run a program in the node."""
+    return run("docker", "exec", NODE, *words).stdout
+
+
+def kill(pod: Pod, container: str, number: str = "SIGKILL") -> None:
+    """Signal a container's process 1 from outside, as the kernel would."""
+    status = next(each for each in pod.status.container_statuses if each.name == container)
+    identifier = status.container_id.removeprefix("containerd://")
+    node("ctr", "--namespace", "k8s.io", "tasks", "kill", "--signal", number, identifier)
+
+
+def kill_within(cluster: Cluster, pod: Pod, word: str, number: int) -> None:
+    """Signal the process of the model container whose last argument ends with a word."""
+    program = """
+import os, sys
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    words = open(f"/proc/{pid}/cmdline").read().split("\\0")
+    if int(pid) != os.getpid() and len(words) < 5 and words[-2:][0].endswith(sys.argv[1]):
+        os.kill(int(pid), int(sys.argv[2]))
+        sys.exit()
+sys.exit("no such process")
+"""
+    words = ["-n", pod.metadata.namespace, "exec", pod.metadata.name, "-c", "model", "--"]
+    cluster.kubectl(*words, "python3", "-c", program, word, str(int(number)))
+
+
+def injector_pods(cluster: Cluster) -> list[Pod]:
+    selector = f"app.kubernetes.io/instance={RELEASE}"
+    listed = cluster.core.list_namespaced_pod(SYSTEM, label_selector=selector).items
+    return [pod for pod in listed if not pod.metadata.deletion_timestamp]
+
+
+def until_two_serve(cluster: Cluster) -> None:
+    until(
+        "two replicas of the injector",
+        lambda: len([pod for pod in injector_pods(cluster) if is_ready(pod)]) == 2,
+        seconds=90,
+    )
+
+
+# --------------------------------------------------------------------------------------
+# The injector and what it needs. No message notices any of this.
+# --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_injectors_that_are_killed_let_no_pod_in_bare(
+    scene: Scene, record_property: Property, replicas: int
+) -> None:
+    pods = injector_pods(scene.cluster)
+    assert len(pods) == 2
+    name = "injector: one of two SIGKILLed" if replicas == 1 else "injector: both SIGKILLed"
+    with fault(scene, record_property, name, pods=Promise(refusals=True)):
+        for pod in pods[:replicas]:
+            kill(pod, "injector")
+        until_restarted(scene.cluster, pods[:replicas])
+    until_two_serve(scene.cluster)
+
+
+def until_restarted(cluster: Cluster, pods: list[Pod]) -> None:
+    """Wait until containers that were killed run again."""
+
+    def restarted() -> bool:
+        now = {pod.metadata.name: pod for pod in injector_pods(cluster)}
+        return all(
+            now[pod.metadata.name].status.container_statuses[0].restart_count
+            > pod.status.container_statuses[0].restart_count
+            and is_ready(now[pod.metadata.name])
+            for pod in pods
+        )
+
+    until("the killed replicas to serve again", restarted, seconds=90)
+
+
+def test_a_rolling_restart_refuses_nobody(scene: Scene, record_property: Property) -> None:
+    old = {pod.metadata.name for pod in injector_pods(scene.cluster)}
+    with fault(scene, record_property, "injector: rolling restart"):
+        scene.cluster.kubectl("-n", SYSTEM, "rollout", "restart", DEPLOYMENT)
+        until(
+            "all replicas to be new ones",
+            lambda: not old & set(scene.cluster.injectors()),
+            seconds=90,
+        )
+
+
+def test_a_drain_waits_for_its_turn_and_refuses_nobody(
+    scene: Scene, record_property: Property
+) -> None:
+    """What `kubectl drain` does to pods, by the same API; a single node cannot be left."""
+    victims = injector_pods(scene.cluster) + [scene.pod(app) for app in (WRAP, HOOK)]
+    names = {pod.metadata.name for pod in victims}
+    with fault(scene, record_property, "drain: injectors and actors evicted"):
+        waiting = list(victims)
+
+        def evicted() -> bool:
+            for pod in waiting[:]:
+                metadata = {"name": pod.metadata.name, "namespace": pod.metadata.namespace}
+                try:
+                    scene.cluster.core.create_namespaced_pod_eviction(
+                        metadata["name"],
+                        metadata["namespace"],
+                        client.V1Eviction(metadata=client.V1ObjectMeta(**metadata)),
+                    )
+                except ApiException as error:
+                    if error.status == 429:  # the budget: not now
+                        continue
+                    raise
+                waiting.remove(pod)
+            return not waiting
+
+        until("the budget to let all of them go", evicted, seconds=90)
+
+        def gone() -> bool:
+            left = set(scene.cluster.injectors())
+            for app in (WRAP, HOOK):
+                left |= {pod.metadata.name for pod in scene.cluster.pods(scene.namespace, app)}
+            return not names & left
+
+        until("the evicted to be gone", gone)
+    until_two_serve(scene.cluster)
+
+
+def test_a_certificate_that_is_due_is_renewed_unnoticed(
+    scene: Scene, record_property: Property
+) -> None:
+    core = scene.cluster.core
+    secret = core.read_namespaced_secret("asya-runtime-tls", SYSTEM)
+    before = KeyPair.from_secret(secret.data)
+    # One that serves other names is due at once, by the same rule as one that is about to end.
+    due = before.renewed(["elsewhere.svc"], now=dt.datetime.now(dt.UTC))
+    with fault(scene, record_property, "injector: certificate renewed"):
+        secret.data = due.to_secret()
+        core.replace_namespaced_secret("asya-runtime-tls", SYSTEM, secret)
+        serials = {serial(before.certificate), serial(due.certificate)}
+
+        def renewed() -> int:
+            now = core.read_namespaced_secret("asya-runtime-tls", SYSTEM).data["tls.crt"]
+            return (serial(base64.b64decode(now)) not in serials) and serial(base64.b64decode(now))
+
+        fresh = until("another certificate", renewed)
+        until(
+            "both replicas to have loaded it",
+            lambda: all(loaded(scene.cluster, pod, fresh) for pod in injector_pods(scene.cluster)),
+        )
+
+
+def serial(pem: bytes) -> int:
+    return x509.load_pem_x509_certificate(pem).serial_number
+
+
+def loaded(cluster: Cluster, pod: Pod, number: int) -> bool:
+    """Whether a replica's listener shows the certificate of this serial number."""
+    program = "import ssl; print(ssl.get_server_certificate(('127.0.0.1', 9443), timeout=5))"
+    words = ["-n", SYSTEM, "exec", pod.metadata.name, "--", "python3", "-c", program]
+    done = cluster.kubectl(*words, check=False)
+    return done.returncode == 0 and serial(done.stdout.encode()) == number
+
+
+def test_the_api_server_can_be_restarted(scene: Scene, record_property: Property) -> None:
+    server = scene.cluster.core.read_namespaced_pod(f"kube-apiserver-{NODE}", "kube-system")
+    began = server.status.container_statuses[0].restart_count
+    with fault(
+        scene, record_property, "API server restarted", pods=Promise(refusals=True, outages=True)
+    ):
+        kill(server, "kube-apiserver", "SIGTERM")
+
+        def back() -> bool:
+            try:
+                now = scene.cluster.core.read_namespaced_pod(
+                    f"kube-apiserver-{NODE}", "kube-system", _request_timeout=2
+                )
+            except Exception:  # away, or not yet itself
+                return False
+            return bool(now.status.container_statuses[0].restart_count > began)
+
+        until("the API server to be another process", back, seconds=120)
+    until_two_serve(scene.cluster)
+
+
+# --------------------------------------------------------------------------------------
+# Actors. No pod that is asked for notices any of this.
+# --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("app", [WRAP, HOOK])
+def test_a_runtime_that_is_killed_comes_back(
+    scene: Scene, record_property: Property, app: str
+) -> None:
+    pod, before = scene.pod(app), scene.restarts(app)
+    with fault(scene, record_property, f"runtime SIGKILLed, {app} mode", messages=KILLS):
+        long_message(scene.cluster, pod, signal.SIGUSR1)
+        kill_within(scene.cluster, pod, "asya_runtime.py", signal.SIGKILL)
+        # By the kubelet where it goes with the container, by its supervisor where it does not.
+        more = 1 if app == WRAP else 0
+        until("it to be restarted", lambda: scene.restarts(app) == before + more)
+    assert scene.restarts(app) == before + more
+
+
+def test_a_container_that_is_killed_for_its_memory_comes_back(
+    scene: Scene, record_property: Property
+) -> None:
+    before = scene.restarts(SMALL)
+    with fault(scene, record_property, "container OOM-killed by its limit", messages=KILLS):
+        long_message(scene.cluster, scene.pod(SMALL), signal.SIGUSR2)
+        until("the container to be restarted", lambda: scene.restarts(SMALL) == before + 1)
+    (pod,) = scene.cluster.pods(scene.namespace, SMALL)
+    status = next(each for each in pod.status.container_statuses if each.name == "model")
+    assert status.last_state.terminated.exit_code == 137
+    assert cut(scene, pod) == 1
+
+
+def cut(scene: Scene, pod: Pod) -> int:
+    """How many messages of a pod's sidecar were cut."""
+    histories = scene.sending.ledger().histories
+    return sum(
+        any(event.state == State.CUT for event in history)
+        for thing, history in histories.items()
+        if thing.startswith(f"{pod.metadata.name}-kept")
+    )
+
+
+def test_an_application_that_exits_leaves_no_message_unanswered(
+    scene: Scene, record_property: Property
+) -> None:
+    pod, before = scene.pod(WRAP), scene.restarts(WRAP)
+    with fault(scene, record_property, "application exits, message in hand"):
+        long_message(scene.cluster, pod, signal.SIGUSR1)
+        kill_within(scene.cluster, pod, "app", signal.SIGTERM)
+        until("the container to be restarted", lambda: scene.restarts(WRAP) == before + 1)
+
+
+@pytest.mark.parametrize("app", [WRAP, HOOK])
+def test_a_pod_that_is_deleted_answers_what_it_has_in_hand(
+    scene: Scene, record_property: Property, app: str
+) -> None:
+    pod = scene.pod(app)
+    with fault(scene, record_property, f"SIGTERM, message in hand, {app} mode"):
+        long_message(scene.cluster, pod, signal.SIGUSR1)
+        words = ["-n", scene.namespace, "delete", "pod", pod.metadata.name, "--timeout=60s"]
+        scene.cluster.kubectl(*words)
+    living = {each.metadata.name for each in scene.cluster.pods(scene.namespace, app)}
+    assert pod.metadata.name not in living
+
+
+def test_a_configmap_that_is_deleted_is_missed_by_nobody(
+    scene: Scene, record_property: Property
+) -> None:
+    cluster, namespace = scene.cluster, scene.namespace
+    before = scene.restarts(SMALL)
+    words = ["-n", namespace, "get", "configmaps", "-o", "name"]
+    with fault(scene, record_property, "ConfigMap deleted by hand", messages=KILLS):
+        label = "app.kubernetes.io/managed-by=asya-injector"
+        cluster.kubectl("-n", namespace, "delete", "configmaps", "-l", label)
+        # A container that starts again has what it had.
+        kill_within(cluster, scene.pod(SMALL), "asya_runtime.py", signal.SIGKILL)
+        until("the container to be restarted", lambda: scene.restarts(SMALL) == before + 1)
+        # The next pod brings it back.
+        until(
+            "the ConfigMap to be there again",
+            lambda: "configmap/asya-runtime-" in cluster.kubectl(*words).stdout,
+        )
+    scene.pod(SMALL)
+
+
+def test_the_kubelet_can_be_restarted(scene: Scene, record_property: Property) -> None:
+    before = [scene.restarts(app) for app in (WRAP, HOOK, SMALL)]
+    lease = ["get", "lease", NODE, "-n", "kube-node-lease", "-o", "jsonpath={.spec.renewTime}"]
+    with fault(scene, record_property, "kubelet restarted"):
+        node("systemctl", "restart", "kubelet")
+        renewed = scene.cluster.kubectl(*lease).stdout
+        until("the kubelet to report", lambda: scene.cluster.kubectl(*lease).stdout != renewed)
+    assert [scene.restarts(app) for app in (WRAP, HOOK, SMALL)] == before
+
+
+def test_a_namespace_that_is_deleted_goes_and_can_be_made_again(
+    scene: Scene, record_property: Property
+) -> None:
+    cluster = scene.cluster
+    name = f"{scene.namespace}-gone"
+    cluster.make_namespace(name)
+    try:
+        began = time.time()
+        item = actor(WRAP, cluster.model_image, command=APP)
+        with load(cluster, name, item) as (sending, asking):
+            pod = cluster.ready_pod(name, WRAP)
+            long_message(cluster, pod, signal.SIGUSR1)
+            cluster.kubectl("delete", "namespace", name, "--timeout=90s", timeout=100)
+            asking.stop()
+            assert sending.unfinished(set()) == []
+            promise = Promise(refusals=True)
+            messages = sending.ledger().tally(NOTHING, since=began)
+            # The pod that is asked for at the end is refused for ever, and says why.
+            histories = asking.ledger.histories
+            last = histories.pop(list(histories)[-1])
+            assert {event.state for event in last} <= {State.ASKED, State.REFUSED}
+            pods = asking.ledger.tally(promise, since=began)
+            for row in (Row("namespace deleted", "messages", messages),
+                        Row("namespace deleted", "pods", pods)):  # fmt: skip
+                record_property("row", json.dumps(row.cells()))
+            assert [*messages.lost, *pods.lost] == []
+        cluster.make_namespace(name)
+        with load(cluster, name, item) as (sending, _):
+            assert sending.answered_since(WRAP, began)
+    finally:
+        cluster.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
+
+
+def test_an_upgrade_of_the_runtime_meets_no_message_and_no_pod(
+    scene: Scene, record_property: Property, tmp_path: Path
+) -> None:
+    cluster = scene.cluster
+    chart = tmp_path / "chart"
+    shutil.copytree(REPOSITORY / "chart", chart)
+    runtime = chart / "files/asya_runtime.py"
+    runtime.write_text(runtime.read_text() + "# Another version of this file.\n")
+    old = {app: runtime_of(scene.pod(app)) for app in (WRAP, HOOK)}
+    with fault(scene, record_property, "runtime upgraded, workload restarted"):
+        upgrade(cluster, chart)
+        cluster.kubectl("-n", scene.namespace, "rollout", "restart", f"deployment/{WRAP}")
+        words = ["-n", scene.namespace, "rollout", "status", f"deployment/{WRAP}"]
+        cluster.kubectl(*words, "--timeout=90s", timeout=100)
+    assert runtime_of(scene.pod(WRAP)) != old[WRAP]
+    assert runtime_of(scene.pod(HOOK)) == old[HOOK]
+    upgrade(cluster, REPOSITORY / "chart")
+    until_two_serve(cluster)
+
+
+def runtime_of(pod: Pod) -> str:
+    return str(pod.metadata.labels["asya.sh/runtime-hash"])
+
+
+def upgrade(cluster: Cluster, chart: Path) -> None:
+    """`helm upgrade` to a chart with other files, all else as it was."""
+    words = ["helm", "upgrade", "asya-runtime", str(chart), "--namespace", SYSTEM, "--wait"]
+    run(*words, "--reuse-values", "--timeout", "3m", timeout=200)
+
+
+def test_every_sidecar_that_is_gone_gave_a_whole_account(scene: Scene) -> None:
+    """Without this, a message could be lost with the log that would have said so."""
+    listed: Any = scene.cluster.core.list_namespaced_pod(scene.namespace, label_selector="app")
+    assert scene.sending.unfinished({pod.metadata.name for pod in listed.items}) == []

@@ -1,0 +1,330 @@
+"""Load on actors and on the injector, and its ledger: sidecars that send, pods that are asked for.
+
+The sidecars' program and the handler are texts of `traffic_pods/`, so that no image knows of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import SIDECAR, Cluster, Object, Pod, container, until, workload
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
+from ledger import MESSAGE, POD, Event, Ledger, State
+from urllib3.exceptions import HTTPError
+
+PODS = Path(__file__).parent / "traffic_pods"
+HANDLER = {"asya.sh/handler": "actor.answer"}
+APP = ["python3", "-m", "app"]
+_REFUSALS = {
+    "failed calling webhook": "webhook away",
+    "being terminated": "namespace ends",
+}
+
+
+# What an API server says that has just begun, and has not read all that it decides by.
+_STARTING = (401, 403, 429, 500, 503, 504)
+
+
+def actor(
+    name: str,
+    image: str,
+    *,
+    command: Sequence[str] | None,
+    pause: float = 0.1,
+    memory: str | None = None,
+) -> Object:
+    """An actor and its sidecar, whose clients pause so many seconds between two messages."""
+    item = workload(name, image, template=HANDLER, command=list(command) if command else None)
+    spec = item["spec"]["template"]["spec"]
+    spec["terminationGracePeriodSeconds"] = 12
+    spec["volumes"] = [{"name": "code", "configMap": {"name": "code"}}]
+    model, sidecar = spec["containers"]
+    model["volumeMounts"] = [{"name": "code", "mountPath": "/code"}]
+    model["env"] = [{"name": "PYTHONPATH", "value": "/code"}]
+    if memory:
+        model["resources"] = {"limits": {"memory": memory}}
+    sidecar["command"] = ["python3", "/code/sidecar.py", str(pause)]
+    sidecar["volumeMounts"] = [{"name": "code", "mountPath": "/code"}]
+    return item
+
+
+def code() -> Object:
+    """The ConfigMap that `actor` mounts."""
+    data = {path.name: path.read_text() for path in PODS.glob("*.py")}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "code"}, "data": data}
+
+
+def gated(name: str, image: str) -> Object:
+    """An annotated pod that the injector sees like any other, and that no node is troubled with."""
+    spec = {
+        "containers": [container("model", image, list(APP)), container(SIDECAR, image, list(APP))],
+        "schedulingGates": [{"name": "example.com/never"}],
+        "terminationGracePeriodSeconds": 0,
+    }
+    metadata = {"name": name, "annotations": HANDLER}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def admitted(pod: Object) -> State:
+    """Whether an admitted pod (of the shape of `gated`) is a whole actor, part of one, or none."""
+    model, sidecar = pod["spec"]["containers"]
+    volumes = {each["name"] for each in pod["spec"].get("volumes", [])}
+    parts = [
+        "asya.sh/injected" in pod["metadata"]["annotations"],
+        "asya.sh/runtime-hash" in pod["metadata"].get("labels", {}),
+        {"asya-runtime", "asya-socket"} <= volumes,
+        any(each["name"] == "ASYA_HANDLER" for each in model.get("env", [])),
+        any("asya_entrypoint.py" in word for word in model["command"]),
+        any(each["name"] == "asya-runtime" for each in model["volumeMounts"]),
+        any(each["name"] == "asya-socket" for each in sidecar["volumeMounts"]),
+        "readinessProbe" in model,
+    ]
+    if all(parts):
+        return State.INJECTED
+    return State.HALF if any(parts) else State.BARE
+
+
+class Asking(threading.Thread):
+    """Asks for annotated pods, one by one, each until it is admitted; deletes them again."""
+
+    def __init__(self, cluster: Cluster, namespace: str, *, rate: float = 5.0) -> None:
+        super().__init__(daemon=True)
+        self.ledger = Ledger(POD)
+        self._cluster = cluster
+        self._namespace = namespace
+        self._pause = 1 / rate
+        self._ending = threading.Event()
+        self._api: Any = client.CoreV1Api(client.ApiClient())
+        self._number = 0
+
+    def run(self) -> None:
+        while not self._ending.is_set():
+            began = time.time()
+            self._number += 1
+            name = f"asked-{self._number}"
+            while not self._ask(name) and not self._ending.wait(0.2):
+                pass
+            self._ending.wait(max(0.0, self._pause - (time.time() - began)))
+
+    def stop(self) -> None:
+        self._ending.set()
+        self.join(20)
+
+    def _ask(self, name: str) -> bool:
+        """Whether the pod was admitted, in whatever shape."""
+        asked = Event(time.time(), name, State.ASKED)
+        try:
+            made = self._api.create_namespaced_pod(
+                self._namespace,
+                gated(name, self._cluster.model_image),
+                _preload_content=False,
+                _request_timeout=(2, 10),
+            )
+            pod: Object = json.loads(made.data)
+            state, detail = admitted(pod), ""
+            self._remove(name)
+        except ApiException as error:
+            state, detail = State.REFUSED, reason(error)
+            if error.status == 409 and "AlreadyExists" in (error.body or ""):
+                state, detail = self._found(name), ""
+            elif detail == "other" and error.status in _STARTING:
+                state, detail = State.UNHEARD, "API server"
+        except (HTTPError, OSError):
+            state, detail = State.UNHEARD, "API server"
+        self.ledger.record([asked, Event(time.time(), name, state, detail)])
+        return state in (State.INJECTED, State.BARE, State.HALF)
+
+    def _found(self, name: str) -> State:
+        """What an unheard request has made."""
+        got = self._api.read_namespaced_pod(
+            name, self._namespace, _preload_content=False, _request_timeout=(2, 10)
+        )
+        state = admitted(json.loads(got.data))
+        self._remove(name)
+        return state
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(ApiException, HTTPError, OSError):
+            self._api.delete_namespaced_pod(
+                name, self._namespace, grace_period_seconds=0, _request_timeout=(2, 10)
+            )
+
+
+def reason(error: ApiException) -> str:
+    """Why a pod was refused, in two words for the table; our own refusals by their reason code."""
+    text = str(error.body or "")
+    for words, short in _REFUSALS.items():
+        if words in text:
+            return short
+    found = re.search(r"\((\w+)\)", text) if "denied the request" in text else None
+    return found[1] if found else "other"
+
+
+class Sending(threading.Thread):
+    """Follows the logs of all sidecars of a namespace and keeps their attempts.
+
+    A log is read while its pod runs, so that it outlives it; where following breaks it is read
+    again from its beginning.
+    """
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        super().__init__(daemon=True)
+        self._cluster = cluster
+        self._namespace = namespace
+        self._ending = threading.Event()
+        self._logs: dict[str, list[str]] = {}
+        self._apps: dict[str, str] = {}
+        self._followers: list[threading.Thread] = []
+        self._api: Any = client.CoreV1Api(client.ApiClient())
+
+    def run(self) -> None:
+        while not self._ending.wait(0.3):
+            with contextlib.suppress(ApiException, HTTPError, OSError):
+                self._look()
+
+    def stop(self) -> None:
+        self._ending.set()
+        for thread in (self, *self._followers):
+            thread.join(20)
+
+    def _look(self) -> None:
+        for pod in self._api.list_namespaced_pod(
+            self._namespace, label_selector="app", _request_timeout=(2, 5)
+        ).items:
+            statuses = pod.status.container_statuses or []
+            started = any(each.name == SIDECAR and each.state.running for each in statuses)
+            if started and pod.metadata.name not in self._logs:
+                self._logs[pod.metadata.name] = []
+                self._apps[pod.metadata.name] = pod.metadata.labels["app"]
+                follow = threading.Thread(
+                    target=self._follow, args=[pod.metadata.name], daemon=True
+                )
+                follow.start()
+                self._followers.append(follow)
+
+    def _follow(self, pod: str) -> None:
+        """Read until the sidecar has said `end`, or its pod is gone."""
+        api: Any = client.CoreV1Api(client.ApiClient())
+        while not self._ending.is_set():
+            lines: list[str] = []
+            with contextlib.suppress(HTTPError, OSError):
+                try:
+                    stream = api.read_namespaced_pod_log(
+                        pod,
+                        self._namespace,
+                        container=SIDECAR,
+                        follow=True,
+                        _preload_content=False,
+                        _request_timeout=(2, 15),
+                    )
+                except ApiException as error:
+                    # A kubelet that has just begun says so of pods that it has not looked at yet.
+                    if error.status == 404 and not self._exists(api, pod):
+                        return
+                    self._ending.wait(0.3)
+                    continue
+                rest = b""
+                for part in stream.stream(amt=None):
+                    *whole, rest = (rest + part).split(b"\n")
+                    lines += [each.decode() for each in whole]
+                    if len(lines) >= len(self._logs[pod]):
+                        self._logs[pod] = lines
+                    if self._ending.is_set():
+                        stream.close()
+                        return
+            if lines and lines[-1].startswith("end "):
+                return
+            self._ending.wait(0.3)
+
+    def _exists(self, api: Any, pod: str) -> bool:
+        try:
+            api.read_namespaced_pod(pod, self._namespace, _request_timeout=(2, 5))
+        except ApiException as error:
+            return error.status != 404
+        return True
+
+    def ledger(self, app: str | None = None) -> Ledger:
+        """What has become of every message so far, of one application or all."""
+        ledger = Ledger(MESSAGE)
+        for pod, lines in self._logs.items():
+            if app in (None, self._apps[pod]):
+                for line in lines:
+                    ledger.record(attempt(line))
+        return ledger
+
+    def unfinished(self, living: set[str]) -> list[str]:
+        """Pods that are gone and whose sidecar did not say that its account is whole."""
+        return [
+            pod
+            for pod, lines in self._logs.items()
+            if pod not in living and (not lines or lines[-1] != f"end {len(lines) - 1}")
+        ]
+
+    def answered_since(self, app: str, moment: float) -> bool:
+        """Whether a message that was begun after the moment has been answered."""
+        for pod, lines in list(self._logs.items()):
+            if self._apps[pod] == app and lines:
+                for line in lines[-5:]:
+                    words = line.split(maxsplit=5)
+                    if words[0] == "answered" and float(words[2]) > moment:
+                        return True
+        return False
+
+
+def attempt(line: str) -> list[Event]:
+    """The events of one line of a sidecar."""
+    if line.startswith("end "):
+        return []
+    state, name, began, sent, ended, detail = line.split(maxsplit=5)
+    events = [Event(float(began), name, State.WAITING)]
+    if state == State.WAITING:  # nothing was handed over; the next attempt says waiting again
+        return events
+    return [
+        *events,
+        Event(float(sent), name, State.SENT),
+        Event(float(ended), name, State(state), detail),
+    ]
+
+
+@contextlib.contextmanager
+def load(cluster: Cluster, namespace: str, *actors: Object) -> Iterator[tuple[Sending, Asking]]:
+    """Sidecars sending to these actors, and pods being asked for, while the context is open."""
+    cluster.apply(code(), *actors, namespace=namespace)
+    sending, asking = Sending(cluster, namespace), Asking(cluster, namespace)
+    sending.start()
+    try:
+        for each in actors:
+            name = each["metadata"]["name"]
+            cluster.ready_pod(namespace, name)
+            until(f"{name} to answer", lambda name=name: sending.answered_since(name, 0))  # type: ignore[misc]
+        asking.start()
+        yield sending, asking
+    finally:
+        if asking.is_alive():
+            asking.stop()
+        sending.stop()
+
+
+def long_message(cluster: Cluster, pod: Pod, number: int) -> None:
+    """Have the pod's sidecar send a message for which it takes time to be answered, or to fail.
+
+    number: SIGUSR1, or SIGUSR2 for one that eats all memory. Returns when the actor has it.
+    """
+    namespace, name = pod.metadata.namespace, pod.metadata.name
+
+    def in_hand() -> int:
+        log = cluster.core.read_namespaced_pod_log(name, namespace, container="model")
+        return int(log.count("in hand: "))
+
+    before = in_hand()
+    words = ["-n", namespace, "exec", name, "-c", SIDECAR, "--", "python3", "-c"]
+    cluster.kubectl(*words, f"import os; os.kill(1, {int(number)})")
+    until("the message to be in hand", lambda: in_hand() > before)

@@ -1,0 +1,49 @@
+"""Quantiles of histograms as the API server exposes them."""
+
+import math
+
+import histogram
+import pytest
+
+TEXT = """\
+# HELP seconds Time.
+# TYPE seconds histogram
+seconds_bucket{name="ours",operation="admit",le="0.005"} 10
+seconds_bucket{name="ours",operation="admit",le="0.025"} 90
+seconds_bucket{name="ours",operation="admit",le="+Inf"} 100
+seconds_bucket{name="ours",operation="validate",le="0.005"} 1
+seconds_bucket{name="ours",operation="validate",le="0.025"} 1
+seconds_bucket{name="ours",operation="validate",le="+Inf"} 1
+seconds_bucket{name="theirs",operation="admit",le="+Inf"} 7
+seconds_sum{name="ours",operation="admit"} 1.2
+other_seconds_bucket{name="ours",le="+Inf"} 5
+"""
+
+
+def test_series_with_these_labels_are_added_up() -> None:
+    assert histogram.read(TEXT, "seconds", {"name": "ours"}) == {
+        0.005: 11,
+        0.025: 91,
+        math.inf: 101,
+    }
+    assert histogram.read(TEXT, "seconds", {"name": "nobody"}) == {}
+
+
+def test_only_what_came_between_two_readings_counts() -> None:
+    assert histogram.between({0.5: 2, math.inf: 3}, {0.5: 5, math.inf: 9}) == {0.5: 3, math.inf: 6}
+    assert histogram.between({}, {0.5: 5, math.inf: 9}) == {0.5: 5, math.inf: 9}
+
+
+@pytest.mark.parametrize(
+    ("share", "seconds"),
+    [(0.05, 0.5), (0.1, 1.0), (0.5, 1.5), (0.9, 2.0), (0.95, 3.5), (0.99, 4.7)],
+)
+def test_a_quantile_lies_evenly_within_its_bucket(share: float, seconds: float) -> None:
+    buckets = {1.0: 10.0, 2.0: 90.0, 5.0: 100.0, math.inf: 100.0}
+    assert histogram.quantile(buckets, share) == pytest.approx(seconds)
+
+
+def test_a_quantile_beyond_all_bounds_is_the_last_one_and_of_nothing_is_none() -> None:
+    assert histogram.quantile({1.0: 10.0, math.inf: 100.0}, 0.5) == 1.0
+    assert math.isnan(histogram.quantile({1.0: 0.0, math.inf: 0.0}, 0.5))
+    assert math.isnan(histogram.quantile({}, 0.5))

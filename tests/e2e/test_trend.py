@@ -1,0 +1,31 @@
+"""What counts as flat."""
+
+import pytest
+from trend import Trend
+
+WARM = [10.0, 20.0, 28.0, 30.0]
+
+
+@pytest.mark.parametrize(
+    ("samples", "growth"),
+    [
+        ([*WARM, *[30.0] * 12], 0),
+        ([*WARM, *[30.0] * 8, *[33.0] * 4], 3),
+        ([*WARM, *[30.0] * 10, 90.0, 30.0], 0),  # a single spike is no growth
+        ([*WARM, *[30.0 + at for at in range(12)]], 8),
+        ([*WARM, *[30.0] * 8, *[20.0] * 4], -10),
+    ],
+)
+def test_growth_is_from_the_second_to_the_last_quarter(samples: list[float], growth: float) -> None:
+    trend = Trend("one", "MB", samples, bound=2)
+    assert (trend.growth, trend.is_flat) == (growth, growth <= 2)
+
+
+def test_a_line_says_whether_it_grows() -> None:
+    cells = Trend("runtime", "memory, MB", [*WARM, *[30.0] * 8, *[33.0] * 4], bound=2).cells()
+    assert cells == ["runtime", "memory, MB", "30", "33", "3", "2", "GROWS"]
+
+
+def test_too_few_samples_are_no_proof() -> None:
+    with pytest.raises(ValueError, match="tell nothing"):
+        _ = Trend("one", "MB", [1.0, 2.0, 3.0], bound=2).growth
