@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from asya_injector.version import MANAGED_BY, Payload
 from asya_injector.webhook import PODS, WORKLOADS
-from charts import CA, CASES, SYSTEM, Object, case, objects, render
+from charts import CA, CASES, SYSTEM, Object, case, nested, objects, render
 
 NAME = "asya-runtime"
 WITH_INJECTOR = [name for name in CASES if name not in ("config-maps-alone", "nothing")]
@@ -354,6 +354,12 @@ def test_each_mode_has_one_writer_of_the_ca_bundle(chart: Path) -> None:
         assert configuration(name)[1] == {""}
     metadata, bundles = configuration("existing-secret")
     assert bundles == {base64.b64encode(CA.encode()).decode()}
+    # Not even one that is left over from another mode: the injector's would be taken over.
+    left_over = nested("certificates/existingSecret/caBundle", CA)
+    for mode in ("self", "certManager"):
+        left_over["certificates"]["mode"] = mode
+        text = render(left_over, chart=chart)
+        assert not re.search(r"^ *caBundle:", text, re.M), mode
     # Else an upgrade that changes the mode would be a conflict with the injector.
     assert metadata["name"] != configuration("defaults")[0]["name"]
     asked = configuration("cert-manager")[0]["annotations"]["cert-manager.io/inject-ca-from"]
