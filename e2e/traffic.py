@@ -248,7 +248,7 @@ class Sending(threading.Thread):
         try:
             api.read_namespaced_pod(pod, self._namespace, _request_timeout=(2, 5))
         except ApiException as error:
-            return error.status != 404
+            return bool(error.status != 404)
         return True
 
     def ledger(self, app: str | None = None) -> Ledger:
