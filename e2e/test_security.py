@@ -1,0 +1,219 @@
+"""What somebody gains who is in the cluster and means no good: nothing."""
+
+import json
+from typing import Any
+
+import pytest
+from harness import SIDECAR, SYSTEM, Cluster, Object, bare_pod, run, workload
+
+ECHO = {"asya.sh/handler": "handlers.echo"}
+ACCOUNT = f"system:serviceaccount:{SYSTEM}:asya-runtime"
+
+HOSTILE = {
+    "shell": "handlers.echo; rm -rf /",
+    "substitution": "handlers.$(id)",
+    "traversal": "../../etc/passwd",
+    "line": "handlers.echo\nASYA_MODE=evil",
+    "terminal": "handlers.\x1b]0;owned\x07",
+    "look-alike": "handlers.есho",  # Cyrillic
+    "right-to-left": "handlers.\u202eohce",
+    "yaml": "!!python/object/apply:os.system [id]",
+    "large": "a." * 100_000 + "b",
+}
+
+# Frames of somebody who has the socket, each on a connection of its own; then one that is right.
+ATTACK = r"""
+import os, socket, struct
+def send(*pieces):
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(20)
+    connection.connect(os.environ["ASYA_SOCKET_PATH"])
+    for piece in pieces:
+        connection.sendall(piece)
+    return connection
+def frame(body):
+    return struct.pack(">I", len(body)) + body
+def reply(connection):
+    stream = connection.makefile("rb")
+    print(stream.read(int.from_bytes(stream.read(4), "big")).decode())
+held = [
+    send(b"\xff\xff\xff\xff"),                     # four gigabytes, announced
+    send(struct.pack(">I", 1 << 30), b"{" * 10),   # a frame that never ends
+    send(frame(b'{"payload": {}}') * 100),         # never reads
+    *[send() for _ in range(100)],                 # says nothing
+]
+send(os.urandom(4096)).close()
+for body in (b"", b"\xff\xfe", b"[" * 100000, b'{"payload": NaN}', b"9" * 10000, b"null"):
+    reply(send(frame(body)))
+reply(send(frame(b'{"payload": {"still": "here"}}')))
+"""
+
+# What a pod of anybody's can say to API server and injector, with the token that every pod has.
+INTRUDER = r"""
+import json, ssl, sys, urllib.error, urllib.request
+place = "/var/run/secrets/kubernetes.io/serviceaccount/"
+token = open(place + "token").read()
+trusted = ssl.create_default_context(cafile=place + "ca.crt")
+nobody = ssl._create_unverified_context()
+def status(url, method="GET", body=None, context=trusted, kind="application/json"):
+    headers = {"Authorization": "Bearer " + token, "Content-Type": kind}
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+api, system = "https://kubernetes.default.svc/api/v1/namespaces/", sys.argv[1]
+hook = "https://asya-runtime." + system + ".svc/"
+label = {"app.kubernetes.io/managed-by": "asya-injector"}
+forged = {"apiVersion": "v1", "kind": "ConfigMap", "data": {"asya_runtime.py": "import evil"},
+          "metadata": {"name": "asya-runtime-0123456789", "labels": label}}
+review = json.loads(sys.argv[2])
+print(json.dumps({
+    "secret": status(api + system + "/secrets/asya-runtime-tls")[0],
+    "source": status(api + system + "/configmaps/asya-runtime", "PATCH", {"data": {}},
+                     kind="application/merge-patch+json")[0],
+    "elsewhere": status(api + "default/configmaps", "POST", forged)[0],
+    "here": status(api + sys.argv[3] + "/configmaps", "POST", forged)[0],
+    "webhook": status(hook + "pods", "POST", review, nobody)[0],
+    "garbage": status(hook + "pods", "POST", {"a": 1}, nobody)[0],
+    "unknown": status(hook + "../../etc/passwd", "GET", None, nobody)[0],
+}))
+"""
+
+FIND = r"""
+import json, os, shutil, stat
+kinds = {"setuid": [], "writable": []}
+for top in ("/usr", "/app", "/etc", "/opt"):
+    for directory, _, names in os.walk(top):
+        for name in names:
+            path = os.path.join(directory, name)
+            mode = os.lstat(path).st_mode
+            if stat.S_ISREG(mode) and mode & (stat.S_ISUID | stat.S_ISGID):
+                kinds["setuid"].append(path)
+            if stat.S_ISREG(mode) and os.access(path, os.W_OK):
+                kinds["writable"].append(path)
+tools = ["gcc", "cc", "g++", "make", "pip", "pip3", "git", "curl", "wget", "ssh", "nc"]
+kinds["tools"] = [tool for tool in tools if shutil.which(tool)]
+kinds["user"] = os.getuid()
+print(json.dumps(kinds))
+"""
+
+
+def test_hostile_annotations_are_refused_in_one_plain_line(
+    cluster: Cluster, namespace: str
+) -> None:
+    for name, handler in HOSTILE.items():
+        pod = bare_pod(name, cluster.model_image, {"asya.sh/handler": handler})
+        done = cluster.create(pod, "-n", namespace, check=False)
+        assert done.returncode == 1, name
+        (line,) = done.stderr.splitlines()
+        assert line.endswith("(AnnotationInvalid)"), name
+        assert line.isascii(), name
+        assert line.isprintable(), name
+        assert len(line) < 2000, name
+    assert cluster.get("-n", namespace, "pods")["items"] == []
+
+
+@pytest.mark.timeout(300)
+def test_hostile_frames_hold_nobody_up(cluster: Cluster, namespace: str) -> None:
+    command = ["python3", "-m", "app"]
+    cluster.apply(
+        workload("model", cluster.model_image, template=ECHO, command=command), namespace=namespace
+    )
+    pod = cluster.ready_pod(namespace, "model", seconds=120)
+    words = ["-n", namespace, "exec", pod.metadata.name, "-c", SIDECAR, "--", "python3", "-c"]
+    said = cluster.kubectl(*words, ATTACK).stdout.splitlines()
+    replies = [json.loads(line) for line in said]
+    assert [reply.get("error", reply.get("result")) for reply in replies] == [
+        *["invalid_json"] * 6,
+        {"still": "here"},
+    ]
+    now = cluster.core.read_namespaced_pod(pod.metadata.name, namespace)
+    assert [status.restart_count for status in now.status.container_statuses] == [0, 0]
+
+
+@pytest.mark.timeout(300)
+def test_a_pod_without_rights_reaches_no_secret_no_copy_and_no_review_of_others(
+    cluster: Cluster, namespace: str
+) -> None:
+    pod = bare_pod("intruder", cluster.model_image, {})
+    cluster.create(pod, "-n", namespace)
+    cluster.ready_pod(namespace, "intruder", seconds=120)
+    asked: Object = bare_pod("asks", cluster.model_image, ECHO)
+    review = {
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "request": {
+            "uid": "1",
+            "operation": "CREATE",
+            "namespace": namespace,
+            "dryRun": True,
+            "resource": {"group": "", "version": "v1", "resource": "pods"},
+            "object": asked,
+        },
+    }
+    words = ["-n", namespace, "exec", "intruder", "--", "python3", "-c", INTRUDER]
+    said = cluster.kubectl(*words, SYSTEM, json.dumps(review), namespace).stdout
+    seen = json.loads(said)
+    assert {key: seen[key] for key in ("secret", "source", "elsewhere", "here")} == {
+        "secret": 403,
+        "source": 403,
+        "elsewhere": 403,
+        "here": 403,
+    }
+    # It may ask, and learns what would be done to the pod that it sent itself.
+    assert seen["webhook"] == 200
+    assert seen["garbage"] == 400
+    assert seen["unknown"] == 405  # it answers POST alone
+
+
+def as_injector(cluster: Cluster, *words: str, **how: Any) -> str:
+    """What kubectl says when it is the injector's account that asks."""
+    return cluster.kubectl(*words, "--as", ACCOUNT, check=False, **how).stderr
+
+
+FORBIDDEN = {
+    "read Secrets of others": ["get", "secrets", "-n", "kube-system"],
+    "read all Secrets of its own namespace": ["get", "secrets", "-n", SYSTEM],
+    "read ConfigMaps": ["get", "configmap", "asya-runtime", "-n", SYSTEM],
+    "read pods": ["get", "pods", "-A"],
+    "read workloads": ["get", "deployments", "-A"],
+    "read nodes": ["get", "nodes"],
+    "delete copies": ["delete", "configmap", "asya-runtime-0123456789", "-n", "default"],
+    "run a pod": ["run", "evil", "--image=evil", "-n", SYSTEM],
+    "get a token": ["create", "token", "default", "-n", "default"],
+    "change what is asked": ["patch", "validatingadmissionpolicy/asya-runtime", "-p", "{}"],
+    "change other webhooks": ["patch", "mutatingwebhookconfiguration/other", "-p", "{}"],
+    "give itself rights": ["create", "clusterrolebinding", "evil", "--clusterrole=cluster-admin",
+                           f"--serviceaccount={SYSTEM}:asya-runtime"],
+}  # fmt: skip
+
+
+def test_the_injectors_account_is_refused_all_else(cluster: Cluster) -> None:
+    said = {what: as_injector(cluster, *words) for what, words in FORBIDDEN.items()}
+    assert [what for what, text in said.items() if "cannot" not in text] == [], said
+
+
+def test_the_injectors_image_holds_and_needs_nothing_but_itself(cluster: Cluster) -> None:
+    plain = ["docker", "run", "--rm", "--network=none", "--read-only", "--cap-drop=ALL"]
+    image = cluster.injector_image
+    found = json.loads(run(*plain, "--entrypoint=python3", image, "-c", FIND).stdout)
+    assert found == {"setuid": [], "writable": [], "tools": [], "user": 65532}
+    shells = [
+        word
+        for shell in ("sh", "dash", "bash")
+        for word in ("--volume", f"/dev/null:/usr/bin/{shell}:ro")
+    ]
+    said = run(*plain, *shells, image, "run", "--help").stdout
+    assert "asya-injector run" in said
+    pods = cluster.core.list_namespaced_pod(
+        SYSTEM, label_selector="app.kubernetes.io/instance=asya-runtime"
+    ).items
+    for pod in pods:
+        (container,) = pod.spec.containers
+        context = container.security_context
+        assert context.read_only_root_filesystem
+        assert not context.allow_privilege_escalation
+        assert context.capabilities.drop == ["ALL"]

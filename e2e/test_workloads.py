@@ -1,0 +1,149 @@
+"""A workload that is annotated stays as it was applied: no drift, no second rollout, no storm.
+
+Nothing here has a pod, but where one is what is asked about: all of it is between API server,
+controllers and injector.
+"""
+
+import json
+from typing import Any
+
+import pytest
+from harness import Cluster, Object, bare_pod, until, workload
+
+APP = ["python3", "-m", "app"]
+ECHO = {"asya.sh/handler": "handlers.echo"}
+INHERITED = "asya.sh/inherited"
+
+
+def deployment(cluster: Cluster, **annotations: Any) -> Object:
+    item = workload("model", cluster.model_image, command=APP, **annotations)
+    item["spec"]["replicas"] = 0
+    return item
+
+
+def without_pods(cluster: Cluster) -> list[Object]:
+    """An annotated workload of each kind that has no pods."""
+    base = deployment(cluster, annotations=ECHO)
+    spec, template = base["spec"], base["spec"]["template"]
+    once = {**template, "spec": {**template["spec"], "restartPolicy": "Never"}}
+    nowhere = {**template, "spec": {**template["spec"], "nodeSelector": {"example.com/no": "no"}}}
+    job = {"suspend": True, "template": once}
+    kinds = [
+        ("apps/v1", "Deployment", spec),
+        ("apps/v1", "StatefulSet", {**spec, "serviceName": "model"}),
+        ("apps/v1", "ReplicaSet", spec),
+        ("apps/v1", "DaemonSet", {"selector": spec["selector"], "template": nowhere}),
+        ("batch/v1", "Job", job),
+        (
+            "batch/v1",
+            "CronJob",
+            {"schedule": "0 0 1 1 *", "suspend": True, "jobTemplate": {"spec": job}},
+        ),
+    ]
+    return [
+        {
+            "apiVersion": version,
+            "kind": kind,
+            "metadata": {"name": f"a-{kind.lower()}", "annotations": ECHO},
+            "spec": each,
+        }
+        for version, kind, each in kinds
+    ]
+
+
+def specs(cluster: Cluster, namespace: str) -> dict[str, Object]:
+    """What is wanted of each workload that nobody owns. (The generation of a Deployment counts
+    changes of its annotations too, the controller's own among them.)
+    """
+    listed = cluster.get("-n", namespace, "deploy,sts,rs,ds,jobs,cronjobs")["items"]
+    return {
+        f"{item['kind']}/{item['metadata']['name']}": item["spec"]
+        for item in listed
+        if not item["metadata"].get("ownerReferences")
+    }
+
+
+def replica_sets(cluster: Cluster, namespace: str) -> int:
+    return len(cluster.get("-n", namespace, "replicasets")["items"])
+
+
+@pytest.mark.timeout(300)
+def test_applied_again_by_whomever_nothing_changes(cluster: Cluster, namespace: str) -> None:
+    items = without_pods(cluster)
+    cluster.apply(*items, namespace=namespace)
+    before = specs(cluster, namespace)
+    assert len(before) == len(items)
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
+    again = cluster.kubectl("apply", "-n", namespace, "-f", "-", stdin=text).stdout.splitlines()
+    assert [line.rpartition(" ")[2] for line in again] == ["unchanged"] * len(items)
+    words = ["apply", "--server-side", "--field-manager=gitops", "--force-conflicts"]
+    for _ in range(2):
+        cluster.kubectl(*words, "-n", namespace, "-f", "-", stdin=text)
+    assert specs(cluster, namespace) == before
+    assert replica_sets(cluster, namespace) == 2  # the Deployment's one, and the one of its own
+    for flags in ([], ["--server-side", "--field-manager=gitops", "--force-conflicts"]):
+        diff = ["diff", *flags, "-n", namespace, "-f", "-"]
+        done = cluster.kubectl(*diff, stdin=text, check=False)
+        assert (done.returncode, done.stdout) == (0, ""), flags
+    noted = {
+        item["kind"]: INHERITED in annotations_of_template(item)
+        for item in cluster.get("-n", namespace, "deploy,sts,rs,ds,jobs,cronjobs")["items"]
+        if item["metadata"]["name"] == f"a-{item['kind'].lower()}"
+    }
+    assert noted == {item["kind"]: True for item in items}
+
+
+def annotations_of_template(item: Object) -> Object:
+    spec = item["spec"]
+    if item["kind"] == "CronJob":
+        spec = spec["jobTemplate"]["spec"]
+    found: Object = spec["template"]["metadata"].get("annotations") or {}
+    return found
+
+
+def test_an_annotation_that_moves_is_followed_and_rolls_out_once(
+    cluster: Cluster, namespace: str
+) -> None:
+    def applied(item: Object) -> tuple[list[str], int]:
+        cluster.apply(item, namespace=namespace)
+        kept = cluster.get("-n", namespace, "deployment/model")
+        generation = kept["metadata"]["generation"]
+
+        def observed() -> bool:
+            status = cluster.get("-n", namespace, "deployment/model")["status"]
+            return bool(status.get("observedGeneration", 0) >= generation)
+
+        until("the controller to have seen it", observed)
+        return sorted(annotations_of_template(kept)), replica_sets(cluster, namespace)
+
+    at_the_top = deployment(cluster, annotations=ECHO)
+    in_the_template = deployment(cluster, template=ECHO)
+    assert applied(at_the_top) == ([INHERITED], 1)
+    assert applied(in_the_template) == (["asya.sh/handler"], 2)
+    assert applied(at_the_top) == ([INHERITED], 2)  # the first one's template, found again
+    both = deployment(cluster, annotations=ECHO, template={"asya.sh/chunk-size": "8192"})
+    assert applied(both) == (["asya.sh/chunk-size", INHERITED], 3)
+    edited = deployment(cluster, annotations=ECHO, template={"asya.sh/chunk-size": "1024"})
+    assert applied(edited) == (["asya.sh/chunk-size", INHERITED], 4)
+    assert applied(deployment(cluster)) == ([], 5)
+
+
+def test_what_a_controller_owns_and_what_nobody_knows(cluster: Cluster, namespace: str) -> None:
+    owner = {
+        "apiVersion": "example.com/v1",
+        "kind": "Widget",
+        "name": "w",
+        "uid": "0e4ad4a8-2f6b-4a5b-9a54-0d5d0c6e8a10",
+        "controller": True,
+    }
+    pod = bare_pod("owned", cluster.model_image, dict(ECHO))
+    pod["metadata"]["ownerReferences"] = [owner]
+    words = ["-n", namespace, "--dry-run=server", "-o", "json"]
+    made = json.loads(cluster.create(pod, *words).stdout)
+    assert "asya.sh/injected" in made["metadata"]["annotations"]
+
+    item = next(each for each in without_pods(cluster) if each["kind"] == "ReplicaSet")
+    free = json.loads(cluster.create(item, *words).stdout)
+    item["metadata"]["ownerReferences"] = [owner]
+    owned = json.loads(cluster.create(item, *words).stdout)
+    assert [INHERITED in annotations_of_template(each) for each in (free, owned)] == [True, False]
