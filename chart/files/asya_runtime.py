@@ -309,7 +309,9 @@ def make_codec(
         except TypeError:
             return encode(box)  # integers of any size, keys of any type, or the complaint
         # orjson makes null of NaN: the standard library looks whether there was one
-        return encode(box) if reply.rfind(b"null") >= 0 else reply
+        if has_no_float(box[0], [64]) or reply.rfind(b"null") < 0:  # twice as fast as `in`
+            return reply
+        return encode(box)
 
     bound = shallow if sys.version_info < (3, 12) else lambda function: function
     if choice == "stdlib":
@@ -326,12 +328,26 @@ def make_codec(
     return lambda parcel: loads(parcel.pop()), bound(encode_fast)
 
 
+def has_no_float(value: object, left: "list[int]") -> bool:
+    """Whether there is no float in a value of at most `left` parts; dearer to know for more."""
+    left[0] -= 1
+    if left[0] < 0:
+        return False
+    if type(value) is dict:
+        return all(has_no_float(item, left) for item in value.values())
+    if type(value) is list:
+        return all(has_no_float(item, left) for item in value)
+    return value is None or type(value) in (str, int, bool)
+
+
 def shallow(function: "Callable[[Any], Any]") -> "Callable[[Any], Any]":
     """Bound recursion in C, which before 3.12 obeys a limit that users may set sky-high."""
 
     def call(argument: object) -> object:
         limit = sys.getrecursionlimit()
-        sys.setrecursionlimit(min(limit, 5000))
+        if limit <= 5000:
+            return function(argument)
+        sys.setrecursionlimit(5000)
         try:
             return function(argument)
         finally:
@@ -921,10 +937,11 @@ def timed(call: "Call", running: "dict[object, float]") -> "Call":
 # Connections
 # --------------------------------------------------------------------------------------
 
+MSG_PEEK = 2  # of socket, whose import --ready does without
 IDLE, NOW, READ, WRITE = 0, -1, 1, 4  # what a conversation waits for; 1, 4: EPOLLIN, EPOLLOUT
 GROWTH = 65536  # the first buffer of what is larger than ASYA_CHUNK_SIZE
 KEPT = 4194304  # a buffer up to this size is used again
-STEP = 16777216  # a buffer doubles, but by no more than this
+STEP = 1048576  # a buffer doubles, but by no more than this; the allocator would keep larger ones
 
 
 class Broken(Exception):  # noqa: N818
@@ -978,17 +995,16 @@ def converse(
                     spare[:] = [keep]
             held = held[end:]
             prefix = len(reply).to_bytes(4, "big")
-            if len(reply) > GROWTH:  # too large to be copied
-                yield from write(sock, prefix, 0)
-                yield from write(sock, reply, 0)
-            else:
-                reply = prefix + reply
-                try:
-                    sent = send(reply)
-                except BlockingIOError:
-                    sent = 0
-                if sent < len(reply):
-                    yield from write(sock, reply, sent)
+            try:
+                if len(reply) < GROWTH:
+                    sent = send(prefix + reply)
+                else:  # too large to be copied
+                    sent = sock.sendmsg((prefix, reply))
+            except BlockingIOError:
+                sent = 0
+            if sent < len(reply) + 4:
+                yield from write(sock, prefix[sent:])
+                yield from write(sock, memoryview(reply)[max(0, sent - 4) :])
             del reply
             if len(held) >= 4:
                 yield NOW  # the others' turn
@@ -1031,14 +1047,14 @@ def receive(
     return buffer is not None
 
 
-def write(sock: "Socket", data: bytes, sent: int) -> "Generator[int, None, None]":
-    """Send the rest of `data`, as fast as the peer reads."""
-    while sent < len(data):
+def write(sock: "Socket", data: "Bytes") -> "Generator[int, None, None]":
+    """Send `data`, as fast as the peer reads."""
+    while data:
         try:
-            sent += sock.send(memoryview(data)[sent:])
+            data = data[sock.send(data) :]
         except BlockingIOError:
             pass
-        if sent < len(data):
+        if data:
             yield WRITE
 
 
@@ -1146,9 +1162,16 @@ def serve(
 
     def make_space() -> None:
         """Close the connection that has been quiet longest, if possible one between messages."""
+
+        def has_begun(fd: int) -> bool:
+            try:
+                return talks[fd][1] != IDLE or bool(talks[fd][2].recv(1, MSG_PEEK))
+            except OSError:
+                return False
+
         quiet = [fd for fd in talks if fd not in busy]
         if quiet:
-            close(min(quiet, key=lambda fd: talks[fd][1] != IDLE))
+            close(next((fd for fd in quiet if not has_begun(fd)), quiet[0]))
 
     def accept() -> bool:
         try:
@@ -1287,7 +1310,7 @@ def run(settings: Settings) -> int:
         sys.stdout.reconfigure(line_buffering=True)  # lines are in the log when they are printed
     # glibc learns from this that blocks of this size come and go; else each large message has
     # its memory paged in again, which costs a third of the time. Not one page is touched here
-    bytes(8388608)
+    bytes(4194304)
     listener, publish, remove = open_listener(settings.socket_path, settings.socket_mode)
     install, stop, running = start_watch(settings.handler_timeout, remove)
     ending: "list[int]" = []
