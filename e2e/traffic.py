@@ -164,8 +164,8 @@ def reason(error: ApiException) -> str:
     for words, short in _REFUSALS.items():
         if words in text:
             return short
-    found = re.search(r"\((\w+)\)", text) if "denied the request" in text else None
-    return found[1] if found else "other"
+    codes = re.findall(r"\((\w+)\)", text) if "denied the request" in text else []
+    return str(codes[-1]) if codes else "other"
 
 
 class Sending(threading.Thread):
