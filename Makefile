@@ -133,7 +133,7 @@ demo-clean: deps ## remove what the demo installed
 
 .PHONY: e2e
 e2e: deps cluster helm3 ## tests in the cluster, side by side (ARGS=-n0: one by one)
-	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e -n 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e -n 3 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 .PHONY: soak
 soak: deps cluster ## steady load for MINUTES=60: nothing may grow

@@ -91,8 +91,10 @@ def test_no_change_of_a_release_refuses_or_misses_a_pod(free: Cluster, namespace
     settled(free, replicas=0)
     free.kubectl("-n", SYSTEM, "delete", "secret", "ours")
     kinds = "all,secrets,configmaps,roles,rolebindings,serviceaccounts,poddisruptionbudgets"
-    left = free.get("-n", SYSTEM, kinds)["items"]
-    assert {each["metadata"]["name"] for each in left} <= {"default", "kube-root-ca.crt"}
+    left = {each["metadata"]["name"] for each in free.get("-n", SYSTEM, kinds)["items"]}
+    # The copy of the runtime for the pod of `helm test` stays, as all copies do.
+    copies = {name for name in left if name.startswith("asya-runtime-")}
+    assert left - copies <= {"default", "kube-root-ca.crt"}
     wide = "mutatingwebhookconfigurations,clusterroles,clusterrolebindings"
     wide += ",validatingadmissionpolicies"
     label = f"app.kubernetes.io/instance={RELEASE}"

@@ -62,6 +62,7 @@ def with_old_runtime(pod: Object, version: str = OLD) -> Object:
     return pod
 
 
+@pytest.mark.alone  # other releases and charts would be in its table
 def test_a_healthy_cluster_has_nothing_to_mend(cluster: Cluster, namespace: str) -> None:
     cluster.create(bare_pod("model", cluster.model_image, ECHO), "-n", namespace)
     status, rows = findings("-n", namespace)

@@ -400,6 +400,10 @@ def test_a_namespace_that_is_deleted_goes_and_can_be_made_again(
     try:
         began = time.time()
         item = actor(WRAP, cluster.model_image, command=APP)
+        until(  # a kubelet that was restarted calls its pods unready until it has looked at them
+            "workloads to be admitted",
+            lambda: cluster.apply(item, namespace=name, check=False).returncode == 0,
+        )
         with load(cluster, name, item) as (sending, asking):
             pod = cluster.ready_pod(name, WRAP)
             long_message(cluster, pod, signal.SIGUSR1)

@@ -42,7 +42,10 @@ def test_what_runs_outlives_the_injector_and_nothing_else_of_it_is_left(
     cluster.uninstall()
     until("all of the release to be gone", lambda: not leftovers(cluster))
     left = cluster.get("-n", SYSTEM, "secrets,configmaps,leases,endpoints")["items"]
-    assert [each["metadata"]["name"] for each in left] == ["kube-root-ca.crt"]
+    names = {each["metadata"]["name"] for each in left}
+    # Copies of the runtime stay: one may be here for the pod of an earlier `helm test`.
+    copies = {name for name in names if name.startswith("asya-runtime-")}
+    assert names - copies == {"kube-root-ca.crt"}
 
     assert cluster.call(pod, {"payload": {}}) == OK
     cluster.restart_model(pod)

@@ -1179,8 +1179,9 @@ def serve(
         except BlockingIOError:
             return False
         except OSError as error:
-            log("a connection cannot be accepted: %s" % error.strerror)
-            make_space()
+            if error.errno != errno.EINVAL:  # which says: shut down, and nobody is left
+                log("a connection cannot be accepted: %s" % error.strerror)
+                make_space()
             return False
         if len(talks) >= most:
             make_space()
@@ -1236,6 +1237,7 @@ def serve(
     def drain() -> None:
         """Answer what the backlog and the connections hold; take nothing more."""
         retire()
+        listener.shutdown(0)  # SHUT_RD: who comes now is refused, before anything is sent
         while accept():
             pass
         poll.unregister(listening)
