@@ -66,15 +66,15 @@ lint: deps helm ## ruff, mypy, imports, shellcheck, helm lint
 	@$(bin)/ruff format --check --quiet . || { echo 'not formatted: make fmt' >&2; exit 1; }
 	@$(bin)/ruff check --quiet .
 	@$(bin)/mypy --no-error-summary
-	@for dir in $(own_paths); do MYPYPATH=$$dir:tests/chart:e2e $(bin)/mypy --no-error-summary $$dir/*.py; done
+	@for dir in $(own_paths); do MYPYPATH=$$dir:tests/chart:tests/docs:e2e $(bin)/mypy --no-error-summary $$dir/*.py; done
 	@$(bin)/lint-imports --no-logo >build/lint-imports.log 2>&1 || { cat build/lint-imports.log >&2; exit 1; }
 	@$(bin)/shellcheck -x --source-path=SCRIPTDIR $(scripts)
 	@helm lint --quiet chart
 	@echo 'lint: clean'
 
 .PHONY: test
-test: deps helm helm3 ## tests that need no cluster
-	@$(bin)/pytest tests $(ARGS)
+test: deps helm helm3 ## tests that need no cluster, side by side (ARGS=-n0: one by one)
+	@$(bin)/pytest tests -n auto --dist worksteal $(ARGS)
 
 .PHONY: test-cov
 test-cov: deps helm helm3 ## the same with coverage of the injector
