@@ -121,7 +121,7 @@ class Api:
                 "admissionReviewVersions": ["v1"],
                 "sideEffects": "NoneOnDryRun",
             }
-            for name in ("pods", "workloads")
+            for name in ("pods", "workloads", "templates")
         ]
         metadata = {"name": NAME, "annotations": {"meta.helm.sh/release-name": NAME}}
         self.put("mutatingwebhookconfigurations", "", {"metadata": metadata, "webhooks": webhooks})

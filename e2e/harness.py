@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -144,6 +145,27 @@ class Cluster:
         selector = f"app.kubernetes.io/name=asya-injector,app.kubernetes.io/instance={RELEASE}"
         listed = self.core.list_namespaced_pod(namespace, label_selector=selector).items
         return [pod.metadata.name for pod in listed]
+
+    @contextlib.contextmanager
+    def without_injectors(self) -> Iterator[None]:
+        """No replica answers inside; two do after it, whatever happens."""
+        self._scale_injectors(0)
+        try:
+            yield
+        finally:
+            self._scale_injectors(2)
+
+    def _scale_injectors(self, replicas: int) -> None:
+        words = ["-n", SYSTEM, "scale", f"deployment/{RELEASE}", f"--replicas={replicas}"]
+        self.kubectl(*words)
+
+        def settled() -> bool:
+            slices = self.get("-n", SYSTEM, "endpointslices")["items"]
+            endpoints = [each for part in slices for each in part["endpoints"] or []]
+            ready = [each for each in endpoints if each["conditions"]["ready"]]
+            return len(self.injectors()) == replicas and len(ready) == replicas
+
+        until(f"{replicas} replicas of the injector", settled, seconds=90)
 
     def pods(self, namespace: str, name: str) -> list[Pod]:
         """The pods of an application that are not on their way out."""

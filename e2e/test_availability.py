@@ -1,9 +1,10 @@
 """Without the injector nothing runs half done, nobody else notices, and it mends itself."""
 
-from collections.abc import Iterator
+import json
+from typing import Any
 
 import pytest
-from harness import SYSTEM, Cluster, bare_pod, until, workload
+from harness import SYSTEM, Cluster, Object, bare_pod, until, workload
 
 pytestmark = pytest.mark.alone
 
@@ -11,27 +12,6 @@ APP = ["python3", "-m", "app"]
 ECHO = {"asya.sh/handler": "handlers.echo"}
 
 
-@pytest.fixture
-def scaled(cluster: Cluster) -> Iterator[None]:
-    """Whatever the test does, two replicas serve again after it."""
-    yield
-    scale(cluster, 2)
-
-
-def scale(cluster: Cluster, replicas: int) -> None:
-    words = ["-n", SYSTEM, "scale", "deployment/asya-runtime", f"--replicas={replicas}"]
-    cluster.kubectl(*words)
-
-    def settled() -> bool:
-        slices = cluster.get("-n", SYSTEM, "endpointslices")["items"]
-        endpoints = [each for part in slices for each in part["endpoints"] or []]
-        ready = [each for each in endpoints if each["conditions"]["ready"]]
-        return len(cluster.injectors()) == replicas and len(ready) == replicas
-
-    until(f"{replicas} replicas of the injector", settled, seconds=90)
-
-
-@pytest.mark.usefixtures("scaled")
 def test_an_outage_holds_up_annotated_pods_alone_and_ends_by_itself(
     cluster: Cluster, namespace: str
 ) -> None:
@@ -42,8 +22,15 @@ def test_an_outage_holds_up_annotated_pods_alone_and_ends_by_itself(
     )
     before = cluster.ready_pod(namespace, "actor")
     cluster.ready_pod(namespace, "other")
-    scale(cluster, 0)
+    with cluster.without_injectors():
+        outage(cluster, namespace, before)
+    words = ["-n", namespace, "rollout", "status", "deployment/actor", "--timeout=120s"]
+    cluster.kubectl(*words, timeout=130)
+    for pod in cluster.pods(namespace, "actor"):
+        assert cluster.call(pod, {"payload": {}}) == [{"status": "ok", "result": {}}]
 
+
+def outage(cluster: Cluster, namespace: str, before: Any) -> None:
     # What runs goes on; what nobody asked us about is made as ever.
     assert cluster.call(before, {"payload": {}}) == [{"status": "ok", "result": {}}]
     cluster.create(bare_pod("plain", cluster.model_image, {}), "-n", namespace)
@@ -65,14 +52,52 @@ def test_an_outage_holds_up_annotated_pods_alone_and_ends_by_itself(
     )
     assert [pod.metadata.uid for pod in cluster.pods(namespace, "actor")] == [before.metadata.uid]
 
-    scale(cluster, 2)
-    words = ["-n", namespace, "rollout", "status", "deployment/actor", "--timeout=120s"]
-    cluster.kubectl(*words, timeout=130)
-    for pod in cluster.pods(namespace, "actor"):
-        assert cluster.call(pod, {"payload": {}}) == [{"status": "ok", "result": {}}]
+
+def test_during_an_outage_workloads_are_scaled_rolled_out_and_undone_as_ever(
+    cluster: Cluster, namespace: str
+) -> None:
+    item = workload("model", cluster.model_image, command=APP, annotations=ECHO)
+    item["spec"]["replicas"] = 0  # what is asked about is between API server and controllers
+    cluster.apply(item, namespace=namespace)
+    ours = ["-n", namespace]
+
+    def env() -> list[Object]:
+        pod = cluster.get(*ours, "deployment/model")["spec"]["template"]["spec"]
+        return list(pod["containers"][0].get("env", []))
+
+    def replica_sets() -> int:
+        return len(cluster.get(*ours, "replicasets")["items"])
+
+    def set_env(revision: int) -> None:
+        words = ["set", "env", "deployment/model", "-c", "model", f"REVISION={revision}"]
+        cluster.kubectl(*ours, *words)
+
+    set_env(2)
+    until("the second revision", lambda: replica_sets() == 2)
+    with cluster.without_injectors():
+        cluster.kubectl(*ours, "scale", "deployment/model", "--replicas=1")
+        api = f"/apis/apps/v1/namespaces/{namespace}/deployments/model/scale"
+        scale = json.loads(cluster.kubectl("get", "--raw", api).stdout)
+        del scale["metadata"]["resourceVersion"]
+        scale["spec"]["replicas"] = 2  # as a HorizontalPodAutoscaler does it
+        cluster.kubectl("replace", "--raw", api, "-f", "-", stdin=json.dumps(scale))
+        cluster.kubectl(*ours, "patch", "deployment/model", "-p", '{"spec": {"replicas": 0}}')
+        cluster.kubectl(*ours, "label", "deployment/model", "team=a")
+        history = cluster.kubectl(*ours, "rollout", "history", "deployment/model").stdout
+        assert [line.split()[0] for line in history.splitlines()[2:] if line] == ["1", "2"]
+        cluster.kubectl(*ours, "rollout", "undo", "deployment/model")
+        assert env() == []
+        set_env(3)
+        until("the third revision", lambda: replica_sets() == 3)
+        # What the pods would have to be told cannot be written now.
+        words = ["annotate", "--overwrite", "deployment/model", "asya.sh/handler=handlers.slow"]
+        refused = cluster.kubectl(*ours, *words, check=False)
+        assert 'failed calling webhook "workloads.asya.sh"' in refused.stderr
+    template = cluster.get(*ours, "deployment/model")["spec"]["template"]
+    assert json.loads(template["metadata"]["annotations"]["asya.sh/inherited"]) == ECHO
+    assert env() == [{"name": "REVISION", "value": "3"}]
 
 
-@pytest.mark.usefixtures("scaled")
 def test_a_rolling_restart_refuses_no_pod_and_misses_none(cluster: Cluster, namespace: str) -> None:
     cluster.kubectl("-n", SYSTEM, "rollout", "restart", "deployment/asya-runtime")
     number = 0

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from cel_cases import CASES
+from cel_cases import CASES, Case
 from harness import SYSTEM, Cluster, Object, until
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
@@ -48,32 +48,61 @@ class Asker:
             self.send(verb, item, dry_run="All")
         return self.reviews() > before
 
+    def unanswered(self, verb: str, item: Object) -> str:
+        """The name of the webhook without whose answer the object is refused; empty if none is."""
+        try:
+            self.send(verb, item, dry_run="All")
+        except ApiException as error:
+            found = re.search(r'failed calling webhook \\"([a-z.]+)\\"', str(error.body))
+            if not found:
+                raise
+            return found[1]
+        return ""
+
 
 def named(item: Object, name: str) -> Object:
     return {**item, "metadata": {**item["metadata"], "name": name}}
+
+
+PROBE = next(case for case in CASES if case.id == "pod-with-handler").new
+
+
+def make_the_old_ones(cluster: Cluster, namespace: str, asker: Asker) -> None:
+    """The objects that updates start from, made while nobody looks, so that they are as given."""
+    cluster.kubectl("label", "namespace", namespace, "asya.sh/injection=disabled")
+    until("the namespace to be left alone", lambda: not asker.is_asked("create", PROBE))
+    for case in CASES:
+        if case.old is not None:
+            asker.send("create", named(case.old, case.id))
+    cluster.kubectl("label", "namespace", namespace, "asya.sh/injection-")
+    until("the namespace to be looked at", lambda: asker.is_asked("create", PROBE))
+
+
+def verb_of(case: Case) -> str:
+    return "create" if case.old is None else "replace"
 
 
 def test_the_injector_is_asked_about_what_concerns_it_and_nothing_else(
     cluster: Cluster, namespace: str
 ) -> None:
     asker = Asker(cluster, namespace)
-    # The objects that updates start from are made while nobody looks, so that they are as given.
-    cluster.kubectl("label", "namespace", namespace, "asya.sh/injection=disabled")
-    probe = next(case for case in CASES if case.id == "pod-with-handler").new
-    until("the namespace to be left alone", lambda: not asker.is_asked("create", probe))
-    for case in CASES:
-        if case.old is not None:
-            asker.send("create", named(case.old, case.id))
-    cluster.kubectl("label", "namespace", namespace, "asya.sh/injection-")
-    until("the namespace to be looked at", lambda: asker.is_asked("create", probe))
+    make_the_old_ones(cluster, namespace, asker)
+    asked = {case.id: asker.is_asked(verb_of(case), named(case.new, case.id)) for case in CASES}
+    assert asked == {case.id: bool(case.webhook) for case in CASES}
 
-    asked = {
-        case.id: asker.is_asked(
-            "create" if case.old is None else "replace", named(case.new, case.id)
-        )
-        for case in CASES
-    }
-    assert asked == {case.id: case.called for case in CASES}
+
+@pytest.mark.timeout(300)
+def test_while_no_injector_answers_only_what_it_must_write_to_has_to_wait(
+    cluster: Cluster, namespace: str
+) -> None:
+    asker = Asker(cluster, namespace)
+    make_the_old_ones(cluster, namespace, asker)
+    with cluster.without_injectors():
+        waiting = {
+            case.id: asker.unanswered(verb_of(case), named(case.new, case.id)) for case in CASES
+        }
+    must = {"pods": "pods.asya.sh", "workloads": "workloads.asya.sh"}
+    assert waiting == {case.id: must.get(case.webhook, "") for case in CASES}
 
 
 @pytest.mark.parametrize("namespace_name", ["kube-system", "kube-public", "kube-node-lease"])

@@ -26,6 +26,33 @@ has({{ . }}.metadata) && has({{ . }}.metadata.annotations) && 'asya.sh/inject' i
 (has({{ . }}.metadata.annotations) ? {{ . }}.metadata.annotations : {})
 {{- end }}
 
+{{/* Whether an update adds, changes or takes away a key of ours on the workload itself. */}}
+{{- define "asya-runtime.cel.keysChange" -}}
+[[{{ include "asya-runtime.cel.annotations" "object" }}, {{ include "asya-runtime.cel.annotations" "oldObject" }}],
+[{{ include "asya-runtime.cel.annotations" "oldObject" }}, {{ include "asya-runtime.cel.annotations" "object" }}]]
+.exists(pair, pair[0].exists(key, key.startsWith('asya.sh/') &&
+!(key in pair[1] && pair[1][key] == pair[0][key])))
+{{- end }}
+
+{{/* The notes of inherited annotations in a workload's templates. Argument: the variable that holds the workload. */}}
+{{- define "asya-runtime.cel.notes" -}}
+{{ include "asya-runtime.cel.templates" . }}
+.map(each, has(each.metadata) && has(each.metadata.annotations) &&
+  'asya.sh/inherited' in each.metadata.annotations ? each.metadata.annotations['asya.sh/inherited'] : '')
+{{- end }}
+
+{{/*
+Whether the note in the template may have to be written: a workload that came without it would make pods that are none
+of ours. Any other change of a template is only judged, and a wrong one shows again at its pods.
+*/}}
+{{- define "asya-runtime.cel.needsNote" -}}
+request.operation != 'UPDATE' ||
+{{ include "asya-runtime.cel.notes" "object" }} !=
+{{ include "asya-runtime.cel.notes" "oldObject" }} ||
+({{ include "asya-runtime.cel.asks" "object" }}) && '' in {{ include "asya-runtime.cel.notes" "object" }} ||
+{{ include "asya-runtime.cel.keysChange" . }}
+{{- end }}
+
 {{- define "asya-runtime.podConditions" -}}
 - name: carries-a-key-of-ours
   expression: >-
@@ -52,10 +79,7 @@ has({{ . }}.metadata) && has({{ . }}.metadata.annotations) && 'asya.sh/inject' i
     request.operation != 'UPDATE' ||
     {{ include "asya-runtime.cel.templates" "object" | indent 4 | trim }} !=
     {{ include "asya-runtime.cel.templates" "oldObject" | indent 4 | trim }} ||
-    [[{{ include "asya-runtime.cel.annotations" "object" }}, {{ include "asya-runtime.cel.annotations" "oldObject" }}],
-    [{{ include "asya-runtime.cel.annotations" "oldObject" }}, {{ include "asya-runtime.cel.annotations" "object" }}]]
-    .exists(pair, pair[0].exists(key, key.startsWith('asya.sh/') &&
-    !(key in pair[1] && pair[1][key] == pair[0][key])))
+    {{ include "asya-runtime.cel.keysChange" . | indent 4 | trim }}
 # With a changed template its Deployment would take it for one of an older generation, and make another without end.
 - name: is-no-replicaset-of-a-controller
   expression: >-

@@ -18,18 +18,20 @@ from asya_injector.review import Review, current_review
 
 logger = logging.getLogger(__name__)
 
-# The last part of each webhook's path in the chart.
-PODS, WORKLOADS = "pods", "workloads"
+# The last part of each webhook's path in the chart. Updates that need no note in the template go to
+# a webhook of their own, which the API server may pass over.
+PODS, WORKLOADS, TEMPLATES = "pods", "workloads", "templates"
+_UPDATED = (
+    ("apps", "v1", "deployments"),
+    ("apps", "v1", "statefulsets"),
+    ("apps", "v1", "daemonsets"),
+    ("apps", "v1", "replicasets"),
+    ("batch", "v1", "cronjobs"),
+)
 HANDLED = {
     PODS: (("", "v1", "pods"),),
-    WORKLOADS: (
-        ("apps", "v1", "deployments"),
-        ("apps", "v1", "statefulsets"),
-        ("apps", "v1", "daemonsets"),
-        ("apps", "v1", "replicasets"),
-        ("batch", "v1", "jobs"),
-        ("batch", "v1", "cronjobs"),
-    ),
+    WORKLOADS: (*_UPDATED, ("batch", "v1", "jobs")),
+    TEMPLATES: _UPDATED,
 }
 
 
@@ -60,9 +62,10 @@ class Webhook:
 
 
 def registry(webhook: Webhook) -> kopf.OperatorRegistry:
-    """kopf's handlers: one for pods, one for all kinds of workloads."""
+    """kopf's handlers: for pods, and for all kinds of workloads."""
     handlers = kopf.OperatorRegistry()
-    answers = {PODS: _answering(webhook.admit_pod), WORKLOADS: _answering(webhook.admit_workload)}
+    of_pods, of_workloads = _answering(webhook.admit_pod), _answering(webhook.admit_workload)
+    answers = {PODS: of_pods, WORKLOADS: of_workloads, TEMPLATES: of_workloads}
     for path, resources in HANDLED.items():
         for resource in resources:
             kopf.on.mutate(*resource, id=path, registry=handlers)(answers[path])

@@ -1,4 +1,4 @@
-"""Objects and whether the API server must ask the injector about them.
+"""Objects, and by which webhook the API server must ask the injector about them.
 
 What decides is the CEL in the chart's matchConditions, which only an API server evaluates.
 """
@@ -11,9 +11,11 @@ from typing import Any
 
 Object = dict[str, Any]
 
+NONE, OF_PODS, OF_WORKLOADS, OF_TEMPLATES = "", "pods", "workloads", "templates"
 HANDLER = {"asya.sh/handler": "my_app.handler.predict"}
 OFF = {"asya.sh/inject": "false"}
 NOTE = {"asya.sh/inherited": '{"asya.sh/handler":"my_app.handler.predict"}'}
+OTHER_NOTE = {"asya.sh/inherited": '{"asya.sh/handler":"my_app.handler.other"}'}
 OTHERS = {"example.com/asya.sh": "x", "asya.shop/handler": "x", "xasya.sh/handler": "x"}
 VERSIONS = {"Pod": "v1", "Job": "batch/v1", "CronJob": "batch/v1"}
 # Restricted PodSecurity is no concern of these cases, but may be enforced where they are tried.
@@ -36,10 +38,13 @@ POD: Object = {
 
 @dataclass(frozen=True)
 class Case:
-    """One request: `new` is created or, where there is an `old`, takes its place."""
+    """One request: `new` is created or, where there is an `old`, takes its place.
+
+    webhook: the one that is called, by the first part of its name; empty if none is.
+    """
 
     id: str
-    called: bool
+    webhook: str
     new: Object
     old: Object | None = None
 
@@ -91,99 +96,130 @@ def _owner(**more: Any) -> list[Object]:
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob")
 
 PODS = [
-    Case("pod-without-annotations", False, build("Pod")),
-    Case("pod-with-no-annotation-at-all-but-the-field", False, build("Pod", {})),
-    Case("pod-with-annotations-of-others", False, build("Pod", OTHERS)),
-    Case("pod-with-a-label-of-ours", False, build("Pod", labels={"asya.sh/runtime-hash": "0"})),
-    Case("pod-with-handler", True, build("Pod", HANDLER)),
-    Case("pod-with-a-misspelt-key", True, build("Pod", {"asya.sh/handlr": "a.b"})),
-    Case("pod-with-an-inherited-note", True, build("Pod", NOTE)),
-    Case("pod-switched-off", False, build("Pod", HANDLER | OFF)),
-    Case("pod-switched-on", True, build("Pod", HANDLER | {"asya.sh/inject": "true"})),
-    Case("pod-switched-by-a-wrong-word", True, build("Pod", HANDLER | {"asya.sh/inject": "nope"})),
+    Case("pod-without-annotations", NONE, build("Pod")),
+    Case("pod-with-no-annotation-at-all-but-the-field", NONE, build("Pod", {})),
+    Case("pod-with-annotations-of-others", NONE, build("Pod", OTHERS)),
+    Case("pod-with-a-label-of-ours", NONE, build("Pod", labels={"asya.sh/runtime-hash": "0"})),
+    Case("pod-with-handler", OF_PODS, build("Pod", HANDLER)),
+    Case("pod-with-a-misspelt-key", OF_PODS, build("Pod", {"asya.sh/handlr": "a.b"})),
+    Case("pod-with-an-inherited-note", OF_PODS, build("Pod", NOTE)),
+    Case("pod-switched-off", NONE, build("Pod", HANDLER | OFF)),
+    Case("pod-switched-on", OF_PODS, build("Pod", HANDLER | {"asya.sh/inject": "true"})),
+    Case(
+        "pod-switched-by-a-wrong-word", OF_PODS, build("Pod", HANDLER | {"asya.sh/inject": "nope"})
+    ),
 ]
 
 CREATED = [
-    Case(f"{kind}-{where}".lower(), called, build(kind, own, template))
+    Case(f"{kind}-{where}".lower(), webhook, build(kind, own, template))
     for kind in WORKLOADS
-    for where, called, own, template in (
-        ("without-annotations", False, None, None),
-        ("with-annotations-of-others", False, OTHERS, OTHERS),
-        ("annotated-itself", True, HANDLER, None),
-        ("annotated-in-its-template", True, None, HANDLER),
-        ("with-a-misspelt-key-in-its-template", True, OTHERS, {"asya.sh/handlr": "a.b"}),
-        ("switched-off-in-its-template", False, HANDLER, OFF),
-        ("switched-off-in-its-template-that-has-a-note", True, HANDLER, OFF | NOTE),
-        ("switched-off-itself", False, HANDLER | OFF, None),
-        ("switched-off-itself-with-an-annotated-template", True, OFF, HANDLER),
-        ("switched-off-everywhere", False, OFF, HANDLER | OFF),
+    for where, webhook, own, template in (
+        ("without-annotations", NONE, None, None),
+        ("with-annotations-of-others", NONE, OTHERS, OTHERS),
+        ("annotated-itself", OF_WORKLOADS, HANDLER, None),
+        ("annotated-in-its-template", OF_WORKLOADS, None, HANDLER),
+        ("with-a-misspelt-key-in-its-template", OF_WORKLOADS, OTHERS, {"asya.sh/handlr": "a.b"}),
+        ("switched-off-in-its-template", NONE, HANDLER, OFF),
+        ("switched-off-in-its-template-that-has-a-note", OF_WORKLOADS, HANDLER, OFF | NOTE),
+        ("switched-off-itself", NONE, HANDLER | OFF, None),
+        ("switched-off-itself-with-an-annotated-template", OF_WORKLOADS, OFF, HANDLER),
+        ("switched-off-everywhere", NONE, OFF, HANDLER | OFF),
     )
 ]
 
 # Kinds that are sent on UPDATE; the templates of Jobs are immutable.
 UPDATED = [
-    Case(f"{kind}-{what}".lower(), called, new, old)
+    Case(f"{kind}-{what}".lower(), webhook, new, old)
     for kind in ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "CronJob")
-    for what, called, old, new in (
-        ("same-again", False, build(kind, HANDLER), build(kind, HANDLER)),
-        ("label-changed", False, build(kind, HANDLER), build(kind, HANDLER, labels={"a": "b"})),
+    for what, webhook, old, new in (
+        ("same-again", NONE, build(kind, HANDLER), build(kind, HANDLER)),
+        ("label-changed", NONE, build(kind, HANDLER), build(kind, HANDLER, labels={"a": "b"})),
         (
             "annotation-of-others-changed",
-            False,
+            NONE,
             build(kind, HANDLER | {"a": "b"}, HANDLER),
             build(kind, HANDLER | {"a": "c"}, HANDLER),
         ),
-        ("image-changed", True, build(kind, HANDLER), build(kind, HANDLER, image="newer")),
-        ("image-changed-unannotated", False, build(kind), build(kind, image="newer")),
-        ("annotation-added", True, build(kind), build(kind, HANDLER)),
+        ("image-changed", OF_WORKLOADS, build(kind, HANDLER), build(kind, HANDLER, image="newer")),
+        (
+            "image-changed-under-a-note",
+            OF_TEMPLATES,
+            build(kind, HANDLER, NOTE),
+            build(kind, HANDLER, NOTE, image="newer"),
+        ),
+        (
+            "image-changed-annotated-in-its-template",
+            OF_TEMPLATES,
+            build(kind, None, HANDLER),
+            build(kind, None, HANDLER, image="newer"),
+        ),
+        ("note-lost", OF_WORKLOADS, build(kind, HANDLER, NOTE), build(kind, HANDLER)),
+        (
+            "note-changed",
+            OF_WORKLOADS,
+            build(kind, HANDLER, NOTE),
+            build(kind, HANDLER, OTHER_NOTE),
+        ),
+        ("image-changed-unannotated", NONE, build(kind), build(kind, image="newer")),
+        ("annotation-added", OF_WORKLOADS, build(kind), build(kind, HANDLER)),
         (
             "annotation-added-beside-others",
-            True,
+            OF_WORKLOADS,
             build(kind, OTHERS),
             build(kind, OTHERS | HANDLER),
         ),
         (
             "annotation-changed",
-            True,
+            OF_WORKLOADS,
             build(kind, HANDLER),
             build(kind, {"asya.sh/handler": "my_app.handler.other"}),
         ),
-        ("annotation-taken-away", True, build(kind, HANDLER, NOTE), build(kind, None, NOTE)),
-        ("last-annotation-taken-away", True, build(kind, HANDLER), build(kind)),
-        ("template-annotation-added", True, build(kind), build(kind, None, HANDLER)),
-        ("template-annotation-taken-away", False, build(kind, None, HANDLER), build(kind)),
+        (
+            "annotation-taken-away",
+            OF_WORKLOADS,
+            build(kind, HANDLER, NOTE),
+            build(kind, None, NOTE),
+        ),
+        ("last-annotation-taken-away", OF_WORKLOADS, build(kind, HANDLER), build(kind)),
+        ("template-annotation-added", OF_TEMPLATES, build(kind), build(kind, None, HANDLER)),
+        ("template-annotation-taken-away", NONE, build(kind, None, HANDLER), build(kind)),
         (
             "template-annotation-taken-away-own-stays",
-            True,
+            OF_WORKLOADS,
             build(kind, HANDLER, HANDLER),
             build(kind, HANDLER),
         ),
-        ("switched-off", True, build(kind, HANDLER, NOTE), build(kind, HANDLER | OFF, NOTE)),
-        ("switched-off-nothing-to-convey", False, build(kind, HANDLER), build(kind, HANDLER | OFF)),
-        ("switched-on", True, build(kind, HANDLER | OFF, NOTE), build(kind, HANDLER, NOTE)),
+        (
+            "switched-off",
+            OF_WORKLOADS,
+            build(kind, HANDLER, NOTE),
+            build(kind, HANDLER | OFF, NOTE),
+        ),
+        ("switched-off-nothing-to-convey", NONE, build(kind, HANDLER), build(kind, HANDLER | OFF)),
+        ("switched-on", OF_WORKLOADS, build(kind, HANDLER | OFF, NOTE), build(kind, HANDLER, NOTE)),
     )
 ]
 
 SPECIAL = [
     Case(
         "scaled",
-        False,
+        NONE,
         build(own=HANDLER, template=HANDLER, replicas=1),
         build(own=HANDLER, template=HANDLER, replicas=0),
     ),
     Case(
         "replicaset-of-a-controller",
-        False,
+        NONE,
         build("ReplicaSet", HANDLER, HANDLER, ownerReferences=_owner(controller=True)),
     ),
     Case(
         "replicaset-of-an-owner-that-is-no-controller",
-        True,
+        OF_WORKLOADS,
         build("ReplicaSet", HANDLER, ownerReferences=_owner(controller=False)),
     ),
     Case(
         "replicaset-of-an-owner-that-does-not-say",
-        True,
+        OF_WORKLOADS,
         build("ReplicaSet", HANDLER, ownerReferences=_owner()),
     ),
 ]

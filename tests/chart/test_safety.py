@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from asya_injector.version import MANAGED_BY, Payload
-from asya_injector.webhook import PODS, WORKLOADS
+from asya_injector.webhook import PODS, TEMPLATES, WORKLOADS
 from charts import CA, CASES, SYSTEM, Object, case, nested, objects, render
 
 NAME = "asya-runtime"
@@ -167,6 +167,10 @@ def test_the_webhooks_are_those_of_the_design(rendered: dict[str, Object]) -> No
             rule("batch", both, "cronjobs"),
             rule("batch", ["CREATE"], "jobs"),
         ],
+        "templates": [
+            rule("apps", ["UPDATE"], "deployments", "statefulsets", "daemonsets", "replicasets"),
+            rule("batch", ["UPDATE"], "cronjobs"),
+        ],
     }
     spared = ["kube-system", "kube-public", "kube-node-lease"]
     excluded = [
@@ -184,7 +188,7 @@ def test_the_webhooks_are_those_of_the_design(rendered: dict[str, Object]) -> No
             "rules": rules[name],
             "matchPolicy": "Equivalent",
             "namespaceSelector": {"matchExpressions": excluded},
-            "failurePolicy": "Fail",
+            "failurePolicy": "Ignore" if name == "templates" else "Fail",
             "timeoutSeconds": 5,
             "reinvocationPolicy": "IfNeeded",
             "sideEffects": "NoneOnDryRun",
@@ -442,4 +446,4 @@ def test_the_webhooks_paths_are_those_that_the_injector_answers(
 ) -> None:
     webhooks = rendered["MutatingWebhookConfiguration"]["webhooks"]
     paths = [each["clientConfig"]["service"]["path"] for each in webhooks]
-    assert paths == [f"/{PODS}", f"/{WORKLOADS}"]
+    assert paths == [f"/{PODS}", f"/{WORKLOADS}", f"/{TEMPLATES}"]
