@@ -243,4 +243,4 @@ def test_replicas_that_never_win_give_up_for_now(world: World) -> None:
     world.api.fault = fault
     with pytest.raises(NotReadyError, match="other replicas"):
         world.replica().pair()
-    assert world.bundles == [b"", b""]
+    assert not any(world.bundles)
