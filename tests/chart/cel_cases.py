@@ -195,6 +195,12 @@ UPDATED = [
             build(kind, HANDLER, NOTE),
             build(kind, HANDLER | OFF, NOTE),
         ),
+        (
+            "template-switched-off-under-its-note",
+            OF_TEMPLATES,
+            build(kind, HANDLER, NOTE),
+            build(kind, HANDLER, NOTE | OFF),
+        ),
         ("switched-off-nothing-to-convey", NONE, build(kind, HANDLER), build(kind, HANDLER | OFF)),
         ("switched-on", OF_WORKLOADS, build(kind, HANDLER | OFF, NOTE), build(kind, HANDLER, NOTE)),
     )
