@@ -20,6 +20,7 @@ from harness import MADE_HERE, REPOSITORY, SYSTEM, Cluster, run
 from kubernetes import config
 
 LOCK = REPOSITORY / "build" / "e2e.lock"
+CHANGED = REPOSITORY / "build" / "e2e.changed"  # there while the release is not the usual one
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,6 +42,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     cluster.kubectl("delete", "namespaces", "-l", MADE_HERE, "--wait=false")
     cluster.make_namespace(SYSTEM)
     cluster.install()
+    CHANGED.unlink(missing_ok=True)
 
 
 def connected() -> Cluster:
@@ -51,14 +53,16 @@ def connected() -> Cluster:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those that may take longest begin first, so that nobody waits for a straggler; those that
-    run alone come last.
+    run alone come last, and of them those that begin without a release.
     """
 
-    def longest(item: pytest.Item) -> float:
+    def order(item: pytest.Item) -> tuple[bool, bool, float]:
         marker = item.get_closest_marker("timeout")
-        return float(marker.args[0]) if marker else 0
+        longest = float(marker.args[0]) if marker else 0
+        alone = item.get_closest_marker("alone") is not None
+        return alone, "free" in getattr(item, "fixturenames", ()), -longest
 
-    items.sort(key=lambda item: (item.get_closest_marker("alone") is not None, -longest(item)))
+    items.sort(key=order)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before the test's clock starts
@@ -73,6 +77,33 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 def cluster() -> Cluster:
     """The cluster with the release installed in `asya-system`, under restricted PodSecurity."""
     return connected()
+
+
+@pytest.fixture(autouse=True)
+def as_usual(cluster: Cluster, request: pytest.FixtureRequest) -> None:
+    """The usual release, whatever an earlier test made of it."""
+    if "free" in request.fixturenames:
+        return
+    with CHANGED.with_suffix(".lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        if CHANGED.exists():
+            cluster.uninstall()
+            cluster.install()
+            CHANGED.unlink()
+
+
+@pytest.fixture
+def changing(cluster: Cluster) -> Cluster:
+    """The cluster for a test, to be run alone, that leaves another release than the usual one."""
+    CHANGED.touch()
+    return cluster
+
+
+@pytest.fixture
+def free(changing: Cluster) -> Cluster:
+    """The same without a release."""
+    changing.uninstall()
+    return changing
 
 
 @pytest.fixture

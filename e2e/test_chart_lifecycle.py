@@ -4,7 +4,6 @@ import base64
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,6 @@ OK = [{"status": "ok", "result": {}}]
 DOES_NOT_ANSWER = 'failed calling webhook "pods.asya.sh"'
 
 
-@pytest.fixture
-def free(cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster without a release; with the usual one again after the test."""
-    cluster.uninstall()
-    yield cluster
-    cluster.uninstall()
-    cluster.install()
-
-
 def settled(cluster: Cluster, replicas: int = 2) -> None:
     """The pods of an older revision have left; until then they answer."""
     until("the old replicas to be gone", lambda: len(cluster.injectors()) == replicas, seconds=90)
@@ -36,9 +26,11 @@ def settled(cluster: Cluster, replicas: int = 2) -> None:
 def test_no_change_of_a_release_refuses_or_misses_a_pod(free: Cluster, namespace: str) -> None:
     release = Release(free)
     release.change("install", chart=PREVIOUS)
+    bundles = ca_bundles(free)
     with stream(free, namespace) as asked:
         release.change("upgrade", "runtime.defaults.chunk-size=8192")
         settled(free)
+        until("all webhooks to be given the certificate's CA", lambda: ca_bundles(free) == bundles)
         pod = bare_pod("model", free.model_image, ECHO)
         made = free.create(pod, "-n", namespace, "--dry-run=server", "-o", "json")
         env = json.loads(made.stdout)["spec"]["containers"][0]["env"]
@@ -216,6 +208,11 @@ def test_the_example_chart_makes_an_actor_without_the_injector(
     pod = cluster.ready_pod(namespace, "sentiment")
     assert cluster.call(pod, {"payload": {}}) == OK
     release.helm("uninstall", "sentiment")
+
+
+def ca_bundles(cluster: Cluster) -> set[str]:
+    webhooks = cluster.get(f"mutatingwebhookconfiguration/{RELEASE}")["webhooks"]
+    return {webhook["clientConfig"].get("caBundle", "") for webhook in webhooks}
 
 
 def prune_once(cluster: Cluster) -> int:

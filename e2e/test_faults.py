@@ -383,12 +383,16 @@ def test_a_configmap_that_is_deleted_is_missed_by_nobody(
 
 def test_the_kubelet_can_be_restarted(scene: Scene, record_property: Property) -> None:
     before = [scene.restarts(app) for app in (WRAP, HOOK, SMALL)]
-    lease = ["get", "lease", NODE, "-n", "kube-node-lease", "-o", "jsonpath={.spec.renewTime}"]
     with fault(scene, record_property, "kubelet restarted"):
-        node("systemctl", "restart", "kubelet")
-        renewed = scene.cluster.kubectl(*lease).stdout
-        until("the kubelet to report", lambda: scene.cluster.kubectl(*lease).stdout != renewed)
+        restart_kubelet(scene.cluster)
     assert [scene.restarts(app) for app in (WRAP, HOOK, SMALL)] == before
+
+
+def restart_kubelet(cluster: Cluster) -> None:
+    lease = ["get", "lease", NODE, "-n", "kube-node-lease", "-o", "jsonpath={.spec.renewTime}"]
+    node("systemctl", "restart", "kubelet")
+    renewed = cluster.kubectl(*lease).stdout
+    until("the kubelet to report", lambda: cluster.kubectl(*lease).stdout != renewed)
 
 
 def test_a_namespace_that_is_deleted_goes_and_can_be_made_again(
@@ -442,9 +446,22 @@ def test_an_upgrade_of_the_runtime_meets_no_message_and_no_pod(
         cluster.kubectl("-n", scene.namespace, "rollout", "restart", f"deployment/{WRAP}")
         words = ["-n", scene.namespace, "rollout", "status", f"deployment/{WRAP}"]
         cluster.kubectl(*words, "--timeout=90s", timeout=100)
-    assert runtime_of(scene.pod(WRAP)) != old[WRAP]
-    assert runtime_of(scene.pod(HOOK)) == old[HOOK]
-    upgrade(cluster, REPOSITORY / "chart")
+    new = {app: runtime_of(scene.pod(app)) for app in (WRAP, HOOK)}
+    assert new == {WRAP: new[WRAP], HOOK: old[HOOK]}
+    assert new[WRAP] != old[WRAP]
+
+    # Both versions are mounted now; each pod's own one is there when its container starts again.
+    before = {app: scene.restarts(app) for app in (WRAP, SMALL)}
+    with fault(scene, record_property, "runtime rolled back, both restarted", messages=KILLS):
+        run("helm", "rollback", RELEASE, "-n", SYSTEM, "--wait", "--timeout", "3m", timeout=200)
+        until("the old replicas to be gone", lambda: len(cluster.injectors()) == 2)
+        restart_kubelet(cluster)
+        for app in (WRAP, SMALL):
+            kill_within(cluster, scene.pod(app), "asya_runtime.py", signal.SIGKILL)
+            until("it to be restarted", lambda app=app: scene.restarts(app) == before[app] + 1)  # type: ignore[misc]
+    assert {app: runtime_of(scene.pod(app)) for app in (WRAP, HOOK)} == new
+    cluster.kubectl("-n", scene.namespace, "delete", "pod", scene.pod(WRAP).metadata.name)
+    assert runtime_of(scene.pod(WRAP)) == old[WRAP]
     until_two_serve(cluster)
 
 
