@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from harness import SYSTEM, Cluster, Object, bare_pod, until, workload
+from releases import stream
 
 pytestmark = pytest.mark.alone
 
@@ -99,20 +100,16 @@ def test_during_an_outage_workloads_are_scaled_rolled_out_and_undone_as_ever(
 
 
 def test_a_rolling_restart_refuses_no_pod_and_misses_none(cluster: Cluster, namespace: str) -> None:
-    cluster.kubectl("-n", SYSTEM, "rollout", "restart", "deployment/asya-runtime")
-    number = 0
-
-    def rolled_out() -> bool:
-        nonlocal number
-        number += 1
-        pod = bare_pod(f"p{number}", cluster.model_image, ECHO)
-        made = cluster.create(pod, "-n", namespace, "--dry-run=server", "-o", "name")
-        assert made.stdout.strip() == f"pod/p{number}"
-        status = cluster.get("-n", SYSTEM, "deployment/asya-runtime")["status"]
-        return bool(status.get("updatedReplicas") == 2 and len(cluster.injectors()) == 2)
-
-    until("the rolling restart", rolled_out, seconds=90)
-    assert number > 5
+    old = set(cluster.injectors())
+    with stream(cluster, namespace) as asked:
+        cluster.kubectl("-n", SYSTEM, "rollout", "restart", "deployment/asya-runtime")
+        until(
+            "the rolling restart",
+            lambda: not old & set(cluster.injectors()) and len(cluster.injectors()) == 2,
+            seconds=90,
+        )
+    assert (asked.refused, asked.plain) == ([], 0)
+    assert asked.injected > 50
 
 
 def test_trust_that_is_taken_away_by_hand_comes_back(cluster: Cluster, namespace: str) -> None:

@@ -16,12 +16,12 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from asya_injector.certificates import KeyPair
+from asya_injector.certificates import KeyPair, created
 from cryptography import x509
 from harness import RELEASE, REPOSITORY, SYSTEM, Cluster, Pod, is_ready, run, until
 from kubernetes import client
@@ -239,15 +239,19 @@ def test_a_drain_waits_for_its_turn_and_refuses_nobody(
     until_two_serve(scene.cluster)
 
 
-def test_a_certificate_that_is_due_is_renewed_unnoticed(
-    scene: Scene, record_property: Property
+@pytest.mark.parametrize("part", ["certificate", "CA"])
+def test_what_is_due_is_renewed_unnoticed(
+    scene: Scene, record_property: Property, part: str
 ) -> None:
     core = scene.cluster.core
     secret = core.read_namespaced_secret("asya-runtime-tls", SYSTEM)
-    before = KeyPair.from_secret(secret.data)
-    # One that serves other names is due at once, by the same rule as one that is about to end.
-    due = before.renewed(["elsewhere.svc"], now=dt.datetime.now(dt.UTC))
-    with fault(scene, record_property, "injector: certificate renewed"):
+    before, now = KeyPair.from_secret(secret.data), dt.datetime.now(dt.UTC)
+    # A certificate for other names is due at once, by the same rule as one that is about to end.
+    due = before.renewed(["elsewhere.svc"], now=now)
+    if part == "CA":  # of ten years, of which it has had nearly all; the present one is trusted too
+        aged = created(["elsewhere.svc"], now=now - dt.timedelta(days=3600))
+        due = replace(aged, bundle=aged.bundle + before.bundle)
+    with fault(scene, record_property, f"injector: {part} renewed"):
         secret.data = due.to_secret()
         core.replace_namespaced_secret("asya-runtime-tls", SYSTEM, secret)
         serials = {serial(before.certificate), serial(due.certificate)}
@@ -261,6 +265,9 @@ def test_a_certificate_that_is_due_is_renewed_unnoticed(
             "both replicas to have loaded it",
             lambda: all(loaded(scene.cluster, pod, fresh) for pod in injector_pods(scene.cluster)),
         )
+    after = KeyPair.from_secret(core.read_namespaced_secret("asya-runtime-tls", SYSTEM).data)
+    kept = after.bundle == before.bundle
+    assert kept if part == "certificate" else after.bundle.endswith(before.bundle) and not kept
 
 
 def serial(pem: bytes) -> int:

@@ -1,9 +1,10 @@
 """The main path: an annotation makes an actor of an unmodified image."""
 
 import json
+import subprocess
 
 import pytest
-from harness import Cluster, Object, bare_pod, until, workload
+from harness import CLIENT, SIDECAR, Cluster, Object, bare_pod, until, workload
 
 ECHO = {"asya.sh/handler": "handlers.echo"}
 APP = ["python3", "-m", "app"]
@@ -206,3 +207,39 @@ def test_gpu_memory_that_runs_out_is_a_recoverable_reply_and_service_goes_on(
     assert stats["result"]["memory"]["allocated_bytes.all.current"] == 0
     assert stats["result"]["memory"]["reserved_bytes.all.current"] == 0
     assert again["status"] == "ok"
+
+
+@pytest.mark.timeout(200)
+def test_a_pod_that_is_deleted_answers_its_message_after_the_users_own_hooks(
+    cluster: Cluster, namespace: str
+) -> None:
+    item = workload("model", cluster.model_image, template={"asya.sh/handler": "handlers.slow"})
+    spec = item["spec"]["template"]["spec"]
+    spec["terminationGracePeriodSeconds"] = 30
+
+    def say(word: str) -> Object:
+        script = f"import os; os.write(os.open('/proc/1/fd/1', os.O_WRONLY), b'{word}\\n')"
+        return {"exec": {"command": ["python3", "-c", script]}}
+
+    spec["containers"][0]["lifecycle"] = {"postStart": say("up"), "preStop": say("down")}
+    # The sidecar's own end must not come before the reply.
+    sleep = "import signal, time; signal.signal(15, lambda *_: time.sleep(20)); signal.pause()"
+    spec["containers"][1]["command"] = ["python3", "-c", sleep]
+    cluster.apply(item, namespace=namespace)
+    name = cluster.ready_pod(namespace, "model").metadata.name
+    ours = ["kubectl", "-n", namespace]
+    client = [*ours, "exec", "-i", name, "-c", SIDECAR, "--", "python3", "-uc", CLIENT]
+    with (
+        subprocess.Popen([*ours, "logs", "-f", name, "-c", "model"], stdout=-1, text=True) as log,
+        subprocess.Popen(client, stdin=-1, stdout=-1, text=True) as caller,
+    ):
+        assert log.stdout is not None and caller.stdin is not None and caller.stdout is not None
+        caller.stdin.write('{"payload": {"seconds": 0}}\n{"payload": {"seconds": 4}}\n')
+        caller.stdin.close()
+        assert (
+            json.loads(caller.stdout.readline())["status"] == "ok"
+        )  # so the next one is on its way
+        cluster.kubectl("-n", namespace, "delete", "pod", name, "--wait=false")
+        assert json.loads(caller.stdout.read()) == {"status": "ok", "result": {"seconds": 4}}
+        lines = log.stdout.read().splitlines()
+    assert [line for line in lines if line in {"up", "down"}] == ["up", "down"]
