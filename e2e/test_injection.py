@@ -233,7 +233,9 @@ def test_a_pod_that_is_deleted_answers_its_message_after_the_users_own_hooks(
         subprocess.Popen([*ours, "logs", "-f", name, "-c", "model"], stdout=-1, text=True) as log,
         subprocess.Popen(client, stdin=-1, stdout=-1, text=True) as caller,
     ):
-        assert log.stdout is not None and caller.stdin is not None and caller.stdout is not None
+        assert log.stdout is not None
+        assert caller.stdin is not None
+        assert caller.stdout is not None
         caller.stdin.write('{"payload": {"seconds": 0}}\n{"payload": {"seconds": 4}}\n')
         caller.stdin.close()
         assert (
