@@ -133,11 +133,15 @@ demo-clean: deps ## remove what the demo installed
 
 .PHONY: e2e
 e2e: deps cluster helm3 ## tests in the cluster, side by side (ARGS=-n0: one by one)
-	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e -n 3 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e --ignore e2e/test_cert_manager.py -n 3 --dist loadgroup --no-loadscope-reorder --durations=20 --durations-min=5 $(ARGS)
 
 .PHONY: soak
 soak: deps cluster ## steady load for MINUTES=60: nothing may grow
 	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" SOAK_MINUTES=$(or $(MINUTES),60) $(bin)/pytest e2e/test_soak.py $(ARGS)
+
+.PHONY: e2e-cert-manager
+e2e-cert-manager: deps cluster ## certificates by the real cert-manager, which is built first (usually 4 min, once)
+	@CERT_MANAGER="$$(e2e/cluster/cert-manager.sh)" INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e/test_cert_manager.py $(ARGS)
 
 # --- All of it
 

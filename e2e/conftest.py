@@ -84,7 +84,7 @@ def as_usual(cluster: Cluster, request: pytest.FixtureRequest) -> None:
     """The usual release, whatever an earlier test made of it."""
     if "free" in request.fixturenames:
         return
-    with CHANGED.with_suffix(".lock").open("w") as stream:
+    with CHANGED.with_name("e2e.changed.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         if CHANGED.exists():
             cluster.uninstall()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cryptography import x509
 from kubernetes import client
 
 T = TypeVar("T")
@@ -146,6 +147,16 @@ class Cluster:
         listed = self.core.list_namespaced_pod(namespace, label_selector=selector).items
         return [pod.metadata.name for pod in listed]
 
+    def serials_shown(self) -> set[int]:
+        """Serial numbers of the certificates that the injectors show; 0 where one shows none."""
+        program = "import ssl; print(ssl.get_server_certificate(('127.0.0.1', 9443), timeout=5))"
+        found = set()
+        for name in self.injectors():
+            words = ["-n", SYSTEM, "exec", name, "--", "python3", "-c", program]
+            done = self.kubectl(*words, check=False)
+            found.add(0 if done.returncode else serial(done.stdout.encode()))
+        return found
+
     @contextlib.contextmanager
     def without_injectors(self) -> Iterator[None]:
         """No replica answers inside; two do after it, whatever happens."""
@@ -209,6 +220,11 @@ class Cluster:
     def events(self, namespace: str) -> Iterable[str]:
         """The messages of all events."""
         return [event.message or "" for event in self.core.list_namespaced_event(namespace).items]
+
+
+def serial(pem: bytes) -> int:
+    """The serial number of a certificate."""
+    return x509.load_pem_x509_certificate(pem).serial_number
 
 
 def is_ready(pod: Pod) -> bool:

@@ -22,8 +22,7 @@ from typing import Any
 
 import pytest
 from asya_injector.certificates import KeyPair, created
-from cryptography import x509
-from harness import RELEASE, REPOSITORY, SYSTEM, Cluster, Pod, is_ready, run, until
+from harness import RELEASE, REPOSITORY, SYSTEM, Cluster, Pod, is_ready, run, serial, until
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from ledger import Promise, Row, State
@@ -104,16 +103,22 @@ def fault(
     began = time.time()
     yield
     scene.settle(apps)
-    # Attempts of a moment ago are on their way through the log.
-    rows = [
-        Row(name, "messages", scene.sending.ledger().tally(messages, since=began)),
-        Row(name, "pods", scene.asking.ledger.tally(pods, since=began)),
-    ]
-    for row in rows:
+
+    def rows() -> list[Row]:
+        return [
+            Row(name, "messages", scene.sending.ledger().tally(messages, since=began)),
+            Row(name, "pods", scene.asking.ledger.tally(pods, since=began)),
+        ]
+
+    def lost() -> list[str]:
+        return [f"{row.load}: {each}" for row in rows() for each in row.tally.lost]
+
+    with contextlib.suppress(AssertionError):  # what is said again just now is not lost
+        until("nothing to be on its way", lambda: not lost(), seconds=10)
+    for row in rows():
         record_property("row", json.dumps(row.cells()))
-    lost = [f"{row.load}: {each}" for row in rows for each in row.tally.lost]
-    assert lost == []
-    assert all(row.tally.done for row in rows), "a fault without load shows nothing"
+    assert lost() == []
+    assert all(row.tally.done for row in rows()), "a fault without load shows nothing"
 
 
 def node(*words: str) -> str:
@@ -263,23 +268,11 @@ def test_what_is_due_is_renewed_unnoticed(
         fresh = until("another certificate", renewed)
         until(
             "both replicas to have loaded it",
-            lambda: all(loaded(scene.cluster, pod, fresh) for pod in injector_pods(scene.cluster)),
+            lambda: scene.cluster.serials_shown() == {fresh},
         )
     after = KeyPair.from_secret(core.read_namespaced_secret("asya-runtime-tls", SYSTEM).data)
     kept = after.bundle == before.bundle
     assert kept if part == "certificate" else after.bundle.endswith(before.bundle) and not kept
-
-
-def serial(pem: bytes) -> int:
-    return x509.load_pem_x509_certificate(pem).serial_number
-
-
-def loaded(cluster: Cluster, pod: Pod, number: int) -> bool:
-    """Whether a replica's listener shows the certificate of this serial number."""
-    program = "import ssl; print(ssl.get_server_certificate(('127.0.0.1', 9443), timeout=5))"
-    words = ["-n", SYSTEM, "exec", pod.metadata.name, "--", "python3", "-c", program]
-    done = cluster.kubectl(*words, check=False)
-    return done.returncode == 0 and serial(done.stdout.encode()) == number
 
 
 def test_the_api_server_can_be_killed(scene: Scene, record_property: Property) -> None:

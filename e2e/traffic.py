@@ -133,6 +133,7 @@ class Asking(threading.Thread):
             self._remove(name)
         except ApiException as error:
             state, detail = State.REFUSED, reason(error)
+            print(f"{name} refused:", error.body)  # shown where that was no part of the promise
             if error.status == 409 and "AlreadyExists" in (error.body or ""):
                 state, detail = self._found(name), ""
             elif detail == "other" and error.status in _STARTING:
