@@ -456,6 +456,8 @@ def test_an_upgrade_of_the_runtime_meets_no_message_and_no_pod(
         run("helm", "rollback", RELEASE, "-n", SYSTEM, "--wait", "--timeout", "3m", timeout=200)
         until("the old replicas to be gone", lambda: len(cluster.injectors()) == 2)
         restart_kubelet(cluster)
+        words = ["-n", scene.namespace, "exec", f"deployment/{SMALL}", "-c", "model", "--", "true"]
+        until("it to know its pods", lambda: not cluster.kubectl(*words, check=False).returncode)
         for app in (WRAP, SMALL):
             kill_within(cluster, scene.pod(app), "asya_runtime.py", signal.SIGKILL)
             until("it to be restarted", lambda app=app: scene.restarts(app) == before[app] + 1)  # type: ignore[misc]
