@@ -1078,7 +1078,7 @@ def serve(
     os.set_blocking(alarm, False)
     # By fd, the longest unused first: [send() of the conversation, what it waits for, socket]
     talks: "dict[int, list[Any]]" = {}
-    deadlines: "dict[int, float]" = {}  # of those inside a frame
+    deadlines: "dict[int, float]" = {}  # of those inside a frame, and of a pause in accepting
     turns: "list[int]" = []  # those that have their next message already
     spare: "list[bytearray]" = []
     forked: "list[bool]" = []
@@ -1160,7 +1160,7 @@ def serve(
         deadlines.pop(fd, None)
         talks.pop(fd)[2].close()
 
-    def make_space() -> None:
+    def make_space() -> bool:
         """Close the connection that has been quiet longest, if possible one between messages."""
 
         def has_begun(fd: int) -> bool:
@@ -1172,6 +1172,7 @@ def serve(
         quiet = [fd for fd in talks if fd not in busy]
         if quiet:
             close(next((fd for fd in quiet if not has_begun(fd)), quiet[0]))
+        return bool(quiet)
 
     def accept() -> bool:
         try:
@@ -1181,7 +1182,9 @@ def serve(
         except OSError as error:
             if error.errno != errno.EINVAL:  # which says: shut down, and nobody is left
                 log("a connection cannot be accepted: %s" % error.strerror)
-                make_space()
+                if not make_space():  # only time helps, and the listener stays readable
+                    poll.modify(listening, 0)
+                    deadlines[listening] = time.monotonic() + PAUSE
             return False
         if len(talks) >= most:
             make_space()
@@ -1195,6 +1198,10 @@ def serve(
     def expire(now: float, came: "set[int]") -> None:
         """End what stalled inside a frame: late before a poll that brought nothing for it."""
         for fd in [fd for fd in deadlines if deadlines[fd] <= now and fd not in came]:
+            if fd == listening:
+                del deadlines[fd]
+                poll.modify(fd, READ)
+                continue
             if talks[fd][1] == READ:  # inside a reply, there is no place for another
                 try:
                     text = "no byte for %g s inside a frame" % settings.read_timeout
@@ -1240,6 +1247,7 @@ def serve(
         listener.shutdown(0)  # SHUT_RD: who comes now is refused, before anything is sent
         while accept():
             pass
+        deadlines.pop(listening, None)
         poll.unregister(listening)
         listener.close()
         for talk in talks.values():
@@ -1265,6 +1273,7 @@ def serve(
     drain()
 
 
+PAUSE = 1.0  # seconds, when nothing can be accepted and no connection be closed
 PATIENCE = 5.0  # seconds, with peers that do not read and threads that do not end
 
 

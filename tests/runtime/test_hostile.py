@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import select
+import subprocess
 import time
 from pathlib import Path
 
@@ -83,6 +84,55 @@ def test_more_connections_than_allowed_close_the_ones_quiet_longest(start: Start
     assert good.call(ECHO) == OK
     assert crowd[0].at_end()
     assert held(process)[1] <= 1000 + 20
+
+
+HOG = """
+import os, time
+
+def hold(message):
+    held = []
+    if message["payload"].get("all"):
+        try:
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            print("none is left", flush=True)
+    while not os.path.exists("enough"):
+        time.sleep(0.01)
+    for fd in held:
+        os.close(fd)
+    return len(held)
+"""
+
+
+@pytest.mark.parametrize("ending", [False, True], ids=["serving", "ending"])
+def test_without_a_descriptor_and_with_nothing_to_close_accepting_pauses(
+    start: Start, folder: Path, ending: bool
+) -> None:
+    source = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n" + HOG
+    process = start(source, "app.hold", ASYA_CONCURRENCY="2")
+    busy = [process.client(), process.client()]
+    busy[0].send(frame({"payload": {}}))
+    busy[1].send(frame({"payload": {"all": True}}))
+    process.logged("none is left")
+    late = process.client()
+    line = "a connection cannot be accepted: Too many open files"
+    process.logged(line)
+    began = time.monotonic()
+    eventually(lambda: process.log().count(line) >= 3, "further tries")
+    assert time.monotonic() - began > 1  # at least one whole pause between three tries
+    if ending:
+        process.signal()
+        eventually(lambda: not process.socket.exists(), "no socket")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1.5)  # longer than a pause
+    (folder / "enough").touch()
+    assert busy[0].reply() == {"status": "ok", "result": 0}
+    assert busy[1].reply()["result"] > 20
+    if ending:
+        assert process.wait() == 0
+    else:
+        assert late.call({"payload": {}}) == {"status": "ok", "result": 0}
 
 
 def test_nothing_is_left_of_thousands_of_connections(start: Start) -> None:
