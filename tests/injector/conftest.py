@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,9 @@ def api(tmp_path: Path) -> Iterator[Api]:
 class Injector:
     """`asya-injector run` as a process of its own."""
 
-    def __init__(self, directory: Path, kubeconfig: Path, **environ: str) -> None:
+    def __init__(
+        self, directory: Path, kubeconfig: Path, program: Sequence[str], **environ: str
+    ) -> None:
         self.webhook_port, self.http_port = free_port(), free_port()
         self._output = directory / f"log-{self.webhook_port}"
         self._connections: list[ssl.SSLSocket] = []
@@ -69,7 +71,7 @@ class Injector:
         kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(
-                (sys.executable, "-m", "asya_injector", "run"),
+                (sys.executable, *program),
                 env={**kept, **settings, **environ},
                 stdout=output,
                 stderr=output,
@@ -130,8 +132,13 @@ def start(tmp_path: Path, api: Api) -> Iterator[Callable[..., Injector]]:
     """Start an injector with more settings; it is killed in the end."""
     with contextlib.ExitStack() as stack:
 
-        def run(*, kubeconfig: Path | None = None, **environ: str) -> Injector:
-            injector = Injector(tmp_path, kubeconfig or api.kubeconfig, **environ)
+        def run(
+            *,
+            kubeconfig: Path | None = None,
+            program: Sequence[str] = ("-m", "asya_injector", "run"),
+            **environ: str,
+        ) -> Injector:
+            injector = Injector(tmp_path, kubeconfig or api.kubeconfig, program, **environ)
             stack.callback(injector.end)
             return injector
 

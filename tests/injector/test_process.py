@@ -44,9 +44,9 @@ def bundle(api: Api) -> bytes:
 class Caller:
     """A kept connection that sends reviews."""
 
-    def __init__(self, injector: Injector, api: Api) -> None:
+    def __init__(self, injector: Injector, trusted: bytes) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1")
-        self._connection.sock = injector.connect(bundle(api))
+        self._connection.sock = injector.connect(trusted)
 
     def send(self, body: dict[str, Any], **changes: Any) -> None:
         plural = body["kind"].lower() + "s"
@@ -85,7 +85,7 @@ def samples(text: str) -> dict[str, float]:
 def test_a_pod_becomes_an_actor_and_its_namespace_gets_the_runtime(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
-    caller = Caller(injector, api)
+    caller = Caller(injector, bundle(api))
     answer = caller(POD)
     patch = JsonPatch(json.loads(base64.b64decode(answer["patch"])))
     pod = patch.apply(copy.deepcopy(POD))
@@ -118,7 +118,7 @@ def test_a_pod_becomes_an_actor_and_its_namespace_gets_the_runtime(start: Start,
 def test_a_dry_run_leaves_no_trace(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
-    assert "patch" in Caller(injector, api)(POD, dryRun=True)
+    assert "patch" in Caller(injector, bundle(api))(POD, dryRun=True)
     assert not any(resource == "configmaps" for resource, _, _ in api.objects)
     assert api.called("create", "configmaps") == 0
 
@@ -129,7 +129,7 @@ def test_text_of_a_user_forges_no_log_line(start: Start, api: Api) -> None:
     pod = copy.deepcopy(POD)
     forged = 'x"}\n{"level": "INFO", "message": "changed"}\r\n\x1b[2J\u2028'
     pod["metadata"] |= {"name": forged, "annotations": {"asya.sh/handler": forged}}
-    answer = Caller(injector, api)(pod, uid=forged)
+    answer = Caller(injector, bundle(api))(pod, uid=forged)
     assert not answer["allowed"]
     assert answer["status"]["message"].isprintable()
     (line,) = (line for line in injector.log if line["logger"] == "asya_injector.server")
@@ -141,7 +141,7 @@ def test_text_of_a_user_forges_no_log_line(start: Start, api: Api) -> None:
 def test_nothing_below_the_level_is_logged(start: Start, api: Api) -> None:
     injector = start(INJECTOR_LOG_LEVEL="warning")
     injector.wait_until_ready()
-    assert Caller(injector, api)(POD)["allowed"]
+    assert Caller(injector, bundle(api))(POD)["allowed"]
     assert injector.stop() == 0
     assert injector.text == ""
 
@@ -149,7 +149,7 @@ def test_nothing_below_the_level_is_logged(start: Start, api: Api) -> None:
 def test_metrics_are_those_of_the_documentation(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
-    caller = Caller(injector, api)
+    caller = Caller(injector, bundle(api))
     caller(POD)
     caller(POD)
     caller(POD | {"metadata": POD["metadata"] | {"annotations": {"asya.sh/handler": "x"}}})
@@ -199,7 +199,7 @@ def test_readiness_waits_for_an_api_server_that_does_not_answer_and_the_log_says
     with api_server(later, port=port) as late:
         late.install()
         injector.wait_until_ready()
-        assert Caller(injector, late)(POD)["allowed"]
+        assert Caller(injector, bundle(late))(POD)["allowed"]
     messages = [line["message"] for line in injector.log if line["level"] != "INFO"]
     assert sorted(set(messages)) == sorted(messages)
 
@@ -225,7 +225,7 @@ def test_sigterm_lets_what_has_come_in_be_answered_and_ends_with_success(
             go.wait(10)
 
     api.fault = slow
-    caller, idle = Caller(injector, api), Caller(injector, api)
+    caller, idle = Caller(injector, bundle(api)), Caller(injector, bundle(api))
     caller.send(POD)
     assert arrived.wait(10)
     injector.process.send_signal(signal.SIGTERM)
@@ -295,7 +295,7 @@ def test_a_fault_of_the_api_server_is_told_to_the_user_before_the_review_ends(
             raise failure(403, "Forbidden", "exceeded quota: count/configmaps=1")
 
     api.fault = forbid
-    answer = Caller(injector, api)(POD)
+    answer = Caller(injector, bundle(api))(POD)
     assert not answer["allowed"]
     assert "exceeded quota" in answer["status"]["message"]
     assert answer["status"]["message"].endswith("(PayloadUnavailable)")
@@ -304,7 +304,7 @@ def test_a_fault_of_the_api_server_is_told_to_the_user_before_the_review_ends(
 def test_it_does_this_with_no_right_that_the_chart_does_not_give(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
-    Caller(injector, api)(POD)
+    Caller(injector, bundle(api))(POD)
     assert {(resource, verb) for verb, resource, _, _ in api.calls} <= set(RIGHTS)
     assert not [line for line in injector.log if line["level"] != "INFO"]
     assert {name for verb, resource, _, name in api.calls if resource == "secrets"} == {SECRET}
