@@ -35,9 +35,11 @@ VALID = [
     ("sidecars", "", ""),
     ("mode", "wrap", "wrap"),
     ("python", "python3.11", "python3.11"),
+    ("python", "p" * 255, "p" * 255),
     ("python", "/opt/venv/bin/python", "/opt/venv/bin/python"),
     ("mount-path", "/opt/asya", "/opt/asya"),
     ("mount-path", "/app/asya_runtime.py", "/app/asya_runtime.py"),
+    ("mount-path", "/" + "a" * 254, "/" + "a" * 254),
     ("probe", "No", "false"),
     ("socket-path", "/tmp/sockets/app.sock", "/tmp/sockets/app.sock"),
     ("socket-path", "/s/" + "a" * 104, "/s/" + "a" * 104),
@@ -61,18 +63,20 @@ INVALID = [
     ("handler", "a.b;rm -rf"),
     ("handler", "a.b\n"),
     ("handler", "a.class.b"),
-    ("handler", "a." + "b" * 300),
+    ("handler", "a." + "b" * 252),
     ("handler", "módulo.función"),
     ("handler", "$(A).b"),
     ("inject", "maybe"),
     ("container", "Model"),
     ("container", ""),
+    ("container", "c" * 64),
     ("sidecars", "a,,b"),
     ("sidecars", "a b"),
     ("mode", "Wrap"),
     ("python", "python3 -u"),
     ("python", "bin/python"),
     ("python", "/opt/../bin/python"),
+    ("python", "p" * 256),
     ("mount-path", "opt/asya"),
     ("mount-path", "/opt/asya/"),
     ("mount-path", "/opt//asya"),
@@ -86,6 +90,8 @@ INVALID = [
     ("mount-path", "/proc/1"),
     ("mount-path", "/proc/x.py"),
     ("mount-path", "/var/run/secrets/kubernetes.io"),
+    ("mount-path", "/run/secrets/kubernetes.io"),
+    ("mount-path", "/" + "a" * 255),
     ("socket-path", "app.sock"),
     ("socket-path", "/app.sock"),
     ("socket-path", "/etc/app.sock"),
@@ -174,6 +180,11 @@ def test_annotations_without_a_handler_are_refused() -> None:
 
 def test_what_the_injector_wrote_itself_is_not_taken_for_a_wish() -> None:
     assert own({INJECTED: "{}", INHERITED: "{}", "example.com/a": "b", **HANDLER}) == HANDLER
+
+
+def test_of_a_note_only_what_the_injector_hands_down_counts() -> None:
+    note = json.dumps({"example.com/a": "b", INJECTED: "{}", **HANDLER})
+    assert merged({INHERITED: note}) == HANDLER
 
 
 def test_a_pods_own_annotation_wins_over_the_inherited_one() -> None:

@@ -188,7 +188,9 @@ def test_what_the_api_server_would_not_send_is_left_alone(metadata: Object) -> N
 
 def test_a_replicaset_of_a_deployment_is_left_to_it() -> None:
     item = workload("ReplicaSet", None, HANDLER)
-    assert asya("inject", "--no-configmap", stdin=json.dumps(item)).out != json.dumps(item)
+    for owners in ([], [{"kind": "Team", "controller": False}]):
+        item["metadata"]["ownerReferences"] = owners
+        assert asya("inject", "--no-configmap", stdin=json.dumps(item)).out != json.dumps(item)
     item["metadata"]["ownerReferences"] = [{"kind": "Deployment", "controller": True}]
     done = asya("inject", stdin=json.dumps(item))
     assert done.out == json.dumps(item)

@@ -250,6 +250,15 @@ def test_the_users_own_env_stands_where_no_annotation_speaks() -> None:
     assert result["env"] == [*ENV, *mine]
 
 
+def test_an_empty_variable_of_the_users_counts_as_the_default_as_for_the_runtime() -> None:
+    empty = [{"name": name, "value": ""} for name in ("ASYA_SOCKET_PATH", "ASYA_CHUNK_SIZE")]
+    result = container(pod(model(env=empty)), Policy(HASH, {"chunk-size": "9"}))
+    assert result["env"] == [ENV[0], ENV[2], *empty]
+    assert result["volumeMounts"][1] == SOCKET_MOUNT
+    conflict = refusal(pod(model(env=empty), annotations={"asya.sh/chunk-size": "1"}))
+    assert conflict.reason == Reason.ENV_CONFLICT
+
+
 def test_of_two_variables_of_one_name_the_last_counts_as_for_the_kubelet() -> None:
     paths = ["/run/one/app.sock", "/run/two/app.sock"]
     mine = [{"name": "ASYA_SOCKET_PATH", "value": path} for path in paths]
@@ -335,6 +344,9 @@ INTERPRETERS = [
     pytest.param(["dumb-init", "python3.12", "app.py"], {}, "python3.12", id="dumb-init"),
     pytest.param(["dumb-init", "--rewrite", "15:2", "--", "python3.13t"], {}, "python3.13t",
                  id="dumb-init-with-options"),
+    pytest.param(["tini", "-e", "143", "--", "python3.9"], {}, "python3.9", id="tini-with-status"),
+    pytest.param(["catatonit", "--", "/usr/bin/python3.9"], {}, "/usr/bin/python3.9",
+                 id="catatonit"),
     pytest.param(["tini", "-g"], {}, "python3", id="tini-alone"),
     pytest.param(["tini", "--", "gunicorn"], {}, "python3", id="tini-of-another"),
     pytest.param(["conda", "run", "-n", "env", "python", "app.py"], {}, "python3", id="conda"),
@@ -367,6 +379,15 @@ def test_without_a_command_hooks_start_and_stop_the_runtime() -> None:
         "postStart": {"exec": {"command": [*WRAPPER, "--detach"]}},
         "preStop": {"exec": {"command": [*WRAPPER, "--stop"]}},
     }
+
+
+def test_a_wrapper_that_stands_in_args_is_the_command_that_counts() -> None:
+    item = model(args=[*WRAPPER, "--", "serve"])
+    del item["command"]
+    result = injected(pod(item))
+    assert result.mode == "wrap"
+    changed = result.pod["spec"]["containers"][0]
+    assert (changed["args"], changed.keys() & {"command", "lifecycle"}) == (item["args"], set())
 
 
 def test_the_users_own_exec_hooks_are_chained() -> None:
@@ -408,6 +429,17 @@ def test_a_readiness_probe_of_the_users_stays_with_a_warning() -> None:
     )
 
 
+def test_a_readiness_probe_that_asks_the_runtime_is_told_where_it_is_now() -> None:
+    by_hand = ["python", "-I", "-S", "/srv/asya_runtime.py", "--ready"]
+    probe = {"exec": {"command": by_hand, "future": 1}, "periodSeconds": 1}
+    result = injected(pod(model(readinessProbe=probe)))
+    assert result.warnings == ()
+    assert result.pod["spec"]["containers"][0]["readinessProbe"] == {
+        "exec": {"command": READY, "future": 1},
+        "periodSeconds": 1,
+    }
+
+
 def test_no_probe_is_added_where_none_is_wanted() -> None:
     changed = container(pod(model(), annotations={"asya.sh/probe": "false"}))
     assert "readinessProbe" not in changed
@@ -420,6 +452,15 @@ def test_a_copied_pod_of_another_release_moves_to_the_present_runtime() -> None:
     old = inject(pod(model()), Policy("aaaaaaaaaa", {}))
     assert old is not None
     assert injected(old.pod).pod == injected(pod(model())).pod
+
+
+def test_a_volume_of_another_release_that_no_mark_tells_of_moves_too_and_keeps_its_mode() -> None:
+    source = {"name": "asya-runtime-aaaaaaaaaa", "defaultMode": 0o400, "optional": False}
+    given = pod(model(), volumes=[{"name": "asya-runtime", "configMap": source}])
+    assert injected(given).pod["spec"]["volumes"] == [
+        {"name": "asya-runtime", "configMap": source | {"name": f"asya-runtime-{HASH}"}},
+        SOCKET_VOLUME,
+    ]
 
 
 def test_a_forged_mark_is_overwritten() -> None:
@@ -485,6 +526,11 @@ def test_a_copied_pod_has_nothing_of_its_old_wishes(annotations: Object, default
     assert injected(copied, policy) == injected(pod(*containers, annotations=annotations), policy)
 
 
+def test_an_actor_that_is_admitted_after_a_change_of_the_charts_values_follows_them() -> None:
+    old = injected(pod(model()), Policy(HASH, {"chunk-size": "8192"})).pod
+    assert injected(old).pod == injected(pod(model())).pod
+
+
 def test_what_a_person_changed_in_a_copy_is_not_overwritten_in_silence() -> None:
     copied = injected(pod(model())).pod
     copied["spec"]["containers"][0]["env"][0]["value"] = "x.y"
@@ -538,6 +584,12 @@ def test_a_probe_of_the_users_that_ends_like_ours_stays() -> None:
     result = injected(pod(model(readinessProbe=probe)))
     assert result.pod["spec"]["containers"][0]["readinessProbe"] == probe
     assert len(result.warnings) == 1
+
+
+def test_a_chart_value_counts_in_each_of_its_spellings() -> None:
+    changed = container(pod(model()), Policy(HASH, {"probe": "No", "include-metadata": "YES"}))
+    assert "readinessProbe" not in changed
+    assert env(changed)["ASYA_INCLUDE_METADATA"] == "true"
 
 
 def test_a_wrong_chart_value_is_refused_at_start() -> None:

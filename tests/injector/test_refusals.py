@@ -44,6 +44,9 @@ def refusal(given: Object) -> Refusal:
 RULE = {"key": "kubernetes.io/os", "operator": "In", "values": ["windows"]}
 WINDOWS = {"matchExpressions": [RULE]}
 CONFIG_MAP = {"name": "asya-runtime", "configMap": {"name": "asya-runtime"}}
+RENAMED = {"name": "asya-runtime", "configMap": {
+    "name": "asya-runtime-0123456789", "items": [{"key": "asya_runtime.py", "path": "x.py"}],
+}}  # fmt: skip
 HOST = {"name": "asya-socket", "hostPath": {"path": "/tmp"}}
 VALUE_FROM = {"fieldRef": {"fieldPath": "metadata.name"}}
 NO_COMMAND = {"name": "model", "image": "model:1"}
@@ -71,6 +74,8 @@ REFUSED = [
                  Reason.WINDOWS_UNSUPPORTED, "Windows", id="windows-by-node"),
     pytest.param(pod(model(), volumes=[CONFIG_MAP]), Reason.VOLUME_CONFLICT,
                  'volume "asya-runtime"', id="runtime-volume-of-the-users"),
+    pytest.param(pod(model(), volumes=[RENAMED]), Reason.VOLUME_CONFLICT,
+                 'volume "asya-runtime"', id="runtime-volume-with-other-names-of-files"),
     pytest.param(pod(model(), volumes=[HOST]), Reason.VOLUME_CONFLICT, 'volume "asya-socket"',
                  id="socket-volume-of-the-users"),
     pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "/opt/asya"}])),
@@ -150,10 +155,11 @@ REFUSED = [
                  Reason.MOUNT_CONFLICT, 'at "/tmp/sockets/a"', id="mount-below-otherwise"),
     pytest.param(pod(model(volumeDevices=[{"name": "v", "devicePath": "/opt/asya/disk"}])),
                  Reason.MOUNT_CONFLICT, 'mounts "v" at "/opt/asya/disk"', id="block-device"),
-    pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "/opt"}]),
-                     volumes=[{"name": "v", "configMap": {"name": "c"}}]),
-                 Reason.MOUNT_CONFLICT, 'at "/opt" read-only, so nothing can be mounted at '
-                 '"/opt/asya" in it', id="inside-a-config-map"),
+    *(pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "/opt"}]),
+                       volumes=[{"name": "v", source: {}}]),
+                   Reason.MOUNT_CONFLICT, 'at "/opt" read-only, so nothing can be mounted at '
+                   '"/opt/asya" in it', id=f"inside-a-volume-of-{source}")
+      for source in ("configMap", "secret", "projected", "downwardAPI", "image")),
     pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "/tmp", "readOnly": True}])),
                  Reason.MOUNT_CONFLICT, "asya.sh/socket-path: ", id="inside-a-read-only-mount"),
     pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "/tmp/sockets",
@@ -169,11 +175,20 @@ REFUSED = [
                       "volumeMounts": [{"name": "v", "mountPath": "/tmp/sockets"}]}),
                  Reason.MOUNT_CONFLICT, "which is not where the socket lies",
                  id="sidecar-mounts-another-sub-path"),
+    pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "/tmp/sockets"}]),
+                     {"name": "asya-sidecar",
+                      "volumeMounts": [{"name": "v", "mountPath": "/tmp/sockets",
+                                        "subPathExpr": "$(A)"}]}),
+                 Reason.MOUNT_CONFLICT, "which is not where the socket lies",
+                 id="sidecar-mounts-a-sub-path-by-expression"),
     # Variables of sidecars
     pytest.param(pod(model(), {"name": "asya-sidecar",
                                "env": [{"name": "ASYA_SOCKET_PATH", "value": "/run/x.sock"}]}),
                  Reason.ENV_CONFLICT, 'container "asya-sidecar": says "/run/x.sock", but the '
                  'socket is "/tmp/sockets/app.sock"', id="sidecar-looks-for-another"),
+    pytest.param(pod(model(), {"name": "asya-sidecar", "env": [{"name": "ASYA_SOCKET_PATH",
+                                                                "value": "/run/asya/x.sock"}]}),
+                 Reason.ENV_CONFLICT, 'ending in "app.sock"', id="sidecar-looks-for-another-name"),
     pytest.param(pod(model(), {"name": "asya-sidecar",
                                "env": [{"name": "ASYA_SOCKET_PATH", "value": "sockets/app.sock"}]}),
                  Reason.ENV_CONFLICT, "sockets/app.sock", id="sidecar-looks-relatively"),
@@ -184,6 +199,10 @@ REFUSED = [
     pytest.param(pod(model(command=[*WRAPPER, "--", "app"]), annotations={"asya.sh/mode": "hook"}),
                  Reason.COMMAND_CONFLICT, "already starts the runtime by its wrapper",
                  id="wrapper-by-hand-in-mode-hook"),
+    pytest.param(pod({**NO_COMMAND, "args": [*WRAPPER, "--", "app"]},
+                     annotations={"asya.sh/mode": "hook"}),
+                 Reason.COMMAND_CONFLICT, "already starts the runtime by its wrapper",
+                 id="wrapper-in-args-in-mode-hook"),
     pytest.param(pod({**NO_COMMAND, "lifecycle": {"postStart": {"exec": {"command": []}}}}),
                  Reason.HOOK_CONFLICT, "lifecycle.postStart", id="hook-without-a-command"),
 ]  # fmt: skip

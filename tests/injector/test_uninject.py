@@ -127,6 +127,22 @@ MARKS = [
     "1",
     "[" * 100_000,
     '{"container":"model","mode":"wrap","runtime":"0"}',
+    *(
+        json.dumps(
+            {"container": "model", "mode": "wrap", "runtime": "0", "asked": "0"}
+            | {"added": {}, "volumes": []}
+            | wrong
+        )
+        for wrong in (
+            {"container": 1},
+            {"asked": None},
+            {"added": []},
+            {"added": {"model": "wrapper"}},
+            {"added": {"model": [1]}},
+            {"volumes": "asya-socket"},
+            {"more": 1},
+        )
+    ),
 ]
 
 
@@ -143,13 +159,14 @@ def test_a_forged_mark_takes_out_nothing_that_does_not_look_like_ours() -> None:
         model(
             env=[{"name": "A", "value": "1"}, {"name": "ASYA_JSON", "valueFrom": {"x": {}}}],
             readinessProbe={"exec": {"command": ["x"]}},
+            volumeMounts=[{"name": "data", "mountPath": "/x", "subPathExpr": "$(A)"}],
         ),
         volumes=[{"name": "data", "emptyDir": {}}],
     )
     forged = {
         "container": "model", "mode": "runtime", "runtime": "0", "asked": "0",
         "added": {"model": ["env A=1", "env ASYA_JSON=", "command", "wrapper", "readinessProbe",
-                            "postStart"]},
+                            "postStart", "mount data:/x"]},
         "volumes": ["data"],
     }  # fmt: skip
     given = copy.deepcopy(original)
