@@ -103,7 +103,7 @@ class Ledger:
         seen: Counter[State] = Counter()
         refused: Counter[str] = Counter()
         retried, back = 0, 0.0
-        for thing, history in self.histories.items():
+        for thing, history in list(self.histories.items()):  # others go on to record
             if history[-1].at < since:
                 continue
             lost += (f"{thing}: {why}" for why in faults_of(history, self.table, promise))

@@ -27,7 +27,7 @@ def as_kind(deployment: Object, kind: str) -> Object:
         metadata = {**template["metadata"], "name": metadata["name"], "labels": labels}
         return {"apiVersion": "v1", "kind": kind, "metadata": metadata, "spec": template["spec"]}
     if kind in {"Job", "CronJob"}:
-        template["spec"]["restartPolicy"] = "Never"
+        template["spec"]["restartPolicy"] = "OnFailure"
         spec = {"template": template}
         if kind == "CronJob":
             spec = {"schedule": "0 0 1 1 *", "jobTemplate": {"spec": spec}}

@@ -72,6 +72,7 @@ class Process:
             port=config.webhook_port, identity=identity, handled=HANDLED, metrics=metrics
         )
         self._stop = asyncio.Event()
+        self._end = asyncio.Event()
         self._waits_for = ""
 
     async def run(self, handlers: kopf.OperatorRegistry) -> None:
@@ -87,8 +88,8 @@ class Process:
             )
             self._server.bind()
             stack.callback(self._server.unbind)
-            keeper = asyncio.create_task(self._identity.keep(fetch))
-            stack.callback(keeper.cancel)
+            for work in (self._identity.keep(fetch), self._take_leave()):
+                stack.callback(asyncio.create_task(work).cancel)
             # kopf gives up after a minute, and would fill the log until then.
             if await self._unless_stopped(self._api_answers()):
                 self._configure(handlers, stack)
@@ -96,10 +97,16 @@ class Process:
                     registry=handlers,
                     standalone=True,
                     clusterwide=True,
-                    stop_flag=self._stop,
+                    stop_flag=self._end,
                     # Found out by itself, it asks for a user name, which an arbitrary UID has not.
                     identity=cast(Any, "asya-injector"),
                 )
+
+    async def _take_leave(self) -> None:
+        """Between the signal and the end."""
+        await self._stop.wait()
+        await self._server.take_leave()
+        self._end.set()
 
     def _missing(self) -> str | None:
         """What readiness waits for."""

@@ -27,6 +27,9 @@ _BODY_SECONDS = 5.0
 _HANDSHAKE_SECONDS = 5.0
 # Longer than the API server keeps an idle connection (90 s), so that it is never the one surprised.
 _IDLE_SECONDS = 120.0
+# In which a connection that is in use is used again. What is closed later than that after its last
+# request is closed under nobody's next one.
+_FAREWELL_SECONDS = 2.0
 # Longer than any review; less than what the pod is given to end.
 _DRAIN_SECONDS = 10.0
 
@@ -60,6 +63,8 @@ class Server:
         self._handled = handled
         self._metrics = metrics
         self._socket: socket.socket | None = None
+        self._web: aiohttp.web.Server | None = None
+        self._leaving = False
 
     def bind(self) -> None:
         """Take the port, so that a wrong one is seen at the start; raises OSError.
@@ -87,9 +92,12 @@ class Server:
         await self._identity.ready.wait()
 
         async def handle(request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
-            return await self._handle(fn, request)
+            response = await self._handle(fn, request)
+            if self._leaving:
+                response.force_close()
+            return response
 
-        web = aiohttp.web.Server(
+        self._web = web = aiohttp.web.Server(
             handle,
             access_log=None,
             auto_decompress=False,
@@ -112,6 +120,18 @@ class Server:
             listener.close()
             web.pre_shutdown()  # what is idle goes, what is being answered stays
             await web.shutdown(_DRAIN_SECONDS)
+
+    async def take_leave(self) -> None:
+        """End each connection with its next answer; return when none is left or all are idle.
+
+        A POST that was written into a connection that is being closed is not sent again: the API
+        server would refuse the object.
+        """
+        self._leaving = True
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + _FAREWELL_SECONDS
+        while self._web is not None and self._web.connections and clock() < deadline:
+            await asyncio.sleep(0.05)
 
     async def _handle(
         self, fn: Answer, request: aiohttp.web.BaseRequest

@@ -48,6 +48,11 @@ class Caller:
         self._connection = http.client.HTTPConnection("127.0.0.1")
         self._connection.sock = injector.connect(trusted)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the last answer left the connection open."""
+        return self._connection.sock is not None
+
     def send(self, body: dict[str, Any], **changes: Any) -> None:
         plural = body["kind"].lower() + "s"
         group = {"pods": "", "deployments": "apps"}[plural]
@@ -238,6 +243,20 @@ def test_sigterm_lets_what_has_come_in_be_answered_and_ends_with_success(
         idle(POD)
     assert injector.log[-1]["message"] == "stopped"
     assert all(line["level"] == "INFO" for line in injector.log)
+
+
+def test_on_the_way_out_a_kept_connection_ends_with_an_answer(start: Start, api: Api) -> None:
+    injector = start()
+    injector.wait_until_ready()
+    used, idle = Caller(injector, bundle(api)), Caller(injector, bundle(api))
+    assert used(POD)["allowed"]
+    assert used.is_open
+    injector.process.send_signal(signal.SIGTERM)
+    until("readiness to end", lambda: injector.get("/readyz") == (503, "stopping\n"))
+    for caller in (used, idle, Caller(injector, bundle(api))):
+        assert caller(POD)["allowed"]
+        assert not caller.is_open
+    assert injector.process.wait(8) == 0
 
 
 @pytest.mark.parametrize(

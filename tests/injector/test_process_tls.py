@@ -151,7 +151,7 @@ def test_a_mounted_certificate_is_waited_for_shown_and_exchanged_with_the_listen
 
 
 OTHER = made()
-DAMAGES = {
+DAMAGES: dict[str, dict[str, bytes | None]] = {
     "the key does not belong to the certificate": {"key": OTHER.key},
     "the certificate or its key cannot be read": {"crt": b"-----BEGIN CERTIFICATE-----\n"},
     f"the certificate is not for {SERVICE}, which the API server calls": {
@@ -174,7 +174,7 @@ def test_a_damaged_mounted_certificate_is_told_once_and_the_old_one_goes_on(
 
     before = len(troubles())
     for count, (said, damage) in enumerate(DAMAGES.items(), before + 1):
-        given = {"crt": good.certificate, "key": good.key} | damage
+        given: dict[str, bytes | None] = {"crt": good.certificate, "key": good.key} | damage
         mounted.hold(**{end: content for end, content in given.items() if content})
         until(said, lambda: said in "".join(troubles()[count - 1 :]))  # noqa: B023
         assert len(troubles()) == count

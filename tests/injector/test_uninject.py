@@ -119,6 +119,15 @@ def test_labels_and_annotations_of_others_stay() -> None:
     assert uninject(injected(original)) == original
 
 
+WRONG: list[dict[str, object]] = [
+    {"container": 1},
+    {"asked": None},
+    {"added": []},
+    {"added": {"model": "wrapper"}},
+    {"added": {"model": [1]}},
+    {"volumes": "asya-socket"},
+    {"more": 1},
+]
 MARKS = [
     "",
     "{}",
@@ -133,15 +142,7 @@ MARKS = [
             | {"added": {}, "volumes": []}
             | wrong
         )
-        for wrong in (
-            {"container": 1},
-            {"asked": None},
-            {"added": []},
-            {"added": {"model": "wrapper"}},
-            {"added": {"model": [1]}},
-            {"volumes": "asya-socket"},
-            {"more": 1},
-        )
+        for wrong in WRONG
     ),
 ]
 
