@@ -174,7 +174,7 @@ def test_a_damaged_mounted_certificate_is_told_once_and_the_old_one_goes_on(
 
     before = len(troubles())
     for count, (said, damage) in enumerate(DAMAGES.items(), before + 1):
-        given: dict[str, bytes | None] = {"crt": good.certificate, "key": good.key} | damage
+        given = {"crt": good.certificate, "key": good.key, **damage}
         mounted.hold(**{end: content for end, content in given.items() if content})
         until(said, lambda: said in "".join(troubles()[count - 1 :]))  # noqa: B023
         assert len(troubles()) == count
