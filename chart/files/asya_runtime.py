@@ -37,11 +37,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
     from socket import socket as Socket  # noqa: N812
-    from typing import Any, Union
+    from typing import Any, TypeVar, Union
 
+    T = TypeVar("T")
     Bytes = Union[bytes, bytearray, memoryview]
     Parcel = list[Bytes]  # a message: a list, so that whoever takes the bytes out frees them
     Answer = Callable[[Parcel], bytes]
+    Action = Callable[[], None]
+    Place = tuple[Socket, Action, Action]  # the listener, `publish()`, `remove()`
     Request = dict[str, object]
     Call = Callable[[Request], object]
     Conversation = Generator[Union[int, Parcel], Any, None]
@@ -49,20 +52,36 @@ if TYPE_CHECKING:
 EXIT_REFUSED = 78  # EX_CONFIG: the settings or the handler are wrong; said in one line
 EXIT_POISONED = 70  # EX_SOFTWARE: the GPU context is lost; only a new process helps
 
-# --------------------------------------------------------------------------------------
-# Settings: one table, read once
-# --------------------------------------------------------------------------------------
+# --- Settings: one table, read once
 
 
 class Refused(Exception):  # noqa: N818
     """The process cannot start; the text is the one line that says why and what to do."""
 
 
-def _handler(text: str) -> str:
-    parts = text.split(".")
-    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        raise ValueError("must be module.path.function or module.Class.method")
-    return text
+def _form(
+    words: str, pattern: str, read: "Callable[[str], Any]" = str, low: float = 0, high: float = 0
+) -> "Callable[[str], Any]":
+    """Give a parser for texts of a pattern, and with `high` for values from `low` to `high`."""
+
+    def parse(text: str) -> "Any":
+        import re
+
+        value = read(text) if re.fullmatch(pattern, text) else None
+        if value is None or (high and not low <= value <= high):
+            raise ValueError("must be " + words)
+        return value
+
+    return parse
+
+
+def _number(low: int, high: int) -> "Callable[[str], Any]":
+    return _form("a whole number from %d to %d" % (low, high), "[0-9]{1,20}", int, low, high)
+
+
+def _seconds(words: str, low: float) -> "Callable[[str], Any]":
+    number = r"(?i)[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
+    return _form("a number of seconds, " + words, number, float, low, sys.float_info.max)
 
 
 def _path(text: str) -> str:
@@ -73,81 +92,41 @@ def _path(text: str) -> str:
     return text
 
 
-def _boolean(text: str) -> bool:
-    word = text.lower()
-    if word not in ("true", "1", "yes", "false", "0", "no"):
-        raise ValueError("must be true, 1, yes, false, 0 or no")
-    return word in ("true", "1", "yes")
+_name = _form(
+    "module.path.function or module.Class.method",
+    r".+\..+",
+    lambda text: text if all(map(str.isidentifier, text.split("."))) else None,
+)
+_boolean = _form(
+    "true, 1, yes, false, 0 or no",
+    "(?i)true|1|yes|false|0|no",
+    lambda text: text.lower() in ("true", "1", "yes"),
+)
+_mode = _form("octal, 0 to 0777", "0*[0-7]{1,3}", lambda text: int(text, 8))
 
-
-def _number(low: int, high: int) -> "Callable[[str], int]":
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or not low <= int(text[:20]) <= high:
-            raise ValueError("must be a whole number from %d to %d" % (low, high))
-        return int(text)
-
-    return parse
-
-
-def _seconds(zero: bool) -> "Callable[[str], float]":
-    def parse(text: str) -> float:
-        try:
-            value = float(text) if "_" not in text else -1.0
-        except ValueError:
-            value = -1.0
-        if not 0 <= value < float("inf") or (value == 0 and not zero):
-            raise ValueError(
-                "must be a number of seconds, %s 0" % ("at least" if zero else "above")
-            )
-        return value
-
-    return parse
-
-
-def _mode(text: str) -> int:
-    if not text or set(text) - set("01234567") or int(text, 8) > 0o777:
-        raise ValueError("must be octal, 0 to 0777")
-    return int(text, 8)
-
-
-def _json(text: str) -> str:
-    if text not in ("stdlib", "orjson", "auto"):
-        raise ValueError("must be stdlib, orjson or auto")
-    return text
-
-
-# variable, default, parser; the attribute of Settings is the name without ASYA_ in lower case
+# variable, default, parser; the attribute of Settings is the name in lower case without ASYA_
 SETTINGS: "tuple[tuple[str, str, Callable[[str], object]], ...]" = (
-    ("ASYA_HANDLER", "", _handler),
+    ("ASYA_HANDLER", "", _name),
     ("ASYA_SOCKET_PATH", "/tmp/sockets/app.sock", _path),  # noqa: S108
     ("ASYA_INCLUDE_METADATA", "false", _boolean),
     ("ASYA_CHUNK_SIZE", "4096", _number(1, 16777216)),
-    ("ASYA_HANDLER_TIMEOUT", "0", _seconds(zero=True)),
+    ("ASYA_HANDLER_TIMEOUT", "0", _seconds("at least 0", 0)),
     ("ASYA_ENABLE_OOM_DETECTION", "true", _boolean),
     ("ASYA_CUDA_CLEANUP_ON_OOM", "true", _boolean),
     ("ASYA_SOCKET_MODE", "0660", _mode),
     ("ASYA_CONCURRENCY", "1", _number(1, 1024)),
     ("ASYA_MAX_MESSAGE_SIZE", "4294967295", _number(1, 4294967295)),
-    ("ASYA_READ_TIMEOUT", "60", _seconds(zero=False)),
-    ("ASYA_JSON", "stdlib", _json),
+    ("ASYA_READ_TIMEOUT", "60", _seconds("above 0", 5e-324)),
+    ("ASYA_JSON", "stdlib", _form("stdlib, orjson or auto", "stdlib|orjson|auto")),
 )
 
 
 class Settings:
-    """What the environment says, validated."""
+    """What the environment says, validated: an attribute for each row of the table."""
 
-    handler: str
-    socket_path: str
-    include_metadata: bool
-    chunk_size: int
-    handler_timeout: float
-    enable_oom_detection: bool
-    cuda_cleanup_on_oom: bool
-    socket_mode: int
-    concurrency: int
-    max_message_size: int
-    read_timeout: float
-    json: str
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, environ: "Mapping[str, str]", only: str = "") -> None:
         for variable, default, parse in SETTINGS:
@@ -171,9 +150,7 @@ def log(text: str) -> None:
         pass  # nobody is left to be told
 
 
-# --------------------------------------------------------------------------------------
-# Replies
-# --------------------------------------------------------------------------------------
+# --- Replies
 
 # code: (severity, retry_after)
 CODES: "dict[str, tuple[str, int | None]]" = {
@@ -203,16 +180,13 @@ def error_reply(
     import json
 
     usual, seconds = CODES[code]
+    if retry_after is None and severity in ("", usual):
+        retry_after = seconds
     fields: "dict[str, object]" = {"status": "error", "error": code}
     fields["message"] = message[:MESSAGE_LIMIT]
-    if kind:
-        fields["type"] = kind
-    fields["severity"] = severity or usual
-    if retry_after is None and fields["severity"] == usual:
-        retry_after = seconds
-    if retry_after is not None:
-        fields["retry_after"] = retry_after
-    return json.dumps(fields, separators=(",", ":")).encode("ascii")
+    fields.update(type=kind or None, severity=severity or usual, retry_after=retry_after)
+    there = {name: value for name, value in fields.items() if value is not None}
+    return json.dumps(there, separators=(",", ":")).encode("ascii")
 
 
 def describe(code: str, error: BaseException, lead: str = "") -> bytes:
@@ -245,9 +219,7 @@ def attribute(thing: object, name: str) -> "Any":
         return None
 
 
-# --------------------------------------------------------------------------------------
-# JSON
-# --------------------------------------------------------------------------------------
+# --- JSON
 
 
 def make_codec(
@@ -283,6 +255,7 @@ def make_codec(
         escape = json.encoder.encode_basestring_ascii
         chunks = make(parents, encoder.default, escape, None, ":", ",", False, False, False)
 
+    @shallow
     def decode(parcel: "Parcel") -> object:
         text = str(parcel.pop(), "utf-8")
         if text[:1] != "{" or text[-1:] != "}":
@@ -293,6 +266,7 @@ def make_codec(
             end = -1
         return value if end == len(text) else decoder.decode(text)  # which complains of the rest
 
+    @shallow
     def encode(box: "list[Any]") -> bytes:
         try:
             parts = chunks(box[0], 0)
@@ -303,6 +277,7 @@ def make_codec(
         del parts
         return text.encode("ascii")
 
+    @shallow
     def encode_fast(box: "list[Any]") -> bytes:
         try:
             reply: bytes = orjson.dumps({"status": "ok", "result": box[0]}, None, option)
@@ -313,19 +288,18 @@ def make_codec(
             return reply
         return encode(box)
 
-    bound = shallow if sys.version_info < (3, 12) else lambda function: function
     if choice == "stdlib":
-        return bound(decode), bound(encode)
+        return decode, encode
     try:
         import orjson  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         if choice == "auto":
-            return bound(decode), bound(encode)
+            return decode, encode
         raise Refused("ASYA_JSON=orjson: this image has no orjson; auto does without") from None
     option = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS
     option |= orjson.OPT_PASSTHROUGH_DATETIME
     loads = orjson.loads
-    return lambda parcel: loads(parcel.pop()), bound(encode_fast)
+    return lambda parcel: loads(parcel.pop()), encode_fast
 
 
 def has_no_float(value: object, left: "list[int]") -> bool:
@@ -340,10 +314,12 @@ def has_no_float(value: object, left: "list[int]") -> bool:
     return value is None or type(value) in (str, int, bool)
 
 
-def shallow(function: "Callable[[Any], Any]") -> "Callable[[Any], Any]":
+def shallow(function: "Callable[[Any], T]") -> "Callable[[Any], T]":
     """Bound recursion in C, which before 3.12 obeys a limit that users may set sky-high."""
+    if sys.version_info >= (3, 12):
+        return function
 
-    def call(argument: object) -> object:
+    def call(argument: object) -> "T":
         limit = sys.getrecursionlimit()
         if limit <= 5000:
             return function(argument)
@@ -382,9 +358,7 @@ def find_unencodable(value: object, parents: "tuple[int, ...]" = ()) -> str:
     return ""
 
 
-# --------------------------------------------------------------------------------------
-# Memory errors: recognised by name and text, never by importing a framework
-# --------------------------------------------------------------------------------------
+# --- Memory errors: recognised by name and text, never by importing a framework
 
 # No later GPU call of this process will succeed.
 STICKY = r"""
@@ -422,6 +396,8 @@ HOST = r"""
   | available\ memory\ of\ \d+\ is\ smaller\ than\ requested
 """
 
+GPU_CLASSES = ("torch.OutOfMemoryError", "cupy.OutOfMemoryError", "pycuda.MemoryError")
+
 
 def links(error: BaseException) -> "Iterator[BaseException]":
     """Walk an exception and what it came from, as the interpreter would print it."""
@@ -447,19 +423,17 @@ def make_classify() -> "Callable[[BaseException], str]":
     flags = re.IGNORECASE | re.VERBOSE | re.DOTALL
     sticky, gpu, host = (re.compile(text, flags).search for text in (STICKY, GPU, HOST))
 
-    def is_a(link: BaseException, roots: "tuple[str, ...]", names: "tuple[str, ...]") -> bool:
-        return any(
-            base.__name__ in names and str(base.__module__).partition(".")[0] in roots
-            for base in type(link).__mro__
-        )
-
     def classify(error: BaseException) -> str:
         verdict = ""
         for link in links(error):
             text = text_of(link)[:20000]
-            if sticky(text) or is_a(link, ("vllm",), ("EngineDeadError",)):
+            classes = {
+                "%s.%s" % (str(base.__module__).partition(".")[0], base.__name__)
+                for base in type(link).__mro__
+            }
+            if sticky(text) or "vllm.EngineDeadError" in classes:
                 return "sticky"
-            if gpu(text) or is_a(link, ("torch", "cupy", "pycuda"), GPU_CLASSES):
+            if gpu(text) or not classes.isdisjoint(GPU_CLASSES):
                 verdict = "cuda_oom_error"  # looked for first: CuPy's is a MemoryError
             elif verdict or not (isinstance(link, (MemoryError, OSError)) or host(text)):
                 continue
@@ -470,20 +444,14 @@ def make_classify() -> "Callable[[BaseException], str]":
     return classify
 
 
-GPU_CLASSES = ("OutOfMemoryError", "MemoryError")
-
-
 def release_frames(error: BaseException) -> None:
     """Let go of what the frames of the failed call hold: their locals are the large tensors."""
+    import traceback  # there is no memory to load it now: `make_answer` did
+
     for link in list(links(error)):
         trace = attribute(link, "__traceback__")
         BaseException.with_traceback(link, None)  # an assignment fails if its class is frozen
-        while trace is not None:
-            try:
-                trace.tb_frame.clear()
-            except RuntimeError:
-                pass  # still running: ours
-            trace = trace.tb_next
+        traceback.clear_frames(trace)
 
 
 def empty_caches() -> None:
@@ -494,8 +462,7 @@ def empty_caches() -> None:
         part = attribute(torch, device)
         if part is not None and part.is_initialized():
             part.empty_cache()
-            if hasattr(part, "ipc_collect"):
-                part.ipc_collect()
+            getattr(part, "ipc_collect", int)()
 
     def of_apple() -> None:
         if torch is not None and torch.backends.mps.is_available():
@@ -506,14 +473,10 @@ def empty_caches() -> None:
             cupy.get_default_memory_pool().free_all_blocks()
             cupy.get_default_pinned_memory_pool().free_all_blocks()
 
-    for step, arguments in (
-        (of_torch, ["cuda"]),
-        (of_torch, ["xpu"]),
-        (of_apple, []),
-        (of_cupy, []),
-    ):
+    steps: "list[Action]" = [lambda: of_torch("cuda"), lambda: of_torch("xpu"), of_apple, of_cupy]
+    for step in steps:
         try:
-            step(*arguments)
+            step()
         except Exception as error:  # which can itself run out of memory
             log("emptying a GPU cache failed: %s" % type(error).__name__)
 
@@ -532,9 +495,7 @@ def log_traceback(error: BaseException, what: str) -> None:
         log(what + "; its traceback cannot be shown")
 
 
-# --------------------------------------------------------------------------------------
-# The handler
-# --------------------------------------------------------------------------------------
+# --- The handler
 
 COROUTINE, ASYNC_GENERATOR = 0x80, 0x200  # of inspect, whose import costs 10 ms
 GENERATOR = type(_ for _ in ())
@@ -635,22 +596,20 @@ def make_call(handler: "Callable[[Any], Any]", threads: bool) -> "Call":
             except BaseException as error:  # SystemExit in a background task of the user's
                 log_traceback(error, "a background task stopped the event loop; it goes on")
 
-    def call_here(request: "Request") -> object:
-        task = loop.create_task(outcome(request))
-        persist(lambda: loop.run_until_complete(task), task.done)
-        return settle(*task.result())
-
-    def call_there(request: "Request") -> object:
-        return settle(*asyncio.run_coroutine_threadsafe(outcome(request), loop).result())
-
-    def settle(result: object, error: "BaseException | None") -> object:
+    def call(request: "Request") -> object:
+        if threads:
+            result, error = asyncio.run_coroutine_threadsafe(outcome(request), loop).result()
+        else:
+            task = loop.create_task(outcome(request))
+            persist(lambda: loop.run_until_complete(task), task.done)
+            result, error = task.result()
         if error is not None:
             raise error
         return result
 
     if threads:
         in_background(lambda: persist(loop.run_forever, lambda: False))
-    return call_there if threads else call_here
+    return call
 
 
 def in_background(work: "Callable[[], object]") -> None:
@@ -665,6 +624,7 @@ def in_background(work: "Callable[[], object]") -> None:
 def make_answer(settings: Settings, call: "Call", ending: "list[int]") -> "Answer":
     """Give the function that turns a message into its reply, and never raises."""
     import gc
+    import traceback  # noqa: F401
 
     decode, encode = make_codec(settings.json, settings.concurrency > 1)
     classify = make_classify() if settings.enable_oom_detection else lambda error: ""
@@ -707,7 +667,7 @@ def make_answer(settings: Settings, call: "Call", ending: "list[int]") -> "Answe
     def answer(parcel: "Parcel") -> bytes:
         if EXIT_POISONED in ending:
             return error_reply("processing_error", "the process restarts", "", "recoverable", 1)
-        kind = ""
+        kind, step = "", "decode"
         request: "Any" = None
         box: "list[Any]" = []
         try:
@@ -718,26 +678,21 @@ def make_answer(settings: Settings, call: "Call", ending: "list[int]") -> "Answe
                 raise ValueError('the message has no object "payload"')
             if not metadata:
                 request = {"payload": request["payload"]}
-        except (ValueError, RecursionError) as error:
-            return describe("invalid_json", error)
-        except BaseException as error:
-            reply, kind = judge(error)
-        else:
-            try:
-                box = [call(request)]
-                request = None  # its memory may be needed for the reply
-                if type(box[0]) is GENERATOR:
-                    box = [list(box[0])]
-                try:
-                    reply = encode(box)
-                except MemoryError:
-                    raise
-                except BaseException as error:
-                    reply, kind = judge(error, complaint(box))
-                if len(reply) > FRAME_LIMIT:
-                    raise OverflowError("a reply of %d bytes does not fit a frame" % len(reply))
-            except BaseException as error:  # SystemExit and KeyboardInterrupt are answered too
-                reply, kind = judge(error)
+            step = "call"
+            box = [call(request)]
+            request = None  # its memory may be needed for the reply
+            if type(box[0]) is GENERATOR:
+                box = [list(box[0])]
+            step = "encode"
+            reply = encode(box)
+            step = "send"
+            if len(reply) > FRAME_LIMIT:
+                raise OverflowError("a reply of %d bytes does not fit a frame" % len(reply))
+        except BaseException as error:  # SystemExit and KeyboardInterrupt are answered too
+            if step == "decode" and isinstance(error, (ValueError, RecursionError)):
+                return describe("invalid_json", error)
+            unfit = step == "encode" and not isinstance(error, MemoryError)
+            reply, kind = judge(error, complaint(box) if unfit else "")
         if kind:
             request = None
             box.clear()
@@ -747,12 +702,10 @@ def make_answer(settings: Settings, call: "Call", ending: "list[int]") -> "Answe
     return answer
 
 
-# --------------------------------------------------------------------------------------
-# The socket file: there if and only if the handler serves
-# --------------------------------------------------------------------------------------
+# --- The socket file: there if and only if the handler serves
 
 
-def open_listener(path: str, mode: int) -> "tuple[Socket, Callable[[], None], Callable[[], None]]":
+def open_listener(path: str, mode: int) -> "Place":
     """Listen under a temporary name. Give the listener, `publish()` and `remove()`."""
     import fcntl
     import socket
@@ -793,7 +746,7 @@ def open_listener(path: str, mode: int) -> "tuple[Socket, Callable[[], None], Ca
             pass  # its backlog is full: very much alive
         raise Refused("another process serves %s" % os.path.join(folder, entry))
 
-    def locked(action: "Callable[[], None]") -> None:
+    def locked(action: "Action") -> None:
         """Run under the directory's lock: nobody may come between a check and its change."""
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
@@ -838,19 +791,17 @@ def open_listener(path: str, mode: int) -> "tuple[Socket, Callable[[], None], Ca
     return listener, lambda: locked(publish), remove
 
 
-# --------------------------------------------------------------------------------------
-# Signals, and the watch over slow calls: one thread
-# --------------------------------------------------------------------------------------
+# --- Signals, and the watch over slow calls: one thread
 
 
 def start_watch(
-    limit: float, abandon: "Callable[[], None]"
-) -> "tuple[Callable[[], None], list[Callable[[], None]], dict[object, float]]":
+    limit: float, abandon: "Action"
+) -> "tuple[Action, list[Action], Callable[[Call], Call]]":
     """Start the thread that hears SIGTERM even while the main thread is deep in C code.
 
     Gives `install()`, for again after the handler's import, which may have replaced signal
     handlers; a list for the function that SIGTERM is to call (while it is empty: `abandon()`,
-    exit 0); the running calls, {key: start}, which are warned about after `limit` seconds.
+    exit 0); what makes of a call one that is warned about while it runs over `limit` seconds.
     """
     import select
     import signal
@@ -858,7 +809,7 @@ def start_watch(
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     running: "dict[object, float]" = {}
-    stop: "list[Callable[[], None]]" = []
+    stop: "list[Action]" = []
     heard = {"thread": 0, "main": 0}
     masks: "list[set[int]]" = []
     numbers = (signal.SIGTERM, signal.SIGINT)
@@ -912,30 +863,25 @@ def start_watch(
                     if number in numbers:
                         hear("thread", number)
 
+    def timed(call: "Call") -> "Call":
+        def timed_call(request: "Request") -> object:
+            key = object()
+            running[key] = time.monotonic()
+            try:
+                result = call(request)
+                return list(result) if type(result) is GENERATOR else result
+            finally:
+                del running[key]
+
+        return timed_call if limit else call
+
     install()
     os.register_at_fork(before=before_fork, after_in_parent=in_parent, after_in_child=in_child)
     in_background(watch)
-    return install, stop, running
+    return install, stop, timed
 
 
-def timed(call: "Call", running: "dict[object, float]") -> "Call":
-    """Let the watch see how long a call runs."""
-
-    def timed_call(request: "Request") -> object:
-        key = object()
-        running[key] = time.monotonic()
-        try:
-            result = call(request)
-            return list(result) if type(result) is GENERATOR else result
-        finally:
-            del running[key]
-
-    return timed_call
-
-
-# --------------------------------------------------------------------------------------
-# Connections
-# --------------------------------------------------------------------------------------
+# --- Connections
 
 MSG_PEEK = 2  # of socket, whose import --ready does without
 IDLE, NOW, READ, WRITE = 0, -1, 1, 4  # what a conversation waits for; 1, 4: EPOLLIN, EPOLLOUT
@@ -1059,13 +1005,7 @@ def write(sock: "Socket", data: "Bytes") -> "Generator[int, None, None]":
 
 
 def serve(
-    settings: Settings,
-    listener: "Socket",
-    answer: "Answer",
-    ending: "list[int]",
-    publish: "Callable[[], None]",
-    retire: "Callable[[], None]",
-    stop: "list[Callable[[], None]]",
+    settings: Settings, place: "Place", answer: "Answer", ending: "list[int]", stop: "list[Action]"
 ) -> None:
     """Move bytes until `ending` has an exit code; then answer what has arrived, and return."""
     import collections
@@ -1073,6 +1013,7 @@ def serve(
     import resource
     import select
 
+    listener, publish, retire = place
     poll, listening = select.epoll(), listener.fileno()
     waker, alarm = os.pipe()
     os.set_blocking(alarm, False)
@@ -1176,7 +1117,12 @@ def serve(
 
     def accept() -> bool:
         try:
-            sock = above_standard(listener.accept()[0])
+            sock = listener.accept()[0]
+            if sock.fileno() < 3:  # user code has closed that one: its prints would go here
+                occupy_standard()
+                with sock as low:
+                    sock = low.dup()
+                occupy_standard()
         except BlockingIOError:
             return False
         except OSError as error:
@@ -1277,31 +1223,16 @@ PAUSE = 1.0  # seconds, when nothing can be accepted and no connection be closed
 PATIENCE = 5.0  # seconds, with peers that do not read and threads that do not end
 
 
-def above_standard(sock: "Socket") -> "Socket":
-    """Move a connection off fds 0 to 2, which user code has closed: prints would go there."""
-    if sock.fileno() > 2:
-        return sock
-    import fcntl
-    import socket
-
-    with sock:
-        moved = socket.socket(fileno=fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
-    occupy_standard()
-    return moved
-
-
 def occupy_standard() -> None:
     """Let nothing else become fd 0, 1 or 2."""
-    fd = os.open(os.devnull, os.O_RDWR)
+    fd = 0
     while fd < 3:
-        os.set_inheritable(fd, True)
         fd = os.open(os.devnull, os.O_RDWR)
+        os.set_inheritable(fd, fd < 3)
     os.close(fd)
 
 
-# --------------------------------------------------------------------------------------
-# Command line
-# --------------------------------------------------------------------------------------
+# --- Command line
 
 
 def prepare(settings: Settings) -> "Callable[[Any], Any]":
@@ -1322,17 +1253,16 @@ def run(settings: Settings) -> int:
     # glibc learns from this that blocks of this size come and go; else each large message has
     # its memory paged in again, which costs a third of the time. Not one page is touched here
     bytes(4194304)
-    listener, publish, remove = open_listener(settings.socket_path, settings.socket_mode)
-    install, stop, running = start_watch(settings.handler_timeout, remove)
+    place = open_listener(settings.socket_path, settings.socket_mode)
+    remove = place[2]
+    install, stop, timed = start_watch(settings.handler_timeout, remove)
     ending: "list[int]" = []
     try:
-        call = make_call(prepare(settings), settings.concurrency > 1)
-        if settings.handler_timeout:
-            call = timed(call, running)
+        call = timed(make_call(prepare(settings), settings.concurrency > 1))
         answer = make_answer(settings, call, ending)
         occupy_standard()
         install()
-        serve(settings, listener, answer, ending, publish, remove, stop)
+        serve(settings, place, answer, ending, stop)
     finally:
         remove()
     return max(ending)
