@@ -15,7 +15,7 @@ from asya_injector import __version__, bundle, chartvalues, manifests, operating
 from asya_injector import explain as explanations
 from asya_injector.bundle import Refused, Result
 from asya_injector.manifests import Document, ManifestError
-from asya_injector.manual import COLOUR, REFUSED, CommandError, ManualGroup
+from asya_injector.manual import COLOUR, REFUSED, CommandError, ManualGroup, answering
 from asya_injector.manual import run as run_program
 from asya_injector.policy import Policy
 from asya_injector.refusal import Refusal
@@ -167,13 +167,7 @@ def uninject(filenames: Sequence[str], namespace: str) -> None:
     ],
 )
 @_reading
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    help="Form of the answer. Default: text.",
-)
+@answering("text", "json")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of -o json, and end.")
 @_deciding
 def explain(

@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -91,6 +91,12 @@ class ManualGroup(_Manual, click.Group):
         with formatter.section(_title("COMMANDS")):
             formatter.write_dl(rows)
         super().format_options(ctx, formatter)
+
+
+def answering(*forms: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option of commands that answer in one of these forms, the first by default."""
+    help_ = f"Form of the answer. Default: {forms[0]}."
+    return click.option("-o", "--output", type=click.Choice(forms), default=forms[0], help=help_)
 
 
 def run(program: click.Command, words: Sequence[str] | None) -> NoReturn:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from asya_injector.manual import COLOUR, REFUSED, CommandError, Manual
+from asya_injector.manual import COLOUR, REFUSED, CommandError, Manual, answering
 from asya_injector.rows import OK, UNKNOWN, WRONG, Row
 from asya_injector.version import Payload
 
@@ -74,13 +74,7 @@ def _connecting(command: Callable[..., Any]) -> Callable[..., Any]:
     ],
 )
 @_connecting
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    help="Form of the answer. Default: table.",
-)
+@answering("table", "json")
 def check(*, namespace: str, kubeconfig: str | None, context: str | None, output: str) -> None:
     """See whether a cluster is in order, and how to mend what is not.
 

@@ -1,6 +1,7 @@
 """The ConfigMap that pods mount: its name tells its content."""
 
 import asyncio
+import json
 import subprocess
 import threading
 import time
@@ -156,73 +157,56 @@ async def test_other_content_under_the_name_is_refused_with_what_to_do(
     assert namespaces.written() == {"PayloadConflict": 1, "created": 1}
 
 
-@pytest.mark.parametrize(
-    ("answer", "said", "fix"),
-    [
-        (
-            failure(403, "Forbidden", "exceeded quota: compute, requested: count/configmaps=1"),
-            "exceeded quota: compute, requested: count/configmaps=1",
-            "let the injector create it (rights, quota), or create it by hand",
-        ),
-        (
-            failure(403, "Forbidden", 'cannot create resource "configmaps"'),
-            r"cannot create resource \"configmaps\"",
-            "let the injector create it (rights, quota), or create it by hand",
-        ),
-        (
-            failure(403, "Forbidden", "because it is being terminated"),
-            "because it is being terminated",
-            "let the injector create it (rights, quota), or create it by hand",
-        ),
-        (
-            failure(404, "NotFound", 'namespaces "models" not found'),
-            r"namespaces \"models\" not found",
-            "it is tried again with the next pod",
-        ),
-        (
-            failure(500, "InternalError", "etcdserver: leader changed"),
-            "etcdserver: leader changed",
-            "it is tried again with the next pod",
-        ),
-        (
-            failure(403, "Forbidden", "evil\n\x1b[2Jtext"),
-            r"evil\n\u001b[2Jtext",
-            "let the injector create it (rights, quota), or create it by hand",
-        ),
-    ],
-)
+BY_HAND = "let the injector create it (rights, quota), or create it by hand"
+BY_ITSELF = "it is tried again with the next pod"
+FAULTS = [
+    (403, "Forbidden", "exceeded quota: compute, requested: count/configmaps=1", BY_HAND),
+    (403, "Forbidden", 'cannot create resource "configmaps"', BY_HAND),
+    (403, "Forbidden", "because it is being terminated", BY_HAND),
+    (403, "Forbidden", "evil\n\x1b[2Jtext", BY_HAND),
+    (422, "Invalid", "ValidatingAdmissionPolicy 'x' denied request", BY_HAND),
+    (404, "NotFound", 'namespaces "models" not found', BY_ITSELF),
+    (500, "InternalError", "etcdserver: leader changed", BY_ITSELF),
+]
+
+
+@pytest.mark.parametrize(("code", "reason", "said", "fix"), FAULTS)
 async def test_what_the_api_server_says_is_told_to_all_who_wait(
-    namespaces: Namespaces, answer: Answer, said: str, fix: str
+    namespaces: Namespaces, code: int, reason: str, said: str, fix: str
 ) -> None:
-    namespaces.api.fault = failing(answer)
+    namespaces.api.fault = failing(failure(code, reason, said))
     refusals = await asyncio.gather(*(namespaces.refusal() for _ in range(10)))
     assert set(refusals) == {
-        f'ConfigMap models/{namespaces.name}: cannot be written: "{said}"; {fix} '
+        f"ConfigMap models/{namespaces.name}: cannot be written: {json.dumps(said)}; {fix} "
         "(PayloadUnavailable)"
     }
     assert len(namespaces.api.calls) == 1
     await namespaces.publisher.ensure("models", within=20)  # nothing bad is remembered
 
 
+EXISTS = failure(409, "AlreadyExists", "it exists")
+
+
 @pytest.mark.parametrize(
-    "answers",
+    ("answers", "verbs"),
     [
-        [failure(429, "TooManyRequests", "busy", {"Retry-After": "1"})],
-        [failure(409, "Conflict", "the quota has been modified")],
+        ([failure(429, "TooManyRequests", "busy", {"Retry-After": "1"})], "create create"),
+        ([failure(409, "Conflict", "the quota has been modified")], "create create"),
         # Deleted between our two calls, after another replica had made it.
-        [
-            failure(409, "AlreadyExists", "it exists"),
-            failure(404, "NotFound", 'configmaps "asya-runtime" not found'),
-        ],
+        (
+            [EXISTS, failure(404, "NotFound", 'configmaps "asya-runtime" not found')],
+            "create patch create",
+        ),
     ],
     ids=["busy", "quota changed", "deleted meanwhile"],
 )
 async def test_what_passes_is_tried_again_within_the_time(
-    namespaces: Namespaces, answers: list[Answer]
+    namespaces: Namespaces, answers: list[Answer], verbs: str
 ) -> None:
     namespaces.api.fault = failing(*answers)
     await namespaces.publisher.ensure("models", within=20)
     assert namespaces.written() == {"created": 1}
+    assert [call[0] for call in namespaces.api.calls] == verbs.split()
 
 
 async def test_a_busy_api_server_is_asked_again_when_it_says(namespaces: Namespaces) -> None:
@@ -249,6 +233,21 @@ async def test_the_answer_comes_within_the_time_whatever_the_api_server_does(
         f'ConfigMap models/{namespaces.name}: cannot be written: "the API server did not answer in '
         'time"; it is tried again with the next pod (PayloadUnavailable)'
     }
+
+
+async def test_who_waits_no_longer_takes_nothing_from_those_who_do(namespaces: Namespaces) -> None:
+    go = threading.Event()
+
+    def fault(*_: str) -> None:
+        go.wait(20)
+
+    namespaces.api.fault = fault
+    patient = asyncio.create_task(namespaces.publisher.ensure("models", within=20))
+    await asyncio.sleep(0)
+    assert "did not answer in time" in await namespaces.refusal(within=0.1)
+    go.set()
+    await patient
+    assert namespaces.written() == {"created": 1}
 
 
 async def test_a_slow_namespace_does_not_hold_up_another(namespaces: Namespaces) -> None:

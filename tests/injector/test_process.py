@@ -16,7 +16,17 @@ import pytest
 from asya_injector import __version__
 from asya_injector.version import Payload
 from jsonpatch import JsonPatch
-from stand_in import NAME, NAMESPACE, RIGHTS, SECRET, Api, api_server, failure, write_kubeconfig
+from stand_in import (
+    NAME,
+    NAMESPACE,
+    RIGHTS,
+    SECRET,
+    Answer,
+    Api,
+    api_server,
+    failure,
+    write_kubeconfig,
+)
 
 from .conftest import ROOT, Injector, free_port, until
 
@@ -118,6 +128,57 @@ def test_a_pod_becomes_an_actor_and_its_namespace_gets_the_runtime(start: Start,
         ("unchanged", "pods"),
         ("refused", "deployments"),
     ]
+
+
+def test_warnings_reach_who_applies(start: Start, api: Api) -> None:
+    injector = start()
+    injector.wait_until_ready()
+    caller = Caller(injector, bundle(api))
+    pod = copy.deepcopy(POD)
+    pod["spec"]["containers"][0]["readinessProbe"] = {"tcpSocket": {"port": 80}}
+    late = (
+        'container "model" keeps its own readiness probe, so the pod may be ready before its '
+        "actor is"
+    )
+    assert caller(pod)["warnings"] == [late]
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "d", "namespace": "models", "annotations": {"asya.sh/handler": "a.b"}},
+        "spec": {"template": pod},
+    }
+    assert caller(deployment)["warnings"] == [
+        'asya.sh/handler: "app.predict" on the pod template wins over "a.b" here',
+        late,
+    ]
+
+
+def test_what_nobody_foresaw_is_refused_and_its_traceback_is_in_the_log_alone(
+    start: Start, api: Api
+) -> None:
+    injector = start()
+    injector.wait_until_ready()
+
+    def odd(verb: str, resource: str, *_: str) -> None:
+        if resource == "configmaps":
+            raise (
+                failure(409, "AlreadyExists", "") if verb == "create" else Answer(200, {"data": 1})
+            )
+
+    api.fault = odd
+    answer = Caller(injector, bundle(api))(POD)
+    assert answer == {
+        "uid": "u-1",
+        "allowed": False,
+        "status": {
+            "code": 500,
+            "message": "the injector failed on this object; its log says why, under uid u-1 "
+            "(InternalError)",
+        },
+    }
+    faults = [line for line in injector.log if line["level"] == "ERROR"]
+    assert [(line["logger"], line["uid"]) for line in faults] == [("asya_injector.webhook", "u-1")]
+    assert "in _create_or_check" in faults[0]["exception"]
 
 
 def test_a_dry_run_leaves_no_trace(start: Start, api: Api) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import datetime as dt
+import gzip
 import io
 import json
 import logging
@@ -301,6 +302,13 @@ async def test_the_content_type_must_be_json(client: Client) -> None:
     )
     status, _ = await client.post(review(), content_type="application/json; charset=utf-8")
     assert status == 200
+
+
+async def test_nothing_is_unpacked(client: Client) -> None:
+    packed = gzip.compress(json.dumps(review()).encode())
+    head = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    async with client.session.post(f"{client.url}/pods", data=packed, headers=head) as answer:
+        assert (answer.status, await answer.text()) == (400, "asya-injector: it is not JSON\n")
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"])
