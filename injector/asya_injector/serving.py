@@ -23,8 +23,15 @@ def run() -> None:
         config = Config.from_env(os.environ)
         log_as_json(config.log_level)
         serve(config, connect())
-    except (ConfigError, Refusal, ConfigException) as error:
+    except ConfigError as error:
         raise CommandError(str(error), EX_CONFIG) from None
+    except ConfigException as error:
+        line = f"no way to the API server: {str(error).rstrip('.')}"
+        fix = "in a pod, its service account's token must be mounted"
+        raise CommandError(f"{line}; {fix}", EX_CONFIG) from None
+    except Refusal as refusal:
+        # It names an annotation; here the chart's value of that name is meant.
+        raise CommandError(f"INJECTOR_DEFAULTS: {refusal}", EX_CONFIG) from None
     except KeyError as error:
         line = f"INJECTOR_DEFAULTS: no annotation is named {error}"
         raise CommandError(line, EX_CONFIG) from None

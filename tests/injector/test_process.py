@@ -270,6 +270,23 @@ def test_readiness_waits_for_an_api_server_that_does_not_answer_and_the_log_says
     assert sorted(set(messages)) == sorted(messages)
 
 
+def test_an_api_server_that_is_not_well_yet_is_waited_for(start: Start, api: Api) -> None:
+    def unwell(*_: str) -> None:
+        raise failure(503, "ServiceUnavailable", "etcd is not up")
+
+    api.fault = unwell
+    injector = start()
+    until("a reason", lambda: injector.get("/readyz") == (503, "etcd is not up\n"))
+
+    def waiting() -> list[str]:
+        return [line["logger"] for line in injector.log if line.get("error") == "etcd is not up"]
+
+    until("both to say so", lambda: len(waiting()) == 2)
+    assert sorted(waiting()) == ["asya_injector.lifecycle", "asya_injector.tls"]
+    api.fault = lambda *_: None
+    injector.wait_until_ready()
+
+
 def test_an_api_server_that_never_answers_does_not_hinder_the_end(
     start: Start, tmp_path: Path
 ) -> None:
@@ -331,6 +348,16 @@ def test_on_the_way_out_a_kept_connection_ends_with_an_answer(start: Start, api:
         (
             {"INJECTOR_DEFAULTS": '{"chunk": "1"}'},
             "INJECTOR_DEFAULTS: no annotation is named 'chunk'",
+        ),
+        (
+            {"INJECTOR_DEFAULTS": '{"chunk-size": "4k"}'},
+            'INJECTOR_DEFAULTS: asya.sh/chunk-size: "4k" is not valid; must be a whole number from '
+            "1 to 16777216 (AnnotationInvalid)",
+        ),
+        (
+            {"KUBECONFIG": "/nowhere"},
+            "no way to the API server: Invalid kube-config file. No configuration found; in a pod, "
+            "its service account's token must be mounted",
         ),
         (
             {"INJECTOR_RUNTIME_DIRECTORY": "/nowhere"},

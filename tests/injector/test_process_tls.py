@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from asya_injector.certificates import KeyPair, created
-from stand_in import NAME, NAMESPACE, Api, failure
+from stand_in import NAME, NAMESPACE, Api, failure, write_kubeconfig
 
-from .conftest import Injector, until
+from .conftest import Injector, free_port, until
 from .test_process import POD, Caller, Start, bundle, samples
 
 SERVICE = f"{NAME}.{NAMESPACE}.svc"
@@ -151,14 +151,35 @@ def test_a_mounted_certificate_is_waited_for_shown_and_exchanged_with_the_listen
 
 
 OTHER = made()
-DAMAGES: dict[str, dict[str, bytes | None]] = {
+
+
+def test_a_mounted_certificate_alone_makes_nobody_ready(
+    start: Start, mounted: Mounted, tmp_path: Path
+) -> None:
+    pair = made()
+    mounted.hold(crt=pair.certificate, key=pair.key)
+    (tmp_path / "gone").mkdir()
+    nowhere = write_kubeconfig(tmp_path / "gone", free_port())
+    injector = start(
+        kubeconfig=nowhere,
+        INJECTOR_TLS_MODE="files",
+        INJECTOR_TLS_DIRECTORY=str(mounted.directory),
+    )
+    until("the certificate", lambda: "certificate loaded" in injector.text)
+    until("a reason", lambda: "did not answer" in injector.get("/readyz")[1])
+    assert injector.get("/readyz")[0] == 503
+    with pytest.raises(OSError, match="refused"):
+        injector.connect(pair.bundle)
+
+
+DAMAGES: dict[str, dict[str, bytes]] = {
     "the key does not belong to the certificate": {"key": OTHER.key},
     "the certificate or its key cannot be read": {"crt": b"-----BEGIN CERTIFICATE-----\n"},
     f"the certificate is not for {SERVICE}, which the API server calls": {
         "crt": (elsewhere := made("elsewhere.svc")).certificate,
         "key": elsewhere.key,
     },
-    "/tls.key: No such file or directory": {"key": None},
+    "/tls.key: No such file or directory": {"key": b""},
 }
 
 

@@ -189,11 +189,24 @@ def test_a_lost_secret_is_put_back_as_it_was(world: World, damage: str) -> None:
     assert world.secret["data"] == data
 
 
+def test_a_secret_that_goes_away_before_it_is_written_is_made_anew_at_once(world: World) -> None:
+    def fault(verb: str, resource: str, *_: str) -> None:
+        if (verb, resource) == ("update", "secrets"):
+            world.api.objects.pop(("secrets", NAMESPACE, SECRET), None)
+
+    world.api.fault = fault
+    assert world.is_trusted(world.replica().pair())
+    assert world.secret["data"]
+    assert all(world.bundles)
+
+
 def test_a_secret_that_is_made_anew_belongs_to_the_release(world: World) -> None:
+    world.configuration["metadata"]["labels"] = labels = {"app.kubernetes.io/part-of": NAME}
     replica = world.replica()
     replica.pair()
     del world.api.objects["secrets", NAMESPACE, SECRET]
     replica.pair()
+    assert world.secret["metadata"]["labels"] == labels
     assert world.secret["metadata"]["annotations"] == {"meta.helm.sh/release-name": NAME}
     assert world.secret["type"] == "Opaque"
 

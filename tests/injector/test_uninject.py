@@ -119,7 +119,15 @@ def test_labels_and_annotations_of_others_stay() -> None:
     assert uninject(injected(original)) == original
 
 
-WRONG: list[dict[str, object]] = [
+SOUND: Object = {
+    "container": "model",
+    "mode": "wrap",
+    "runtime": "0",
+    "asked": "0",
+    "added": {},
+    "volumes": [],
+}
+UNSOUND: list[Object] = [
     {"container": 1},
     {"asked": None},
     {"added": []},
@@ -136,14 +144,7 @@ MARKS = [
     "1",
     "[" * 100_000,
     '{"container":"model","mode":"wrap","runtime":"0"}',
-    *(
-        json.dumps(
-            {"container": "model", "mode": "wrap", "runtime": "0", "asked": "0"}
-            | {"added": {}, "volumes": []}
-            | wrong
-        )
-        for wrong in WRONG
-    ),
+    *(json.dumps(SOUND | wrong) for wrong in UNSOUND),
 ]
 
 
