@@ -154,7 +154,9 @@ def wrap(command: "list[str]", runtime: str) -> int:
             now_ended = reap((app, server))
             ended.update(now_ended)
             if app in now_ended and server not in ended:
-                tell(server, signal.SIGTERM)
+                if timers or not terminating:  # it has not been told: a second one would cut it off
+                    tell(server, signal.SIGTERM)
+                timers.clear()
                 if not terminating:  # otherwise the kubelet's clock is running
                     later(SECONDS_FOR_RUNTIME, server, signal.SIGKILL)
             elif server in now_ended and app not in ended and not terminating:

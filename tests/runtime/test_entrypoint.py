@@ -168,6 +168,8 @@ def test_a_killed_runtime_ends_the_container(
     process = start(ECHO, argv=[*WRAP, "--", "sleep", "60"])
     os.kill(runtime_of(process.pid), number)
     assert process.wait() == status
+    said = f"asya_entrypoint: the runtime ended with status {status}: so does the container\n"
+    assert said in process.log()
 
 
 def small_limits(folder: Path) -> list[str]:
@@ -265,18 +267,84 @@ def test_a_program_that_ignores_sigterm_does_not_keep_the_runtime_from_its_end(
 ) -> None:
     argv = small_limits(folder)
     code = "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('up', flush=True)\n"
-    program = [sys.executable, "-c", code + "time.sleep(1.5)"]
+    program = [sys.executable, "-c", code + "time.sleep(1.5)\nraise SystemExit(6)"]
     process = start(ECHO, argv=argv + program)
     process.logged("up")
     server = runtime_of(process.pid)
     process.signal()
     gone(server)
     assert process.popen.poll() is None
-    assert process.wait() == 0
+    assert process.wait() == 6
     process = start(ECHO, argv=[*argv, *program[:2], code + "time.sleep(60)"])
     eventually(lambda: process.log().count("up") == 2, "second program")
     os.kill(runtime_of(process.pid), signal.SIGKILL)
     assert process.wait(5) == 137
+
+
+ENDS = {"at-once": "", "after-the-limit": "trap 'sleep 1; exit 3' TERM; "}
+
+
+@pytest.mark.parametrize("trap", ENDS.values(), ids=ENDS)
+def test_the_runtime_is_told_to_end_once_however_long_its_message_takes(
+    start: Start, folder: Path, trap: str
+) -> None:
+    """A second SIGTERM would end it at once, and its message with it."""
+    source = """
+        import time
+        def slow(message):
+            open("in-handler", "a").close()
+            time.sleep(3)
+            return 1
+    """
+    program = ["sh", "-c", trap + "echo up; while :; do sleep 0.05; done"]
+    process = start(source, "app.slow", argv=[*small_limits(folder), *program])
+    process.logged("up")
+    client = process.client()
+    client.send(frame({"payload": {}}))
+    eventually((folder / "in-handler").exists, "call")
+    process.signal()
+    assert client.reply() == {"status": "ok", "result": 1}
+    assert process.wait() == (3 if trap else 143)
+
+
+def test_a_key_of_the_terminal_reaches_the_program_once_and_the_runtime_never(
+    start: Start,
+) -> None:
+    program = r"""
+import os, signal
+def say(number, _): os.write(1, b"got %d\n" % number)
+for number in (signal.SIGINT, signal.SIGUSR1): signal.signal(number, say)
+os.write(1, b"up\n")
+while True: signal.pause()
+"""
+    terminal = r"""
+import os, pty, signal, sys
+pid, fd = pty.fork()
+if pid == 0: os.execv(sys.argv[1], sys.argv[1:])
+print("wrapper:", pid, flush=True)
+shown = b""
+def until(text):
+    global shown
+    while text not in shown: shown += os.read(fd, 1000)
+until(b"up")
+while not os.path.exists("app.sock"): pass
+os.kill(pid, signal.SIGSTOP)  # until the program has had its own: a second one would be lost in it
+os.waitpid(pid, os.WUNTRACED)
+os.write(fd, b"\x03")
+until(b"got 2")
+os.kill(pid, signal.SIGCONT)
+os.kill(pid, signal.SIGUSR1)  # of a higher number: whatever else there was has been taken before
+until(b"got 10")
+print("ints:", shown.count(b"got 2"), flush=True)
+signal.pause()
+"""
+    wrapper = [*WRAP, "--", sys.executable, "-c", program]
+    process = start(ECHO, argv=[sys.executable, "-c", terminal, *wrapper])
+    process.logged("ints: ")
+    assert "ints: 1\n" in process.log()
+    server = runtime_of(int(process.log().split("wrapper: ")[1].split()[0]))
+    assert os.getpgid(server) == server
+    assert process.call({"a": 1}) == {"status": "ok", "result": {"a": 1}}
 
 
 @needs_namespace
@@ -306,7 +374,10 @@ print("zombies:", zombies())
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["true"], ["--"], ["--nonsense", "--", "true"], ["--runtime", "--", "true"]],
+    [
+        *([], ["true"], ["--"], ["--nonsense", "--", "true"], ["--runtime", "--", "true"]),
+        *(["--stop", "--runtime", "x"], ["--detach", "--stop"]),
+    ],
     ids=" ".join,
 )
 def test_a_wrong_command_line_is_answered_with_the_usage(
@@ -329,10 +400,10 @@ class Container:
         self.pid = int(eventually(children.read_text, "PID 1").split()[0])
         eventually(lambda: b"sleep" in Path(f"/proc/{self.pid}/cmdline").read_bytes(), "sleep")
 
-    def hook(self, *arguments: str) -> tuple[int, str]:
-        folder = str(self.process.folder)
+    def hook(self, *arguments: str, wrapper: Path = ENTRYPOINT) -> tuple[int, str]:
+        folder, command = str(self.process.folder), [*WRAP[:-1], str(wrapper), *arguments]
         ran = subprocess.run(
-            ["nsenter", "-t", str(self.pid), "-p", "-m", "env", "-C", folder, *WRAP, *arguments],
+            ["nsenter", "-t", str(self.pid), "-p", "-m", "env", "-C", folder, *command],
             env=self.environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -343,9 +414,13 @@ class Container:
 
     def runtime(self) -> int:
         """Give the pid of the detached runtime, as the tests see it."""
-        search = ["pgrep", "--ns", str(self.pid), "--nslist", "pid", "-f", f" {RUNTIME}$"]
-        ran = subprocess.run(search, capture_output=True, text=True, check=True)
-        return int(ran.stdout.split()[0])
+        return self.find(f" {RUNTIME}$")[0]
+
+    def find(self, pattern: str) -> list[int]:
+        """Give the pids, as the tests see them, of those whose command line has the pattern."""
+        search = ["pgrep", "--ns", str(self.pid), "--nslist", "pid", "-f", "--", pattern]
+        ran = subprocess.run(search, capture_output=True, text=True, check=False)
+        return [int(pid) for pid in ran.stdout.split()]
 
 
 @pytest.fixture
@@ -365,6 +440,7 @@ def test_a_hook_leaves_the_runtime_running_and_another_ends_it(container: Contai
     assert container.hook("--stop", "--", "sh", "-c", "exit 4") == (4, "")
     assert not process.socket.exists()
     assert container.hook("--stop") == (0, "")
+    assert container.hook("--stop", "--", "sh", "-c", "kill -9 $$") == (137, "")
 
 
 @needs_namespace
@@ -376,6 +452,93 @@ def test_a_detached_runtime_that_dies_is_started_again(container: Container) -> 
     eventually(lambda: process.log().count("serving") == 2, "second start")
     assert process.call({"a": 1}) == {"status": "ok", "result": {"a": 1}}
     assert container.hook("--stop") == (0, "")
+
+
+@needs_namespace
+def test_a_signal_to_the_supervisor_is_the_runtimes_and_only_sigterm_ends_it(
+    container: Container,
+) -> None:
+    assert container.hook("--detach") == (0, "")
+    (supervisor,) = container.find("--detach$")
+    os.kill(supervisor, signal.SIGHUP)
+    container.process.logged("the runtime ended with status 129: again in 2 s")
+    assert container.hook("--stop") == (0, "")
+
+
+@needs_namespace
+def test_a_runtime_that_refuses_after_the_hook_is_over_is_tried_again(
+    container: Container, folder: Path
+) -> None:
+    assert container.hook("--detach") == (0, "")
+    (folder / "app.py").write_text("1 / 0")
+    os.kill(container.runtime(), signal.SIGKILL)
+    container.process.logged("the runtime ended with status 78: again in 4 s")
+    assert container.hook("--stop") == (0, "")
+
+
+PAUSES = {
+    "twice-as-long": ("60", "60", ["2", "4"]),
+    "up-to-a-bound": ("60", "2", ["2", "2"]),
+    "short-after-a-long-life": ("0", "60", ["1", "1"]),
+}
+
+
+@needs_namespace
+@pytest.mark.parametrize(("long_life", "bound", "pauses"), PAUSES.values(), ids=PAUSES)
+def test_the_pause_before_the_next_start(
+    container: Container, folder: Path, long_life: str, bound: str, pauses: list[str]
+) -> None:
+    text = ENTRYPOINT.read_text()
+    for old, new in (("> 60 else", f"> {long_life} else"), ("min(60.0,", f"min({bound}.0,")):
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "entrypoint.py").write_text(text)
+    (folder / "dies.py").write_text("import os; os._exit(9)")
+    runtime = ["--runtime", str(folder / "dies.py")]
+    assert container.hook("--detach", *runtime, wrapper=folder / "entrypoint.py") == (0, "")
+    eventually(lambda: container.process.log().count("again in") >= 2, "two pauses")
+    said = container.process.log().splitlines()
+    assert [line.split()[-2] for line in said if "again in" in line][:2] == pauses
+    assert container.hook("--stop", wrapper=folder / "entrypoint.py") == (0, "")
+
+
+REFUSALS = {
+    "in-the-termination-log": ("its line", "not asked", 78, "its line"),
+    "by-check": ("", "line of --check", 78, "line of --check"),
+    "no-more": ("", "", 0, "asya_entrypoint: the runtime did not start; its line is in"),
+}
+
+
+@needs_namespace
+@pytest.mark.parametrize(("log", "check", "status", "line"), REFUSALS.values(), ids=REFUSALS)
+def test_the_line_of_a_refusal_is_in_the_output_of_the_hook(
+    container: Container, folder: Path, log: str, check: str, status: int, line: str
+) -> None:
+    place = folder / "termination-log"
+    text = ENTRYPOINT.read_text()
+    assert "/dev/termination-log" in text
+    (folder / "entrypoint.py").write_text(text.replace("/dev/termination-log", str(place)))
+    (folder / "refuses.py").write_text(
+        f"import sys\nif '--check' in sys.argv: print({check!r}, end=''); sys.exit({status})\n"
+        f"if {log!r}: open({str(place)!r}, 'w').write({log!r})\nsys.exit(78)"
+    )
+    argv = ["--detach", "--runtime", str(folder / "refuses.py"), "--", "echo", "chained"]
+    ended, shown = container.hook(*argv, wrapper=folder / "entrypoint.py")
+    assert (ended, shown[: len(line)], shown.count("\n")) == (78, line, 0 if status else 1)
+
+
+@needs_namespace
+def test_a_stop_hook_ends_nobody_else(container: Container) -> None:
+    others = [("other.py", "--detach"), (str(ENTRYPOINT), "--stop-not")]
+    start = "".join(f"sh -c 'sleep 60; :' {n} {w} >/dev/null 2>&1 & " for n, w in others)
+    assert container.hook("--detach", "--", "sh", "-c", start) == (0, "")
+
+    def alive() -> list[int]:
+        return [len(container.find(f"^sh .*{name} {word}$")) for name, word in others]
+
+    eventually(lambda: alive() == [1, 1], "the others")
+    assert container.hook("--stop") == (0, "")
+    assert alive() == [1, 1]
 
 
 @needs_namespace
