@@ -40,6 +40,12 @@ def test_clocks_an_hour_behind_trust_it_too(pair: KeyPair) -> None:
     assert trusts(pair.bundle, pair, at=NOW - dt.timedelta(minutes=59))
 
 
+def test_the_ca_signs_servers_and_no_further_ca(pair: KeyPair) -> None:
+    found = x509.load_pem_x509_certificate(pair.bundle).extensions
+    limits = found.get_extension_for_class(x509.BasicConstraints)
+    assert (limits.critical, limits.value) == (True, x509.BasicConstraints(True, 0))
+
+
 def test_openssl_loads_it(pair: KeyPair, tmp_path: Path) -> None:
     (tmp_path / "crt").write_bytes(pair.certificate)
     (tmp_path / "key").write_bytes(pair.key)

@@ -295,6 +295,14 @@ async def test_a_malformed_review_is_refused_under_its_uid(
     assert await client.post(review(**{field: value})) == (200, refused("u-1", 400, text))
 
 
+async def test_nobody_is_talked_to_by_an_older_tls(client: Client) -> None:
+    _, writer = await client.connect()
+    writer.close()
+    client.context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        await client.connect()
+
+
 async def test_the_content_type_must_be_json(client: Client) -> None:
     assert await client.post(review(), content_type="text/plain") == (
         415,

@@ -69,6 +69,14 @@ def test_a_certificate_that_has_expired_is_told(
     assert "the certificate has expired, so the API server refuses it" in caplog.text
 
 
+def test_the_end_that_is_told_is_that_of_the_pair_that_was_loaded_last(identity: Identity) -> None:
+    for days in (30, 1):
+        made = dt.datetime.now(dt.UTC).replace(microsecond=0) - dt.timedelta(days=days)
+        pair = created([NAME], now=made)
+        identity.show(Shown(pair.certificate, pair.key))
+        assert identity.expires == pair.expires == made + dt.timedelta(days=90)
+
+
 def test_files_are_read_as_the_kubelet_exchanges_them(tmp_path: Path) -> None:
     mounted = tmp_path / "tls"
     mounted.mkdir()

@@ -201,13 +201,17 @@ def test_a_secret_that_goes_away_before_it_is_written_is_made_anew_at_once(world
 
 
 def test_a_secret_that_is_made_anew_belongs_to_the_release(world: World) -> None:
-    world.configuration["metadata"]["labels"] = labels = {"app.kubernetes.io/part-of": NAME}
+    labels = {"app.kubernetes.io/managed-by": "Helm"}
+    metadata = world.configuration["metadata"]
+    metadata["labels"] = labels
+    metadata["annotations"]["cert-manager.io/inject-ca-from"] = "a/b"
     replica = world.replica()
     replica.pair()
     del world.api.objects["secrets", NAMESPACE, SECRET]
     replica.pair()
-    assert world.secret["metadata"]["labels"] == labels
-    assert world.secret["metadata"]["annotations"] == {"meta.helm.sh/release-name": NAME}
+    made = world.secret["metadata"]
+    assert made["annotations"] == {"meta.helm.sh/release-name": NAME}
+    assert made["labels"] == labels
     assert world.secret["type"] == "Opaque"
 
 
