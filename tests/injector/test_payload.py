@@ -270,3 +270,21 @@ async def test_an_api_server_that_is_gone_is_told(tmp_path: Path) -> None:
     payload = Payload({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
     with pytest.raises(Refusal, match=r"the API server did not answer .*PayloadUnavailable"):
         await Publisher(payload, gone, Metrics()).ensure("models", within=10)
+
+
+async def test_one_who_cannot_wait_as_long_takes_nothing_from_those_who_can(
+    namespaces: Namespaces,
+) -> None:
+    go = threading.Event()
+
+    def fault(*_: str) -> None:
+        go.wait(20)
+
+    namespaces.api.fault = fault
+    patient = asyncio.create_task(namespaces.publisher.ensure("models", within=20))
+    while not namespaces.api.calls:
+        await asyncio.sleep(0.01)
+    assert "in time" in await namespaces.refusal(within=0.1)
+    go.set()
+    await patient
+    assert namespaces.written() == {"created": 1}
