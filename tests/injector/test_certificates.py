@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from asya_injector.certificates import DamagedError, Decision, KeyPair, created, decided
 from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 NAMES = ["asya-runtime.asya-system.svc", "asya-runtime.asya-system"]
@@ -44,6 +45,18 @@ def test_the_ca_signs_servers_and_no_further_ca(pair: KeyPair) -> None:
     found = x509.load_pem_x509_certificate(pair.bundle).extensions
     limits = found.get_extension_for_class(x509.BasicConstraints)
     assert (limits.critical, limits.value) == (True, x509.BasicConstraints(True, 0))
+
+
+def test_it_is_for_servers_alone(pair: KeyPair) -> None:
+    leaf = x509.load_pem_x509_certificate(pair.certificate)
+    usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(usage) == [ExtendedKeyUsageOID.SERVER_AUTH]
+
+
+def test_a_service_may_have_the_longest_of_names() -> None:
+    names = [f"{'s' * 63}.{'n' * 63}.svc"]
+    pair = created(names, now=NOW)
+    assert trusts(pair.bundle, pair, at=NOW, name=names[0])
 
 
 def test_openssl_loads_it(pair: KeyPair, tmp_path: Path) -> None:
@@ -115,6 +128,13 @@ def test_a_new_ca_comes_with_the_old_one_until_that_has_ended(pair: KeyPair) -> 
     assert KeyPair.from_secret(renewed.to_secret()) == renewed
     after = renewed.renewed(NAMES, now=NOW + 7400 * DAY)
     assert pair.bundle not in after.bundle
+
+
+def test_a_ca_that_is_not_valid_yet_is_replaced_with_the_certificate(pair: KeyPair) -> None:
+    early = NOW - 2 * DAY  # the API server's clock was set back
+    renewed = pair.renewed(NAMES, now=early)
+    assert trusts(renewed.bundle, renewed, at=early)
+    assert renewed.bundle.endswith(pair.bundle)
 
 
 LATE = NOW + 61 * DAY  # a certificate of NOW is due

@@ -235,21 +235,6 @@ async def test_the_answer_comes_within_the_time_whatever_the_api_server_does(
     }
 
 
-async def test_who_waits_no_longer_takes_nothing_from_those_who_do(namespaces: Namespaces) -> None:
-    go = threading.Event()
-
-    def fault(*_: str) -> None:
-        go.wait(20)
-
-    namespaces.api.fault = fault
-    patient = asyncio.create_task(namespaces.publisher.ensure("models", within=20))
-    await asyncio.sleep(0)
-    assert "did not answer in time" in await namespaces.refusal(within=0.1)
-    go.set()
-    await patient
-    assert namespaces.written() == {"created": 1}
-
-
 async def test_a_slow_namespace_does_not_hold_up_another(namespaces: Namespaces) -> None:
     go = threading.Event()
 

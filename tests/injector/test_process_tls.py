@@ -179,6 +179,11 @@ DAMAGES: dict[str, dict[str, bytes]] = {
         "crt": (elsewhere := made("elsewhere.svc")).certificate,
         "key": elsewhere.key,
     },
+    "OpenSSL does not take the certificate: ": {
+        "crt": OTHER.certificate
+        + b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+        "key": OTHER.key,
+    },
     "/tls.key: No such file or directory": {"key": b""},
 }
 
