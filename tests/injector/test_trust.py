@@ -2,18 +2,22 @@
 
 import base64
 import calendar
+import contextlib
 import datetime as dt
+import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
-from asya_injector.api import ApiClient, ApiException
+from asya_injector.api import ApiClient, ApiException, HTTPError
 from asya_injector.certificates import KeyPair, created
 from asya_injector.config import Config
 from asya_injector.tls import NotReadyError, Shown
 from asya_injector.trust import Trust
-from stand_in import NAME, NAMESPACE, SECRET, Api, failure
+from stand_in import NAME, NAMESPACE, SECRET, Api, failure, write_kubeconfig
 
+from .conftest import connected
 from .test_certificates import trusts
 
 CONFIG = Config.from_env(
@@ -261,3 +265,24 @@ def test_replicas_that_never_win_give_up_for_now(world: World) -> None:
     with pytest.raises(NotReadyError, match="other replicas"):
         world.replica().pair()
     assert not any(world.bundles)
+
+
+def test_a_call_that_fails_is_made_once_and_not_again_behind_our_back(tmp_path: Path) -> None:
+    accepted = 0
+
+    def hang_up(listener: socket.socket) -> None:
+        nonlocal accepted
+        with contextlib.suppress(OSError):  # it is closed
+            while True:
+                listener.accept()[0].close()
+                accepted += 1
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=hang_up, args=(listener,))
+        server.start()
+        nobody = connected(write_kubeconfig(tmp_path, listener.getsockname()[1]))
+        with pytest.raises(HTTPError):
+            Trust(CONFIG, nobody).pair()
+        listener.shutdown(socket.SHUT_RDWR)
+        server.join()
+    assert accepted == 1
