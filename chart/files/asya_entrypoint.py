@@ -83,6 +83,12 @@ def tell(pid: int, number: int) -> None:
         pass  # reaped in the next turn
 
 
+def status_of(code: int) -> int:
+    """Give the status as a shell says it: 128 + n when signal n ended the process."""
+    number = os.waitstatus_to_exitcode(code)
+    return number if number >= 0 else 128 - number
+
+
 def reap(known: "Sequence[int]") -> "dict[int, int]":
     """Collect every child that has ended, adopted orphans included; give those we know."""
     ended: "dict[int, int]" = {}
@@ -94,8 +100,7 @@ def reap(known: "Sequence[int]") -> "dict[int, int]":
         if pid == 0:
             return ended
         if pid in known:
-            number = os.waitstatus_to_exitcode(code)
-            ended[pid] = number if number >= 0 else 128 - number  # as a shell says it
+            ended[pid] = status_of(code)
 
 
 def take_signals() -> "tuple[set[int], Callable[[float | None], int]]":
@@ -136,40 +141,41 @@ def wrap(command: "list[str]", runtime: str) -> int:
         tell(server, signal.SIGKILL)  # it has served nobody yet
         return spawn_failure(command, error)
     ended: "dict[int, int]" = {}
-    timers: "list[tuple[float, int, int]]" = []  # (when, pid, signal)
-    terminating = False
+    due: "tuple[float, int, int] | None" = None  # (when, pid, signal)
+    terminating = told = False  # told: the runtime; a second SIGTERM would cut its message off
     answerable = app
 
-    def later(seconds: float, pid: int, number: int) -> None:
-        timers.append((time.monotonic() + seconds, pid, number))
-        timers.sort()
-
     while len(ended) < 2:
-        number = wait(timers[0][0] - time.monotonic() if timers else None)
-        while timers and timers[0][0] <= time.monotonic():
-            _, pid, what = timers.pop(0)
-            if pid not in ended:
-                tell(pid, what)
+        number = wait(due[0] - time.monotonic() if due else None)
+        if due and due[0] <= time.monotonic():
+            if due[1] not in ended:
+                tell(*due[1:])
+                told = told or due[1] == server
+            due = None
         if number == signal.SIGCHLD:
             now_ended = reap((app, server))
             ended.update(now_ended)
             if app in now_ended and server not in ended:
-                if timers or not terminating:  # it has not been told: a second one would cut it off
+                due = None
+                if not told:
                     tell(server, signal.SIGTERM)
-                timers.clear()
                 if not terminating:  # otherwise the kubelet's clock is running
-                    later(SECONDS_FOR_RUNTIME, server, signal.SIGKILL)
+                    due = (time.monotonic() + SECONDS_FOR_RUNTIME, server, signal.SIGKILL)
             elif server in now_ended and app not in ended and not terminating:
                 log("the runtime ended with status %d: so does the container" % ended[server])
                 answerable = server
                 tell(app, signal.SIGTERM)
-                later(SECONDS_FOR_APP, app, signal.SIGKILL)
+                due = (time.monotonic() + SECONDS_FOR_APP, app, signal.SIGKILL)
+        elif number == signal.SIGTERM and not terminating:
+            terminating = True
+            if app in ended:  # the runtime has been told
+                due = None
+                continue
+            tell(app, number)
+            if server not in ended:  # the program may take all the time; the message cannot wait
+                due = (time.monotonic() + SECONDS_FOR_APP, server, signal.SIGTERM)
         elif number:
             tell(server if app in ended else app, number)
-            if number == signal.SIGTERM and not terminating:
-                terminating = True
-                if app not in ended:  # it may take all the time there is: the message cannot wait
-                    later(SECONDS_FOR_APP, server, signal.SIGTERM)
     return ended[answerable]
 
 
@@ -223,9 +229,7 @@ def refused(runtime: str) -> int:
     if line:
         os.write(2, line.encode("utf-8", "replace"))
     else:
-        child = os.posix_spawnp(
-            runtime_argv(runtime)[0], runtime_argv(runtime) + ["--check"], os.environ
-        )
+        child = spawn(runtime_argv(runtime) + ["--check"], set())
         if os.waitpid(child, 0)[1] == 0:
             log("the runtime did not start; its line is in the container's log")
     return EXIT_REFUSED
@@ -327,11 +331,11 @@ def main(arguments: "list[str]") -> int:
     if command:
         try:
             pid = spawn(command, set())
-            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            status = status_of(os.waitpid(pid, 0)[1])
         except OSError as error:
             status = spawn_failure(command, error)
     stop()
-    return status if status >= 0 else 128 - status
+    return status
 
 
 if __name__ == "__main__":

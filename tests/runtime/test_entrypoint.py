@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -165,9 +166,13 @@ def test_the_program_is_ended_and_the_status_is_the_runtimes_when_that_ends_firs
 def test_a_killed_runtime_ends_the_container(
     start: Start, number: signal.Signals, status: int
 ) -> None:
-    process = start(ECHO, argv=[*WRAP, "--", "sleep", "60"])
+    code = "import os, signal, sys\nsignal.signal(15, lambda *_: sys.exit(print('told')))\n"
+    code += "os.write(1, b'up')\nwhile True: signal.pause()"
+    process = start(ECHO, argv=[*WRAP, "--", sys.executable, "-c", code])
+    process.logged("up")
     os.kill(runtime_of(process.pid), number)
     assert process.wait() == status
+    assert "told\n" in process.log()  # the program, in time to end in good order
     said = f"asya_entrypoint: the runtime ended with status {status}: so does the container\n"
     assert said in process.log()
 
@@ -233,7 +238,7 @@ def test_a_program_that_cannot_start_leaves_no_runtime(start: Start, folder: Pat
 
 
 def test_the_status_is_seen_though_sigchld_was_ignored(start: Start) -> None:
-    argv = ["sh", "-c", "trap '' CHLD; exec \"$@\"", "sh", *WRAP, "--", "sh", "-c", "exit 4"]
+    argv = ["env", "--ignore-signal=CHLD", *WRAP, "--", "sh", "-c", "exit 4"]
     assert start(ECHO, argv=argv, ready=False).wait() == 4
 
 
@@ -279,6 +284,31 @@ def test_a_program_that_ignores_sigterm_does_not_keep_the_runtime_from_its_end(
     eventually(lambda: process.log().count("up") == 2, "second program")
     os.kill(runtime_of(process.pid), signal.SIGKILL)
     assert process.wait(5) == 137
+
+
+def test_the_first_sigterm_after_the_programs_own_end_cuts_no_message_off(
+    start: Start, folder: Path
+) -> None:
+    source = """
+        import os, time
+        def slow(message):
+            open("in-handler", "a").close()
+            while not os.path.exists("go"): time.sleep(0.01)
+            return 1
+    """
+    wait = "while [ ! -e in-handler ]; do sleep 0.01; done; exit 5"
+    process = start(source, "app.slow", argv=[*WRAP, "--", "sh", "-c", wait])
+    server = runtime_of(process.pid)
+    client = process.client()
+    client.send(frame({"payload": {}}))
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    eventually(lambda: children.read_text().split() == [str(server)], "end of the program")
+    process.signal()
+    pending = Path(f"/proc/{process.pid}/status")
+    eventually(lambda: re.search(r"ShdPnd:\s0+\n", pending.read_text()), "SIGTERM taken")
+    (folder / "go").touch()
+    assert client.reply() == {"status": "ok", "result": 1}
+    assert process.wait() == 5
 
 
 ENDS = {"at-once": "", "after-the-limit": "trap 'sleep 1; exit 3' TERM; "}
