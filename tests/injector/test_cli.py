@@ -242,6 +242,8 @@ def test_an_actor_is_explained_whole() -> None:
         "stdin:1 Deployment m/d: becomes an actor",
         "  container   model, the first of the pod",
         "  mode        wrap, because the container has a command",
+        "    mount     /opt/asya from asya-runtime, read-only",
+        "    mount     /tmp/sockets from asya-socket",
         "  concurrency 4, by the workload's annotation",
         "  chunk-size  8192, by its annotation",
         "  read-timeout 5, by the chart's values or an option",
@@ -280,6 +282,31 @@ def test_a_variable_of_the_container_is_told_as_its_own() -> None:
     env = [{"name": "ASYA_CHUNK_SIZE", "value": "512"}]
     settings = explained(deployment(env=env))["actor"]["settings"]
     assert settings["chunk-size"] == {"value": "512", "from": "container"}
+
+
+def test_of_two_variables_of_one_name_the_last_is_told_and_an_annotation_before_both() -> None:
+    env = [{"name": "ASYA_CHUNK_SIZE", "value": value} for value in ("512", "1024")]
+    settings = explained(deployment(env=env))["actor"]["settings"]
+    assert settings["chunk-size"] == {"value": "1024", "from": "container"}
+    asked = deployment({"asya.sh/chunk-size": "1024"}, env=env)
+    settings = explained(asked)["actor"]["settings"]
+    assert settings["chunk-size"] == {"value": "1024", "from": "workload"}
+
+
+def test_of_an_actor_it_is_told_that_it_is_one_already() -> None:
+    item = json.loads(asya("inject", "--no-configmap", stdin=json.dumps(deployment())).out)
+    item["spec"]["template"]["spec"]["containers"].insert(0, {"name": "proxy"})
+    container = explained(item)["actor"]["container"]
+    assert container == {"name": "model", "because": "which has the runtime already"}
+
+
+def test_what_stands_in_a_command_cannot_forge_a_line() -> None:
+    item = deployment(command=["serve", "\x1b[2J\nstdin:1 Deployment m/d: left alone"])
+    shown = asya("explain", stdin=json.dumps(item)).out.splitlines()
+    assert all(line.isprintable() for line in shown)
+    assert [line for line in shown if line.startswith("stdin:")] == [
+        "stdin:1 Deployment m/d: becomes an actor"
+    ]
 
 
 def test_what_is_left_alone_says_why() -> None:

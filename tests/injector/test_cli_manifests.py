@@ -277,6 +277,12 @@ def test_a_configmap_of_that_name_with_other_content_is_refused() -> None:
     )
 
 
+def test_a_configmap_that_names_no_namespace_is_in_that_of_the_option() -> None:
+    items = [PAYLOAD.config_map(), pod(), pod(namespace="m")]
+    out = read(asya("inject", "-n", "m", stdin=yaml.safe_dump_all(items)).out)
+    assert [item["kind"] for item in out] == ["ConfigMap", "Pod", "Pod"]
+
+
 # --- Lists and JSON
 
 
@@ -466,6 +472,16 @@ def test_inject_reads_what_kubernetes_reads() -> None:
         "inject", stdin=text.replace("shareProcessNamespace: no", "shareProcessNamespace: yes")
     )
     assert re.search(r"\(HookUnsupported\)$", wrong.err)
+
+
+@pytest.mark.parametrize("word", ["y", "N", "1:20", "2026-01-01", "2026-01-01T00:00:00Z"])
+def test_what_only_other_readers_of_yaml_1_1_convert_is_a_text(word: str) -> None:
+    labels = "      labels: {app: a}\n"
+    assert DEPLOYMENT.count(labels) == 1
+    text = DEPLOYMENT.replace(labels, f"{labels}      annotations:\n        note: {word}\n")
+    done = asya("inject", "--no-configmap", stdin=text)
+    assert (done.status, done.err) == (0, "")
+    assert f"        note: {word}\n" in done.out
 
 
 def test_neither_kopf_nor_kubernetes_is_loaded_for_manifests() -> None:
