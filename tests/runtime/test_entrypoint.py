@@ -271,14 +271,15 @@ def test_a_program_that_ignores_sigterm_does_not_keep_the_runtime_from_its_end(
     start: Start, folder: Path
 ) -> None:
     argv = small_limits(folder)
-    code = "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('up', flush=True)\n"
-    program = [sys.executable, "-c", code + "time.sleep(1.5)\nraise SystemExit(6)"]
+    code = "import os, signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('up', flush=True)\n"
+    until = "while not os.path.exists('go'): time.sleep(0.01)\nraise SystemExit(6)"
+    program = [sys.executable, "-c", code + until]
     process = start(ECHO, argv=argv + program)
     process.logged("up")
     server = runtime_of(process.pid)
     process.signal()
     gone(server)
-    assert process.popen.poll() is None
+    (folder / "go").touch()
     assert process.wait() == 6
     process = start(ECHO, argv=[*argv, *program[:2], code + "time.sleep(60)"])
     eventually(lambda: process.log().count("up") == 2, "second program")
@@ -309,6 +310,23 @@ def test_the_first_sigterm_after_the_programs_own_end_cuts_no_message_off(
     (folder / "go").touch()
     assert client.reply() == {"status": "ok", "result": 1}
     assert process.wait() == 5
+
+
+def test_the_runtime_serves_while_a_program_that_was_told_to_end_takes_its_time(
+    start: Start,
+) -> None:
+    code = """
+import os, signal
+signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"told"))
+os.write(1, b"up")
+while True: signal.pause()
+"""
+    process = start(ECHO, argv=[*WRAP, "--", sys.executable, "-c", code])
+    process.logged("up")
+    process.signal()
+    process.logged("told")
+    for n in range(20):
+        assert process.call({"a": n}) == {"status": "ok", "result": {"a": n}}
 
 
 ENDS = {"at-once": "", "after-the-limit": "trap 'sleep 1; exit 3' TERM; "}
