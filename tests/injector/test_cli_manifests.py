@@ -186,6 +186,12 @@ def test_what_the_api_server_would_not_send_is_left_alone(metadata: Object) -> N
     assert asya("inject", stdin=text).out == text
 
 
+def test_the_namespace_of_the_option_may_be_one_that_is_never_touched() -> None:
+    text = json.dumps(pod())
+    assert asya("inject", "-n", "kube-system", stdin=text).out == text
+    assert asya("inject", "-n", "kube-systems", stdin=text).out != text
+
+
 def test_a_replicaset_of_a_deployment_is_left_to_it() -> None:
     item = workload("ReplicaSet", None, HANDLER)
     for owners in ([], [{"kind": "Team", "controller": False}]):
