@@ -153,6 +153,7 @@ WORDS: list[tuple[Object | None, Object | None]] = [
     (None, HANDLER),
     (HANDLER, {"asya.sh/mode": "hook"}),
     ({"asya.sh/handler": "x.y", "asya.sh/concurrency": "2"}, HANDLER),
+    ({"asya.sh/inject": "false"}, HANDLER | {"asya.sh/inject": "true"}),
 ]
 
 
@@ -175,6 +176,8 @@ LEFT = {
     "without-annotations": {"annotations": {}},
     "switched-off": {"annotations": HANDLER | {"asya.sh/inject": "false"}},
     "system-namespace": {"namespace": "kube-system"},
+    "public-namespace": {"namespace": "kube-public"},
+    "namespace-of-leases": {"namespace": "kube-node-lease"},
     "mirror": {"annotations": HANDLER | {"kubernetes.io/config.mirror": "x"}},
     "being-deleted": {"deletionTimestamp": "2026-01-01T00:00:00Z"},
 }
