@@ -644,7 +644,7 @@ def test_a_stop_hook_waits_until_the_message_is_answered(
     client = container.process.client()
     client.send(frame({"payload": {}}))
     eventually((folder / "in-handler").exists, "call")
-    answers = ["sh", "-c", "(sleep 0.5; touch go) & exit 0"]
+    answers = ["sh", "-c", "(sleep 0.5; touch go) >/dev/null 2>&1 & exit 0"]
     assert container.hook("--stop", "--", *answers) == (0, "")
     assert (folder / "go").exists()
     assert client.reply() == {"status": "ok", "result": 1}
