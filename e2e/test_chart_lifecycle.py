@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,34 @@ def test_evictions_take_one_injector_at_a_time_and_refuse_no_pod(
         settled(cluster)
     assert (asked.refused, asked.plain) == ([], 0)
     assert not {first, second} & set(cluster.injectors())
+
+
+@pytest.mark.alone
+def test_a_drain_passes_and_refuses_no_pod(cluster: Cluster, namespace: str) -> None:
+    """The only node takes pods again at once, or nothing could take the place of those that go."""
+    settled(cluster)
+    old = set(cluster.injectors())
+    node = cluster.core.list_node().items[0].metadata.name
+    of_ours = f"--pod-selector=app.kubernetes.io/instance={RELEASE}"
+    words = ["kubectl", "drain", node, of_ours, "--delete-emptydir-data", "--timeout=90s"]
+    try:
+        with (
+            stream(cluster, namespace) as asked,
+            subprocess.Popen(words, stdout=-1, stderr=-2, text=True) as drain,
+        ):
+
+            def ended() -> bool:
+                cluster.kubectl("uncordon", node)
+                return drain.poll() is not None
+
+            until("the drain to end", ended, seconds=100)
+            until("two new injectors", lambda: ready_injectors(cluster) == 2)
+            settled(cluster)
+    finally:
+        cluster.kubectl("uncordon", node)
+    assert drain.returncode == 0
+    assert not old & set(cluster.injectors())
+    assert (asked.refused, asked.plain) == ([], 0)
 
 
 @pytest.mark.alone
