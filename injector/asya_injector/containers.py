@@ -12,12 +12,16 @@ KUBECTL_DEFAULT = "kubectl.kubernetes.io/default-container"
 _OS = ("kubernetes.io/os", "beta.kubernetes.io/os")
 
 
-def earlier_choice(pod: Object) -> str:
-    """The container that an earlier call chose: the one with the runtime's files; else empty.
+def earlier_choice(pod: Object, marked: str) -> str:
+    """The container that an earlier call chose; else empty.
 
-    A container that another webhook has put in front of it since changes nothing.
+    marked: the one that the pod's mark names. Where there is no mark, it is the one with the
+    runtime's files. A container that another webhook has put in front of it since changes nothing.
     """
-    for container in items(mapping(pod, "spec"), "containers"):
+    containers = items(mapping(pod, "spec"), "containers")
+    if named(containers, marked):
+        return marked
+    for container in containers:
         if named(items(container, "volumeMounts"), RUNTIME_VOLUME):
             return name_of(container)
     return ""

@@ -8,7 +8,8 @@ from typing import Any
 
 from asya_injector.annotations import ENV, PREFIX, TABLE, inherited, merged, own, values
 from asya_injector.bundle import Found
-from asya_injector.containers import KUBECTL_DEFAULT, earlier_choice
+from asya_injector.containers import KUBECTL_DEFAULT
+from asya_injector.inject import earlier_choice
 from asya_injector.objects import Change, annotations_of, glimpse, pod_of
 from asya_injector.pods import Object, mapping, named
 from asya_injector.policy import Policy, Wishes

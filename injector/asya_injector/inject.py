@@ -53,14 +53,20 @@ def inject(pod: Object, policy: Policy) -> Injection | None:
     if not asked or is_switched_off(asked) or MIRROR in annotations:
         return None
     wishes = Wishes(values(asked), policy)
-    earlier = containers.earlier_choice(pod)
     mark = Mark.read(annotations)
+    earlier = containers.earlier_choice(pod, mark.container if mark else "")
     if mark and mark.asked == wishes.digest:
         result = _inject(pod, wishes, earlier, mark.added, mark.volumes)
         if (result.container, result.mode) == (mark.container, mark.mode):
             return result
     # A copy of a pod that was an actor by other wishes: what those left is in the way of these.
     return _inject(without(pod, mark) if mark else pod, wishes, earlier)
+
+
+def earlier_choice(pod: Object) -> str:
+    """The container that an earlier call made the actor; empty where there was none."""
+    mark = Mark.read(pods.annotations_of(pod))
+    return containers.earlier_choice(pod, mark.container if mark else "")
 
 
 def _inject(

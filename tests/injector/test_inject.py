@@ -197,9 +197,14 @@ def test_the_container_is_the_first_unless_something_says_otherwise() -> None:
     assert injected(pod(*both, annotations=named)).container == "model"
 
 
-def test_a_container_put_in_front_by_another_webhook_does_not_change_the_choice() -> None:
+@pytest.mark.parametrize(
+    "more", [{}, {"volumeMounts": [{"name": "asya-runtime", "mountPath": "/data"}]}]
+)
+def test_a_container_put_in_front_by_another_webhook_does_not_change_the_choice(
+    more: Object,
+) -> None:
     first = injected(pod(model())).pod
-    first["spec"]["containers"].insert(0, {"name": "proxy", "image": "proxy:1"})
+    first["spec"]["containers"].insert(0, {"name": "proxy", "image": "proxy:1", **more})
     second = injected(first)
     assert second.container == "model"
     assert second.pod == first

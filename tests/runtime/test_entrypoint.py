@@ -508,8 +508,8 @@ def test_a_signal_to_the_supervisor_is_the_runtimes_and_only_sigterm_ends_it(
 ) -> None:
     assert container.hook("--detach") == (0, "")
     (supervisor,) = container.find("--detach$")
-    os.kill(supervisor, signal.SIGHUP)
-    container.process.logged("the runtime ended with status 129: again in 2 s")
+    os.kill(supervisor, signal.SIGUSR1)
+    container.process.logged("the runtime ended with status 138: again in 2 s")
     assert container.hook("--stop") == (0, "")
 
 
