@@ -36,7 +36,7 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
         fds = len(os.listdir(f"/proc/{pid}/fd"))
     except OSError:
         continue
-    if int(pid) != os.getpid() and "VmRSS" in status:
+    if int(pid) != os.getpid() and "VmRSS" in status and "--ready" not in words:
         name = next((word for word in words if word.endswith(("runtime.py", "asya_injector"))), "")
         memory = int(status["VmRSS"].split()[0]) / 1024
         seen.append([os.path.basename(name), memory, int(status["Threads"]), fds])
