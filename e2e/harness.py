@@ -147,6 +147,19 @@ class Cluster:
         listed = self.core.list_namespaced_pod(namespace, label_selector=selector).items
         return [pod.metadata.name for pod in listed]
 
+    def copies(self, namespace: str) -> list[Object]:
+        """The copies of the runtime in a namespace, whole."""
+        listed = self.get("-n", namespace, "configmaps")["items"]
+        return [each for each in listed if each["metadata"]["name"].startswith("asya-runtime-")]
+
+    def replica_sets(self, namespace: str) -> int:
+        return len(self.get("-n", namespace, "replicasets")["items"])
+
+    def ca_bundles(self) -> set[str]:
+        """What the API server is told to trust for the webhooks; empty for one that lacks it."""
+        webhooks = self.get(f"mutatingwebhookconfiguration/{RELEASE}")["webhooks"]
+        return {webhook["clientConfig"].get("caBundle", "") for webhook in webhooks}
+
     def serials_shown(self) -> set[int]:
         """Serial numbers of the certificates that the injectors show; 0 where one shows none."""
         program = "import ssl; print(ssl.get_server_certificate(('127.0.0.1', 9443), timeout=5))"

@@ -66,15 +66,12 @@ def test_during_an_outage_workloads_are_scaled_rolled_out_and_undone_as_ever(
         pod = cluster.get(*ours, "deployment/model")["spec"]["template"]["spec"]
         return list(pod["containers"][0].get("env", []))
 
-    def replica_sets() -> int:
-        return len(cluster.get(*ours, "replicasets")["items"])
-
     def set_env(revision: int) -> None:
         words = ["set", "env", "deployment/model", "-c", "model", f"REVISION={revision}"]
         cluster.kubectl(*ours, *words)
 
     set_env(2)
-    until("the second revision", lambda: replica_sets() == 2)
+    until("the second revision", lambda: cluster.replica_sets(namespace) == 2)
     with cluster.without_injectors():
         cluster.kubectl(*ours, "scale", "deployment/model", "--replicas=1")
         api = f"/apis/apps/v1/namespaces/{namespace}/deployments/model/scale"
@@ -89,7 +86,7 @@ def test_during_an_outage_workloads_are_scaled_rolled_out_and_undone_as_ever(
         cluster.kubectl(*ours, "rollout", "undo", "deployment/model")
         assert env() == []
         set_env(3)
-        until("the third revision", lambda: replica_sets() == 3)
+        until("the third revision", lambda: cluster.replica_sets(namespace) == 3)
         # What the pods would have to be told cannot be written now.
         words = ["annotate", "--overwrite", "deployment/model", "asya.sh/handler=handlers.slow"]
         refused = cluster.kubectl(*ours, *words, check=False)

@@ -55,11 +55,6 @@ def with_cert_manager(free: Cluster, tmp_path: Path) -> Iterator[Cluster]:
         free.kubectl("delete", *crds, "--wait=false")
 
 
-def bundles(cluster: Cluster) -> set[str]:
-    webhooks = cluster.get(f"mutatingwebhookconfiguration/{RELEASE}")["webhooks"]
-    return {webhook["clientConfig"].get("caBundle", "") for webhook in webhooks}
-
-
 def serial_of(cluster: Cluster) -> int:
     """The serial number of the certificate in cert-manager's Secret."""
     return serial(base64.b64decode(cluster.get("-n", SYSTEM, SECRET)["data"]["tls.crt"]))
@@ -79,7 +74,7 @@ def test_cert_manager_makes_the_certificate_and_renews_it_unnoticed(
 
     until("cainjector's caBundle to be known", admitted)
     assert "the actor answers" in release.helm("test", RELEASE, "--logs")
-    trusted = bundles(cluster)
+    trusted = cluster.ca_bundles()
     assert len(trusted) == 1
 
     pods = set(cluster.injectors())
@@ -98,7 +93,7 @@ def test_cert_manager_makes_the_certificate_and_renews_it_unnoticed(
         # A kubelet looks at a Secret that is mounted once a minute or so.
         until("it to be shown by all", lambda: cluster.serials_shown() == {fresh}, seconds=150)
     assert (asked.refused, asked.plain) == ([], 0)
-    assert bundles(cluster) == trusted
+    assert cluster.ca_bundles() == trusted
     assert set(cluster.injectors()) == pods
 
     # To the injector's own certificate: for a moment nobody can know its CA, and pods are refused,

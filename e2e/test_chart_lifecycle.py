@@ -27,11 +27,11 @@ def settled(cluster: Cluster, replicas: int = 2) -> None:
 def test_no_change_of_a_release_refuses_or_misses_a_pod(free: Cluster, namespace: str) -> None:
     release = Release(free)
     release.change("install", chart=PREVIOUS)
-    bundles = ca_bundles(free)
+    bundles = free.ca_bundles()
     with stream(free, namespace) as asked:
         release.change("upgrade", "runtime.defaults.chunk-size=8192")
         settled(free)
-        until("all webhooks to be given the certificate's CA", lambda: ca_bundles(free) == bundles)
+        until("all webhooks to be given the certificate's CA", lambda: free.ca_bundles() == bundles)
         pod = bare_pod("model", free.model_image, ECHO)
         made = free.create(pod, "-n", namespace, "--dry-run=server", "-o", "json")
         env = json.loads(made.stdout)["spec"]["containers"][0]["env"]
@@ -237,11 +237,6 @@ def test_the_example_chart_makes_an_actor_without_the_injector(
     pod = cluster.ready_pod(namespace, "sentiment")
     assert cluster.call(pod, {"payload": {}}) == OK
     release.helm("uninstall", "sentiment")
-
-
-def ca_bundles(cluster: Cluster) -> set[str]:
-    webhooks = cluster.get(f"mutatingwebhookconfiguration/{RELEASE}")["webhooks"]
-    return {webhook["clientConfig"].get("caBundle", "") for webhook in webhooks}
 
 
 def prune_once(cluster: Cluster) -> int:

@@ -110,15 +110,17 @@ def fault(
             Row(name, "pods", scene.asking.ledger.tally(pods, since=began)),
         ]
 
-    def lost() -> list[str]:
-        return [f"{row.load}: {each}" for row in rows() for each in row.tally.lost]
-
     with contextlib.suppress(AssertionError):  # what is said again just now is not lost
-        until("nothing to be on its way", lambda: not lost(), seconds=10)
-    for row in rows():
+        until("nothing to be on its way", lambda: not losses(rows()), seconds=10)
+    judged = rows()
+    for row in judged:
         record_property("row", json.dumps(row.cells()))
-    assert lost() == []
-    assert all(row.tally.done for row in rows()), "a fault without load shows nothing"
+    assert losses(judged) == []
+    assert all(row.tally.done for row in judged), "a fault without load shows nothing"
+
+
+def losses(rows: list[Row]) -> list[str]:
+    return [f"{row.load}: {each}" for row in rows for each in row.tally.lost]
 
 
 def node(*words: str) -> str:

@@ -127,19 +127,15 @@ def test_a_namespace_with_injection_disabled_is_never_touched(
 def test_the_configmap_comes_with_the_first_pod_and_serves_the_second(
     cluster: Cluster, namespace: str
 ) -> None:
-    def copies() -> list[Object]:
-        listed = cluster.get("-n", namespace, "configmaps")["items"]
-        return [each for each in listed if each["metadata"]["name"].startswith("asya-runtime-")]
-
     item = bare_pod("first", cluster.model_image, ECHO)
     cluster.create(item, "-n", namespace, "--dry-run=server")
-    assert copies() == []
+    assert cluster.copies(namespace) == []
     cluster.create(item, "-n", namespace)
-    (first,) = copies()
+    (first,) = cluster.copies(namespace)
     assert first["immutable"] is True
     assert sorted(first["data"]) == ["asya_entrypoint.py", "asya_runtime.py"]
     cluster.create(bare_pod("second", cluster.model_image, ECHO), "-n", namespace)
-    assert copies() == [first]
+    assert cluster.copies(namespace) == [first]
     for name in ("first", "second"):
         cluster.ready_pod(namespace, name)
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from harness import RELEASE, SYSTEM, Cluster, Object, bare_pod, until, workload
+from harness import RELEASE, SYSTEM, Cluster, bare_pod, until, workload
 
 APP = ["python3", "-m", "app"]
 ECHO = {"asya.sh/handler": "handlers.echo"}
@@ -19,12 +19,6 @@ def leftovers(cluster: Cluster) -> list[str]:
     return cluster.kubectl(*words).stdout.split()
 
 
-def copies(cluster: Cluster, namespace: str) -> list[Object]:
-    """The runtime's copies there, whole."""
-    listed: list[Object] = cluster.get("-n", namespace, "configmaps")["items"]
-    return [each for each in listed if each["metadata"]["name"].startswith("asya-runtime-")]
-
-
 @pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_what_runs_outlives_the_injector_which_takes_it_up_again_from_another_namespace(
@@ -35,7 +29,7 @@ def test_what_runs_outlives_the_injector_which_takes_it_up_again_from_another_na
         workload("model", cluster.model_image, command=APP, template=ECHO), namespace=namespace
     )
     pod = cluster.ready_pod(namespace, "model")
-    made = copies(cluster, namespace)
+    made = cluster.copies(namespace)
     assert len(made) == 1
     assert leftovers(cluster) != []
     cluster.uninstall()
@@ -57,7 +51,7 @@ def test_what_runs_outlives_the_injector_which_takes_it_up_again_from_another_na
 
     cluster.install(namespace="default")
     cluster.create(bare_pod("again", cluster.model_image, ECHO), "-n", namespace)
-    assert copies(cluster, namespace) == made
+    assert cluster.copies(namespace) == made
     try:  # and a model may live beside it
         cluster.apply(workload("model", cluster.model_image, command=APP, annotations=ECHO))
         pod = cluster.ready_pod("default", "model")

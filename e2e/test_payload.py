@@ -8,11 +8,6 @@ ECHO = {"asya.sh/handler": "handlers.echo"}
 NOWHERE = {"example.com/no": "no"}  # no node has it: the pod is only admitted
 
 
-def copies(cluster: Cluster, namespace: str) -> list[Object]:
-    listed = cluster.get("-n", namespace, "configmaps")["items"]
-    return [each for each in listed if each["metadata"]["name"].startswith("asya-runtime-")]
-
-
 def hash_of(pod: Object) -> str:
     label: str = pod["metadata"]["labels"]["asya.sh/runtime-hash"]
     return label
@@ -30,7 +25,7 @@ def test_fifty_pods_at_once_in_a_new_namespace_share_one_copy(
 
     with ThreadPoolExecutor(max_workers=25) as pool:
         made = list(pool.map(create, range(50)))
-    (copy,) = copies(cluster, namespace)
+    (copy,) = cluster.copies(namespace)
     name = copy["metadata"]["name"]
     expected = {"hash": name.rpartition("-")[2], "mounted": {"asya-runtime": name}}
     assert made == [expected] * 50
@@ -73,7 +68,7 @@ def test_a_namespace_on_its_way_out_takes_no_pods_and_makes_no_noise(
         pod = bare_pod("model", cluster.model_image, ECHO)
         done = cluster.create(pod, "-n", namespace, check=False)
         assert "because it is being terminated" in done.stderr
-        assert copies(cluster, namespace) == []
+        assert cluster.copies(namespace) == []
     finally:
         free = '{"metadata": {"finalizers": null}}'
         cluster.kubectl("-n", namespace, "patch", "configmap/held", "-p", free)

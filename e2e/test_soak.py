@@ -75,7 +75,7 @@ def test_under_steady_load_nothing_grows(
             for pod in cluster.injectors():
                 for figures in look(cluster, SYSTEM, pod, "injector").values():
                     add(samples, f"injector {pod.rsplit('-', 1)[1]}", figures)
-            samples["namespace", "ConfigMaps"].append(copies(cluster, namespace))
+            samples["namespace", "ConfigMaps"].append(len(cluster.copies(namespace)))
             time.sleep(max(0.0, began + rounds * MINUTES * 60 / SAMPLES - time.time()))
         settle(sending, asking)
         trends = [
@@ -104,11 +104,6 @@ def add(samples: dict[tuple[str, str], list[float]], what: str, figures: list[fl
 
 def bound(what: str, figure: str) -> float:
     return (INJECTOR_BOUNDS if what.startswith("injector") else BOUNDS).get(figure, 0.0)
-
-
-def copies(cluster: Cluster, namespace: str) -> int:
-    listed = cluster.core.list_namespaced_config_map(namespace).items
-    return sum(each.metadata.name.startswith("asya-runtime-") for each in listed)
 
 
 def settle(sending: Sending, asking: Asking) -> None:

@@ -63,10 +63,6 @@ def specs(cluster: Cluster, namespace: str) -> dict[str, Object]:
     }
 
 
-def replica_sets(cluster: Cluster, namespace: str) -> int:
-    return len(cluster.get("-n", namespace, "replicasets")["items"])
-
-
 @pytest.mark.timeout(300)
 def test_applied_again_by_whomever_nothing_changes(cluster: Cluster, namespace: str) -> None:
     items = without_pods(cluster)
@@ -80,7 +76,7 @@ def test_applied_again_by_whomever_nothing_changes(cluster: Cluster, namespace: 
     for _ in range(2):
         cluster.kubectl(*words, "-n", namespace, "-f", "-", stdin=text)
     assert specs(cluster, namespace) == before
-    assert replica_sets(cluster, namespace) == 2  # the Deployment's one, and the one of its own
+    assert cluster.replica_sets(namespace) == 2  # the Deployment's one, and the one of its own
     for flags in ([], ["--server-side", "--field-manager=gitops", "--force-conflicts"]):
         diff = ["diff", *flags, "-n", namespace, "-f", "-"]
         done = cluster.kubectl(*diff, stdin=text, check=False)
@@ -114,7 +110,7 @@ def test_an_annotation_that_moves_is_followed_and_rolls_out_once(
             return bool(status.get("observedGeneration", 0) >= generation)
 
         until("the controller to have seen it", observed)
-        return sorted(annotations_of_template(kept)), replica_sets(cluster, namespace)
+        return sorted(annotations_of_template(kept)), cluster.replica_sets(namespace)
 
     at_the_top = deployment(cluster, annotations=ECHO)
     in_the_template = deployment(cluster, template=ECHO)

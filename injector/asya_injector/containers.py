@@ -12,16 +12,9 @@ KUBECTL_DEFAULT = "kubectl.kubernetes.io/default-container"
 _OS = ("kubernetes.io/os", "beta.kubernetes.io/os")
 
 
-def earlier_choice(pod: Object, marked: str) -> str:
-    """The container that an earlier call chose; else empty.
-
-    marked: the one that the pod's mark names. Where there is no mark, it is the one with the
-    runtime's files. A container that another webhook has put in front of it since changes nothing.
-    """
-    containers = items(mapping(pod, "spec"), "containers")
-    if named(containers, marked):
-        return marked
-    for container in containers:
+def with_runtime(pod: Object) -> str:
+    """The container that has the runtime's files; else empty."""
+    for container in items(mapping(pod, "spec"), "containers"):
         if named(items(container, "volumeMounts"), RUNTIME_VOLUME):
             return name_of(container)
     return ""

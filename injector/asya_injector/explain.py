@@ -10,6 +10,7 @@ from asya_injector.annotations import ENV, PREFIX, TABLE, inherited, merged, own
 from asya_injector.bundle import Found
 from asya_injector.containers import KUBECTL_DEFAULT
 from asya_injector.inject import earlier_choice
+from asya_injector.marks import Mark
 from asya_injector.objects import Change, annotations_of, glimpse, pod_of
 from asya_injector.pods import Object, mapping, named
 from asya_injector.policy import Policy, Wishes
@@ -196,7 +197,7 @@ def _actor(change: Change, policy: Policy) -> Object:
 def _why_container(pod: Object, name: str, wishes: Wishes) -> str:
     if "container" in wishes.annotated:
         return f"as {PREFIX}container says"
-    if earlier_choice(pod) == name:
+    if earlier_choice(pod, Mark.read(annotations_of(pod))) == name:
         return "which has the runtime already"
     if annotations_of(pod).get(KUBECTL_DEFAULT) == name:
         return f"as {KUBECTL_DEFAULT} says"

@@ -54,7 +54,7 @@ def inject(pod: Object, policy: Policy) -> Injection | None:
         return None
     wishes = Wishes(values(asked), policy)
     mark = Mark.read(annotations)
-    earlier = containers.earlier_choice(pod, mark.container if mark else "")
+    earlier = earlier_choice(pod, mark)
     if mark and mark.asked == wishes.digest:
         result = _inject(pod, wishes, earlier, mark.added, mark.volumes)
         if (result.container, result.mode) == (mark.container, mark.mode):
@@ -63,10 +63,15 @@ def inject(pod: Object, policy: Policy) -> Injection | None:
     return _inject(without(pod, mark) if mark else pod, wishes, earlier)
 
 
-def earlier_choice(pod: Object) -> str:
-    """The container that an earlier call made the actor; empty where there was none."""
-    mark = Mark.read(pods.annotations_of(pod))
-    return containers.earlier_choice(pod, mark.container if mark else "")
+def earlier_choice(pod: Object, mark: Mark | None) -> str:
+    """The container that an earlier call made the actor; empty where there was none.
+
+    Its mark says which, whatever another webhook has put in front of it since; where there is no
+    mark, it is the one with the runtime's files.
+    """
+    if mark and pods.named(pods.items(pods.mapping(pod, "spec"), "containers"), mark.container):
+        return mark.container
+    return containers.with_runtime(pod)
 
 
 def _inject(

@@ -86,6 +86,17 @@ class Namespaces:
             await self.publisher.ensure(namespace, within=within)
         return str(caught.value)
 
+    def held(self, namespace: str = "") -> threading.Event:
+        """Calls, of one namespace or all, are not answered before the event is set."""
+        go = threading.Event()
+
+        def fault(_: str, __: str, called: str, ___: str) -> None:
+            if namespace in ("", called):
+                go.wait(20)
+
+        self.api.fault = fault
+        return go
+
 
 @pytest.fixture
 def namespaces(api: Api, connection: ApiClient) -> Namespaces:
@@ -219,12 +230,7 @@ async def test_a_busy_api_server_is_asked_again_when_it_says(namespaces: Namespa
 async def test_the_answer_comes_within_the_time_whatever_the_api_server_does(
     namespaces: Namespaces,
 ) -> None:
-    go = threading.Event()
-
-    def fault(*_: str) -> None:
-        go.wait(20)
-
-    namespaces.api.fault = fault
+    go = namespaces.held()
     began = time.monotonic()
     refusals = await asyncio.gather(*(namespaces.refusal(within=0.3) for _ in range(5)))
     assert time.monotonic() - began < 5
@@ -236,13 +242,7 @@ async def test_the_answer_comes_within_the_time_whatever_the_api_server_does(
 
 
 async def test_a_slow_namespace_does_not_hold_up_another(namespaces: Namespaces) -> None:
-    go = threading.Event()
-
-    def fault(_: str, __: str, namespace: str, ___: str) -> None:
-        if namespace == "slow":
-            go.wait(20)
-
-    namespaces.api.fault = fault
+    go = namespaces.held("slow")
     slow = asyncio.create_task(namespaces.publisher.ensure("slow", within=20))
     await namespaces.publisher.ensure("models", within=20)
     assert not slow.done()
@@ -260,12 +260,7 @@ async def test_an_api_server_that_is_gone_is_told(tmp_path: Path) -> None:
 async def test_one_who_cannot_wait_as_long_takes_nothing_from_those_who_can(
     namespaces: Namespaces,
 ) -> None:
-    go = threading.Event()
-
-    def fault(*_: str) -> None:
-        go.wait(20)
-
-    namespaces.api.fault = fault
+    go = namespaces.held()
     patient = asyncio.create_task(namespaces.publisher.ensure("models", within=20))
     while not namespaces.api.calls:
         await asyncio.sleep(0.01)

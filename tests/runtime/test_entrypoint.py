@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -18,6 +17,13 @@ from .conftest import DEADLINE, ENTRYPOINT, RUNTIME, Process, Start, environment
 
 WRAP = [sys.executable, "-I", "-S", str(ENTRYPOINT)]
 ECHO = "def echo(message): return message['payload']"
+HELD = """
+import os, time
+def slow(message):
+    open("in-handler", "a").close()
+    while not os.path.exists("go"): time.sleep(0.01)
+    return 1
+"""
 TRAP = """
 import signal, sys, time
 signal.signal({n}, lambda *_: sys.exit(7))
@@ -290,15 +296,8 @@ def test_a_program_that_ignores_sigterm_does_not_keep_the_runtime_from_its_end(
 def test_the_first_sigterm_after_the_programs_own_end_cuts_no_message_off(
     start: Start, folder: Path
 ) -> None:
-    source = """
-        import os, time
-        def slow(message):
-            open("in-handler", "a").close()
-            while not os.path.exists("go"): time.sleep(0.01)
-            return 1
-    """
     wait = "while [ ! -e in-handler ]; do sleep 0.01; done; exit 5"
-    process = start(source, "app.slow", argv=[*WRAP, "--", "sh", "-c", wait])
+    process = start(HELD, "app.slow", argv=[*WRAP, "--", "sh", "-c", wait])
     server = runtime_of(process.pid)
     client = process.client()
     client.send(frame({"payload": {}}))
@@ -631,14 +630,7 @@ def test_a_hook_leaves_no_zombie_and_nothing_in_its_own_session(container: Conta
 def test_a_stop_hook_waits_until_the_message_is_answered(
     container: Container, folder: Path
 ) -> None:
-    source = """
-        import os, time
-        def slow(message):
-            open("in-handler", "a").close()
-            while not os.path.exists("go"): time.sleep(0.01)
-            return 1
-    """
-    (folder / "app.py").write_text(textwrap.dedent(source))
+    (folder / "app.py").write_text(HELD)
     container.environ["ASYA_HANDLER"] = "app.slow"
     assert container.hook("--detach") == (0, "")
     client = container.process.client()
