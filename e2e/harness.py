@@ -147,6 +147,15 @@ class Cluster:
         listed = self.core.list_namespaced_pod(namespace, label_selector=selector).items
         return [pod.metadata.name for pod in listed]
 
+    def admits(self, namespace: str) -> bool:
+        """Whether an annotated pod would be let in now.
+
+        Helm 3 waits for ready pods, not for the Service to lead to them; who brings the CA may be
+        slower still.
+        """
+        pod = bare_pod("asked", self.model_image, {"asya.sh/handler": "handlers.echo"})
+        return not self.create(pod, "-n", namespace, "--dry-run=server", check=False).returncode
+
     def copies(self, namespace: str) -> list[Object]:
         """The copies of the runtime in a namespace, whole."""
         listed = self.get("-n", namespace, "configmaps")["items"]

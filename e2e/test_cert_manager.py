@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import RELEASE, SYSTEM, Cluster, bare_pod, serial, until
-from releases import ECHO, Release, stream
+from harness import RELEASE, SYSTEM, Cluster, serial, until
+from releases import Release, stream
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(400)]
 
@@ -66,13 +66,7 @@ def test_cert_manager_makes_the_certificate_and_renews_it_unnoticed(
     cluster = with_cert_manager
     release = Release(cluster)
     release.change("install", BY_CERT_MANAGER)
-
-    def admitted() -> bool:
-        pod = bare_pod("first", cluster.model_image, ECHO)
-        words = ["-n", namespace, "--dry-run=server"]
-        return cluster.create(pod, *words, check=False).returncode == 0
-
-    until("cainjector's caBundle to be known", admitted)
+    until("cainjector's caBundle to be known", lambda: cluster.admits(namespace))
     assert "the actor answers" in release.helm("test", RELEASE, "--logs")
     trusted = cluster.ca_bundles()
     assert len(trusted) == 1
@@ -103,6 +97,6 @@ def test_cert_manager_makes_the_certificate_and_renews_it_unnoticed(
         until(
             "the old replicas to be gone", lambda: not pods & set(cluster.injectors()), seconds=90
         )
-        until("pods to be admitted again", admitted)
+        until("pods to be admitted again", lambda: cluster.admits(namespace))
     assert asked.plain == 0
     assert [text for text in asked.refused if "failed calling webhook" not in text] == []

@@ -164,6 +164,7 @@ def test_a_drain_passes_and_refuses_no_pod(cluster: Cluster, namespace: str) -> 
 def test_helm_3_does_the_same_by_a_shorter_way(free: Cluster, namespace: str) -> None:
     release = Release(free, tool="helm3")
     release.change("install")
+    until("the way to the injector", lambda: free.admits(namespace))
     with stream(free, namespace) as asked:
         release.change("upgrade", "injector.logLevel=debug", "prune.enabled=true")
         settled(free)

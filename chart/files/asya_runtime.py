@@ -1287,9 +1287,20 @@ def probe(settings: Settings) -> int:
     except BlockingIOError:
         pass  # alive, and very busy
     except OSError as error:
-        print("asya_runtime: not ready: %s: %s" % (settings.socket_path, error.strerror))
+        known = (settings.socket_path, error.strerror, last_refusal())
+        print("asya_runtime: not ready: %s: %s%s" % known)
         return 1
     return 0
+
+
+def last_refusal() -> str:
+    """Give what `refuse` left for Kubernetes: a container whose program runs on never shows it."""
+    try:
+        with open("/dev/termination-log", encoding="utf-8", errors="replace") as stream:
+            name, found, line = stream.read().partition("asya_runtime: ")
+    except OSError:
+        return ""
+    return "; " + line.rstrip() if found and not name else ""
 
 
 def send_once(settings: Settings, files: "list[str]") -> int:

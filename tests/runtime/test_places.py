@@ -55,15 +55,30 @@ def with_dev(folder: Path, log: bool) -> str:
     """
 
 
+REFUSED = "importing app failed: ZeroDivisionError: division by zero"
+
+
 @needs_namespace
 def test_the_line_is_where_kubernetes_shows_it(start: Start, folder: Path) -> None:
     after = 'set +e; "$@"; status=$?; cp /dev/termination-log said; exit $status'
     argv = ["unshare", "--mount", "sh", "-ec", with_dev(folder, log=True) + after, "sh", *SERVE]
     process = start("1 / 0", argv=argv, ready=False)
     assert process.wait() == 78
-    line = "asya_runtime: importing app failed: ZeroDivisionError: division by zero\n"
+    line = f"asya_runtime: {REFUSED}\n"
     assert (folder / "said").read_text() == line
     assert process.log().endswith(line)
+
+
+@needs_namespace
+@pytest.mark.parametrize(("first", "more"), [('"$@"', f"; {REFUSED}"), (":", "")])
+def test_a_probe_repeats_what_the_runtime_was_refused_for_and_no_line_of_others(
+    start: Start, folder: Path, first: str, more: str
+) -> None:
+    after = f'set +e; {first}; "$@" --ready > said'
+    argv = ["unshare", "--mount", "sh", "-ec", with_dev(folder, log=True) + after, "sh", *SERVE]
+    assert start("1 / 0", argv=argv, ready=False).wait() == 1
+    absent = f"asya_runtime: not ready: {folder}/app.sock: No such file or directory"
+    assert (folder / "said").read_text() == f"{absent}{more}\n"
 
 
 @needs_namespace
