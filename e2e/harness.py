@@ -141,17 +141,21 @@ class Cluster:
     def _has_no_injectors(self, namespace: str) -> bool:
         return not self.injectors(namespace)
 
-    def injectors(self, namespace: str = SYSTEM) -> list[str]:
-        """Names of the injector's pods, those on their way out among them."""
+    def injector_pods(self, namespace: str = SYSTEM) -> list[Pod]:
+        """The injector's pods, those on their way out among them."""
         selector = f"app.kubernetes.io/name=asya-injector,app.kubernetes.io/instance={RELEASE}"
         listed = self.core.list_namespaced_pod(namespace, label_selector=selector).items
-        return [pod.metadata.name for pod in listed]
+        return list(listed)
+
+    def injectors(self, namespace: str = SYSTEM) -> list[str]:
+        """Their names."""
+        return [pod.metadata.name for pod in self.injector_pods(namespace)]
 
     def admits(self, namespace: str) -> bool:
         """Whether an annotated pod would be let in now.
 
-        Helm 3 waits for ready pods, not for the Service to lead to them; who brings the CA may be
-        slower still.
+        Helm 3 waits for ready pods, endpoints for readiness: neither for the node's rules to lead
+        to them. Who brings the CA may be slower still.
         """
         pod = bare_pod("asked", self.model_image, {"asya.sh/handler": "handlers.echo"})
         return not self.create(pod, "-n", namespace, "--dry-run=server", check=False).returncode
@@ -187,6 +191,7 @@ class Cluster:
             yield
         finally:
             self._scale_injectors(2)
+            until("the way to them", lambda: self.admits("default"))
 
     def _scale_injectors(self, replicas: int) -> None:
         words = ["-n", SYSTEM, "scale", f"deployment/{RELEASE}", f"--replicas={replicas}"]

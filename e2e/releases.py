@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from harness import RELEASE, REPOSITORY, SYSTEM, Cluster, Object, bare_pod, run
+from harness import RELEASE, REPOSITORY, SYSTEM, Cluster, Object, bare_pod, run, until
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
@@ -77,7 +77,8 @@ class Stream:
 
 @contextmanager
 def stream(cluster: Cluster, namespace: str) -> Iterator[Stream]:
-    """Pods are asked for while the context is open."""
+    """Pods are asked for while the context is open, which it is once the first is let in."""
+    until("a pod to be let in", lambda: cluster.admits(namespace))
     asked = Stream(cluster, namespace)
     thread = threading.Thread(target=asked._ask, daemon=True)
     thread.start()

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from harness import SYSTEM, Cluster, Object, bare_pod, until, workload
-from releases import stream
 
 pytestmark = pytest.mark.alone
 
@@ -94,19 +93,6 @@ def test_during_an_outage_workloads_are_scaled_rolled_out_and_undone_as_ever(
     template = cluster.get(*ours, "deployment/model")["spec"]["template"]
     assert json.loads(template["metadata"]["annotations"]["asya.sh/inherited"]) == ECHO
     assert env() == [{"name": "REVISION", "value": "3"}]
-
-
-def test_a_rolling_restart_refuses_no_pod_and_misses_none(cluster: Cluster, namespace: str) -> None:
-    old = set(cluster.injectors())
-    with stream(cluster, namespace) as asked:
-        cluster.kubectl("-n", SYSTEM, "rollout", "restart", "deployment/asya-runtime")
-        until(
-            "the rolling restart",
-            lambda: not old & set(cluster.injectors()) and len(cluster.injectors()) == 2,
-            seconds=90,
-        )
-    assert (asked.refused, asked.plain) == ([], 0)
-    assert asked.injected > 50
 
 
 def test_trust_that_is_taken_away_by_hand_comes_back(cluster: Cluster, namespace: str) -> None:

@@ -4,13 +4,10 @@ import base64
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-from harness import RELEASE, REPOSITORY, SYSTEM, Cluster, bare_pod, container, until
-from kubernetes import client
-from kubernetes.client.exceptions import ApiException
+from harness import RELEASE, REPOSITORY, SYSTEM, Cluster, bare_pod, container, is_ready, until
 from releases import CHART, ECHO, PREVIOUS, Release, certificate, stream
 
 OK = [{"status": "ok", "result": {}}]
@@ -18,8 +15,14 @@ DOES_NOT_ANSWER = 'failed calling webhook "pods.asya.sh"'
 
 
 def settled(cluster: Cluster, replicas: int = 2) -> None:
-    """The pods of an older revision have left; until then they answer."""
-    until("the old replicas to be gone", lambda: len(cluster.injectors()) == replicas, seconds=90)
+    """All replicas are ready, and none is on its way out: until it has left, it answers."""
+
+    def look() -> bool:
+        pods = cluster.injector_pods()
+        staying = [pod for pod in pods if is_ready(pod) and not pod.metadata.deletion_timestamp]
+        return len(pods) == len(staying) == replicas
+
+    until(f"{replicas} replicas of the injector and no other", look, seconds=90)
 
 
 @pytest.mark.alone
@@ -112,59 +115,10 @@ def test_a_second_release_is_refused_before_anything_of_it_is_made(
 
 
 @pytest.mark.alone
-def test_evictions_take_one_injector_at_a_time_and_refuse_no_pod(
-    cluster: Cluster, namespace: str
-) -> None:
-    """As a drain does it. The only node stays schedulable, or nothing could take their place."""
-    until("two injectors", lambda: ready_injectors(cluster) == 2)
-    first, second = cluster.injectors()
-    with stream(cluster, namespace) as asked:
-        evict(cluster, first)
-        # While the first's successor is not ready, the budget keeps the second.
-        with pytest.raises(ApiException, match="disruption budget"):
-            evict(cluster, second)
-        until("the successor", lambda: ready_injectors(cluster) == 2, seconds=90)
-        evict(cluster, second)
-        until("both successors", lambda: ready_injectors(cluster) == 2, seconds=90)
-        settled(cluster)
-    assert (asked.refused, asked.plain) == ([], 0)
-    assert not {first, second} & set(cluster.injectors())
-
-
-@pytest.mark.alone
-def test_a_drain_passes_and_refuses_no_pod(cluster: Cluster, namespace: str) -> None:
-    """The only node takes pods again at once, or nothing could take the place of those that go."""
-    settled(cluster)
-    old = set(cluster.injectors())
-    node = cluster.core.list_node().items[0].metadata.name
-    of_ours = f"--pod-selector=app.kubernetes.io/instance={RELEASE}"
-    words = ["kubectl", "drain", node, of_ours, "--delete-emptydir-data", "--timeout=90s"]
-    try:
-        with (
-            stream(cluster, namespace) as asked,
-            subprocess.Popen(words, stdout=-1, stderr=-2, text=True) as drain,
-        ):
-
-            def ended() -> bool:
-                cluster.kubectl("uncordon", node)
-                return drain.poll() is not None
-
-            until("the drain to end", ended, seconds=100)
-            until("two new injectors", lambda: ready_injectors(cluster) == 2)
-            settled(cluster)
-    finally:
-        cluster.kubectl("uncordon", node)
-    assert drain.returncode == 0
-    assert not old & set(cluster.injectors())
-    assert (asked.refused, asked.plain) == ([], 0)
-
-
-@pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_helm_3_does_the_same_by_a_shorter_way(free: Cluster, namespace: str) -> None:
     release = Release(free, tool="helm3")
     release.change("install")
-    until("the way to the injector", lambda: free.admits(namespace))
     with stream(free, namespace) as asked:
         release.change("upgrade", "injector.logLevel=debug", "prune.enabled=true")
         settled(free)
@@ -267,13 +221,3 @@ def rights(cluster: Cluster, account: str) -> set[tuple[str, str, str]]:
         for resource, names, verbs in rows
         if not resource.startswith("self")
     }
-
-
-def ready_injectors(cluster: Cluster) -> int:
-    status = cluster.get("-n", SYSTEM, f"deployment/{RELEASE}")["status"]
-    return int(status.get("availableReplicas", 0))
-
-
-def evict(cluster: Cluster, pod: str) -> None:
-    body = client.V1Eviction(metadata=client.V1ObjectMeta(name=pod, namespace=SYSTEM))
-    cluster.core.create_namespaced_pod_eviction(pod, SYSTEM, body)

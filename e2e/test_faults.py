@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,8 +25,8 @@ import pytest
 from asya_injector.certificates import KeyPair, created
 from harness import RELEASE, REPOSITORY, SYSTEM, Cluster, Pod, is_ready, run, serial, until
 from kubernetes import client
-from kubernetes.client.exceptions import ApiException
 from ledger import Promise, Row, State
+from releases import stream
 from traffic import APP, Asking, Sending, actor, load, long_message
 
 pytestmark = [pytest.mark.alone, pytest.mark.xdist_group("faults"), pytest.mark.timeout(240)]
@@ -151,9 +152,8 @@ sys.exit("no such process")
 
 
 def injector_pods(cluster: Cluster) -> list[Pod]:
-    selector = f"app.kubernetes.io/instance={RELEASE}"
-    listed = cluster.core.list_namespaced_pod(SYSTEM, label_selector=selector).items
-    return [pod for pod in listed if not pod.metadata.deletion_timestamp]
+    """Those that stay."""
+    return [pod for pod in cluster.injector_pods() if not pod.metadata.deletion_timestamp]
 
 
 def until_two_serve(cluster: Cluster) -> None:
@@ -200,7 +200,7 @@ def until_restarted(cluster: Cluster, pods: list[Pod]) -> None:
 
 def test_a_rolling_restart_refuses_nobody(scene: Scene, record_property: Property) -> None:
     old = {pod.metadata.name for pod in injector_pods(scene.cluster)}
-    with fault(scene, record_property, "injector: rolling restart"):
+    with asking_without_a_pause(scene), fault(scene, record_property, "injector: rolling restart"):
         scene.cluster.kubectl("-n", SYSTEM, "rollout", "restart", DEPLOYMENT)
         until(
             "all replicas to be new ones",
@@ -212,38 +212,60 @@ def test_a_rolling_restart_refuses_nobody(scene: Scene, record_property: Propert
 def test_a_drain_waits_for_its_turn_and_refuses_nobody(
     scene: Scene, record_property: Property
 ) -> None:
-    """What `kubectl drain` does to pods, by the same API; a single node cannot be left."""
-    victims = injector_pods(scene.cluster) + [scene.pod(app) for app in (WRAP, HOOK)]
-    names = {pod.metadata.name for pod in victims}
-    with fault(scene, record_property, "drain: injectors and actors evicted"):
-        waiting = list(victims)
+    """The only node takes pods again at once, or nothing could take the place of those that go."""
+    cluster = scene.cluster
+    actors = [scene.pod(app) for app in (WRAP, HOOK)]
+    old = {pod.metadata.name for pod in injector_pods(cluster) + actors}
+    injectors = f"--pod-selector=app.kubernetes.io/instance={RELEASE}"
+    words = ["kubectl", "drain", NODE, injectors, "--delete-emptydir-data", "--timeout=90s"]
+    with (
+        asking_without_a_pause(scene),
+        fault(scene, record_property, "drain: injectors and actors evicted"),
+        uncordoned(cluster),
+        subprocess.Popen(words, stdout=-1, stderr=-2, text=True) as drain,
+    ):
+        for pod in actors:
+            evict(cluster, pod)
 
-        def evicted() -> bool:
-            for pod in waiting[:]:
-                metadata = {"name": pod.metadata.name, "namespace": pod.metadata.namespace}
-                try:
-                    scene.cluster.core.create_namespaced_pod_eviction(
-                        metadata["name"],
-                        metadata["namespace"],
-                        client.V1Eviction(metadata=client.V1ObjectMeta(**metadata)),
-                    )
-                except ApiException as error:
-                    if error.status == 429:  # the budget: not now
-                        continue
-                    raise
-                waiting.remove(pod)
-            return not waiting
+        def ended() -> bool:
+            cluster.kubectl("uncordon", NODE)
+            return drain.poll() is not None
 
-        until("the budget to let all of them go", evicted, seconds=90)
+        until("the drain to end", ended, seconds=100)
+        assert drain.returncode == 0, drain.stdout and drain.stdout.read()
 
         def gone() -> bool:
-            left = set(scene.cluster.injectors())
+            left = set(cluster.injectors())
             for app in (WRAP, HOOK):
-                left |= {pod.metadata.name for pod in scene.cluster.pods(scene.namespace, app)}
-            return not names & left
+                left |= {pod.metadata.name for pod in cluster.pods(scene.namespace, app)}
+            return not old & left
 
         until("the evicted to be gone", gone)
-    until_two_serve(scene.cluster)
+    until_two_serve(cluster)
+
+
+@contextlib.contextmanager
+def asking_without_a_pause(scene: Scene) -> Iterator[None]:
+    """Beside the ledger's pods, more of them than could slip through a gap; none may be refused."""
+    with stream(scene.cluster, scene.namespace) as asked:
+        yield
+    assert (asked.refused, asked.plain) == ([], 0)
+    assert asked.injected > 50
+
+
+@contextlib.contextmanager
+def uncordoned(cluster: Cluster) -> Iterator[None]:
+    """The node takes pods afterwards, whatever happens."""
+    try:
+        yield
+    finally:
+        cluster.kubectl("uncordon", NODE)
+
+
+def evict(cluster: Cluster, pod: Pod) -> None:
+    name, namespace = pod.metadata.name, pod.metadata.namespace
+    body = client.V1Eviction(metadata=client.V1ObjectMeta(name=name, namespace=namespace))
+    cluster.core.create_namespaced_pod_eviction(name, namespace, body)
 
 
 @pytest.mark.parametrize("part", ["certificate", "CA"])
