@@ -139,6 +139,50 @@ def test_every_change_reads_as_it_was_meant_and_keeps_the_comments(change: Any, 
     assert ends == "\n" or "\n" not in result.replace("\r\n", "")
 
 
+EXACT: dict[str, tuple[str, Any, str]] = {
+    "first-of-a-line": ("a: [ x,  'y', z ]\n", ["y", "z"], "a: [ 'y', z ]\n"),
+    "middle-of-a-line": ("a: [ x,  'y', z ]\n", ["x", "z"], "a: [ x,  z ]\n"),
+    "last-of-a-line": ("a: [ x,  'y', z ]\n", ["x", "y"], "a: [ x,  'y' ]\n"),
+    "two-of-a-line": ("a: [ x,  'y', z, u ]\n", ["y"], "a: [ 'y' ]\n"),
+    "new-in-a-line": ("a: [ x,  'y' ]\n", ["x", "new", "m", "y"], "a: [ x, new, m,  'y' ]\n"),
+    "new-last-in-a-line": ("a: [ x,  'y' ]\n", ["x", "y", "new"], "a: [ x,  'y', new ]\n"),
+    "first-key-of-an-item": (
+        "a:\n- b: 1 # b\n  name: m # m\n",
+        [{"name": "m"}],
+        "a:\n- name: m # m\n",
+    ),
+    "an-item-between": (
+        "a:\n- 'x' # x\n# of y\n- y\n",
+        ["x", "new", "y"],
+        "a:\n- 'x' # x\n- new\n# of y\n- y\n",
+    ),
+    "an-item-gone": ("a:\n- 'x' # x\n- n # n\n- y\n", ["x", "y"], "a:\n- 'x' # x\n- y\n"),
+    "key-above-a-comment": ("a:\n  b: 1\n  # of c\n  c: 2\n", {"c": 2}, "a:\n  # of c\n  c: 2\n"),
+    "an-object-by-its-name": (
+        "a:\n- metadata: {name: x} # x\n  v: 1\n- metadata: {name: y} # y\n  v: 2\n",
+        [{"metadata": {"name": "x"}, "v": 3}, {"metadata": {"name": "new"}, "v": 2}],
+        "a:\n- metadata: {name: x} # x\n  v: 3\n- metadata:\n    name: new\n  v: 2\n",
+    ),
+    "nameless-items": (
+        "a:\n- {v: 1} # 1\n- {v: 2} # 2\n",
+        [{"v": 2}],
+        "a:\n- {v: 2} # 2\n",
+    ),
+}
+
+
+@pytest.mark.parametrize(("before", "now", "after"), EXACT.values(), ids=EXACT.keys())
+def test_what_stays_is_not_written_again(before: str, now: Any, after: str) -> None:
+    def change(tree: Any) -> None:
+        tree["a"] = now
+
+    assert changed(before, change) == after
+
+
+def test_an_empty_document_stays_as_it_is() -> None:
+    assert edited("# nothing\n", None, None) == "# nothing\n"
+
+
 def test_a_file_without_its_last_line_end_gets_new_lines_all_the_same() -> None:
     def change(tree: Any) -> None:
         tree["c"] = {"d": "e"}
