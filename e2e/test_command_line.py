@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from asya_injector.certificates import created
-from harness import SYSTEM, Cluster, Object, bare_pod, run, until, workload
+from harness import Cluster, Object, bare_pod, run, until, workload
 
 ECHO = {"asya.sh/handler": "handlers.echo"}
 APP = ["python3", "-m", "app"]
@@ -120,19 +120,12 @@ def test_pods_and_workloads_that_the_injector_never_saw_are_found(
 @pytest.mark.timeout(300)
 def test_an_injector_that_nobody_can_call_is_found(cluster: Cluster, namespace: str) -> None:
     configuration = "mutatingwebhookconfiguration/asya-runtime"
-    cluster.kubectl("-n", SYSTEM, "scale", "deployment/asya-runtime", "--replicas=0")
-    try:
-        until("no injector", lambda: not cluster.injectors(), seconds=90)
+    with cluster.without_injectors():
         other = created(["x.svc"], now=dt.datetime.now(dt.UTC)).bundle
         path = "/webhooks/0/clientConfig/caBundle"
         change = {"op": "replace", "path": path, "value": base64.b64encode(other).decode()}
         cluster.kubectl("patch", configuration, "--type=json", "-p", json.dumps([change]))
         status, rows = findings("-n", namespace)
-    finally:
-        cluster.kubectl("-n", SYSTEM, "scale", "deployment/asya-runtime", "--replicas=2")
-        cluster.kubectl(
-            "-n", SYSTEM, "rollout", "status", "deployment/asya-runtime", "--timeout=90s"
-        )
     assert status == 1
     wrong = {look: found[0]["found"] for look, found in rows.items() if found[0]["state"] != "ok"}
     assert sorted(wrong) == ["admission", "certificate", "endpoints", "injector"]
