@@ -151,6 +151,16 @@ class Cluster:
         """Their names."""
         return [pod.metadata.name for pod in self.injector_pods(namespace)]
 
+    def settle(self, replicas: int = 2) -> None:
+        """Wait until all replicas are ready, and none is on its way out: till then it answers."""
+
+        def look() -> bool:
+            pods = self.injector_pods()
+            stay = [pod for pod in pods if is_ready(pod) and not pod.metadata.deletion_timestamp]
+            return len(pods) == len(stay) == replicas
+
+        until(f"{replicas} replicas of the injector and no other", look, seconds=90)
+
     def admits(self, namespace: str) -> bool:
         """Whether an annotated pod would be let in now.
 

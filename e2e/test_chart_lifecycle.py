@@ -7,22 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from harness import RELEASE, REPOSITORY, SYSTEM, Cluster, bare_pod, container, is_ready, until
+from harness import RELEASE, REPOSITORY, SYSTEM, Cluster, bare_pod, container, until
 from releases import CHART, ECHO, PREVIOUS, Release, certificate, stream
 
 OK = [{"status": "ok", "result": {}}]
 DOES_NOT_ANSWER = 'failed calling webhook "pods.asya.sh"'
-
-
-def settled(cluster: Cluster, replicas: int = 2) -> None:
-    """All replicas are ready, and none is on its way out: until it has left, it answers."""
-
-    def look() -> bool:
-        pods = cluster.injector_pods()
-        staying = [pod for pod in pods if is_ready(pod) and not pod.metadata.deletion_timestamp]
-        return len(pods) == len(staying) == replicas
-
-    until(f"{replicas} replicas of the injector and no other", look, seconds=90)
 
 
 @pytest.mark.alone
@@ -33,7 +22,7 @@ def test_no_change_of_a_release_refuses_or_misses_a_pod(free: Cluster, namespace
     bundles = free.ca_bundles()
     with stream(free, namespace) as asked:
         release.change("upgrade", "runtime.defaults.chunk-size=8192")
-        settled(free)
+        free.settle()
         until("all webhooks to be given the certificate's CA", lambda: free.ca_bundles() == bundles)
         pod = bare_pod("model", free.model_image, ECHO)
         made = free.create(pod, "-n", namespace, "--dry-run=server", "-o", "json")
@@ -51,7 +40,7 @@ def test_no_change_of_a_release_refuses_or_misses_a_pod(free: Cluster, namespace
 
         release.helm("rollback", RELEASE, "1", "--wait", "--timeout", "2m")
         release.change("upgrade")
-        settled(free)
+        free.settle()
 
         # What was trusted stays so until nobody shows it any more.
         ours, data = certificate(f"{RELEASE}.{SYSTEM}.svc")
@@ -65,7 +54,7 @@ def test_no_change_of_a_release_refuses_or_misses_a_pod(free: Cluster, namespace
             "certificates.existingSecret.name=ours",
             f"certificates.existingSecret.caBundle={both}",
         )
-        settled(free)
+        free.settle()
         assert "the actor answers" in release.helm("test", RELEASE, "--logs")
         assert rights(free, "asya-runtime") == {("configmaps", "", "create patch")}
     assert (asked.refused, asked.plain) == ([], 0)
@@ -75,7 +64,7 @@ def test_no_change_of_a_release_refuses_or_misses_a_pod(free: Cluster, namespace
     # are refused for a moment, by the API server itself; but none is missed.
     with stream(free, namespace) as asked:
         release.change("upgrade")
-        settled(free)
+        free.settle()
     said = [json.loads(text)["message"] for text in asked.refused]
     assert [text for text in said if DOES_NOT_ANSWER not in text] == []
     assert asked.plain == 0
@@ -84,7 +73,7 @@ def test_no_change_of_a_release_refuses_or_misses_a_pod(free: Cluster, namespace
     assert (asked.refused, asked.plain) == ([], 0)
 
     release.helm("uninstall", RELEASE, "--wait")
-    settled(free, replicas=0)
+    free.settle(replicas=0)
     free.kubectl("-n", SYSTEM, "delete", "secret", "ours")
     kinds = "all,secrets,configmaps,roles,rolebindings,serviceaccounts,poddisruptionbudgets"
     left = {each["metadata"]["name"] for each in free.get("-n", SYSTEM, kinds)["items"]}
@@ -121,7 +110,7 @@ def test_helm_3_does_the_same_by_a_shorter_way(free: Cluster, namespace: str) ->
     release.change("install")
     with stream(free, namespace) as asked:
         release.change("upgrade", "injector.logLevel=debug", "prune.enabled=true")
-        settled(free)
+        free.settle()
         assert "Succeeded" in release.helm("test", RELEASE)
     assert (asked.refused, asked.plain) == ([], 0)
     assert asked.injected > 10
@@ -134,7 +123,7 @@ def test_helm_3_does_the_same_by_a_shorter_way(free: Cluster, namespace: str) ->
     assert "this pod was let in without the runtime" in log
     free.kubectl("-n", SYSTEM, "delete", "pod", f"{RELEASE}-test")
     release.helm("uninstall", RELEASE, "--wait")
-    settled(free, replicas=0)
+    free.settle(replicas=0)
 
 
 def test_without_the_injector_the_config_map_is_mounted_as_the_specification_shows(

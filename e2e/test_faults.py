@@ -156,14 +156,6 @@ def injector_pods(cluster: Cluster) -> list[Pod]:
     return [pod for pod in cluster.injector_pods() if not pod.metadata.deletion_timestamp]
 
 
-def until_two_serve(cluster: Cluster) -> None:
-    until(
-        "two replicas of the injector",
-        lambda: len([pod for pod in injector_pods(cluster) if is_ready(pod)]) == 2,
-        seconds=90,
-    )
-
-
 # --------------------------------------------------------------------------------------
 # The injector and what it needs. No message notices any of this.
 # --------------------------------------------------------------------------------------
@@ -180,7 +172,7 @@ def test_injectors_that_are_killed_let_no_pod_in_bare(
         for pod in pods[:replicas]:
             kill(pod, "injector")
         until_restarted(scene.cluster, pods[:replicas])
-    until_two_serve(scene.cluster)
+    scene.cluster.settle()
 
 
 def until_restarted(cluster: Cluster, pods: list[Pod]) -> None:
@@ -241,7 +233,7 @@ def test_a_drain_waits_for_its_turn_and_refuses_nobody(
             return not old & left
 
         until("the evicted to be gone", gone)
-    until_two_serve(cluster)
+    cluster.settle()
 
 
 @contextlib.contextmanager
@@ -317,7 +309,7 @@ def test_the_api_server_can_be_killed(scene: Scene, record_property: Property) -
             return bool(now.status.container_statuses[0].restart_count > began)
 
         until("the API server to be another process", back, seconds=120)
-    until_two_serve(scene.cluster)
+    scene.cluster.settle()
 
 
 # --------------------------------------------------------------------------------------
@@ -488,7 +480,7 @@ def test_an_upgrade_of_the_runtime_meets_no_message_and_no_pod(
     assert {app: runtime_of(scene.pod(app)) for app in (WRAP, HOOK)} == new
     cluster.kubectl("-n", scene.namespace, "delete", "pod", scene.pod(WRAP).metadata.name)
     assert runtime_of(scene.pod(WRAP)) == old[WRAP]
-    until_two_serve(cluster)
+    cluster.settle()
 
 
 def runtime_of(pod: Pod) -> str:

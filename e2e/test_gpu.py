@@ -31,20 +31,26 @@ def outcome(reply: Object) -> Object:
     return kept
 
 
-def restarted(cluster: Cluster, pod: Pod, status: int) -> None:
-    """Wait until the model's container is ready again, after an end with this status."""
+def restarted(cluster: Cluster, ends: list[tuple[Pod, int]]) -> None:
+    """Wait until the models' containers are ready again, each after an end with its status.
+
+    An end is noted while it is seen: a start that fails on a busy node takes its place.
+    """
+    seen: dict[str, set[int]] = {pod.metadata.name: set() for pod, _ in ends}
 
     def look() -> bool:
-        now = cluster.core.read_namespaced_pod(pod.metadata.name, pod.metadata.namespace)
-        model = next(each for each in now.status.container_statuses if each.name == "model")
-        if model.restart_count == 0:
-            return False
-        ended = model.last_state.terminated
-        # Where the node could not start a successor at once, that is the last end it knows of.
-        assert ended.exit_code == status or ended.reason == "StartError"
-        return bool(model.ready)
+        back = []
+        for name, statuses in seen.items():
+            now = cluster.core.read_namespaced_pod(name, ends[0][0].metadata.namespace)
+            model = next(each for each in now.status.container_statuses if each.name == "model")
+            for ended in (model.state.terminated, model.last_state.terminated):
+                if ended and ended.reason != "StartError":
+                    statuses.add(ended.exit_code)
+            back.append(bool(model.restart_count and model.ready))
+        return all(back)
 
-    until("the container to be back", look, seconds=120)
+    until("the containers to be back", look, seconds=120)
+    assert seen == {pod.metadata.name: {status} for pod, status in ends}
 
 
 @pytest.mark.timeout(400)
@@ -122,10 +128,10 @@ def test_a_lost_context_and_a_crash_end_in_a_new_process_that_serves(
     crashed = cluster.ready_pod(namespace, "crashed", seconds=180)
     assert cluster.call(crashed, message("crash"), message("echo")) == []  # end of stream
 
+    restarted(cluster, [(lost, 70), (crashed, 139)])
     payload = {"seconds": 0.1}
     asynchronous = cluster.ready_pod(namespace, "async", seconds=180)
     assert cluster.call(asynchronous, {"payload": payload}) == [{"status": "ok", "result": payload}]
 
-    for pod, status in ((lost, 70), (crashed, 139)):
-        restarted(cluster, pod, status)
+    for pod in (lost, crashed):
         assert cluster.call(pod, message("allocate", bytes=GIB))[0]["status"] == "ok"
