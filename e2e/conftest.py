@@ -65,6 +65,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=order)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Tests that share what they have made stay in one process, or there would be one for each."""
+    grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
+    if getattr(session.config.option, "loadgroup", False):
+        assert all("@" in item.nodeid for item in grouped), "pytest-xdist did not see the groups"
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before the test's clock starts
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     alone = item.get_closest_marker("alone") is not None
@@ -127,7 +134,8 @@ def pytest_runtest_makereport(
     if report.failed:
         item.stash[_FAILED] = True
         arguments = getattr(item, "funcargs", {})
-        for namespace in filter(None, (arguments.get("namespace"), SYSTEM)):
+        scene = getattr(arguments.get("scene"), "namespace", None)
+        for namespace in filter(None, (arguments.get("namespace"), scene, SYSTEM)):
             report.sections.append((f"namespace {namespace}", _look(namespace)))
     return report
 

@@ -24,6 +24,10 @@ PAUSE = float(sys.argv[1]) if len(sys.argv) > 1 else 0.1
 RETRY = 0.1
 PATIENCE = 40
 CALL = {"seconds": 0.02}
+ORDERS: "dict[int, dict[str, object]]" = {
+    signal.SIGUSR1: {"seconds": 2.0, "say": True},
+    signal.SIGUSR2: {"seconds": 0.5, "say": True, "eat": True},
+}
 orders: "queue.SimpleQueue[dict[str, object]]" = queue.SimpleQueue()
 stopping = threading.Event()
 saying = threading.Lock()
@@ -108,14 +112,18 @@ def client(kind: str, kept: bool) -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    signal.signal(signal.SIGUSR1, lambda *_: orders.put({"seconds": 2.0, "say": True}))
-    signal.signal(signal.SIGUSR2, lambda *_: orders.put({"seconds": 0.5, "say": True, "eat": True}))
+    # Waited for, not handled: a handler's signal that comes while the interpreter goes to sleep
+    # in `join` is looked at when the next one wakes it.
+    signals = {signal.SIGTERM, *ORDERS}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     threads = [
         threading.Thread(target=client, args=one) for one in (("kept", True), ("new", False))
     ]
     for thread in threads:
         thread.start()
+    while (number := signal.sigwait(signals)) != signal.SIGTERM:
+        orders.put(ORDERS[number])
+    stopping.set()
     for thread in threads:
         thread.join()
     print("end", next(lines), flush=True)

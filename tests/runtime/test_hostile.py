@@ -207,19 +207,23 @@ def test_the_memory_of_a_large_message_is_given_back(start: Start) -> None:
 
 
 def test_five_hundred_connections_stay_within_the_formula(start: Start) -> None:
-    """1000 x (chunk + 64 KiB) + 2 x what has arrived, as runtime/README.md has it."""
+    """1000 x (chunk + 64 KiB) + 2 x what has arrived, as runtime/README.md has it.
+
+    What the first have left is used again by the next; whether the allocator gives it back to the
+    kernel meanwhile depends on what happens to lie behind it.
+    """
     process = start()
     before, threads = resident(process), held(process)[0]
-    crowd = [process.client() for _ in range(500)]
-    for client in crowd:
-        client.send(FORGED + b"{" * 100_000)
-    assert process.call({"a": 1}) == OK
     arrived = 500 * 100_000
-    assert (resident(process) - before) << 20 <= 500 * (4096 + 65536) + 2 * arrived
-    assert held(process)[0] == threads
-    for client in crowd:
-        client.close()
-    process.clients.clear()
-    eventually(lambda: held(process)[1] < 40, "connections closed")
-    assert process.call({"a": 1}) == OK
-    assert (resident(process) - before) << 20 <= 16 << 20  # free again
+    for _ in range(4):
+        crowd = [process.client() for _ in range(500)]
+        for client in crowd:
+            client.send(FORGED + b"{" * 100_000)
+        assert process.call({"a": 1}) == OK
+        assert (resident(process) - before) << 20 <= 500 * (4096 + 65536) + 2 * arrived
+        assert held(process)[0] == threads
+        for client in crowd:
+            client.close()
+        process.clients.clear()
+        eventually(lambda: held(process)[1] < 40, "connections closed")
+        assert process.call({"a": 1}) == OK
