@@ -36,12 +36,23 @@ class Slice:
         return len(self.latencies) / self.seconds
 
 
-def message_of(size: int) -> bytes:
-    """A JSON message of exactly this many bytes, with one ASCII text in it."""
-    frame = json.dumps({"payload": {"text": ""}})
-    words = "the quick brown fox jumps over the lazy dog; "
-    text = (words * (size // len(words) + 1))[: size - len(frame)]
-    return json.dumps({"payload": {"text": text}}).encode()
+ASCII, PROSE = "ascii", "prose"
+# Line breaks and quotation marks are escaped in JSON; what is beyond ASCII is longer in UTF-8.
+_WORDS = {
+    ASCII: "the quick brown fox jumps over the lazy dog; ",
+    PROSE: '"What does it cost?" she asked.\nLe modèle coûte 12 € – größer wäre teurer.\n',
+}
+
+
+def message_of(size: int, kind: str = ASCII) -> bytes:
+    """A JSON message of exactly this many bytes, with one text of this kind in it."""
+
+    def encode(text: str) -> bytes:
+        return json.dumps({"payload": {"text": text}}, ensure_ascii=False).encode()
+
+    words, frame = _WORDS[kind], len(encode(""))
+    text = words * ((size - frame) // (len(encode(words)) - frame))
+    return encode(text + "x" * (size - len(encode(text))))
 
 
 def request_of(protocol: str, message: bytes) -> bytes:

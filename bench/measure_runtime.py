@@ -16,12 +16,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from contenders import BASE, BASE_FOR_MANY, BY_NAME, CONTENDERS, Contender
-from load import Slice, WrongReply, drive, first_reply, message_of, request_of
+from load import ASCII, PROSE, Slice, WrongReply, drive, first_reply, message_of, request_of
 from processes import NotServing, Process, bare_interpreter, serving
 
 KB, MB = 1 << 10, 1 << 20
@@ -29,13 +29,14 @@ KB, MB = 1 << 10, 1 << 20
 
 @dataclass(frozen=True)
 class Cell:
-    """One situation: message size, clients, connections kept or one per message."""
+    """One situation: message size, clients, connections kept or one per message, kind of text."""
 
     size: int
     clients: int
     kept: bool
     span: float  # seconds a slice
     rounds: int
+    text: str = ASCII
 
 
 @dataclass
@@ -56,13 +57,16 @@ def situations(quick: bool) -> list[Cell]:
     """The grid; in the quick form the part of it that the goals are about."""
     if quick:
         small = [Cell(KB, clients, kept, 0.04, 12) for clients in (1, 16) for kept in (True, False)]
-        return [*small, Cell(64 * KB, 1, True, 0.04, 12), Cell(MB, 1, True, 0.1, 4)]
+        large = [Cell(64 * KB, 1, True, 0.04, 12), Cell(MB, 1, True, 0.1, 4)]
+        return [*small, *large, *(replace(cell, text=PROSE) for cell in large)]
     shapes = [(clients, kept) for clients in (1, 16) for kept in (True, False)]
     return [
         *(Cell(KB, *shape, 0.05, 40) for shape in shapes),
         *(Cell(64 * KB, *shape, 0.05, 40) for shape in shapes),
         *(Cell(MB, *shape, 0.1, 12) for shape in shapes),
         *(Cell(16 * MB, *shape, 0.5, 4 if shape[0] == 1 else 2) for shape in shapes),
+        Cell(64 * KB, 1, True, 0.05, 40, PROSE),
+        Cell(MB, 1, True, 0.1, 12, PROSE),
     ]
 
 
@@ -71,36 +75,35 @@ def say(text: str) -> None:
 
 
 def round_trips(cells: Sequence[Cell], *, until: float) -> list[dict[str, Any]]:
-    """Rates, CPU time and latencies of everyone in every situation, size by size.
+    """Rates, CPU time and latencies of everyone in every situation, message by message.
 
-    Each size has servers of its own: large messages teach the C library's allocator to keep memory,
+    Each message has servers of its own: large ones teach the C library's allocator to keep memory,
     which would make later smaller ones cheaper than they are.
     """
     found, left = [], len(cells)
-    for size in sorted({cell.size for cell in cells}):
-        some = [cell for cell in cells if cell.size == size]
+    for size, text in sorted({(cell.size, cell.text) for cell in cells}):
+        some = [cell for cell in cells if (cell.size, cell.text) == (size, text)]
         now = time.monotonic()
-        share = (until - now) * len(some) / left  # what one size does not need is the others'
+        share = (until - now) * len(some) / left  # what one message does not need is the others'
         left -= len(some)
-        say(f"  {size // KB} KB")
-        found += one_size(some, until=now + share)
+        say(f"  {size // KB} KB, {text}")
+        found += one_message(some, until=now + share)
     return found
 
 
-def one_size(cells: Sequence[Cell], *, until: float) -> list[dict[str, Any]]:
-    """The same for one message size."""
+def one_message(cells: Sequence[Cell], *, until: float) -> list[dict[str, Any]]:
+    """The same for situations with one and the same message."""
     samples: dict[tuple[Cell, str], Samples] = {}
     rounds = max(cell.rounds for cell in cells)
-    messages = {cell.size: message_of(cell.size) for cell in cells}
-    lengths: dict[tuple[str, int], int] = {}
+    message = message_of(cells[0].size, cells[0].text)
+    lengths: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         servers: dict[str, tuple[Process, str]] = {}
         for contender in CONTENDERS:
             process, path, _ = stack.enter_context(serving(contender, directory))
             servers[contender.name] = (process, path)
-            for size, message in messages.items():
-                lengths[contender.name, size] = first_reply(contender.protocol, path, message)
+            lengths[contender.name] = first_reply(contender.protocol, path, message)
         for number in range(rounds):
             for cell in cells:
                 if number >= cell.rounds:
@@ -113,8 +116,8 @@ def one_size(cells: Sequence[Cell], *, until: float) -> list[dict[str, Any]]:
                     slice_ = drive(
                         contender.protocol,
                         path,
-                        request_of(contender.protocol, messages[cell.size]),
-                        lengths[contender.name, cell.size],
+                        request_of(contender.protocol, message),
+                        lengths[contender.name],
                         clients=cell.clients,
                         kept=cell.kept,
                         span=cell.span,
@@ -129,6 +132,7 @@ def one_size(cells: Sequence[Cell], *, until: float) -> list[dict[str, Any]]:
     return [
         {
             "size": cell.size,
+            "text": cell.text,
             "clients": cell.clients,
             "kept": cell.kept,
             "server": name,

@@ -6,6 +6,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from contenders import BASE, BY_NAME, CONTENDERS
+from load import ASCII
 
 PANEL, LABELS, BAR, GAP = 200, 150, 14, 6
 OURS, THEIRS, INK, PALE = "#1f6feb", "#a8b3bf", "#24292f", "#d8dee4"
@@ -13,7 +14,8 @@ OURS, THEIRS, INK, PALE = "#1f6feb", "#a8b3bf", "#24292f", "#d8dee4"
 
 def draw(trips: list[dict[str, Any]]) -> str:
     """An SVG of each server's rate as a multiple of the bare echo's: one client, kept."""
-    seen = [trip for trip in trips if trip["clients"] == 1 and trip["kept"]]
+    plain = [trip for trip in trips if trip["text"] == ASCII]
+    seen = [trip for trip in plain if trip["clients"] == 1 and trip["kept"]]
     sizes = sorted({trip["size"] for trip in seen})
     names = [one.name for one in CONTENDERS if any(trip["server"] == one.name for trip in seen)]
     ratios = {(trip["server"], trip["size"]): trip["ratio"] for trip in seen}

@@ -9,6 +9,7 @@ from typing import Any
 
 import picture
 from contenders import BASE, BASE_FOR_MANY, BY_NAME, CONTENDERS
+from load import ASCII, PROSE
 
 KB, MB = 1 << 10, 1 << 20
 DOCS = Path(__file__).parents[1] / "docs"
@@ -92,8 +93,8 @@ def tables(result: Result) -> Iterator[Table]:
     """All that was measured."""
     if "runtime" in result:
         trips = result["runtime"]["trips"]
-        for size in sorted({trip["size"] for trip in trips}):
-            yield round_trips(size, [trip for trip in trips if trip["size"] == size])
+        for message in sorted({_message(trip) for trip in trips}):
+            yield round_trips([trip for trip in trips if _message(trip) == message])
         yield starts(result["runtime"])
     if "injector" in result:
         yield grid(result["injector"]["grid"])
@@ -101,7 +102,12 @@ def tables(result: Result) -> Iterator[Table]:
     yield goals(result)
 
 
-def round_trips(size: int, trips: list[Result]) -> Table:
+def _message(trip: Result) -> tuple[int, str]:
+    return trip["size"], trip["text"]
+
+
+def round_trips(trips: list[Result]) -> Table:
+    """Of everyone, for one message."""
     present = [key for key in SITUATIONS if any(key == _situation(trip) for trip in trips)]
     cells = {(_situation(trip), _row(trip["server"])): trip for trip in trips}
     rows = [["", *(SITUATIONS[key] for key in present), "server's CPU"]]
@@ -119,8 +125,10 @@ def round_trips(size: int, trips: list[Result]) -> Table:
         trip = cells.get((present[0], contender.name))
         row.append(f"{seconds(trip['cpu_us'])} ×{trip['cpu_ratio']:.2f}" if trip else "-")
         rows.append(row)
-    title = f"{bytes_(size)}: messages a second, × the bare echo, p99; CPU per message of 1 client"
-    return Table(title, rows)
+    size, kind = _message(trips[0])
+    title = bytes_(size) if kind == ASCII else f"{bytes_(size)} of {kind}"
+    rates = "messages a second, × the bare echo, p99; CPU per message of 1 client"
+    return Table(f"{title}: {rates}", rows)
 
 
 def _situation(trip: Result) -> tuple[int, bool]:
@@ -194,15 +202,20 @@ def _runtime_goals(runtime: Result, goal: Any) -> None:
     trips = {
         (trip["size"], trip["clients"], trip["server"]): trip
         for trip in runtime["trips"]
-        if trip["kept"]
+        if trip["kept"] and trip["text"] == ASCII
+    }
+    prose = {
+        trip["size"]: trip["ratio"]
+        for trip in runtime["trips"]
+        if trip["text"] == PROSE and trip["server"] == "asya-orjson"
     }
     for size, bound in ((KB, 1.1), (64 * KB, 1.0), (MB, 1.0)):
         if (size, 1, "asya") not in trips:
             continue  # time was up before its turn
         text = f"{bytes_(size)}, 1 client, × bare echo"
         goal(text, trips[size, 1, "asya"]["ratio"], bound)
-        if size > KB:
-            goal(f"{text}, orjson", trips[size, 1, "asya-orjson"]["ratio"], 4)
+        if size in prose:
+            goal(f"{bytes_(size)} of prose, 1 client, × bare echo, orjson", prose[size], 4)
     one, many = (trips[KB, clients, "asya"]["rate"] for clients in (1, 16))
     goal("1 KB, 1 client, × uvicorn", one / trips[KB, 1, "uvicorn"]["rate"], 4)
     goal("1 KB, 16 clients, × 1 client", many / one, 2)

@@ -51,9 +51,11 @@ def connected() -> Cluster:
     return Cluster(os.environ["INJECTOR_IMAGE"], images)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those that may take longest begin first, so that nobody waits for a straggler; those that
-    run alone come last, and of them those that begin without a release.
+    run alone come last, and of them those that begin without a release. They are one group, which
+    is one process: what a module of them has made is there once, and gone when the next begins.
     """
 
     def order(item: pytest.Item) -> tuple[bool, bool, float]:
@@ -63,13 +65,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return alone, "free" in getattr(item, "fixturenames", ()), -longest
 
     items.sort(key=order)
+    for item in items:
+        if item.get_closest_marker("alone"):
+            item.add_marker(pytest.mark.xdist_group("alone"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Tests that share what they have made stay in one process, or there would be one for each."""
-    grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
     if getattr(session.config.option, "loadgroup", False):
-        assert all("@" in item.nodeid for item in grouped), "pytest-xdist did not see the groups"
+        alone = [item.nodeid for item in session.items if item.get_closest_marker("alone")]
+        assert all(each.endswith("@alone") for each in alone), "pytest-xdist saw no group"
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before the test's clock starts

@@ -29,7 +29,7 @@ from ledger import Promise, Row, State
 from releases import stream
 from traffic import APP, Asking, Sending, actor, load, long_message
 
-pytestmark = [pytest.mark.alone, pytest.mark.xdist_group("faults"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(240)]
 
 NODE = f"{os.environ.get('CLUSTER', 'asya')}-control-plane"
 DEPLOYMENT = "deployment/asya-runtime"
