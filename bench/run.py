@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import measure_injector
+import measure_memory
 import peers
 import report
 from load import WrongReply
@@ -97,6 +98,9 @@ def main() -> int:
         result["runtime"] = measure_runtime(options.python, quick=options.quick, pin=options.pin)
     if options.only != "runtime":
         result["injector"] = measure_injector.measure(quick=options.quick)
+        if not options.quick:
+            print("the injector's memory", file=sys.stderr, flush=True)
+            result["injector"]["memory"] = measure_memory.measure(reviews=10_000, namespaces=1_000)
     result["others"] = meter.share_of_others()
     OUTPUT.parent.mkdir(exist_ok=True)
     OUTPUT.write_text(json.dumps(result, indent=1) + "\n")

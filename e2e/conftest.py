@@ -40,6 +40,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     cluster = connected()
     cluster.uninstall()
     cluster.kubectl("delete", "namespaces", "-l", MADE_HERE, "--wait=false")
+    cluster.kubectl("delete", "namespace", SYSTEM, "--ignore-not-found", "--timeout=120s")
     cluster.make_namespace(SYSTEM)
     cluster.install()
     CHANGED.unlink(missing_ok=True)
