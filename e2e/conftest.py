@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import ledger
 import pytest
 import trend
+from faults import Scene, staged
 from harness import MADE_HERE, REPOSITORY, SYSTEM, Cluster, run
 from kubernetes import config
 
@@ -54,27 +55,33 @@ def connected() -> Cluster:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that may take longest begin first, so that nobody waits for a straggler; those that
-    run alone come last, and of them those that begin without a release. They are one group, which
-    is one process: what a module of them has made is there once, and gone when the next begins.
+    """Those that may take longest begin first, so that nobody waits for a straggler, those in a
+    group after them. Those that run alone come last, and of them those that begin without a
+    release. They are one group, which is one process: what a module of them has made is there
+    once, and gone when the next begins.
     """
 
-    def order(item: pytest.Item) -> tuple[bool, bool, float]:
+    def order(item: pytest.Item) -> tuple[bool, bool, bool, float]:
         marker = item.get_closest_marker("timeout")
         longest = float(marker.args[0]) if marker else 0
-        alone = item.get_closest_marker("alone") is not None
-        return alone, "free" in getattr(item, "fixturenames", ()), -longest
+        alone, grouped = (item.get_closest_marker(each) for each in ("alone", "xdist_group"))
+        return bool(alone), "free" in getattr(item, "fixturenames", ()), bool(grouped), -longest
 
     items.sort(key=order)
     for item in items:
         if item.get_closest_marker("alone"):
             item.add_marker(pytest.mark.xdist_group("alone"))
+    single = [item for item in items if not item.get_closest_marker("xdist_group")]
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
+    if single and processes:  # each is given two at once: what waits for the longest shall be short
+        items.remove(single[-1])
+        items.insert(processes, single[-1])
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     if getattr(session.config.option, "loadgroup", False):
-        alone = [item.nodeid for item in session.items if item.get_closest_marker("alone")]
-        assert all(each.endswith("@alone") for each in alone), "pytest-xdist saw no group"
+        grouped = [item.nodeid for item in session.items if item.get_closest_marker("xdist_group")]
+        assert all("@" in each for each in grouped), "pytest-xdist saw no group"
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before the test's clock starts
@@ -102,6 +109,13 @@ def as_usual(cluster: Cluster, request: pytest.FixtureRequest) -> None:
             cluster.uninstall()
             cluster.install()
             CHANGED.unlink()
+
+
+@pytest.fixture(scope="module")
+def scene(cluster: Cluster) -> Iterator[Scene]:
+    """Actors and load of the module's own."""
+    with staged(cluster) as made:
+        yield made
 
 
 @pytest.fixture

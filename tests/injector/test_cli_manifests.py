@@ -189,6 +189,39 @@ def test_what_the_api_server_would_not_send_is_left_alone(metadata: Object) -> N
     assert asya("inject", stdin=text).out == text
 
 
+def note(annotations: Object) -> Object:
+    return {INHERITED: json.dumps(annotations, sort_keys=True, separators=(",", ":"))}
+
+
+OFF: Object = {"asya.sh/inject": "false"}
+
+
+@pytest.mark.parametrize(
+    ("own", "template", "because", "left"),
+    [
+        (HANDLER, OFF, "its template is switched off", OFF),
+        (None, HANDLER | OFF, "its template is switched off", HANDLER | OFF),
+        (HANDLER | OFF, None, "it is switched off", None),
+        # The note of what is inherited is kept right all the same.
+        (
+            HANDLER | OFF,
+            HANDLER,
+            "its annotations switch it off",
+            HANDLER | note(HANDLER | OFF),
+        ),
+        (None, OFF | note(HANDLER), "its annotations switch it off", OFF),
+    ],
+)
+def test_a_workload_or_template_that_is_switched_off_is_no_actor(
+    own: Object | None, template: Object | None, because: str, left: Object | None
+) -> None:
+    item = workload("Deployment", own, template)
+    (told,) = json.loads(asya("explain", "-o", "json", stdin=json.dumps(item)).out)["objects"]
+    assert (told["result"], told["because"]) == ("left-alone", because)
+    out = asya("inject", "--no-configmap", stdin=json.dumps(item)).out
+    assert json.loads(out) == workload("Deployment", own, left)
+
+
 def test_the_namespace_of_the_option_may_be_one_that_is_never_touched() -> None:
     text = json.dumps(pod())
     assert asya("inject", "-n", "kube-system", stdin=text).out == text
