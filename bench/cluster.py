@@ -71,8 +71,8 @@ class Bench:
         """Memory (MB) and CPU (s) of each replica."""
         seen = {}
         for pod in self.cluster.injectors():
-            words = ["-n", SYSTEM, "exec", pod, "--", "python3", "-c", READ_PROC]
-            seen[pod] = json.loads(self.cluster.kubectl(*words).stdout)
+            done = self.cluster.run_inside("-n", SYSTEM, pod, program=READ_PROC)
+            seen[pod] = json.loads(done.stdout)
         return seen
 
     def create(self, pods: list[Object]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cryptography import x509
+from inside import run_inside
 from kubernetes import client
 
 T = TypeVar("T")
@@ -67,6 +68,20 @@ def until(what: str, look: Callable[[], T | None], *, seconds: float = 60) -> T:
         time.sleep(0.1)
 
 
+def reach(
+    kubectl: Callable[[], subprocess.CompletedProcess[str]],
+) -> subprocess.CompletedProcess[str]:
+    """Run kubectl. What never reached the API server is said again, for 10 seconds at most: the
+    container engine's proxy on the way to it has been seen to drop a connection.
+    """
+    deadline = time.monotonic() + 10
+    while True:
+        done = kubectl()
+        lost = done.stderr.startswith("Unable to connect to the server: EOF")
+        if not lost or time.monotonic() > deadline:
+            return done
+
+
 class Cluster:
     """The cluster that KUBECONFIG names, with the images that the tests need loaded into it."""
 
@@ -79,17 +94,19 @@ class Cluster:
     def kubectl(
         self, *words: str, check: bool = True, **how: Any
     ) -> subprocess.CompletedProcess[str]:
-        """Run kubectl. What never reached the API server is said again, for 10 seconds at most:
-        the container engine's proxy on the way to it has been seen to drop a connection.
-        """
-        deadline = time.monotonic() + 10
-        while True:
-            done = run("kubectl", *words, check=False, **how)
-            lost = done.stderr.startswith("Unable to connect to the server: EOF")
-            if not lost or time.monotonic() > deadline:
-                break
+        """Run kubectl."""
+        done = reach(lambda: run("kubectl", *words, check=False, **how))
         if check and done.returncode:
             raise AssertionError(f"kubectl {' '.join(words)}: {done.returncode}\n{done.stderr}")
+        return done
+
+    def run_inside(
+        self, *pod: str, program: str, check: bool = True, **how: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a Python program in a pod, named in kubectl's words, as `inside.py` has it."""
+        done = reach(lambda: run_inside(*pod, program=program, **how))
+        if check and done.returncode:
+            raise AssertionError(f"in {' '.join(pod)}: {done.returncode}\n{done.stderr}")
         return done
 
     def get(self, *words: str) -> Object:
@@ -188,8 +205,7 @@ class Cluster:
         program = "import ssl; print(ssl.get_server_certificate(('127.0.0.1', 9443), timeout=5))"
         found = set()
         for name in self.injectors():
-            words = ["-n", SYSTEM, "exec", name, "--", "python3", "-c", program]
-            done = self.kubectl(*words, check=False)
+            done = self.run_inside("-n", SYSTEM, name, program=program, check=False)
             found.add(0 if done.returncode else serial(done.stdout.encode()))
         return found
 
@@ -245,7 +261,7 @@ class Cluster:
         """Send messages to the pod's actor from its sidecar."""
         lines = "".join(json.dumps(message) + "\n" for message in messages)
         words = ["-n", pod.metadata.namespace, "-c", SIDECAR, pod.metadata.name]
-        done = self.kubectl("exec", "-i", *words, "--", "python3", "-c", CLIENT, stdin=lines)
+        done = self.run_inside(*words, program=CLIENT, stdin=lines)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def reviews(self, webhook: str) -> int:

@@ -155,9 +155,12 @@ def test_without_the_injector_the_config_map_is_mounted_as_the_specification_sho
     ]
     cluster.create(pod, "-n", namespace)
     ready = cluster.ready_pod(namespace, "model")
-    words = ["-n", namespace, "exec", "model", "-c", "asya-sidecar", "--", "test", "-S"]
-    path = "/tmp/sockets/app.sock"
-    until("the socket", lambda: cluster.kubectl(*words, path, check=False).returncode == 0)
+    words = ["-n", namespace, "model", "-c", "asya-sidecar"]
+    program = "import os; os.stat('/tmp/sockets/app.sock')"
+    until(
+        "the socket",
+        lambda: cluster.run_inside(*words, program=program, check=False).returncode == 0,
+    )
     assert cluster.call(ready, {"payload": {}}) == OK
     release.helm("uninstall", "files")
 

@@ -233,11 +233,14 @@ def test_a_pod_that_is_deleted_answers_its_message_after_the_users_own_hooks(
         assert caller.stdin is not None
         assert caller.stdout is not None
         caller.stdin.write('{"payload": {"seconds": 0}}\n{"payload": {"seconds": 4}}\n')
-        caller.stdin.close()
+        caller.stdin.flush()  # not closed: the program is to end after its output was read
         assert (
             json.loads(caller.stdout.readline())["status"] == "ok"
         )  # so the next one is on its way
         cluster.kubectl("-n", namespace, "delete", "pod", name, "--wait=false")
-        assert json.loads(caller.stdout.read()) == {"status": "ok", "result": {"seconds": 4}}
+        reply = json.loads(caller.stdout.readline())
+        assert reply == {"status": "ok", "result": {"seconds": 4}}
+        caller.stdin.close()
+        assert caller.stdout.read() == ""
         lines = log.stdout.read().splitlines()
     assert [line for line in lines if line in {"up", "down"}] == ["up", "down"]

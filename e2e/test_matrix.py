@@ -189,13 +189,14 @@ def test_an_actor_comes_up_in_every_form_of_image_and_pod(cluster: Cluster, name
         said = ask(cluster, pods[name])
         seen[name] = {key: said.get(key) for key in expected}
     assert seen == {name: expected for name, (_, expected) in table.items()}
-    words = ["-n", namespace, "exec", pods["env-refers"].metadata.name, "-c", "model", "--"]
-    environment = cluster.kubectl(*words, "cat", "/proc/1/environ").stdout.split("\0")
+    words = ["-n", namespace, pods["env-refers"].metadata.name, "-c", "model"]
+    program = "print(open('/proc/1/environ').read(), end='')"
+    environment = cluster.run_inside(*words, program=program).stdout.split("\0")
     assert "SEEN=/tmp/sockets/app.sock" in environment
     # The program of the image serves beside its actor.
     for name in ("hook-exec-form", "hook-shell-form", "hook-script", "wrap-tini"):
-        words = ["-n", namespace, "exec", pods[name].metadata.name, "-c", "model", "--"]
-        cluster.kubectl(*words, "python3", "-c", SERVED)
+        words = ["-n", namespace, pods[name].metadata.name, "-c", "model"]
+        cluster.run_inside(*words, program=SERVED)
 
 
 @pytest.mark.timeout(300)

@@ -123,8 +123,8 @@ def test_hostile_frames_hold_nobody_up(cluster: Cluster, namespace: str) -> None
         workload("model", cluster.model_image, template=ECHO, command=command), namespace=namespace
     )
     pod = cluster.ready_pod(namespace, "model", seconds=120)
-    words = ["-n", namespace, "exec", pod.metadata.name, "-c", SIDECAR, "--", "python3", "-c"]
-    said = cluster.kubectl(*words, ATTACK).stdout.splitlines()
+    words = ["-n", namespace, pod.metadata.name, "-c", SIDECAR]
+    said = cluster.run_inside(*words, program=ATTACK).stdout.splitlines()
     replies = [json.loads(line) for line in said]
     assert [reply.get("error", reply.get("result")) for reply in replies] == [
         *["invalid_json"] * 6,
@@ -154,9 +154,9 @@ def test_a_pod_without_rights_reaches_no_secret_no_copy_and_no_review_of_others(
             "object": asked,
         },
     }
-    words = ["-n", namespace, "exec", "intruder", "--", "python3", "-c", INTRUDER]
-    said = cluster.kubectl(*words, SYSTEM, json.dumps(review), namespace).stdout
-    seen = json.loads(said)
+    arguments = (SYSTEM, json.dumps(review), namespace)
+    words = ["-n", namespace, "intruder"]
+    seen = json.loads(cluster.run_inside(*words, program=INTRUDER, arguments=arguments).stdout)
     assert {key: seen[key] for key in ("secret", "source", "elsewhere", "here")} == {
         "secret": 403,
         "source": 403,

@@ -47,8 +47,7 @@ print(json.dumps(seen))
 
 def look(cluster: Cluster, namespace: str, pod: str, container: str) -> dict[str, list[float]]:
     """Memory, threads and descriptors of the processes of a container that are ours, by name."""
-    words = ["-n", namespace, "exec", pod, "-c", container, "--", "python3", "-c", LOOK]
-    done = cluster.kubectl(*words, check=False)
+    done = cluster.run_inside("-n", namespace, pod, "-c", container, program=LOOK, check=False)
     if done.returncode:
         return {}
     return {name: figures for name, *figures in json.loads(done.stdout) if name}

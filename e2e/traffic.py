@@ -326,6 +326,6 @@ def long_message(cluster: Cluster, pod: Pod, number: int) -> None:
         return int(log.count("in hand: "))
 
     before = in_hand()
-    words = ["-n", namespace, "exec", name, "-c", SIDECAR, "--", "python3", "-c"]
-    cluster.kubectl(*words, f"import os; os.kill(1, {int(number)})")
+    program = f"import os; os.kill(1, {int(number)})"
+    cluster.run_inside("-n", namespace, name, "-c", SIDECAR, program=program)
     until("the message to be in hand", lambda: in_hand() > before)

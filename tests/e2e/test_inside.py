@@ -1,0 +1,78 @@
+"""What is known of a program that ran in a pod, kubectl's part played by a script."""
+
+from pathlib import Path
+
+import pytest
+from inside import run_inside
+
+KUBECTL = """#!/bin/bash
+while [[ $1 != -- ]]; do shift; done
+shift
+"""
+# What a process said that has ended meanwhile is not passed on, and all is said to be well.
+CUT = (
+    KUBECTL
+    + """
+exec 4<&0 3< <("$@" <&4)
+sleep 0.5
+kill -0 $! && cat <&3
+exit 0
+"""
+)
+
+
+@pytest.fixture
+def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A kubectl that runs on this machine what it is to run in a pod."""
+    path = tmp_path / "kubectl"
+    path.write_text(KUBECTL + 'exec "$@"\n')
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("program", "stdin", "returncode", "stdout", "stderr"),
+    [
+        pytest.param("print(1)", "", 0, "1\n", "", id="output"),
+        pytest.param("print(1, end='')", "", 0, "1", "", id="no-newline"),
+        pytest.param("", "", 0, "", "", id="nothing"),
+        pytest.param("import sys\nprint(sys.stdin.read())", "é\n", 0, "é\n\n", "", id="input"),
+        pytest.param("import sys\nprint(*sys.stdin.buffer)", "a\nb", 0, "b'a\\n' b'b'\n", "",
+                     id="lines"),
+        pytest.param("import sys\nprint(sys.argv[1:])", "", 0, "['one', 'two']\n", "",
+                     id="arguments"),
+        pytest.param("import sys\nsys.exit()", "", 0, "", "", id="exit"),
+        pytest.param("import sys\nsys.exit('no such process')", "", 1, "", "no such process\n",
+                     id="exit-with-words"),
+        pytest.param("print(1)\n1 / 0", "", 1, "1\n", "ZeroDivisionError: division by zero\n",
+                     id="exception"),
+        pytest.param("import os\nos._exit(7)", "", 7, "", "the program did not come to its end",
+                     id="no-end"),
+    ],
+)  # fmt: skip
+def test_a_programs_output_and_exit_code_are_known(
+    kubectl: Path, program: str, stdin: str, returncode: int, stdout: str, stderr: str
+) -> None:
+    done = run_inside("pod", program=program, arguments=("one", "two"), stdin=stdin)
+    assert (done.returncode, done.stdout) == (returncode, stdout)
+    assert done.stderr.endswith(stderr)
+    assert bool(done.stderr) == bool(stderr)
+
+
+def test_a_process_stays_until_its_output_was_read(kubectl: Path) -> None:
+    kubectl.write_text(CUT)
+    done = run_inside("pod", program="print(1)")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
+def test_a_program_whose_end_is_not_heard_of_has_failed(kubectl: Path) -> None:
+    kubectl.write_text(CUT)
+    done = run_inside("pod", program="import os\nprint(1, flush=True)\nos._exit(0)")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("the program did not come to its end")
+
+
+def test_what_takes_too_long_is_given_up(kubectl: Path) -> None:
+    done = run_inside("pod", program="import time\ntime.sleep(60)", timeout=0.5)
+    assert (done.returncode, done.stderr) == (-9, "the program did not come to its end")
