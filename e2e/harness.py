@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import re
 import subprocess
@@ -151,12 +150,24 @@ class Cluster:
         """Take every release of ours away, whoever installed it and wherever."""
         listed = json.loads(run("helm", "list", "-A", "-o", "json").stdout)
         for namespace in [each["namespace"] for each in listed if each["name"] == RELEASE]:
+            self.end_injectors(namespace)
             run("helm", "uninstall", RELEASE, "--namespace", namespace, "--wait", timeout=200)
-            gone = functools.partial(self._has_no_injectors, namespace)
-            until("its pods to be gone", gone)
 
-    def _has_no_injectors(self, namespace: str) -> bool:
-        return not self.injectors(namespace)
+    def end_injectors(self, namespace: str = SYSTEM) -> None:
+        """Scale to none, without the time that they give others to look elsewhere."""
+        words = ["-n", namespace, "scale", f"deployment/{RELEASE}", "--replicas=0"]
+        self.kubectl(*words, check=False)  # it may not be there
+
+        def gone() -> bool:
+            pods = self.injector_pods(namespace)
+            for pod in pods:
+                if (pod.metadata.deletion_grace_period_seconds or 0) > 1:
+                    name = pod.metadata.name
+                    words = ["-n", namespace, "delete", "pod", name, "--ignore-not-found"]
+                    self.kubectl(*words, "--grace-period=1", "--wait=false")
+            return not pods
+
+        until("the injector's pods to be gone", gone)
 
     def injector_pods(self, namespace: str = SYSTEM) -> list[Pod]:
         """The injector's pods, those on their way out among them."""
@@ -212,24 +223,20 @@ class Cluster:
     @contextlib.contextmanager
     def without_injectors(self) -> Iterator[None]:
         """No replica answers inside; two do after it, whatever happens."""
-        self._scale_injectors(0)
+        self.end_injectors()
+        until("nobody to be called", lambda: self._endpoints() == 0)
         try:
             yield
         finally:
-            self._scale_injectors(2)
+            self.kubectl("-n", SYSTEM, "scale", f"deployment/{RELEASE}", "--replicas=2")
+            until("both replicas to be called", lambda: self._endpoints() == 2, seconds=90)
             until("the way to them", lambda: self.admits("default"))
 
-    def _scale_injectors(self, replicas: int) -> None:
-        words = ["-n", SYSTEM, "scale", f"deployment/{RELEASE}", f"--replicas={replicas}"]
-        self.kubectl(*words)
-
-        def settled() -> bool:
-            slices = self.get("-n", SYSTEM, "endpointslices")["items"]
-            endpoints = [each for part in slices for each in part["endpoints"] or []]
-            ready = [each for each in endpoints if each["conditions"]["ready"]]
-            return len(self.injectors()) == replicas and len(ready) == replicas
-
-        until(f"{replicas} replicas of the injector", settled, seconds=90)
+    def _endpoints(self) -> int:
+        """How many replicas the Service leads to."""
+        slices = self.get("-n", SYSTEM, "endpointslices")["items"]
+        endpoints = [each for part in slices for each in part["endpoints"] or []]
+        return len([each for each in endpoints if each["conditions"]["ready"]])
 
     def pods(self, namespace: str, name: str) -> list[Pod]:
         """The pods of an application that are not on their way out."""

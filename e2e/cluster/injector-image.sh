@@ -15,6 +15,7 @@ install_packages() {
   "$uv" pip install --quiet --require-hashes --requirement "$repo/requirements.txt" --target "$stage/site-packages" \
     --python-version "$PYTHON_DEFAULT" --python-platform "$(uname -m)-manylinux_2_28" --only-binary :all:
   rm -rf "$stage"/site-packages/{bin,.lock} # scripts that name this machine's Python
+  sed -i '/^bin\//d' "$stage"/site-packages/*.dist-info/RECORD # and their checksums
   printf '%s\n' "$wanted" >"$stamp"
 }
 
