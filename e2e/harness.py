@@ -150,24 +150,21 @@ class Cluster:
         """Take every release of ours away, whoever installed it and wherever."""
         listed = json.loads(run("helm", "list", "-A", "-o", "json").stdout)
         for namespace in [each["namespace"] for each in listed if each["name"] == RELEASE]:
-            self.end_injectors(namespace)
-            run("helm", "uninstall", RELEASE, "--namespace", namespace, "--wait", timeout=200)
+            run("helm", "uninstall", RELEASE, "--namespace", namespace, timeout=200)
+            self._end(namespace)
 
-    def end_injectors(self, namespace: str = SYSTEM) -> None:
-        """Scale to none, without the time that they give others to look elsewhere."""
-        words = ["-n", namespace, "scale", f"deployment/{RELEASE}", "--replicas=0"]
-        self.kubectl(*words, check=False)  # it may not be there
+    def _end(self, namespace: str) -> None:
+        """Wait for those on their way out; it is short, because nobody calls them any more."""
 
         def gone() -> bool:
             pods = self.injector_pods(namespace)
             for pod in pods:
                 if (pod.metadata.deletion_grace_period_seconds or 0) > 1:
-                    name = pod.metadata.name
-                    words = ["-n", namespace, "delete", "pod", name, "--ignore-not-found"]
-                    self.kubectl(*words, "--grace-period=1", "--wait=false")
+                    words = ["delete", "pod", pod.metadata.name, "--ignore-not-found"]
+                    self.kubectl("-n", namespace, *words, "--grace-period=1", "--wait=false")
             return not pods
 
-        until("the injector's pods to be gone", gone)
+        until("the injector's pods to be gone", gone, seconds=90)
 
     def injector_pods(self, namespace: str = SYSTEM) -> list[Pod]:
         """The injector's pods, those on their way out among them."""
@@ -223,7 +220,8 @@ class Cluster:
     @contextlib.contextmanager
     def without_injectors(self) -> Iterator[None]:
         """No replica answers inside; two do after it, whatever happens."""
-        self.end_injectors()
+        self.kubectl("-n", SYSTEM, "scale", f"deployment/{RELEASE}", "--replicas=0")
+        self._end(SYSTEM)
         until("nobody to be called", lambda: self._endpoints() == 0)
         try:
             yield

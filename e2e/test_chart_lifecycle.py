@@ -72,8 +72,8 @@ def test_no_change_of_a_release_refuses_or_misses_a_pod(free: Cluster, namespace
         until("some pods to be let in", lambda: asked.injected + len(asked.refused) > 20)
     assert (asked.refused, asked.plain) == ([], 0)
 
-    free.end_injectors()
     release.helm("uninstall", RELEASE, "--wait")
+    free.settle(replicas=0)
     free.kubectl("-n", SYSTEM, "delete", "secret", "ours")
     kinds = "all,secrets,configmaps,roles,rolebindings,serviceaccounts,poddisruptionbudgets"
     left = {each["metadata"]["name"] for each in free.get("-n", SYSTEM, kinds)["items"]}
@@ -122,8 +122,8 @@ def test_helm_3_does_the_same_by_a_shorter_way(free: Cluster, namespace: str) ->
     log = free.kubectl("-n", SYSTEM, "logs", f"{RELEASE}-test").stdout
     assert "this pod was let in without the runtime" in log
     free.kubectl("-n", SYSTEM, "delete", "pod", f"{RELEASE}-test")
-    free.end_injectors()
     release.helm("uninstall", RELEASE, "--wait")
+    free.settle(replicas=0)
 
 
 def test_without_the_injector_the_config_map_is_mounted_as_the_specification_shows(
