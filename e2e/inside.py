@@ -24,12 +24,13 @@ failed = 0
 try:
     exec(program)
 except SystemExit as end:
-    failed = int(end.code is not None)
-    sys.stderr.write(f"{{end}}\\n" * failed)
+    if end.code not in (None, 0):
+        failed = 1
+        print(end, file=sys.stderr)
 except BaseException:
     failed = 1
     traceback.print_exc()
-print("{MARK.encode("unicode_escape").decode()}%d" % failed, flush=True)
+print({MARK!r} + str(failed), flush=True)
 here.read()
 """
 

@@ -156,7 +156,7 @@ def test_without_the_injector_the_config_map_is_mounted_as_the_specification_sho
     cluster.create(pod, "-n", namespace)
     ready = cluster.ready_pod(namespace, "model")
     words = ["-n", namespace, "model", "-c", "asya-sidecar"]
-    program = "import os; os.stat('/tmp/sockets/app.sock')"
+    program = "import pathlib; assert pathlib.Path('/tmp/sockets/app.sock').is_socket()"
     until(
         "the socket",
         lambda: cluster.run_inside(*words, program=program, check=False).returncode == 0,

@@ -43,6 +43,8 @@ def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.param("import sys\nprint(sys.argv[1:])", "", 0, "['one', 'two']\n", "",
                      id="arguments"),
         pytest.param("import sys\nsys.exit()", "", 0, "", "", id="exit"),
+        pytest.param("import sys\nsys.exit(0)", "", 0, "", "", id="exit-0"),
+        pytest.param("import sys\nsys.exit(3)", "", 1, "", "3\n", id="exit-3"),
         pytest.param("import sys\nsys.exit('no such process')", "", 1, "", "no such process\n",
                      id="exit-with-words"),
         pytest.param("print(1)\n1 / 0", "", 1, "1\n", "ZeroDivisionError: division by zero\n",
