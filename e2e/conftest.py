@@ -152,6 +152,8 @@ def pytest_runtest_makereport(
     report: pytest.TestReport = yield  # type: ignore[misc, assignment]
     if report.failed:
         item.stash[_FAILED] = True
+        if item.get_closest_marker("alone"):  # it may not have come to putting things back
+            CHANGED.touch()
         arguments = getattr(item, "funcargs", {})
         scene = getattr(arguments.get("scene"), "namespace", None)
         for namespace in filter(None, (arguments.get("namespace"), scene, SYSTEM)):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from harness import Cluster, Pod, run, until
+from harness import Cluster, Object, Pod, run, until
 from ledger import Promise, Row, State
 from traffic import APP, Asking, Sending, actor, load
 
@@ -116,9 +116,31 @@ def without_an_account(scene: Scene) -> list[str]:
     return scene.sending.unfinished({pod.metadata.name for pod in listed.items})
 
 
-def node(*words: str) -> str:
+def node(*words: str, check: bool = True) -> str:
     """Run a program in the node."""
-    return run("docker", "exec", NODE, *words).stdout
+    return run("docker", "exec", NODE, *words, check=check).stdout
+
+
+def until_routed(cluster: Cluster) -> None:
+    """Wait until the node learns of new endpoints.
+
+    Controllers and kube-proxy ask an API server that is away ever more rarely: over a minute has
+    been seen after its return in which pods were ready and no rule led to them.
+    """
+    selector = {"component": "kube-apiserver", "tier": "control-plane"}
+    service: Object = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"generateName": "routed-"},
+        "spec": {"selector": selector, "ports": [{"port": 443, "targetPort": 6443}]},
+    }
+    made: Any = cluster.core.create_namespaced_service("kube-system", service)
+    # The body, as on some networks anybody answers for an address that no rule of the node has.
+    words = ["curl", "-sk", "--max-time", "1", f"https://{made.spec.cluster_ip}/livez"]
+    try:
+        until("the node to route", lambda: node(*words, check=False) == "ok", seconds=120)
+    finally:
+        cluster.core.delete_namespaced_service(made.metadata.name, "kube-system")
 
 
 def kill_within(cluster: Cluster, pod: Pod, word: str, number: int) -> None:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from harness import SYSTEM, Cluster, Object, bare_pod, until, workload
+from harness import Cluster, Object, bare_pod, until, workload
 
 pytestmark = pytest.mark.alone
 
@@ -105,13 +105,3 @@ def test_trust_that_is_taken_away_by_hand_comes_back(cluster: Cluster, namespace
         lambda: cluster.get(name)["webhooks"][0]["clientConfig"].get("caBundle") == before,
     )
     cluster.create(bare_pod("first", cluster.model_image, ECHO), "-n", namespace)
-
-    secret = ["-n", SYSTEM, "secret/asya-runtime-tls"]
-    kept = cluster.get(*secret)["data"]
-    cluster.kubectl("delete", *secret)
-    words = ["get", *secret, "-o", "json", "--ignore-not-found"]
-    until("the Secret to be put back", lambda: cluster.kubectl(*words).stdout)
-    assert cluster.get(*secret)["data"] == kept
-    cluster.kubectl("patch", *secret, "-p", '{"data": {"tls.key": "AAAA"}}')
-    until("the Secret to be mended", lambda: cluster.get(*secret)["data"] == kept)
-    cluster.create(bare_pod("second", cluster.model_image, ECHO), "-n", namespace)

@@ -4,18 +4,14 @@ nothing that was promised.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import datetime as dt
 import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from asya_injector.certificates import KeyPair, created
 from faults import (
     HOOK,
     KILLS,
@@ -27,9 +23,10 @@ from faults import (
     fault,
     kill_within,
     node,
+    until_routed,
     without_an_account,
 )
-from harness import RELEASE, REPOSITORY, SYSTEM, Cluster, Pod, is_ready, run, serial, until
+from harness import RELEASE, REPOSITORY, SYSTEM, Cluster, Pod, is_ready, run, until
 from kubernetes import client
 from ledger import Promise
 from releases import stream
@@ -150,37 +147,6 @@ def evict(cluster: Cluster, pod: Pod) -> None:
     cluster.core.create_namespaced_pod_eviction(name, namespace, body)
 
 
-@pytest.mark.parametrize("part", ["certificate", "CA"])
-def test_what_is_due_is_renewed_unnoticed(
-    scene: Scene, record_property: Property, part: str
-) -> None:
-    core = scene.cluster.core
-    secret = core.read_namespaced_secret("asya-runtime-tls", SYSTEM)
-    before, now = KeyPair.from_secret(secret.data), dt.datetime.now(dt.UTC)
-    # A certificate for other names is due at once, by the same rule as one that is about to end.
-    due = before.renewed(["elsewhere.svc"], now=now)
-    if part == "CA":  # of ten years, of which it has had nearly all; the present one is trusted too
-        aged = created(["elsewhere.svc"], now=now - dt.timedelta(days=3600))
-        due = replace(aged, bundle=aged.bundle + before.bundle)
-    with fault(scene, record_property, f"injector: {part} renewed"):
-        secret.data = due.to_secret()
-        core.replace_namespaced_secret("asya-runtime-tls", SYSTEM, secret)
-        serials = {serial(before.certificate), serial(due.certificate)}
-
-        def renewed() -> int:
-            now = core.read_namespaced_secret("asya-runtime-tls", SYSTEM).data["tls.crt"]
-            return (serial(base64.b64decode(now)) not in serials) and serial(base64.b64decode(now))
-
-        fresh = until("another certificate", renewed)
-        until(
-            "both replicas to have loaded it",
-            lambda: scene.cluster.serials_shown() == {fresh},
-        )
-    after = KeyPair.from_secret(core.read_namespaced_secret("asya-runtime-tls", SYSTEM).data)
-    kept = after.bundle == before.bundle
-    assert kept if part == "certificate" else after.bundle.endswith(before.bundle) and not kept
-
-
 def test_the_api_server_can_be_killed(scene: Scene, record_property: Property) -> None:
     server = scene.cluster.core.read_namespaced_pod(f"kube-apiserver-{NODE}", "kube-system")
     began = server.status.container_statuses[0].restart_count
@@ -199,6 +165,7 @@ def test_the_api_server_can_be_killed(scene: Scene, record_property: Property) -
             return bool(now.status.container_statuses[0].restart_count > began)
 
         until("the API server to be another process", back, seconds=120)
+        until_routed(scene.cluster)
     scene.cluster.settle()
 
 

@@ -1,15 +1,20 @@
-"""What is lost when an actor fails while messages come in: nothing that was promised.
+"""What is lost when an actor fails, or a certificate is due, while messages and pods come in:
+nothing that was promised.
 
 No pod that is asked for notices any of this, nor does anything in another namespace.
 """
 
 from __future__ import annotations
 
+import base64
+import datetime as dt
 import json
 import signal
 import time
+from dataclasses import replace
 
 import pytest
+from asya_injector.certificates import KeyPair, created
 from faults import (
     HOOK,
     KILLS,
@@ -22,7 +27,7 @@ from faults import (
     kill_within,
     without_an_account,
 )
-from harness import Pod, until
+from harness import SYSTEM, Pod, serial, until
 from ledger import Promise, Row, State
 from traffic import APP, actor, load, long_message
 
@@ -140,6 +145,51 @@ def test_a_namespace_that_is_deleted_goes_and_can_be_made_again(
             assert sending.answered_since(WRAP, began)
     finally:
         cluster.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
+
+
+@pytest.mark.parametrize("part", ["certificate", "CA"])
+def test_what_is_due_is_renewed_unnoticed(
+    scene: Scene, record_property: Property, part: str
+) -> None:
+    core = scene.cluster.core
+    secret = core.read_namespaced_secret("asya-runtime-tls", SYSTEM)
+    before, now = KeyPair.from_secret(secret.data), dt.datetime.now(dt.UTC)
+    # A certificate for other names is due at once, by the same rule as one that is about to end.
+    due = before.renewed(["elsewhere.svc"], now=now)
+    if part == "CA":  # of ten years, of which it has had nearly all; the present one is trusted too
+        aged = created(["elsewhere.svc"], now=now - dt.timedelta(days=3600))
+        due = replace(aged, bundle=aged.bundle + before.bundle)
+    with fault(scene, record_property, f"injector: {part} renewed"):
+        secret.data = due.to_secret()
+        core.replace_namespaced_secret("asya-runtime-tls", SYSTEM, secret)
+        serials = {serial(before.certificate), serial(due.certificate)}
+
+        def renewed() -> int:
+            now = core.read_namespaced_secret("asya-runtime-tls", SYSTEM).data["tls.crt"]
+            return (serial(base64.b64decode(now)) not in serials) and serial(base64.b64decode(now))
+
+        fresh = until("another certificate", renewed)
+        until(
+            "both replicas to have loaded it",
+            lambda: scene.cluster.serials_shown() == {fresh},
+        )
+    after = KeyPair.from_secret(core.read_namespaced_secret("asya-runtime-tls", SYSTEM).data)
+    kept = after.bundle == before.bundle
+    assert kept if part == "certificate" else after.bundle.endswith(before.bundle) and not kept
+
+
+def test_a_secret_that_is_deleted_or_damaged_is_put_back(
+    scene: Scene, record_property: Property
+) -> None:
+    secret = ["-n", SYSTEM, "secret/asya-runtime-tls"]
+    kept = scene.cluster.get(*secret)["data"]
+    words = ["get", *secret, "-o", "json", "--ignore-not-found"]
+    with fault(scene, record_property, "injector: Secret deleted, then damaged"):
+        scene.cluster.kubectl("delete", *secret)
+        until("the Secret to be put back", lambda: scene.cluster.kubectl(*words).stdout)
+        assert scene.cluster.get(*secret)["data"] == kept
+        scene.cluster.kubectl("patch", *secret, "-p", '{"data": {"tls.key": "AAAA"}}')
+        until("the Secret to be mended", lambda: scene.cluster.get(*secret)["data"] == kept)
 
 
 def test_every_sidecar_that_is_gone_gave_a_whole_account(scene: Scene) -> None:
