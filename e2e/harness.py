@@ -258,7 +258,7 @@ class Cluster:
         def restarted() -> bool:
             now = self.core.read_namespaced_pod(name, namespace)
             status = next(each for each in now.status.container_statuses if each.name == "model")
-            return bool(status.restart_count == 1 and status.ready)
+            return bool(status.restart_count and status.ready)
 
         until("the container's successor", restarted, seconds=90)
 
