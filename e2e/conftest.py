@@ -56,16 +56,19 @@ def connected() -> Cluster:
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those that may take longest begin first, so that nobody waits for a straggler, those in a
-    group after them. Those that run alone come last, and of them those that begin without a
-    release. They are one group, which is one process: what a module of them has made is there
-    once, and gone when the next begins.
+    group after them. Those that run alone come last, and of them those that leave another release
+    or begin without one. They are one group, which is one process: what a module of them has made
+    is there once, and gone when the next begins.
     """
 
-    def order(item: pytest.Item) -> tuple[bool, bool, bool, float]:
+    def order(item: pytest.Item) -> tuple[bool, bool, bool, bool, float]:
         marker = item.get_closest_marker("timeout")
         longest = float(marker.args[0]) if marker else 0
         alone, grouped = (item.get_closest_marker(each) for each in ("alone", "xdist_group"))
-        return bool(alone), "free" in getattr(item, "fixturenames", ()), bool(grouped), -longest
+        changing, free = (
+            each in getattr(item, "fixturenames", ()) for each in ("changing", "free")
+        )
+        return bool(alone), changing, free, bool(grouped), -longest
 
     items.sort(key=order)
     for item in items:
