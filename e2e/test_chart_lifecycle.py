@@ -205,11 +205,13 @@ def prune_once(cluster: Cluster) -> int:
 
 def rights(cluster: Cluster, account: str) -> set[tuple[str, str, str]]:
     """Resources, names and verbs that `kubectl auth can-i --list` has, without everybody's."""
-    user = f"system:serviceaccount:{SYSTEM}:{account}"
-    said = cluster.kubectl("auth", "can-i", "--list", "-n", SYSTEM, "--as", user).stdout
-    rows = re.findall(r"^(\S+) +\[\] +\[(.*?)\] +\[(.*?)\]$", said, re.M)
-    return {
-        (resource, names, " ".join(sorted(verbs.split())))
-        for resource, names, verbs in rows
-        if not resource.startswith("self")
-    }
+
+    def listed(name: str) -> set[tuple[str, str, str]]:
+        user = f"system:serviceaccount:{SYSTEM}:{name}"
+        said = cluster.kubectl("auth", "can-i", "--list", "-n", SYSTEM, "--as", user).stdout
+        rows = re.findall(r"^(\S+) +\[\] +\[(.*?)\] +\[(.*?)\]$", said, re.M)
+        return {
+            (resource, names, " ".join(sorted(verbs.split()))) for resource, names, verbs in rows
+        }
+
+    return listed(account) - listed("default")
