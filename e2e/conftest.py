@@ -65,10 +65,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         marker = item.get_closest_marker("timeout")
         longest = float(marker.args[0]) if marker else 0
         alone, grouped = (item.get_closest_marker(each) for each in ("alone", "xdist_group"))
-        changing, free = (
-            each in getattr(item, "fixturenames", ()) for each in ("changing", "free")
-        )
-        return bool(alone), changing, free, bool(grouped), -longest
+        fixtures = getattr(item, "fixturenames", ())
+        return bool(alone), "changing" in fixtures, "free" in fixtures, bool(grouped), -longest
 
     items.sort(key=order)
     for item in items:

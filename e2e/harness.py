@@ -217,6 +217,21 @@ class Cluster:
             found.add(0 if done.returncode else serial(done.stdout.encode()))
         return found
 
+    def rights(self, account: str) -> set[tuple[str, str, str]]:
+        """Resources, names and verbs that `kubectl auth can-i --list` has for an account of the
+        release's namespace, without everybody's: Kubernetes has more of these in each version.
+        """
+
+        def listed(name: str) -> set[tuple[str, str, str]]:
+            user = f"system:serviceaccount:{SYSTEM}:{name}"
+            said = self.kubectl("auth", "can-i", "--list", "-n", SYSTEM, "--as", user).stdout
+            rows = re.findall(r"^(\S+) +\[\] +\[(.*?)\] +\[(.*?)\]$", said, re.M)
+            return {
+                (resource, names, " ".join(sorted(each.split()))) for resource, names, each in rows
+            }
+
+        return listed(account) - listed("default")
+
     @contextlib.contextmanager
     def without_injectors(self) -> Iterator[None]:
         """No replica answers inside; two do after it, whatever happens."""

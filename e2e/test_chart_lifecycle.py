@@ -33,7 +33,7 @@ def test_no_change_of_a_release_refuses_or_misses_a_pod(free: Cluster, namespace
         release.change("upgrade", "injector.logLevel=debug", *more)
         assert "the actor answers" in release.helm("test", RELEASE, "--logs")
         assert prune_once(free) == 0
-        assert rights(free, "asya-runtime-prune") == {
+        assert free.rights("asya-runtime-prune") == {
             ("configmaps", "", "delete list"),
             ("pods", "", "list"),
         }
@@ -56,7 +56,7 @@ def test_no_change_of_a_release_refuses_or_misses_a_pod(free: Cluster, namespace
         )
         free.settle()
         assert "the actor answers" in release.helm("test", RELEASE, "--logs")
-        assert rights(free, "asya-runtime") == {("configmaps", "", "create patch")}
+        assert free.rights("asya-runtime") == {("configmaps", "", "create patch")}
     assert (asked.refused, asked.plain) == ([], 0)
     assert asked.injected > 50
 
@@ -201,17 +201,3 @@ def prune_once(cluster: Cluster) -> int:
     assert re.search(r"^\d+ removed, \d+ stay$", log, re.M), log
     cluster.kubectl("-n", SYSTEM, "delete", "job", "prune-now")
     return result
-
-
-def rights(cluster: Cluster, account: str) -> set[tuple[str, str, str]]:
-    """Resources, names and verbs that `kubectl auth can-i --list` has, without everybody's."""
-
-    def listed(name: str) -> set[tuple[str, str, str]]:
-        user = f"system:serviceaccount:{SYSTEM}:{name}"
-        said = cluster.kubectl("auth", "can-i", "--list", "-n", SYSTEM, "--as", user).stdout
-        rows = re.findall(r"^(\S+) +\[\] +\[(.*?)\] +\[(.*?)\]$", said, re.M)
-        return {
-            (resource, names, " ".join(sorted(verbs.split()))) for resource, names, verbs in rows
-        }
-
-    return listed(account) - listed("default")

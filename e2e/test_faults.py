@@ -220,7 +220,7 @@ def test_an_upgrade_of_the_runtime_meets_no_message_and_no_pod(
         until("it to know its pods", lambda: not cluster.kubectl(*words, check=False).returncode)
         for app in (WRAP, SMALL):
             kill_within(cluster, scene.pod(app), "asya_runtime.py", signal.SIGKILL)
-            until("it to be restarted", lambda app=app: scene.restarts(app) > before[app])  # type: ignore[misc]
+            until("it to be restarted", lambda app=app: scene.restarts(app) == before[app] + 1)  # type: ignore[misc]
     assert {app: runtime_of(scene.pod(app)) for app in (WRAP, HOOK)} == new
     cluster.kubectl("-n", scene.namespace, "delete", "pod", scene.pod(WRAP).metadata.name)
     assert runtime_of(scene.pod(WRAP)) == old[WRAP]
