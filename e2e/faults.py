@@ -102,7 +102,8 @@ def fault(
     judged = rows()
     for row in judged:
         record_property("row", json.dumps(row.cells()))
-    assert losses(judged) == []
+    lost = losses(judged)
+    assert not lost, "\n".join(lost)
     assert all(row.tally.done for row in judged), "a fault without load shows nothing"
 
 

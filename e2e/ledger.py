@@ -13,7 +13,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a thing is. Of a message: up to `CUT`. Of a pod: the others."""
+    """Where a thing is. Of a message: up to `UNTAKEN`. Of a pod: the others."""
 
     WAITING = "waiting"  # no one has it as a whole; it may be said again
     SENT = "sent"  # wholly in the actor's hands
@@ -21,6 +21,7 @@ class State(StrEnum):
     REFUSED = "refused"  # with an error: the reply's code, the API server's words
     CUT = "cut"  # wholly sent, and the connection ended without a reply
     MANGLED = "mangled"  # answered with something else than its own result
+    UNTAKEN = "untaken"  # still the sidecar's when its pod ended
 
     ASKED = "asked"  # the API server has been asked to create it
     UNHEARD = "unheard"  # the API server did not answer: it may or may not exist
@@ -32,12 +33,13 @@ class State(StrEnum):
 S = State
 MESSAGE: Mapping[State | None, frozenset[State]] = {
     None: frozenset({S.WAITING}),
-    S.WAITING: frozenset({S.WAITING, S.SENT}),
+    S.WAITING: frozenset({S.WAITING, S.SENT, S.UNTAKEN}),
     S.SENT: frozenset({S.ANSWERED, S.REFUSED, S.CUT, S.MANGLED}),
     S.CUT: frozenset({S.WAITING}),
     S.REFUSED: frozenset({S.WAITING}),
     S.ANSWERED: frozenset(),
     S.MANGLED: frozenset(),
+    S.UNTAKEN: frozenset(),
 }
 POD: Mapping[State | None, frozenset[State]] = {
     None: frozenset({S.ASKED}),
@@ -142,6 +144,8 @@ def faults_of(
         wrong.append("sent, and never answered")
     elif before in (S.CUT, S.REFUSED, S.UNHEARD, S.ASKED):
         wrong.append(f"{before} for ever")
+    elif before == S.UNTAKEN and any(event.state == S.SENT for event in history):
+        wrong.append("untaken, though it had been sent")
     elif before == S.WAITING and len(history) > 1:
         wrong.append("waiting for ever")
     return wrong

@@ -5,6 +5,8 @@ nothing that was promised.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
+import json
 import shutil
 import signal
 import subprocess
@@ -36,11 +38,16 @@ pytestmark = [pytest.mark.alone, pytest.mark.timeout(240)]
 DEPLOYMENT = "deployment/asya-runtime"
 
 
-def kill(pod: Pod, container: str, number: str = "SIGKILL") -> None:
-    """Signal a container's process 1 from outside, as the kernel would."""
+def kill(pod: Pod, container: str) -> None:
+    """SIGKILL a container's process 1 from outside, as the kernel would."""
+    task(pod, container, "kill", "--signal", "SIGKILL")
+
+
+def task(pod: Pod, container: str, *words: str) -> None:
+    """Have the node's container engine do something with a container."""
     status = next(each for each in pod.status.container_statuses if each.name == container)
     identifier = status.container_id.removeprefix("containerd://")
-    node("ctr", "--namespace", "k8s.io", "tasks", "kill", "--signal", number, identifier)
+    node("ctr", "--namespace", "k8s.io", "tasks", *words, identifier)
 
 
 def injector_pods(cluster: Cluster) -> list[Pod]:
@@ -79,15 +86,46 @@ def until_restarted(cluster: Cluster, pods: list[Pod]) -> None:
     until("the killed replicas to serve again", restarted, seconds=90)
 
 
-def test_a_rolling_restart_refuses_nobody(scene: Scene, record_property: Property) -> None:
-    old = {pod.metadata.name for pod in injector_pods(scene.cluster)}
+def test_a_rolling_restart_refuses_nobody_though_the_node_learns_late_of_it(
+    scene: Scene, record_property: Property
+) -> None:
+    cluster = scene.cluster
+    old = cluster.injectors()
     with asking_without_a_pause(scene), fault(scene, record_property, "injector: rolling restart"):
-        scene.cluster.kubectl("-n", SYSTEM, "rollout", "restart", DEPLOYMENT)
+        with kube_proxy_held(cluster):
+            cluster.kubectl("-n", SYSTEM, "rollout", "restart", DEPLOYMENT)
+            until(
+                "an old one to answer 3 s after it was told to stop",
+                lambda: any(answered_after_leaving(cluster, name) > 3 for name in old),
+                seconds=90,
+            )
         until(
             "all replicas to be new ones",
-            lambda: not old & set(scene.cluster.injectors()),
+            lambda: not set(old) & set(cluster.injectors()),
             seconds=90,
         )
+
+
+@contextlib.contextmanager
+def kube_proxy_held(cluster: Cluster) -> Iterator[None]:
+    """The node's rules stay as they are."""
+    selector = "k8s-app=kube-proxy"
+    (proxy,) = cluster.core.list_namespaced_pod("kube-system", label_selector=selector).items
+    task(proxy, "kube-proxy", "pause")
+    try:
+        yield
+    finally:
+        task(proxy, "kube-proxy", "resume")
+
+
+def answered_after_leaving(cluster: Cluster, injector: str) -> float:
+    """Seconds from SIGTERM to the last review that it answered; 0 before it, or of who is gone."""
+    log = cluster.kubectl("-n", SYSTEM, "logs", injector, check=False).stdout
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    times = {line["message"]: dt.datetime.fromisoformat(line["time"]) for line in lines}
+    if "leaving" not in times:
+        return 0.0
+    return (times.get("changed", times["leaving"]) - times["leaving"]).total_seconds()
 
 
 def test_both_injectors_that_are_killed_let_no_pod_in_bare(

@@ -288,6 +288,8 @@ def attempt(line: str) -> list[Event]:
     events = [Event(float(began), name, State.WAITING)]
     if state == State.WAITING:  # nothing was handed over; the next attempt says waiting again
         return events
+    if state == State.UNTAKEN:
+        return [*events, Event(float(ended), name, State.UNTAKEN)]
     return [
         *events,
         Event(float(sent), name, State.SENT),

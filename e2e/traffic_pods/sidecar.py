@@ -1,7 +1,8 @@
 """A sidecar that never runs out of messages and says what became of each attempt.
 
 A line an attempt: `STATE ID BEGAN SENT ENDED DETAIL`, times in Unix seconds, SENT 0 where the frame
-was not wholly handed over. `cut` and `waiting` (nobody there) are tried again until it is answered.
+was not wholly handed over. `cut` and `waiting` (nobody there) are tried again until it is answered,
+or `untaken`: nobody was there any more when the pod ended.
 
 Two clients: `kept` uses one connection, `new` one for each message. SIGUSR1 makes `kept` send a
 long message, SIGUSR2 one that eats all memory (once: said again, it is a plain one). SIGTERM: go
@@ -86,6 +87,7 @@ def client(kind: str, kept: bool) -> None:
                 except OSError as error:
                     connection = None
                     if stopping.is_set():
+                        say("untaken", name, began, 0, time.time(), error.strerror)
                         return
                     if not nobody:
                         say("waiting", name, began, 0, time.time(), error.strerror)
@@ -104,8 +106,6 @@ def client(kind: str, kept: bool) -> None:
                 connection = None
             if state in ("answered", "mangled"):
                 break
-            if stopping.is_set() and not reply:
-                return
             call = dict(CALL)
             time.sleep(RETRY)
         time.sleep(PAUSE)

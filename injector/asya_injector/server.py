@@ -27,10 +27,12 @@ _BODY_SECONDS = 5.0
 _HANDSHAKE_SECONDS = 5.0
 # Longer than the API server keeps an idle connection (90 s), so that it is never the one surprised.
 _IDLE_SECONDS = 120.0
-# In which a connection that is in use is used again. What is closed later than that after its last
-# request is closed under nobody's next one.
+# In which a connection that is in use is used again, and who is still led here comes again.
 _FAREWELL_SECONDS = 2.0
-# Longer than any review; less than what the pod is given to end.
+# Nodes have been seen to lead to a pod for over five seconds after it was told to go, as endpoints
+# and kube-proxy lag behind. With the next, and the chart's five, less than a pod is given to end.
+_LONGEST_FAREWELL_SECONDS = 12.0
+# Longer than any review.
 _DRAIN_SECONDS = 10.0
 
 Answer = Callable[..., Awaitable[Any]]
@@ -65,6 +67,7 @@ class Server:
         self._socket: socket.socket | None = None
         self._web: aiohttp.web.Server | None = None
         self._leaving = False
+        self._last_connected = 0.0
 
     def bind(self) -> None:
         """Take the port, so that a wrong one is seen at the start; raises OSError.
@@ -104,8 +107,14 @@ class Server:
             keepalive_timeout=_IDLE_SECONDS,
             lingering_time=1,
         )
-        listener = await asyncio.get_running_loop().create_server(
-            web,
+        loop = asyncio.get_running_loop()
+
+        def connected() -> asyncio.Protocol:
+            self._last_connected = loop.time()
+            return web()
+
+        listener = await loop.create_server(
+            connected,
             sock=cast(socket.socket, self._socket),
             ssl=self._identity.context,
             ssl_handshake_timeout=_HANDSHAKE_SECONDS,
@@ -122,15 +131,22 @@ class Server:
             await web.shutdown(_DRAIN_SECONDS)
 
     async def take_leave(self) -> None:
-        """End each connection with its next answer; return when none is left or all are idle.
+        """End each connection with its next answer; return when nobody comes any more.
 
-        A POST that was written into a connection that is being closed is not sent again: the API
-        server would refuse the object.
+        A POST that was written into a connection that is being closed is not sent again, nor is one
+        that finds the port closed: the API server would refuse the object. That nobody has come so
+        far says nothing: it may have kept to another replica, which leaves as well.
         """
+        if not self.listening:
+            return
         self._leaving = True
+        logger.info("leaving")
         clock = asyncio.get_running_loop().time
-        deadline = clock() + _FAREWELL_SECONDS
-        while self._web is not None and self._web.connections and clock() < deadline:
+        began = self._last_connected = clock()
+        while clock() < self._last_connected + _FAREWELL_SECONDS:
+            if clock() >= began + _LONGEST_FAREWELL_SECONDS:
+                logger.warning("still called", extra={"seconds": _LONGEST_FAREWELL_SECONDS})
+                return
             await asyncio.sleep(0.05)
 
     async def _handle(

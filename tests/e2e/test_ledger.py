@@ -33,6 +33,7 @@ def history(*states: str) -> list[Event]:
         ("waiting sent answered", NOTHING),
         ("waiting", NOTHING),  # the sidecar still has it
         ("waiting waiting sent answered", NOTHING),
+        ("waiting waiting untaken", NOTHING),
         ("waiting sent cut waiting sent answered", KILLED),
         ("waiting sent refused waiting sent answered", AWAY),
     ],
@@ -48,6 +49,7 @@ def test_a_message_is_not_lost(states: str, promise: Promise) -> None:
         ("waiting sent cut", KILLED, ["cut for ever"]),
         ("waiting sent cut waiting", KILLED, ["waiting for ever"]),
         ("waiting waiting", NOTHING, ["waiting for ever"]),
+        ("waiting sent cut waiting untaken", KILLED, ["untaken, though it had been sent"]),
         ("waiting sent cut waiting sent answered", NOTHING, ["cut: nobody's process was killed"]),
         ("waiting sent mangled", KILLED, ["mangled"]),
         ("waiting sent refused", AWAY, ["refused for ever"]),

@@ -461,3 +461,44 @@ async def test_what_has_come_in_is_answered_when_the_server_is_closed(
         assert not server.listening
         with pytest.raises(OSError, match="Connect"):
             await asyncio.open_connection("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("farewell", "longest", "levels"),
+    [(0.4, 5.0, []), (5.0, 0.8, ["WARNING"])],
+    ids=["until nobody comes", "but not for ever"],
+)
+async def test_who_is_still_led_here_is_answered_and_not_kept(
+    identity: Identity,
+    pair: KeyPair,
+    monkeypatch: pytest.MonkeyPatch,
+    said: list[Any],
+    farewell: float,
+    longest: float,
+    levels: list[str],
+) -> None:
+    """Endpoints and kube-proxy may learn later that a pod leaves than it waits for them."""
+    monkeypatch.setattr(server_module, "_FAREWELL_SECONDS", farewell)
+    monkeypatch.setattr(server_module, "_LONGEST_FAREWELL_SECONDS", longest)
+    identity.show(Shown(pair.certificate, pair.key))
+    identity.ready.set()
+    port = free_port()
+    server = Server(port=port, identity=identity, handled=HANDLED, metrics=Metrics())
+    client = Client(port, pair)
+    async with client.session, serving(server), asyncio.timeout(30):
+        leaving = asyncio.create_task(server.take_leave())
+        for _ in range(4):  # longer in all than the first of the two farewells
+            await asyncio.wait([leaving], timeout=0.15)
+            assert not leaving.done()
+            async with client.session.post(f"{client.url}/pods", json=review()) as answer:
+                assert (answer.status, answer.headers["Connection"]) == (200, "close")
+        await leaving
+        assert [each.levelname for each in said if each.levelname != "INFO"] == levels
+
+
+async def test_nobody_is_waited_for_where_nobody_could_have_come(identity: Identity) -> None:
+    """Without a certificate it is not ready, so nobody was led to it."""
+    server = Server(port=free_port(), identity=identity, handled=HANDLED, metrics=Metrics())
+    leaving = asyncio.create_task(server.take_leave())
+    await asyncio.wait([leaving], timeout=0.5)
+    assert leaving.done()
