@@ -30,7 +30,7 @@ _IDLE_SECONDS = 120.0
 # In which a connection that is in use is used again, and who is still led here comes again.
 _FAREWELL_SECONDS = 2.0
 # Nodes have been seen to lead to a pod for over five seconds after it was told to go, as endpoints
-# and kube-proxy lag behind. With the next, and the chart's five, less than a pod is given to end.
+# and kube-proxy lag behind. With the next, and the chart's three, less than a pod is given to end.
 _LONGEST_FAREWELL_SECONDS = 12.0
 # Longer than any review.
 _DRAIN_SECONDS = 10.0
