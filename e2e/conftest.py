@@ -55,28 +55,37 @@ def connected() -> Cluster:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that may take longest begin first, so that nobody waits for a straggler, those in a
-    group after them. Those that run alone come last, and of them those that leave another release
-    or begin without one. They are one group, which is one process: what a module of them has made
-    is there once, and gone when the next begins.
+    """What may take longest begins first, a group as a whole, so that nobody waits for a straggler.
+
+    Those that run alone come last, and of them those that leave another release or begin without
+    one. They are one group, which is one process: what a module of them has made is there once, and
+    gone when the next begins.
     """
-
-    def order(item: pytest.Item) -> tuple[bool, bool, bool, bool, float]:
-        marker = item.get_closest_marker("timeout")
-        longest = float(marker.args[0]) if marker else 0
-        alone, grouped = (item.get_closest_marker(each) for each in ("alone", "xdist_group"))
-        fixtures = getattr(item, "fixturenames", ())
-        return bool(alone), "changing" in fixtures, "free" in fixtures, bool(grouped), -longest
-
-    items.sort(key=order)
+    units: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if item.get_closest_marker("alone"):
-            item.add_marker(pytest.mark.xdist_group("alone"))
-    single = [item for item in items if not item.get_closest_marker("xdist_group")]
+        group = item.get_closest_marker("xdist_group")
+        units.setdefault(group.args[0] if group else item.nodeid, []).append(item)
+
+    def order(unit: list[pytest.Item]) -> tuple[bool, bool, bool, float]:
+        markers = [item.get_closest_marker("timeout") for item in unit]
+        longest = sum(float(marker.args[0]) for marker in markers if marker)
+        fixtures = getattr(unit[0], "fixturenames", ())
+        return is_alone(unit[0]), "changing" in fixtures, "free" in fixtures, -longest
+
+    ordered = sorted(units.values(), key=order)
+    single = [unit for unit in ordered if len(unit) == 1 and not is_alone(unit[0])]
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
     if single and processes:  # each is given two at once: what waits for the longest shall be short
-        items.remove(single[-1])
-        items.insert(processes, single[-1])
+        ordered.remove(single[-1])
+        ordered.insert(processes, single[-1])
+    items[:] = [item for unit in ordered for item in unit]
+    for item in items:
+        if is_alone(item):
+            item.add_marker(pytest.mark.xdist_group("alone"))
+
+
+def is_alone(item: pytest.Item) -> bool:
+    return item.get_closest_marker("alone") is not None
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -87,9 +96,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before the test's clock starts
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    alone = item.get_closest_marker("alone") is not None
     with LOCK.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(stream, fcntl.LOCK_EX if is_alone(item) else fcntl.LOCK_SH)
         return (yield)
 
 
