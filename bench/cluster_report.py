@@ -29,13 +29,10 @@ def creation(result: Result) -> Table:
     rows = [
         ["", "pods", "pods a second", "request p50", "request p99", "webhook p50", "webhook p99"]
     ]
-    labels = {
-        "plain": "without annotation",
-        "injected": "injected",
-        "burst": "injected, 300 at once",
-    }
-    for key, label in labels.items():
-        one = result[key]
+    measured = {"without annotation": result["plain"], "injected": result["injected"]}
+    for clients, burst in result["bursts"].items():
+        measured[f"injected, 300 at once, {clients} clients"] = burst
+    for label, one in measured.items():
         row = [label, str(one["count"]), short(one["rate"])]
         for of in ("request", "webhook"):
             called = one[of]["calls"]
@@ -58,6 +55,12 @@ def injector(result: Result) -> Table:
     return Table("The injector", rows)
 
 
+def saturating(bursts: dict[int, Result]) -> int:
+    """The fewest clients that create pods as fast (to a twentieth) as any number of them."""
+    best = max(burst["rate"] for burst in bursts.values())
+    return min(clients for clients, burst in bursts.items() if burst["rate"] >= 0.95 * best)
+
+
 def goals(result: Result) -> Table:
     rows = [["goal", "seen", ""]]
 
@@ -65,10 +68,14 @@ def goals(result: Result) -> Table:
         words = [f"{text}: at most {bound:g}{unit}", f"{seen:.4g}{unit}"]
         rows.append([*words, "met" if seen <= bound else "missed"])
 
-    burst, jobs = result["burst"], result["jobs"]
-    goal("of 300 annotated pods, refused", burst["refused"], 0)
-    goal("of 300 annotated pods, not wholly injected", burst["bare"] + burst["half"], 0)
-    goal("webhook p99 of the 300", burst["webhook"]["p99_ms"], 100, " ms")
+    bursts, jobs = result["bursts"], result["jobs"]
+    every = list(bursts.values())
+    goal("of the pods at once, refused", sum(each["refused"] for each in every), 0)
+    partly = sum(each["bare"] + each["half"] for each in every)
+    goal("of the pods at once, not wholly injected", partly, 0)
+    clients = saturating(bursts)
+    p99 = bursts[clients]["webhook"]["p99_ms"]
+    goal(f"webhook p99 of 300 at once, {clients} clients", p99, 100, " ms")
     goal("pods without annotation that the webhook saw", result["plain"]["webhook"]["calls"], 0)
     goal(f"of {jobs['count']} Jobs, refused", jobs["count"] - jobs["created"], 0)
     goal("ConfigMap copies in their namespace", jobs["copies"], 1)
