@@ -82,7 +82,7 @@ class Answer(Exception):  # noqa: N818
     """An HTTP answer; raised where it is no success."""
 
     code: int
-    body: Object
+    body: Object | bytes  # bytes: as they are
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -212,7 +212,9 @@ class _Handler(BaseHTTPRequestHandler):
             answer = self.api.answer(self.command, self.path.partition("?")[0], sent)
         except Answer as failed:
             answer = failed
-        body = json.dumps(answer.body).encode()
+        body = answer.body
+        if not isinstance(body, bytes):
+            body = json.dumps(body).encode()
         self.send_response(answer.code)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

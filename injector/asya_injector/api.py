@@ -1,15 +1,21 @@
-"""What every call to the API server has in common: one connection, and faults as one line."""
+"""What every call to the API server has in common: plain objects, and faults as one line.
+
+The client's models and typed calls are not used: they are some 20 MB in memory, and what is looked
+at is little.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from kubernetes import client, config
 from kubernetes.client import ApiClient
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-__all__ = ["ApiClient", "ApiException", "HTTPError", "connect", "reason_of", "told"]
+__all__ = ["ApiClient", "ApiException", "HTTPError", "call", "connect", "reason_of", "told"]
 
 
 def connect() -> ApiClient:
@@ -25,6 +31,43 @@ def connect() -> ApiClient:
     # urllib3 would try again three times, and each call has its own deadline.
     settings.retries = False
     return client.ApiClient(settings)
+
+
+def call(
+    api: ApiClient,
+    method: str,
+    path: str,
+    *,
+    timeout: tuple[float, float],
+    names: Mapping[str, str] | None = None,
+    query: Mapping[str, str] | None = None,
+    body: Any = None,
+    content_type: str = "application/json",
+    accept: str = "application/json",
+) -> tuple[dict[str, Any], Mapping[str, str]]:
+    """The object that the API server answers with, and its headers.
+
+    path: may have `{words}` that `names` are put in for. timeout: seconds to connect, and for the
+    answer. Raises ApiException, or urllib3's HTTPError where there is no answer.
+    """
+    untyped: Any = api
+    request = untyped.param_serialize(
+        method,
+        path,
+        path_params=dict(names or {}),
+        query_params=list((query or {}).items()),
+        header_params={"Accept": accept, "Content-Type": content_type},
+        body=body,
+        auth_settings=["BearerToken"],
+    )
+    response = untyped.call_api(*request, _request_timeout=timeout)
+    response.read()
+    if not 200 <= response.status < 300:
+        raise ApiException(http_resp=response)
+    try:
+        return json.loads(response.data), response.headers
+    except ValueError:
+        raise ApiException(response.status, "OK, but not JSON: is that an API server?") from None
 
 
 def told(error: ApiException | HTTPError) -> str:

@@ -1,21 +1,15 @@
-"""A cluster as the command line sees it: plain objects, page by page, and errors in one line.
-
-Objects come as the API server sends them, not as the client's models: what is looked at is little,
-and a large cluster has many pods.
-"""
+"""A cluster as the command line sees it: plain objects, page by page, and errors in one line."""
 
 from __future__ import annotations
 
 import datetime as dt
 import email.utils
-import json
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from kubernetes import client
 from kubernetes import config as kube_config
 
-from asya_injector.api import ApiException, HTTPError, told
+from asya_injector.api import ApiException, HTTPError, call, told
 from asya_injector.pods import Object, mapping
 
 _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
@@ -41,7 +35,7 @@ class Cluster:
 
     def __init__(self, api: client.ApiClient) -> None:
         self.now = dt.datetime.now(dt.UTC)
-        self._api: Any = api
+        self._api = api
 
     @classmethod
     def connect(cls, kubeconfig: str | None, context: str | None) -> Cluster:
@@ -117,24 +111,16 @@ class Cluster:
         body: Object | None = None,
         accept: str = "application/json",
     ) -> Object:
-        request = self._api.param_serialize(
-            method,
-            path,
-            query_params=list(query.items()),
-            header_params={"Accept": accept, "Content-Type": "application/json"},
-            body=body,
-            auth_settings=["BearerToken"],
-        )
         try:
-            response = self._api.call_api(*request, _request_timeout=_TIMEOUT)
-            response.read()
+            answer, headers = call(
+                self._api, method, path, query=query, body=body, accept=accept, timeout=_TIMEOUT
+            )
         except HTTPError as error:
             cause = getattr(error, "reason", None) or error
             line = str(cause).rpartition(": ")[2] or type(cause).__name__
             raise ClusterError(f"the API server does not answer: {line}") from None
-        date = email.utils.parsedate_to_datetime(response.getheader("Date"))
+        except ApiException as error:
+            raise ApiError(error.status, told(error)) from None
+        date = email.utils.parsedate_to_datetime(headers["Date"])
         self.now = date if date.tzinfo else date.replace(tzinfo=dt.UTC)
-        if response.status >= 300:
-            raise ApiError(response.status, told(ApiException(http_resp=response)))
-        answer: Object = json.loads(response.data)
         return answer

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import kopf
-from kubernetes.client import VersionApi
 
-from asya_injector.api import ApiClient, ApiException, HTTPError, told
+from asya_injector.api import ApiClient, ApiException, HTTPError, call, told
 from asya_injector.config import Config
 from asya_injector.metrics import Metrics
 from asya_injector.operations import operations
@@ -130,11 +129,10 @@ class Process:
         return not self._stop.is_set()
 
     async def _api_answers(self) -> None:
-        api: Any = VersionApi(self._api)
         pause = 0.25
         while True:
             try:
-                await asyncio.to_thread(api.get_code, _request_timeout=_API_TIMEOUT)
+                await asyncio.to_thread(call, self._api, "GET", "/version/", timeout=_API_TIMEOUT)
             except (ApiException, HTTPError) as error:
                 if isinstance(error, ApiException) and error.status < 500:
                     return  # whatever it says, kopf will hear it too

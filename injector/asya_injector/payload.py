@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
 
-from kubernetes.client import CoreV1Api
-
-from asya_injector.api import ApiClient, ApiException, HTTPError, reason_of, told
+from asya_injector.api import ApiClient, ApiException, HTTPError, call, reason_of, told
 from asya_injector.metrics import Metrics
 from asya_injector.refusal import Reason, Refusal, quoted
 from asya_injector.version import Payload
 
+_PATH = "/api/v1/namespaces/{namespace}/configmaps"
 # To connect, and for an answer. Whoever waits has a deadline of its own.
 _API_TIMEOUT = (1, 3)
 # Long enough to make one call of a burst of pods, too short for a namespace to be deleted and made
@@ -37,7 +35,7 @@ class Publisher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config_map = payload.config_map()
-        self._api: Any = CoreV1Api(api)
+        self._api = api
         self._metrics = metrics
         self._clock = clock
         self._ensured: dict[str, float] = {}
@@ -99,9 +97,15 @@ class Publisher:
 
     def _create_or_check(self, namespace: str) -> str:
         name = self._config_map["metadata"]["name"]
+        names = {"namespace": namespace, "name": name}
         try:
-            self._api.create_namespaced_config_map(
-                namespace, self._config_map, _request_timeout=_API_TIMEOUT
+            call(
+                self._api,
+                "POST",
+                _PATH,
+                names=names,
+                body=self._config_map,
+                timeout=_API_TIMEOUT,
             )
         except ApiException as error:
             if reason_of(error) != "AlreadyExists":
@@ -109,14 +113,16 @@ class Publisher:
         else:
             return "created"
         # An empty patch changes nothing and returns the object: reading without the right to read.
-        present = self._api.patch_namespaced_config_map(
-            name,
-            namespace,
-            {},
-            _content_type="application/merge-patch+json",
-            _request_timeout=_API_TIMEOUT,
+        present, _ = call(
+            self._api,
+            "PATCH",
+            f"{_PATH}/{{name}}",
+            names=names,
+            body={},
+            content_type="application/merge-patch+json",
+            timeout=_API_TIMEOUT,
         )
-        if present.data != self._config_map["data"]:
+        if present.get("data") != self._config_map["data"]:
             raise Refusal(
                 f"ConfigMap {namespace}/{name}",
                 "exists with other content, which pods would run",

@@ -13,15 +13,15 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from kubernetes.client import AdmissionregistrationV1Api, CoreV1Api
-
-from asya_injector.api import ApiClient, ApiException
+from asya_injector.api import ApiClient, ApiException, call
 from asya_injector.certificates import Decision, KeyPair, decided
 from asya_injector.config import Config
 from asya_injector.tls import NotReadyError, Shown
 
 logger = logging.getLogger(__name__)
 
+_WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{name}"
+_SECRETS = "/api/v1/namespaces/{namespace}/secrets"
 _API_TIMEOUT = (2, 5)
 # Each lost race is another replica's success, so a second reading finds a good Secret.
 _MOST_RACES = 5
@@ -35,8 +35,8 @@ class Trust:
 
     def __init__(self, config: Config, api: ApiClient) -> None:
         self._config = config
-        self._secrets: Any = CoreV1Api(api)
-        self._webhooks: Any = AdmissionregistrationV1Api(api)
+        self._api = api
+        self._names = {"namespace": config.namespace, "name": config.tls_secret}
         self._remembered: KeyPair | None = None
 
     def pair(self) -> Shown:
@@ -45,7 +45,7 @@ class Trust:
         Raises NotReadyError, ApiException or urllib3's HTTPError: then what was shown stays.
         """
         configuration, now = self._configuration()
-        pair = self._stored(owner=configuration.metadata, now=now)
+        pair = self._stored(owner=configuration["metadata"], now=now)
         self._publish(configuration, pair.bundle)
         self._remembered = pair
         return Shown(pair.certificate, pair.key)
@@ -58,10 +58,8 @@ class Trust:
         """
         name = self._config.webhook_configuration
         try:
-            configuration, _, headers = (
-                self._webhooks.read_mutating_webhook_configuration_with_http_info(
-                    name, _request_timeout=_API_TIMEOUT
-                )
+            configuration, headers = call(
+                self._api, "GET", _WEBHOOKS, names={"name": name}, timeout=_API_TIMEOUT
             )
         except ApiException as error:
             if error.status != 404:
@@ -77,7 +75,7 @@ class Trust:
         for _ in range(_MOST_RACES):
             secret = self._read()
             decision = decided(
-                None if secret is None else secret.data or {},
+                None if secret is None else secret.get("data") or {},
                 remembered=self._remembered,
                 names=self._config.names,
                 now=now,
@@ -87,11 +85,9 @@ class Trust:
         raise NotReadyError("other replicas write the Secret all the time")
 
     def _read(self) -> Any:
-        config = self._config
+        path = f"{_SECRETS}/{{name}}"
         try:
-            return self._secrets.read_namespaced_secret(
-                config.tls_secret, config.namespace, _request_timeout=_API_TIMEOUT
-            )
+            return call(self._api, "GET", path, names=self._names, timeout=_API_TIMEOUT)[0]
         except ApiException as error:
             if error.status != 404:
                 raise
@@ -101,25 +97,21 @@ class Trust:
         """Whether this replica was the one that wrote the Secret."""
         name, namespace = self._config.tls_secret, self._config.namespace
         data = decision.pair.to_secret()
+        method, path = "POST", _SECRETS
+        if secret is None:
+            annotations = {
+                key: value
+                for key, value in (owner.get("annotations") or {}).items()
+                if key.startswith("meta.helm.sh/")
+            }
+            labels = owner.get("labels") or {}
+            metadata = {"name": name, "labels": labels, "annotations": annotations}
+            body = {"metadata": metadata, "type": "Opaque", "data": data}
+        else:
+            # The resource version makes the slower of two replicas lose, and read again.
+            method, path, body = "PUT", f"{_SECRETS}/{{name}}", secret | {"data": data}
         try:
-            if secret is None:
-                annotations = {
-                    key: value
-                    for key, value in (owner.annotations or {}).items()
-                    if key.startswith("meta.helm.sh/")
-                }
-                metadata = {"name": name, "labels": owner.labels, "annotations": annotations}
-                self._secrets.create_namespaced_secret(
-                    namespace,
-                    {"metadata": metadata, "type": "Opaque", "data": data},
-                    _request_timeout=_API_TIMEOUT,
-                )
-            else:
-                # The resource version makes the slower of two replicas lose, and read again.
-                secret.data = data
-                self._secrets.replace_namespaced_secret(
-                    name, namespace, secret, _request_timeout=_API_TIMEOUT
-                )
+            call(self._api, method, path, names=self._names, body=body, timeout=_API_TIMEOUT)
         except ApiException as error:
             if error.status not in (404, 409):
                 raise
@@ -134,17 +126,20 @@ class Trust:
         """Tell the API server which CA to trust, if it does not know."""
         wanted = base64.b64encode(bundle).decode()
         stale = [
-            webhook.name
-            for webhook in configuration.webhooks or []
-            if webhook.client_config.ca_bundle != wanted
+            webhook["name"]
+            for webhook in configuration.get("webhooks") or []
+            if webhook["clientConfig"].get("caBundle") != wanted
         ]
         if stale:
             patch = [{"name": each, "clientConfig": {"caBundle": wanted}} for each in stale]
-            self._webhooks.patch_mutating_webhook_configuration(
-                configuration.metadata.name,
-                {"webhooks": patch},
-                _content_type="application/strategic-merge-patch+json",
-                _request_timeout=_API_TIMEOUT,
+            call(
+                self._api,
+                "PATCH",
+                _WEBHOOKS,
+                names={"name": configuration["metadata"]["name"]},
+                body={"webhooks": patch},
+                content_type="application/strategic-merge-patch+json",
+                timeout=_API_TIMEOUT,
             )
             logger.info("caBundle written", extra={"webhooks": stale})
 

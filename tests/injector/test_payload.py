@@ -195,6 +195,14 @@ async def test_what_the_api_server_says_is_told_to_all_who_wait(
     await namespaces.publisher.ensure("models", within=20)  # nothing bad is remembered
 
 
+async def test_what_is_no_api_server_is_told(namespaces: Namespaces) -> None:
+    namespaces.api.fault = failing(Answer(200, b"<html>Sign in</html>"))
+    assert await namespaces.refusal() == (
+        f"ConfigMap models/{namespaces.name}: cannot be written: "
+        f'"200 OK, but not JSON: is that an API server?"; {BY_ITSELF} (PayloadUnavailable)'
+    )
+
+
 EXISTS = failure(409, "AlreadyExists", "it exists")
 
 
