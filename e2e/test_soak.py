@@ -24,8 +24,8 @@ SAMPLES, LEAST = 60, 12
 # Memory in MB: what an allocator keeps for later; a leak of 100 bytes a message is more in an hour.
 BOUNDS = {"memory, MB": 2.0, "threads": 0.0, "file descriptors": 2.0}
 # An injector answers other tests too, at no steady rate, and has been started for them: it comes to
-# what it needs only now. If it kept reviews whole, it would need 14 MB more for each thousand. After
-# many pods at once the API server keeps up to 25 idle connections for longer than a quarter.
+# what it needs only now. If it kept reviews whole, it would need 14 MB more for each thousand.
+# After many pods at once the API server keeps up to 25 idle connections for longer than a quarter.
 INJECTOR_BOUNDS = {"memory, MB": 10.0, "threads": 4.0, "file descriptors": 25.0}
 
 LOOK = """
