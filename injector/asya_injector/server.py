@@ -65,7 +65,6 @@ class Server:
         self._handled = handled
         self._metrics = metrics
         self._socket: socket.socket | None = None
-        self._web: aiohttp.web.Server | None = None
         self._leaving = False
         self._last_connected = 0.0
 
@@ -100,7 +99,7 @@ class Server:
                 response.force_close()
             return response
 
-        self._web = web = aiohttp.web.Server(
+        web = aiohttp.web.Server(
             handle,
             access_log=None,
             auto_decompress=False,

@@ -47,6 +47,17 @@ def api(tmp_path: Path) -> Iterator[Api]:
         yield api
 
 
+def run_script(script: str) -> subprocess.CompletedProcess[str]:
+    """What a program prints that is run by an interpreter of its own, with our package."""
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": str(ROOT / "injector")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
 class Injector:
     """`asya-injector run` as a process of its own."""
 

@@ -2,15 +2,13 @@
 
 import json
 import logging
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
 import pytest
 from asya_injector.logs import JsonLines
 
-from .conftest import ROOT
+from .conftest import ROOT, run_script
 
 
 @pytest.fixture
@@ -60,12 +58,6 @@ def test_of_libraries_only_warnings_are_told_and_no_decision_twice(
         "logging.getLogger('kopf.objects').error('x')\n"
         "for name in ('kopf', 'asyncio'): logging.getLogger(name).warning('x')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={"PYTHONPATH": str(ROOT / "injector")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_script(script)
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     assert [f"{line['level']} {line['logger']}" for line in lines] == told

@@ -6,8 +6,6 @@ import http.client
 import json
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -30,7 +28,7 @@ from stand_in import (
     write_kubeconfig,
 )
 
-from .conftest import ROOT, Injector, free_port, until
+from .conftest import ROOT, Injector, free_port, run_script, until
 
 Start = Callable[..., Injector]
 HASH = Payload.load(ROOT / "runtime").hash
@@ -424,11 +422,5 @@ def test_the_clients_typed_calls_which_load_all_models_are_not_loaded() -> None:
         "import sys; import asya_injector.lifecycle\n"
         "print([name for name in sys.modules if name.startswith('kubernetes.client.api.')])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={"PYTHONPATH": str(ROOT / "injector")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_script(script)
     assert done.stdout == "[]\n"
