@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     T = TypeVar("T")
     Bytes = Union[bytes, bytearray, memoryview]
     Parcel = list[Bytes]  # a message: a list, so that whoever takes the bytes out frees them
-    Answer = Callable[[Parcel], bytes]
+    Answer = Callable[[Parcel], Bytes]
+    Encode = Callable[[list[Any]], Bytes]
     Action = Callable[[], None]
     Place = tuple[Socket, Action, Action]  # the listener, `publish()`, `remove()`
     Request = dict[str, object]
@@ -222,12 +223,11 @@ def attribute(thing: object, name: str) -> "Any":
 # --- JSON
 
 
-def make_codec(
-    choice: str, threads: bool
-) -> "tuple[Callable[[Parcel], object], Callable[[list[Any]], bytes]]":
-    """Give `decode([message])` and `encode([result])`; the latter makes the whole good reply.
+def make_codec(choice: str, threads: bool) -> "tuple[Callable[[Parcel], object], Encode, Encode]":
+    """Give `decode([message])`, `encode([result])` and the latter for large ones.
 
-    Both take what they get out of its list, and let go of it as soon as they can.
+    All take what they get out of its list, and let go of it as soon as they can. What is encoded
+    is the whole good reply.
     """
     import json
     import json.encoder
@@ -250,32 +250,58 @@ def make_codec(
     def chunks(value: object, level: int) -> "tuple[str, ...]":
         return (encoder.encode(value),)
 
+    escape = json.encoder.encode_basestring_ascii
     make = attribute(json.encoder, "c_make_encoder")
+    form = (None, ":", ",", False, False, False)
     if make and not threads:  # once: `encode` makes one for each call, which costs as much again
-        escape = json.encoder.encode_basestring_ascii
-        chunks = make(parents, encoder.default, escape, None, ":", ",", False, False, False)
+        chunks = make(parents, encoder.default, escape, *form)
 
     @shallow
     def decode(parcel: "Parcel") -> object:
         text = str(parcel.pop(), "utf-8")
-        if text[:1] != "{" or text[-1:] != "}":
-            text = text.strip(" \t\r\n")
         try:
             value, end = scan(text, 0)
         except StopIteration:
-            end = -1
-        return value if end == len(text) else decoder.decode(text)  # which complains of the rest
+            return decoder.decode(text)  # nothing begins here: it may after white space
+        if end == len(text) or not text[end:].strip(" \t\r\n"):
+            return value
+        return decoder.decode(text)  # which complains of the rest
 
     @shallow
     def encode(box: "list[Any]") -> bytes:
         try:
-            parts = chunks(box[0], 0)
-        finally:
+            text = "".join(chunks(box[0], 0))
+        except BaseException:
             parents.clear()
+            raise
         box.clear()
-        text = "".join(('{"status":"ok","result":', *parts, "}"))
-        del parts
+        text = '{"status":"ok","result":%s}' % text
         return text.encode("ascii")
+
+    @shallow
+    def encode_large(box: "list[Any]") -> "Bytes":
+        """Escape long texts piece by piece: the encoder holds one, its like and the reply."""
+        long: "list[str]" = []
+
+        def put_off(text: str) -> str:
+            if len(text) < STEP or type(text) is not str:
+                return escape(text)
+            long.append(text)
+            return "\0"  # JSON holds none
+
+        outline = "".join(make({}, encoder.default, put_off, *form)(box[0], 0)).split("\0")
+        box.clear()
+        reply = bytearray(b'{"status":"ok","result":')
+        for part in outline:
+            reply += part.encode("ascii")
+            if long:
+                text = long.pop(0)
+                reply += b'"'
+                for at in range(0, len(text), STEP):
+                    reply += escape(text[at : at + STEP])[1:-1].encode("ascii")
+                reply += b'"'
+        reply += b"}"
+        return reply
 
     @shallow
     def encode_fast(box: "list[Any]") -> bytes:
@@ -288,18 +314,19 @@ def make_codec(
             return reply
         return encode(box)
 
+    standard = (decode, encode, encode_large if make else encode)
     if choice == "stdlib":
-        return decode, encode
+        return standard
     try:
         import orjson  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         if choice == "auto":
-            return decode, encode
+            return standard
         raise Refused("ASYA_JSON=orjson: this image has no orjson; auto does without") from None
     option = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS
     option |= orjson.OPT_PASSTHROUGH_DATETIME
     loads = orjson.loads
-    return lambda parcel: loads(parcel.pop()), encode_fast
+    return lambda parcel: loads(parcel.pop()), encode_fast, encode_fast
 
 
 def has_no_float(value: object, left: "list[int]") -> bool:
@@ -626,7 +653,7 @@ def make_answer(settings: Settings, call: "Call", ending: "list[int]") -> "Answe
     import gc
     import traceback  # noqa: F401
 
-    decode, encode = make_codec(settings.json, settings.concurrency > 1)
+    decode, encode, encode_large = make_codec(settings.json, settings.concurrency > 1)
     classify = make_classify() if settings.enable_oom_detection else lambda error: ""
     metadata = settings.include_metadata
 
@@ -664,10 +691,11 @@ def make_answer(settings: Settings, call: "Call", ending: "list[int]") -> "Answe
         except BaseException:
             return "the result is no JSON: "
 
-    def answer(parcel: "Parcel") -> bytes:
+    def answer(parcel: "Parcel") -> "Bytes":
         if EXIT_POISONED in ending:
             return error_reply("processing_error", "the process restarts", "", "recoverable", 1)
         kind, step = "", "decode"
+        write = encode if len(parcel[0]) < LARGE else encode_large
         request: "Any" = None
         box: "list[Any]" = []
         try:
@@ -684,7 +712,7 @@ def make_answer(settings: Settings, call: "Call", ending: "list[int]") -> "Answe
             if type(box[0]) is GENERATOR:
                 box = [list(box[0])]
             step = "encode"
-            reply = encode(box)
+            reply = write(box)
             step = "send"
             if len(reply) > FRAME_LIMIT:
                 raise OverflowError("a reply of %d bytes does not fit a frame" % len(reply))
@@ -888,6 +916,7 @@ IDLE, NOW, READ, WRITE = 0, -1, 1, 4  # what a conversation waits for; 1, 4: EPO
 GROWTH = 65536  # the first buffer of what is larger than ASYA_CHUNK_SIZE
 KEPT = 4194304  # a buffer up to this size is used again
 STEP = 1048576  # a buffer doubles, but by no more than this; the allocator would keep larger ones
+LARGE = 16777216  # replies to messages of this size are made with little memory
 
 
 class Broken(Exception):  # noqa: N818
@@ -902,7 +931,10 @@ def converse(
     Yields what to wait for; without `answer` also a parcel with a message, for which it is sent
     the reply. `spare` holds one receive buffer for all: a new one has to be zeroed and paged in.
     """
+    import struct
+
     nothing_left = OUT_OF_MEMORY if settings.enable_oom_detection else UNSPEAKABLE
+    pack, unpack = struct.Struct(">I").pack, struct.Struct(">I").unpack_from
     chunk, recv, send, held = settings.chunk_size, sock.recv, sock.send, b""
     try:
         while True:
@@ -919,12 +951,12 @@ def converse(
                 held = held + data if held else data
                 if len(held) < 4:
                     continue
-            size = int.from_bytes(held[:4], "big")
+            size = unpack(held)[0]
             end = size + 4
             if size > settings.max_message_size:
                 yield from receive(sock, None, len(held[4:end]), size)
-                limit = (size, settings.max_message_size)
-                reply = error_reply("connection_error", "%d bytes are over the limit of %d" % limit)
+                text = "%d bytes are over the limit of %d" % (size, settings.max_message_size)
+                reply: "Bytes" = error_reply("connection_error", text)
             elif end <= len(held):
                 parcel: "Parcel" = [held[4:end]]
                 reply = answer(parcel) if answer else (yield parcel)
@@ -940,7 +972,7 @@ def converse(
                 if keep is not None:
                     spare[:] = [keep]
             held = held[end:]
-            prefix = len(reply).to_bytes(4, "big")
+            prefix = pack(len(reply))
             try:
                 if len(reply) < GROWTH:
                     sent = send(prefix + reply)
@@ -1025,7 +1057,7 @@ def serve(
     forked: "list[bool]" = []
     busy: "set[int]" = set()  # those whose message a worker has
     jobs: "queue.SimpleQueue[tuple[int, Parcel]]" = queue.SimpleQueue()
-    finished: "collections.deque[tuple[int, bytes]]" = collections.deque()
+    finished: "collections.deque[tuple[int, Bytes]]" = collections.deque()
     workers: "list[int]" = []
     most = min(1000, max(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
 
@@ -1048,7 +1080,7 @@ def serve(
         for talk in talks.values():
             talk[2].close()
 
-    def reply_to(parcel: "Parcel") -> bytes:
+    def reply_to(parcel: "Parcel") -> "Bytes":
         reply = answer(parcel)
         if forked:  # the handler forked, and this is its child, which is no server
             os._exit(0)
@@ -1167,8 +1199,8 @@ def serve(
         events = poll.poll(wait, len(talks) + 2)  # room for all of them, and no more
         if deadlines:
             expire(now, {fd for fd, _ in events})
-        again = turns[:]
-        del turns[:]
+        again = tuple(turns)
+        turns.clear()
         for fd in again:
             if fd in talks:
                 advance(fd, talks[fd])

@@ -18,9 +18,10 @@ OK = {"status": "ok", "result": {"a": 1}}
 FORGED = b"\xff\xff\xff\xff"
 
 
-def resident(process: Process) -> int:
-    """Give the resident memory in MiB."""
-    return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * 4096 >> 20
+def resident(process: Process, what: str = "VmRSS") -> int:
+    """Give the resident memory in MiB; of `VmHWM` the most that it has been."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(status.partition(what + ":")[2].split()[0]) >> 10
 
 
 def held(process: Process) -> tuple[int, int]:
@@ -204,6 +205,19 @@ def test_the_memory_of_a_large_message_is_given_back(start: Start) -> None:
     assert client.call({"payload": {"t": "x" * 50_000_000}})["result"] == 50_000_000
     assert client.call({"payload": {"t": ""}})["result"] == 0
     assert resident(process) - before <= 8 + 4  # malloc's and the one buffer that is kept
+
+
+@pytest.mark.parametrize(("size", "times"), [(60_000_000, 2), (15_000_000, 3)])
+def test_a_message_of_text_needs_a_multiple_of_its_size(
+    start: Start, size: int, times: int
+) -> None:
+    process = start()
+    assert process.call({"a": 1}) == OK
+    before = resident(process)
+    client = process.client()
+    client.send(frame({"payload": {"t": "x" * size}}))
+    client.exactly(int.from_bytes(client.exactly(4), "big"))
+    assert resident(process, "VmHWM") - before <= times * (size >> 20) + 8 + 4
 
 
 def test_five_hundred_connections_stay_within_the_formula(start: Start) -> None:

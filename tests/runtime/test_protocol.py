@@ -7,6 +7,7 @@ import sys
 import tempfile
 import textwrap
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -103,8 +104,41 @@ def test_what_is_no_message_is_invalid_json_and_the_connection_stays(
     assert client.call(ECHO) == OK
 
 
-def test_white_space_around_a_message_is_json(start: Start) -> None:
-    assert start().client().call(b'\n {"payload":{"a":1}}\r\n\t ') == OK
+@pytest.mark.parametrize(("before", "after"), [(b"\n ", b""), (b"", b"\r\n\t "), (b"\t", b"\n")])
+def test_white_space_around_a_message_is_json(start: Start, before: bytes, after: bytes) -> None:
+    assert start().client().call(before + b'{"payload":{"a":1}}' + after) == OK
+
+
+PIECE = 1048576  # STEP of the runtime, at which long texts are cut
+LONG = {
+    "a text of one piece": "x" * PIECE,
+    "what is escaped on both sides of a cut": 'x"' * PIECE,
+    "a pair of surrogates at a cut": "x" * (PIECE - 1) + "\U0001f600" + "x" * PIECE,
+    "halves of pairs at a cut": "x" * (PIECE - 1) + "\ud83d\ude00" * PIECE,
+    "several, and short ones between": [["", "\0" * PIECE], {"a\0": "b" * PIECE * 2}, "\0", 1.5],
+    "a key": {"k" * PIECE: {"k" * (PIECE + 1): None}},
+    "of another class": type("Text", (str,), {"__getitem__": None})("x" * PIECE),
+    "none": {"a": ["b", 1, None, True]},
+}
+
+
+@pytest.mark.parametrize("value", LONG.values(), ids=LONG)
+def test_long_texts_of_large_messages_are_encoded_like_all(runtime: ModuleType, value: Any) -> None:
+    _, encode, encode_large = runtime.make_codec("stdlib", False)
+    assert bytes(encode_large([value])) == encode([value])
+
+
+def test_a_large_result_that_is_no_json_is_a_processing_error(start: Start) -> None:
+    source = """
+        def spoil(message):
+            return [message["payload"]["text"], float(message["payload"]["number"])]
+    """
+    client = start(source, "app.spoil").client()
+    text = "x" * 17_000_000
+    reply = client.call({"payload": {"text": text, "number": "nan"}})
+    assert reply["message"].startswith("the result is no JSON: result[1]: nan; ")
+    good = client.call({"payload": {"text": text, "number": "1.5"}})
+    assert good == {"status": "ok", "result": [text, 1.5]}
 
 
 @pytest.mark.parametrize("size", [41, 5000, 1_000_000], ids=lambda size: f"{size}-bytes")
