@@ -39,12 +39,15 @@ def _runtime(**settings: str) -> dict[str, str]:
 BASE = "echo"
 # A single thread serves one client after another; for several at once it needs one each.
 BASE_FOR_MANY = "echo-threads"
+# The limit of what a faster JSON library can gain, for a single client.
+BASE_FAST = "echo-orjson"
 
 CONTENDERS = (
     Contender(name=BASE, label="bare echo", command=_file("bare_echo.py")),
     Contender(
         name=BASE_FOR_MANY, label="bare echo, threads", command=_file("bare_echo.py", "threads")
     ),
+    Contender(name=BASE_FAST, label="bare echo, orjson", command=_file("bare_echo.py", "orjson")),
     Contender(
         name="asya",
         label="asya-runtime",

@@ -36,6 +36,14 @@ class Slice:
         return len(self.latencies) / self.seconds
 
 
+# Number of clients, whether they keep their connections, whether they share their server's core
+SITUATIONS = {
+    (1, True, True): "1 client",
+    (1, True, False): "1 client, on any core",
+    (1, False, True): "1 client, new connections",
+    (16, True, False): "16 clients",
+    (16, False, False): "16 clients, new connections",
+}
 ASCII, PROSE = "ascii", "prose"
 # Line breaks and quotation marks are escaped in JSON; what is beyond ASCII is longer in UTF-8.
 _WORDS = {

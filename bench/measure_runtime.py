@@ -3,6 +3,10 @@
 Slices of a twentieth of a second go round all servers, in reverse order every other round, and
 what counts is the median over the rounds of each server's ratio to the bare echo in the same
 round: the machine's ups and downs meet all of them alike.
+
+A single client shares a core with its server, so that the ratio is that of their work. On two, what
+the scheduler does with a pair that wakes each other up changes small messages by more than anything
+a server does: two copies of one server have been seen at 1.03 and 1.23 in the same run.
 """
 
 from __future__ import annotations
@@ -15,25 +19,45 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from contenders import BASE, BASE_FOR_MANY, BY_NAME, CONTENDERS, Contender
-from load import ASCII, PROSE, Slice, WrongReply, drive, first_reply, message_of, request_of
+from contenders import BASE, BASE_FAST, BASE_FOR_MANY, BY_NAME, CONTENDERS, Contender
+from load import (
+    ASCII,
+    PROSE,
+    SITUATIONS,
+    Slice,
+    WrongReply,
+    drive,
+    first_reply,
+    message_of,
+    request_of,
+)
 from processes import NotServing, Process, bare_interpreter, serving
 
 KB, MB = 1 << 10, 1 << 20
+# Messages of one size differ by a hundredth of it from round to round: of a single length, each
+# copy meets the same alignment every time, and on some processors a few take ten times as long.
+LENGTHS = 8
+USUAL = next(iter(SITUATIONS))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One situation: message size, clients, connections kept or one per message, kind of text."""
+    """One situation.
+
+    kept: connections are kept, or each message has its own.
+    together: a client and its server share one core.
+    text: the kind of text in the message.
+    """
 
     size: int
     clients: int
     kept: bool
+    together: bool
     span: float  # seconds a slice
     rounds: int
     text: str = ASCII
@@ -56,18 +80,25 @@ class Samples:
 def situations(quick: bool) -> list[Cell]:
     """The grid; in the quick form the part of it that the goals are about."""
     if quick:
-        small = [Cell(KB, clients, kept, 0.04, 12) for clients in (1, 16) for kept in (True, False)]
-        large = [Cell(64 * KB, 1, True, 0.04, 12), Cell(MB, 1, True, 0.1, 4)]
+        small = [Cell(KB, *shape, 0.04, 12) for shape in SITUATIONS]
+        large = [Cell(64 * KB, *USUAL, 0.04, 12), Cell(MB, *USUAL, 0.1, 4)]
         return [*small, *large, *(replace(cell, text=PROSE) for cell in large)]
-    shapes = [(clients, kept) for clients in (1, 16) for kept in (True, False)]
     return [
-        *(Cell(KB, *shape, 0.05, 40) for shape in shapes),
-        *(Cell(64 * KB, *shape, 0.05, 40) for shape in shapes),
-        *(Cell(MB, *shape, 0.1, 12) for shape in shapes),
-        *(Cell(16 * MB, *shape, 0.5, 4 if shape[0] == 1 else 2) for shape in shapes),
-        Cell(64 * KB, 1, True, 0.05, 40, PROSE),
-        Cell(MB, 1, True, 0.1, 12, PROSE),
+        *(Cell(KB, *shape, 0.05, 40) for shape in SITUATIONS),
+        *(Cell(64 * KB, *shape, 0.05, 40) for shape in SITUATIONS),
+        *(Cell(MB, *shape, 0.1, 12) for shape in SITUATIONS),
+        *(Cell(16 * MB, *shape, 0.5, 4 if shape[0] == 1 else 2) for shape in SITUATIONS),
+        Cell(64 * KB, *USUAL, 0.05, 40, PROSE),
+        Cell(MB, *USUAL, 0.1, 12, PROSE),
     ]
+
+
+def put_on(cores: Collection[int], pids: Iterable[int]) -> None:
+    """Bind all threads of these processes to these cores; those that they start inherit it."""
+    for pid in pids:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.sched_setaffinity(int(thread.name), cores)
 
 
 def say(text: str) -> None:
@@ -95,29 +126,36 @@ def one_message(cells: Sequence[Cell], *, until: float) -> list[dict[str, Any]]:
     """The same for situations with one and the same message."""
     samples: dict[tuple[Cell, str], Samples] = {}
     rounds = max(cell.rounds for cell in cells)
-    message = message_of(cells[0].size, cells[0].text)
-    lengths: dict[str, int] = {}
+    size = cells[0].size
+    messages = [message_of(size - n * (size // 100), cells[0].text) for n in range(LENGTHS)]
+    replies: dict[str, list[int]] = {}  # their lengths
+    cores = os.sched_getaffinity(0)
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         servers: dict[str, tuple[Process, str]] = {}
         for contender in CONTENDERS:
             process, path, _ = stack.enter_context(serving(contender, directory))
             servers[contender.name] = (process, path)
-            lengths[contender.name] = first_reply(contender.protocol, path, message)
+            replies[contender.name] = [
+                first_reply(contender.protocol, path, message) for message in messages
+            ]
+        pids = [os.getpid(), *(process.pid for process, _ in servers.values())]
+        stack.callback(put_on, cores, pids[:1])
         for number in range(rounds):
             for cell in cells:
                 if number >= cell.rounds:
                     continue
-                absent = BASE if cell.clients > 1 else BASE_FOR_MANY
-                order = [contender for contender in CONTENDERS if contender.name != absent]
+                put_on({max(cores)} if cell.together else cores, pids)
+                absent = (BASE, BASE_FAST) if cell.clients > 1 else (BASE_FOR_MANY,)
+                order = [contender for contender in CONTENDERS if contender.name not in absent]
                 for contender in order if number % 2 else reversed(order):
                     process, path = servers[contender.name]
                     before = process.cpu_seconds()
                     slice_ = drive(
                         contender.protocol,
                         path,
-                        request_of(contender.protocol, message),
-                        lengths[contender.name],
+                        request_of(contender.protocol, messages[number % LENGTHS]),
+                        replies[contender.name][number % LENGTHS],
                         clients=cell.clients,
                         kept=cell.kept,
                         span=cell.span,
@@ -135,6 +173,7 @@ def one_message(cells: Sequence[Cell], *, until: float) -> list[dict[str, Any]]:
             "text": cell.text,
             "clients": cell.clients,
             "kept": cell.kept,
+            "together": cell.together,
             "server": name,
             **figures(taken, samples[cell, BASE if cell.clients == 1 else BASE_FOR_MANY]),
         }
@@ -210,14 +249,13 @@ def peaks(contenders: Sequence[Contender], sizes: Sequence[int]) -> list[dict[st
     return found
 
 
-def main(output: str, form: str, *pinned: str) -> None:
-    if pinned:
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # servers inherit it
+def main(output: str, form: str) -> None:
     quick, began = form == "quick", time.monotonic()
     ours = [BY_NAME[name] for name in (BASE, "asya", "asya-orjson")]
-    everyone = [contender for contender in CONTENDERS if contender.name != BASE_FOR_MANY]
+    echoes = (BASE_FAST, BASE_FOR_MANY)  # which need what the bare echo needs
+    everyone = [contender for contender in CONTENDERS if contender.name not in echoes]
     say("round trips")
-    trips = round_trips(situations(quick), until=began + (30 if quick else 340))
+    trips = round_trips(situations(quick), until=began + (35 if quick else 400))
     say("start and memory")
     start = starts(
         ours if quick else everyone,

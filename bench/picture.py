@@ -15,7 +15,7 @@ OURS, THEIRS, INK, PALE = "#1f6feb", "#a8b3bf", "#24292f", "#d8dee4"
 def draw(trips: list[dict[str, Any]]) -> str:
     """An SVG of each server's rate as a multiple of the bare echo's: one client, kept."""
     plain = [trip for trip in trips if trip["text"] == ASCII]
-    seen = [trip for trip in plain if trip["clients"] == 1 and trip["kept"]]
+    seen = [trip for trip in plain if trip["kept"] and trip["together"]]
     sizes = sorted({trip["size"] for trip in seen})
     names = [one.name for one in CONTENDERS if any(trip["server"] == one.name for trip in seen)]
     ratios = {(trip["server"], trip["size"]): trip["ratio"] for trip in seen}

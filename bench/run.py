@@ -1,6 +1,6 @@
 """`make bench`: the runtime and the injector beside their peers, in one run.
 
-    python bench/run.py [--quick] [--pin] [--only runtime|injector] [--docs] [--python PATH]
+    python bench/run.py [--quick] [--only runtime|injector] [--docs] [--python PATH]
 
 Prints tables and writes build/bench.json; with --docs, docs/benchmarks.md and its picture too.
 All traffic is on Unix sockets and 127.0.0.1. The quick form takes less than a minute on a quiet
@@ -35,7 +35,6 @@ OUTPUT = peers.ROOT / "build" / "bench.json"
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench/run.py", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a part of it, in under a minute")
-    parser.add_argument("--pin", action="store_true", help="clients and servers share one core")
     parser.add_argument("--only", choices=("runtime", "injector"), help="one half of it")
     parser.add_argument("--docs", action="store_true", help="write docs/benchmarks.md too")
     parser.add_argument(
@@ -44,18 +43,17 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure_runtime(python: str, *, quick: bool, pin: bool) -> dict[str, Any]:
+def measure_runtime(python: str, *, quick: bool) -> dict[str, Any]:
     """Run the runtime's half under the peers' interpreter, in a session that only we end."""
     interpreter = peers.install(python)
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / "runtime.json"
         form = "quick" if quick else "full"
-        words = (form, "pinned") if pin else (form,)
         child = subprocess.Popen(
-            (interpreter, HERE / "measure_runtime.py", output, *words), start_new_session=True
+            (interpreter, HERE / "measure_runtime.py", output, form), start_new_session=True
         )
         try:
-            status = child.wait(timeout=180 if quick else 540)
+            status = child.wait(timeout=180 if quick else 600)
         finally:
             child.terminate()  # it ends its servers
             child.wait(timeout=60)
@@ -92,10 +90,9 @@ def main() -> int:
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
         "form": "quick" if options.quick else "full",
-        "pinned": options.pin,
     }
     if options.only != "injector":
-        result["runtime"] = measure_runtime(options.python, quick=options.quick, pin=options.pin)
+        result["runtime"] = measure_runtime(options.python, quick=options.quick)
     if options.only != "runtime":
         result["injector"] = measure_injector.measure(quick=options.quick)
         if not options.quick:

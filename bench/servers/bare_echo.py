@@ -1,8 +1,9 @@
 """The limit: a blocking loop that reads prefix and body apart and does the JSON work, no checks.
 
-    bare_echo.py SOCKET [threads]
+    bare_echo.py SOCKET [threads] [orjson]
 
 `threads`: a thread a connection, for several clients at once; without, one client after another.
+`orjson`: with that library in place of the standard one.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from __future__ import annotations
 import socket
 import sys
 import threading
+from collections.abc import Callable
 
-from work import answer
+from work import answer, answer_fast
+
+Answer = Callable[[bytearray], bytes]
 
 
 def read(connection: socket.socket, size: int) -> bytearray | None:
@@ -25,7 +29,7 @@ def read(connection: socket.socket, size: int) -> bytearray | None:
     return buffer
 
 
-def serve(connection: socket.socket) -> None:
+def serve(connection: socket.socket, answer: Answer) -> None:
     with connection:
         while (prefix := read(connection, 4)) is not None:
             body = read(connection, int.from_bytes(prefix, "big"))
@@ -40,11 +44,11 @@ def main(path: str, *words: str) -> None:
     listener.bind(path)
     listener.listen(64)
     while True:
-        connection = listener.accept()[0]
-        if words:
-            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+        work = (listener.accept()[0], answer_fast if "orjson" in words else answer)
+        if "threads" in words:
+            threading.Thread(target=serve, args=work, daemon=True).start()
         else:
-            serve(connection)
+            serve(*work)
 
 
 main(*sys.argv[1:])

@@ -18,3 +18,11 @@ def reply(message: dict[str, Any]) -> dict[str, Any]:
 def answer(body: bytes | bytearray) -> bytes:
     """From the bytes of a request to the bytes of its reply."""
     return json.dumps(reply(json.loads(body))).encode()
+
+
+def answer_fast(body: bytes | bytearray) -> bytes:
+    """The same with the fastest JSON library there is."""
+    import orjson  # type: ignore[import-not-found, unused-ignore]
+
+    encoded: bytes = orjson.dumps(reply(orjson.loads(body)))
+    return encoded
