@@ -47,10 +47,14 @@ def api(tmp_path: Path) -> Iterator[Api]:
         yield api
 
 
-def run_script(script: str) -> subprocess.CompletedProcess[str]:
-    """What a program prints that is run by an interpreter of its own, with our package."""
+def run_script(script: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    """What a program prints that is run by an interpreter of its own, with our package.
+
+    text: its standard input.
+    """
     return subprocess.run(
         [sys.executable, "-c", script],
+        input=text,
         env={"PYTHONPATH": str(ROOT / "injector")},
         capture_output=True,
         text=True,

@@ -4,8 +4,6 @@ import asyncio
 import copy
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,9 +20,9 @@ from asya_injector.version import Payload
 from asya_injector.webhook import HANDLED, Webhook
 
 from .commands import asya
+from .conftest import run_script
 
 Object = dict[str, Any]
-REPOSITORY = Path(__file__).parents[2]
 PAYLOAD = Payload.packaged()
 NAME = f"asya-runtime-{PAYLOAD.hash}"
 HANDLER = {"asya.sh/handler": "my_app.handler.predict"}
@@ -532,12 +530,5 @@ def test_neither_kopf_nor_kubernetes_is_loaded_for_manifests() -> None:
         "program(['explain'], standalone_mode=False)\n"
         "print(sorted({'kopf', 'kubernetes', 'cryptography', 'aiohttp'} & set(sys.modules)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        input=SERVICE,
-        env={"PYTHONPATH": str(REPOSITORY / "injector")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_script(script, SERVICE)
     assert done.stdout.splitlines()[-1] == "[]"
