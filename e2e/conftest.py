@@ -188,6 +188,7 @@ def _look(namespace: str) -> str:
     return text
 
 
+@pytest.hookimpl(trylast=True)  # after the slowest tests: these are the lines to be read
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The last lines: what grew, and what each fault did, as the tests recorded it.
 
