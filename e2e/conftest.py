@@ -194,6 +194,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
     A test may have run in another process; its report brings the properties along.
     """
+    if hasattr(terminalreporter.config, "workerinput"):
+        return  # each process is asked, for what it has run itself
     reports = [one for all_ in terminalreporter.stats.values() for one in all_]
     recorded = [
         (name, json.loads(str(value)))
