@@ -210,7 +210,7 @@ def _runtime_goals(runtime: Result, goal: Any) -> None:
         for trip in runtime["trips"]
         if trip["text"] == ASCII
     }
-    one, apart, many = "1 client", "1 client, on any core", "16 clients"
+    one, apart, _, many, _ = SITUATIONS.values()
     for size, bound in ((KB, 1.1), (64 * KB, 1.0), (MB, 1.0)):
         if (size, one, "asya") not in trips:
             continue  # time was up before its turn

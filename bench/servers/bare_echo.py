@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from work import answer, answer_fast
+from work import answer, fast_answer
 
 Answer = Callable[[bytearray], bytes]
 
@@ -43,8 +43,9 @@ def main(path: str, *words: str) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(64)
+    chosen = fast_answer() if "orjson" in words else answer
     while True:
-        work = (listener.accept()[0], answer_fast if "orjson" in words else answer)
+        work = (listener.accept()[0], chosen)
         if "threads" in words:
             threading.Thread(target=serve, args=work, daemon=True).start()
         else:

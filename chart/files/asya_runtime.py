@@ -695,7 +695,7 @@ def make_answer(settings: Settings, call: "Call", ending: "list[int]") -> "Answe
         if EXIT_POISONED in ending:
             return error_reply("processing_error", "the process restarts", "", "recoverable", 1)
         kind, step = "", "decode"
-        write = encode if len(parcel[0]) < LARGE else encode_large
+        build = encode if len(parcel[0]) < LARGE else encode_large
         request: "Any" = None
         box: "list[Any]" = []
         try:
@@ -712,7 +712,7 @@ def make_answer(settings: Settings, call: "Call", ending: "list[int]") -> "Answe
             if type(box[0]) is GENERATOR:
                 box = [list(box[0])]
             step = "encode"
-            reply = write(box)
+            reply = build(box)
             step = "send"
             if len(reply) > FRAME_LIMIT:
                 raise OverflowError("a reply of %d bytes does not fit a frame" % len(reply))
@@ -934,7 +934,8 @@ def converse(
     import struct
 
     nothing_left = OUT_OF_MEMORY if settings.enable_oom_detection else UNSPEAKABLE
-    pack, unpack = struct.Struct(">I").pack, struct.Struct(">I").unpack_from
+    length = struct.Struct(">I")
+    pack, unpack = length.pack, length.unpack_from
     chunk, recv, send, held = settings.chunk_size, sock.recv, sock.send, b""
     try:
         while True:

@@ -104,7 +104,9 @@ def test_what_is_no_message_is_invalid_json_and_the_connection_stays(
     assert client.call(ECHO) == OK
 
 
-@pytest.mark.parametrize(("before", "after"), [(b"\n ", b""), (b"", b"\r\n\t "), (b"\t", b"\n")])
+@pytest.mark.parametrize(
+    ("before", "after"), [(b"\n ", b""), (b"", b"\r\n\t "), (b"\n ", b"\r\n\t ")]
+)
 def test_white_space_around_a_message_is_json(start: Start, before: bytes, after: bytes) -> None:
     assert start().client().call(before + b'{"payload":{"a":1}}' + after) == OK
 
