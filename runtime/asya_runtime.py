@@ -18,7 +18,9 @@ generator (`converse`) that yields what it waits for; `answer` turns the bytes o
 into the bytes of its reply and never raises. The handler runs on the main thread too,
 because that is where it was imported and where sqlite, signal, asyncio and contextvars
 expect it; worker threads exist only with ASYA_CONCURRENCY above 1. State lives in closures.
-Modules are imported where they are needed: `--ready` is a probe and has to be cheap.
+Modules are imported where they are needed: `--ready` is a probe and has to be cheap. Sockets
+are those of `_socket`: socket.py costs 6 ms at the start and a part of each accept, and user
+code may replace its classes (gevent does).
 """
 
 import errno
@@ -35,8 +37,8 @@ if sys.version_info < (3, 9):  # plain words instead of a SyntaxError: this file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _socket import socket as Socket  # noqa: N812
     from collections.abc import Callable, Generator, Iterator, Mapping
-    from socket import socket as Socket  # noqa: N812
     from typing import Any, TypeVar, Union
 
     T = TypeVar("T")
@@ -473,12 +475,15 @@ def make_classify() -> "Callable[[BaseException], str]":
 
 def release_frames(error: BaseException) -> None:
     """Let go of what the frames of the failed call hold: their locals are the large tensors."""
-    import traceback  # there is no memory to load it now: `make_answer` did
-
     for link in list(links(error)):
         trace = attribute(link, "__traceback__")
         BaseException.with_traceback(link, None)  # an assignment fails if its class is frozen
-        traceback.clear_frames(trace)
+        while trace is not None:
+            try:
+                trace.tb_frame.clear()
+            except RuntimeError:
+                pass  # still runs
+            trace = trace.tb_next
 
 
 def empty_caches() -> None:
@@ -651,7 +656,6 @@ def in_background(work: "Callable[[], object]") -> None:
 def make_answer(settings: Settings, call: "Call", ending: "list[int]") -> "Answer":
     """Give the function that turns a message into its reply, and never raises."""
     import gc
-    import traceback  # noqa: F401
 
     decode, encode, encode_large = make_codec(settings.json, settings.concurrency > 1)
     classify = make_classify() if settings.enable_oom_detection else lambda error: ""
@@ -735,13 +739,13 @@ def make_answer(settings: Settings, call: "Call", ending: "list[int]") -> "Answe
 
 def open_listener(path: str, mode: int) -> "Place":
     """Listen under a temporary name. Give the listener, `publish()` and `remove()`."""
+    import _socket
     import fcntl
-    import socket
     import stat
 
     folder, name = os.path.split(path)
     temporary = ".asya-" + os.urandom(4).hex()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         os.makedirs(folder, exist_ok=True)
         directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -762,16 +766,12 @@ def open_listener(path: str, mode: int) -> "Place":
         try:
             if not stat.S_ISSOCK(status(entry).st_mode):
                 raise Refused("%s exists, is no socket, and stays" % os.path.join(folder, entry))
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                probe.setblocking(False)
-                probe.connect(address(entry))
+            try_to_connect(address(entry))
         except ConnectionRefusedError:
             os.unlink(entry, dir_fd=directory)
             return
         except FileNotFoundError:
             return
-        except BlockingIOError:
-            pass  # its backlog is full: very much alive
         raise Refused("another process serves %s" % os.path.join(folder, entry))
 
     def locked(action: "Action") -> None:
@@ -817,6 +817,20 @@ def open_listener(path: str, mode: int) -> "Place":
     ours = status(temporary)
     os.register_at_fork(after_in_child=after_fork)
     return listener, lambda: locked(publish), remove
+
+
+def try_to_connect(address: str) -> None:
+    """Find out whether somebody listens there; raises OSError if not."""
+    import _socket
+
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    sock.setblocking(False)
+    try:
+        sock.connect(address)
+    except BlockingIOError:
+        pass  # its backlog is full: very much alive
+    finally:
+        sock.close()
 
 
 # --- Signals, and the watch over slow calls: one thread
@@ -911,7 +925,6 @@ def start_watch(
 
 # --- Connections
 
-MSG_PEEK = 2  # of socket, whose import --ready does without
 IDLE, NOW, READ, WRITE = 0, -1, 1, 4  # what a conversation waits for; 1, 4: EPOLLIN, EPOLLOUT
 GROWTH = 65536  # the first buffer of what is larger than ASYA_CHUNK_SIZE
 KEPT = 4194304  # a buffer up to this size is used again
@@ -1041,8 +1054,8 @@ def serve(
     settings: Settings, place: "Place", answer: "Answer", ending: "list[int]", stop: "list[Action]"
 ) -> None:
     """Move bytes until `ending` has an exit code; then answer what has arrived, and return."""
+    import _socket
     import collections
-    import queue
     import resource
     import select
 
@@ -1057,7 +1070,6 @@ def serve(
     spare: "list[bytearray]" = []
     forked: "list[bool]" = []
     busy: "set[int]" = set()  # those whose message a worker has
-    jobs: "queue.SimpleQueue[tuple[int, Parcel]]" = queue.SimpleQueue()
     finished: "collections.deque[tuple[int, Bytes]]" = collections.deque()
     workers: "list[int]" = []
     most = min(1000, max(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
@@ -1087,7 +1099,12 @@ def serve(
             os._exit(0)
         return reply
 
-    answer_here = reply_to if settings.concurrency == 1 else None
+    answer_here: "Answer | None" = reply_to
+    if settings.concurrency > 1:
+        import queue
+
+        answer_here = None
+        jobs: "queue.SimpleQueue[tuple[int, Parcel]]" = queue.SimpleQueue()
 
     def work() -> None:
         while True:
@@ -1139,7 +1156,7 @@ def serve(
 
         def has_begun(fd: int) -> bool:
             try:
-                return talks[fd][1] != IDLE or bool(talks[fd][2].recv(1, MSG_PEEK))
+                return talks[fd][1] != IDLE or bool(talks[fd][2].recv(1, _socket.MSG_PEEK))
             except OSError:
                 return False
 
@@ -1150,12 +1167,16 @@ def serve(
 
     def accept() -> bool:
         try:
-            sock = listener.accept()[0]
-            if sock.fileno() < 3:  # user code has closed that one: its prints would go here
+            fd = listener._accept()[0]  # type: ignore[attr-defined]
+            if fd < 3:  # user code has closed that one: its prints would go here
                 occupy_standard()
-                with sock as low:
-                    sock = low.dup()
-                occupy_standard()
+                low = fd
+                try:
+                    fd = os.dup(low)
+                finally:
+                    os.close(low)
+                    occupy_standard()
+            sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -1168,7 +1189,6 @@ def serve(
         if len(talks) >= most:
             make_space()
         sock.setblocking(False)  # always: user code may have set a default time limit
-        fd = sock.fileno()
         talks[fd] = [converse(sock, settings, spare, answer_here).send, IDLE, sock]
         poll.register(fd, READ)
         advance(fd, talks[fd])
@@ -1311,14 +1331,8 @@ def check(settings: Settings) -> int:
 
 def probe(settings: Settings) -> int:
     """Exit 0 if somebody listens. A file of the name proves nothing: it survives its process."""
-    import _socket  # socket.py costs 10 ms more
-
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    sock.setblocking(False)
     try:
-        sock.connect(settings.socket_path)
-    except BlockingIOError:
-        pass  # alive, and very busy
+        try_to_connect(settings.socket_path)
     except OSError as error:
         known = (settings.socket_path, error.strerror, last_refusal())
         print("asya_runtime: not ready: %s: %s%s" % known)

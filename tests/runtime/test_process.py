@@ -276,6 +276,18 @@ def test_a_default_time_limit_of_user_code_does_not_reach_our_connections(start:
     assert client.call({"payload": {}}) == ONE
 
 
+def test_user_code_that_replaces_the_classes_of_sockets_does_not_reach_ours(start: Start) -> None:
+    source = """
+        import socket
+        class Other(socket.socket):  # as gevent's and eventlet's patches do
+            def recv(self, *args): raise RuntimeError("somebody else's socket")
+            recv_into = send = sendmsg = setblocking = recv
+        socket.socket = socket.SocketType = Other
+        def echo(message): return 1
+    """
+    assert start(source).client().call({"payload": {}}) == ONE
+
+
 def test_prints_do_not_go_to_a_client_after_user_code_closed_fd_1(start: Start) -> None:
     source = """
         import os
