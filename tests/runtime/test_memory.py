@@ -333,11 +333,18 @@ FRAMEWORKS = """
             kept.append(error)
             kept.append(ValueError("kept by a logger of exceptions"))
             raise kept[-1] from error
+    def tracing():
+        tensor = Tensor(); alive.add(tensor)
+        try: deepest()
+        except RuntimeError:
+            kept.append(sys.exc_info()[2])
+            raise
     def fail(message):
         if "events" in message["payload"]: return [events[:], len(alive)]
         tensor = Tensor(); alive.add(tensor)
         message["held"] = Tensor(); alive.add(message["held"])
-        {"chain": middle, "keep": keeping}.get(message["payload"].get("way"), deepest)()
+        ways = {"chain": middle, "keep": keeping, "trace": tracing}
+        ways.get(message["payload"].get("way"), deepest)()
     async def fail_later(message): return fail(message)
 """
 
@@ -345,7 +352,9 @@ FRAMEWORKS = """
 @pytest.mark.parametrize("handler", ["fail", "fail_later"])
 @pytest.mark.parametrize("concurrency", ["1", "2"])
 @pytest.mark.parametrize(
-    "payload", [{}, {"way": "chain"}, {"way": "keep"}], ids=["plain", "chained", "kept"]
+    "payload",
+    [{}, {"way": "chain"}, {"way": "keep"}, {"way": "trace"}],
+    ids=["plain", "chained", "kept", "traceback-kept"],
 )
 def test_what_the_failed_call_held_is_free_before_the_caches_are_emptied(
     start: Start, handler: str, concurrency: str, payload: dict[str, str]

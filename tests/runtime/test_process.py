@@ -308,6 +308,19 @@ def test_prints_do_not_go_to_a_client_after_user_code_closed_fd_1(start: Start) 
         client.close()
 
 
+def test_a_connection_that_came_as_fd_1_ends_with_its_last_reply(start: Start) -> None:
+    process = start("""
+        import os
+        def echo(message): os.close(1)
+    """)
+    process.call({})
+    client = process.client()
+    client.send(b"half")
+    client.sock.shutdown(socket.SHUT_WR)
+    assert client.reply()["error"] == "connection_error"
+    assert client.at_end()
+
+
 def test_a_forked_child_keeps_nothing_of_the_server(start: Start, folder: Path) -> None:
     source = """
         import os, signal, time
