@@ -475,15 +475,12 @@ def make_classify() -> "Callable[[BaseException], str]":
 
 def release_frames(error: BaseException) -> None:
     """Let go of what the frames of the failed call hold: their locals are the large tensors."""
+    import traceback  # there is no memory to load it now: `make_answer` did
+
     for link in list(links(error)):
         trace = attribute(link, "__traceback__")
         BaseException.with_traceback(link, None)  # an assignment fails if its class is frozen
-        while trace is not None:
-            try:
-                trace.tb_frame.clear()
-            except RuntimeError:
-                pass  # still runs
-            trace = trace.tb_next
+        traceback.clear_frames(trace)
 
 
 def empty_caches() -> None:
@@ -656,6 +653,7 @@ def in_background(work: "Callable[[], object]") -> None:
 def make_answer(settings: Settings, call: "Call", ending: "list[int]") -> "Answer":
     """Give the function that turns a message into its reply, and never raises."""
     import gc
+    import traceback  # noqa: F401  # now: later memory or file descriptors may have run out
 
     decode, encode, encode_large = make_codec(settings.json, settings.concurrency > 1)
     classify = make_classify() if settings.enable_oom_detection else lambda error: ""

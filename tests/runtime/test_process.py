@@ -321,6 +321,17 @@ def test_a_connection_that_came_as_fd_1_ends_with_its_last_reply(start: Start) -
     assert client.at_end()
 
 
+def test_a_handler_that_used_up_all_file_descriptors_has_its_traceback_logged(start: Start) -> None:
+    process = start("""
+        import os, resource
+        def echo(message):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))
+            while True: os.open(os.devnull, os.O_RDONLY)
+    """)
+    assert process.call({})["type"] == "OSError"
+    process.logged("in echo")
+
+
 def test_a_forked_child_keeps_nothing_of_the_server(start: Start, folder: Path) -> None:
     source = """
         import os, signal, time
