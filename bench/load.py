@@ -52,11 +52,15 @@ _WORDS = {
 }
 
 
-def message_of(size: int, kind: str = ASCII) -> bytes:
-    """A JSON message of exactly this many bytes, with one text of this kind in it."""
+def message_of(size: int, kind: str = ASCII, lead: int = 0) -> bytes:
+    """A JSON message of exactly this many bytes, with one text of this kind in it.
+
+    An id of `lead` characters, which no server looks at, moves the place where the text begins.
+    """
 
     def encode(text: str) -> bytes:
-        return json.dumps({"payload": {"text": text}}, ensure_ascii=False).encode()
+        message = {"id": "i" * lead, "payload": {"text": text}}
+        return json.dumps(message, ensure_ascii=False).encode()
 
     words, frame = _WORDS[kind], len(encode(""))
     text = words * ((size - frame) // (len(encode(words)) - frame))

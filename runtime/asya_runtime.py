@@ -272,12 +272,11 @@ def make_codec(choice: str, threads: bool) -> "tuple[Callable[[Parcel], object],
     @shallow
     def encode(box: "list[Any]") -> bytes:
         try:
-            text = "".join(chunks(box[0], 0))
+            text = "".join(chunks({"status": "ok", "result": box[0]}, 0))
         except BaseException:
             parents.clear()
             raise
         box.clear()
-        text = '{"status":"ok","result":%s}' % text
         return text.encode("ascii")
 
     @shallow
