@@ -8,6 +8,7 @@ docker version >/dev/null 2>&1 || die "no container engine answers, so there is 
 locked "cluster-$CLUSTER"
 if exists; then
   ours || die "the kind cluster or container named $CLUSTER is not ours; not touched"
+  "$cluster_dir/tools.sh" kind
   kind delete cluster --quiet --name "$CLUSTER" --kubeconfig "$KUBECONFIG"
   say "cluster $CLUSTER is removed"
 else
