@@ -43,7 +43,8 @@ RARE = [b'{"payload":{"do":"%s"}}' % deed.encode() for deed in oracle.DEEDS] + [
 ]
 WORDS = [b"{", b"}", b"[", b"]", b'"', b"\\", b",", b":", b"0", b"-", b"e", b"null", b'"payload":',
          b"\\ud800", b"\x00", b"\xff", b"\xc3", b"Infinity", b"9" * 50]  # fmt: skip
-WINDOW = 30  # frames sent ahead: their replies fit the socket's buffer
+WINDOW = 30  # frames sent ahead, and the bytes that end a window: its replies fit the socket's
+AHEAD = 65536  # buffer, or client and runtime would wait for each other
 
 
 def mutated(chance: random.Random) -> bytes:
@@ -78,7 +79,10 @@ def batch(seed: int, number: int) -> Batch:
     chance = random.Random(f"{seed}/{number}")
     windows = []
     for _ in range(chance.randrange(1, 12)):
-        frames = [frame(mutated(chance)) for _ in range(chance.randrange(1, WINDOW))]
+        frames: list[bytes] = []
+        for _ in range(chance.randrange(1, WINDOW)):
+            if sum(map(len, frames)) < AHEAD:
+                frames.append(frame(mutated(chance)))
         if chance.random() < 0.05:
             frames.append(frame(bytes(oracle.LIMIT + chance.randrange(1, 99))))
         windows.append(b"".join(frames))
