@@ -290,9 +290,10 @@ def make_codec(choice: str, threads: bool) -> "tuple[Callable[[Parcel], object],
             long.append(text)
             return "\0"  # JSON holds none
 
-        outline = "".join(make({}, encoder.default, put_off, *form)(box[0], 0)).split("\0")
+        encode_outline = make({}, encoder.default, put_off, *form)
+        outline = "".join(encode_outline({"status": "ok", "result": box[0]}, 0)).split("\0")
         box.clear()
-        reply = bytearray(b'{"status":"ok","result":')
+        reply = bytearray()
         for part in outline:
             reply += part.encode("ascii")
             if long:
@@ -301,7 +302,6 @@ def make_codec(choice: str, threads: bool) -> "tuple[Callable[[Parcel], object],
                 for at in range(0, len(text), STEP):
                     reply += escape(text[at : at + STEP])[1:-1].encode("ascii")
                 reply += b'"'
-        reply += b"}"
         return reply
 
     @shallow

@@ -43,8 +43,9 @@ RARE = [b'{"payload":{"do":"%s"}}' % deed.encode() for deed in oracle.DEEDS] + [
 ]
 WORDS = [b"{", b"}", b"[", b"]", b'"', b"\\", b",", b":", b"0", b"-", b"e", b"null", b'"payload":',
          b"\\ud800", b"\x00", b"\xff", b"\xc3", b"Infinity", b"9" * 50]  # fmt: skip
-WINDOW = 30  # frames sent ahead, and the bytes that end a window: its replies fit the socket's
-AHEAD = 65536  # buffer, or client and runtime would wait for each other
+# Sent ahead: frames at most, and bytes after which there is no further frame. The replies have to
+# fit the socket's buffer, or client and runtime would wait for each other.
+WINDOW, AHEAD = 30, 65536
 
 
 def mutated(chance: random.Random) -> bytes:
