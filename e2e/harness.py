@@ -126,8 +126,11 @@ class Cluster:
         ours = {label: value} if name.startswith("e2e-") else {}
         metadata = {"name": name, "labels": RESTRICTED | ours}
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
-        words = ["get", "serviceaccount", "default", "-n", name, "-o", "name", "--ignore-not-found"]
-        until(f"the default account of {name}", lambda: self.kubectl(*words).stdout)
+        words = ["get", "serviceaccount/default", "configmap/kube-root-ca.crt", "-n", name]
+        until(
+            f"the default account of {name} and its CA",
+            lambda: not self.kubectl(*words, check=False).returncode,
+        )
 
     def create(self, item: Object, *words: str, **how: Any) -> subprocess.CompletedProcess[str]:
         return self.kubectl("create", "-f", "-", *words, stdin=json.dumps(item), **how)

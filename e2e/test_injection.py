@@ -46,9 +46,13 @@ def test_the_application_runs_beside_the_actor_and_both_log_to_the_container(
         workload("model", cluster.model_image, command=APP, template=ECHO), namespace=namespace
     )
     pod = cluster.ready_pod(namespace, "model")
-    logs = cluster.core.read_namespaced_pod_log(pod.metadata.name, namespace, container="model")
-    assert "app: serving" in logs
-    assert "asya" in logs
+    name = pod.metadata.name
+
+    def logged(text: str) -> bool:  # the pod is ready by its actor, whenever the other is
+        return text in cluster.core.read_namespaced_pod_log(name, namespace, container="model")
+
+    for text in ("app: serving", "asya_runtime: serving"):
+        until(f"'{text}' in the log", lambda text=text: logged(text))  # type: ignore[misc]
 
 
 def test_an_annotation_taken_away_from_the_deployment_is_taken_away_from_its_pods(

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from harness import SIDECAR, Cluster, bare_pod, workload
+from harness import SIDECAR, SYSTEM, Cluster, Object, bare_pod, until, workload
 
 APP = ["python3", "-m", "app"]
 HANDLER = "asya.sh/handler"
@@ -103,11 +103,16 @@ def test_decisions_are_logged_as_one_json_line_each(cluster: Cluster, namespace:
     cluster.create(
         bare_pod("model", cluster.model_image, {HANDLER: "predict"}), "-n", namespace, check=False
     )
-    lines: list[str] = []
-    for pod in cluster.core.list_namespaced_pod("asya-system").items:
-        lines += cluster.core.read_namespaced_pod_log(pod.metadata.name, "asya-system").splitlines()
-    said = [json.loads(line) for line in lines if namespace in line]
-    (line,) = [each for each in said if each.get("resource") == "pods"]
+
+    def said() -> list[Object]:
+        logs = [
+            cluster.core.read_namespaced_pod_log(name, SYSTEM).splitlines()
+            for name in cluster.injectors()
+        ]
+        found = [json.loads(line) for lines in logs for line in lines if namespace in line]
+        return [each for each in found if each.get("resource") == "pods"]
+
+    (line,) = until("the line in a log", said)
     assert line["message"] == "refused"
     assert line["reason"] == "AnnotationInvalid"
     assert line["object"] == "model"

@@ -122,35 +122,31 @@ class Asking(threading.Thread):
         """Whether the pod was admitted, in whatever shape."""
         asked = Event(time.time(), name, State.ASKED)
         try:
-            made = self._api.create_namespaced_pod(
-                self._namespace,
-                gated(name, self._cluster.model_image),
-                _preload_content=False,
-                _request_timeout=(2, 10),
-            )
-            pod: Object = json.loads(made.data)
-            state, detail = admitted(pod), ""
-            self._remove(name)
-        except ApiException as error:
-            state, detail = State.REFUSED, reason(error)
-            print(f"{name} refused:", error.body)  # shown where that was no part of the promise
-            if error.status == 409 and "AlreadyExists" in (error.body or ""):
-                state, detail = self._found(name), ""
-            elif detail == "other" and error.status in _STARTING:
-                state, detail = State.UNHEARD, "API server"
-        except (HTTPError, OSError):
+            state, detail = self._create(name)
+        except (ApiException, HTTPError, OSError):
             state, detail = State.UNHEARD, "API server"
         self.ledger.record([asked, Event(time.time(), name, state, detail)])
         return state in (State.INJECTED, State.BARE, State.HALF)
 
-    def _found(self, name: str) -> State:
-        """What an unheard request has made."""
-        got = self._api.read_namespaced_pod(
-            name, self._namespace, _preload_content=False, _request_timeout=(2, 10)
-        )
-        state = admitted(json.loads(got.data))
+    def _create(self, name: str) -> tuple[State, str]:
+        """What becomes of the request, and why; raises where the API server does not tell."""
+        how = {"_preload_content": False, "_request_timeout": (2, 10)}
+        try:
+            pod = gated(name, self._cluster.model_image)
+            made = self._api.create_namespaced_pod(self._namespace, pod, **how)
+        except ApiException as error:
+            if error.status == 409 and "AlreadyExists" in (error.body or ""):
+                # by a request that was unheard
+                made = self._api.read_namespaced_pod(name, self._namespace, **how)
+            else:
+                print(f"{name} refused:", error.body)  # shown where that was no part of the promise
+                detail = reason(error)
+                if detail == "other" and error.status in _STARTING:
+                    raise
+                return State.REFUSED, detail
+        state = admitted(json.loads(made.data))
         self._remove(name)
-        return state
+        return state, ""
 
     def _remove(self, name: str) -> None:
         with contextlib.suppress(ApiException, HTTPError, OSError):
