@@ -126,10 +126,11 @@ class Cluster:
         ours = {label: value} if name.startswith("e2e-") else {}
         metadata = {"name": name, "labels": RESTRICTED | ours}
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
-        words = ["get", "serviceaccount/default", "configmap/kube-root-ca.crt", "-n", name]
+        both = ["serviceaccount/default", "configmap/kube-root-ca.crt"]
+        words = ["get", *both, "-n", name, "-o", "name", "--ignore-not-found"]
         until(
-            f"the default account of {name} and its CA",
-            lambda: not self.kubectl(*words, check=False).returncode,
+            f"{' and '.join(both)} of {name}",
+            lambda: self.kubectl(*words).stdout.split() == both,
         )
 
     def create(self, item: Object, *words: str, **how: Any) -> subprocess.CompletedProcess[str]:

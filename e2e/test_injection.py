@@ -48,11 +48,11 @@ def test_the_application_runs_beside_the_actor_and_both_log_to_the_container(
     pod = cluster.ready_pod(namespace, "model")
     name = pod.metadata.name
 
-    def logged(text: str) -> bool:  # the pod is ready by its actor, whenever the other is
-        return text in cluster.core.read_namespaced_pod_log(name, namespace, container="model")
+    def both_logged() -> bool:  # the pod is ready by its actor, whenever the application is
+        log = cluster.core.read_namespaced_pod_log(name, namespace, container="model")
+        return "app: serving" in log and "asya_runtime: serving" in log
 
-    for text in ("app: serving", "asya_runtime: serving"):
-        until(f"'{text}' in the log", lambda text=text: logged(text))  # type: ignore[misc]
+    until("both to say in the log that they serve", both_logged)
 
 
 def test_an_annotation_taken_away_from_the_deployment_is_taken_away_from_its_pods(

@@ -135,15 +135,14 @@ class Asking(threading.Thread):
             pod = gated(name, self._cluster.model_image)
             made = self._api.create_namespaced_pod(self._namespace, pod, **how)
         except ApiException as error:
-            if error.status == 409 and "AlreadyExists" in (error.body or ""):
-                # by a request that was unheard
-                made = self._api.read_namespaced_pod(name, self._namespace, **how)
-            else:
+            if error.status != 409 or "AlreadyExists" not in (error.body or ""):
                 print(f"{name} refused:", error.body)  # shown where that was no part of the promise
                 detail = reason(error)
                 if detail == "other" and error.status in _STARTING:
                     raise
                 return State.REFUSED, detail
+            # A request that was unheard has made it.
+            made = self._api.read_namespaced_pod(name, self._namespace, **how)
         state = admitted(json.loads(made.data))
         self._remove(name)
         return state, ""
