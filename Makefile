@@ -15,8 +15,6 @@ export UV := $(or $(shell command -v uv),$(CURDIR)/.tools/uv/bin/uv)
 export PYTHONPATH := $(CURDIR)/injector
 
 bin := .venv/bin
-# Folders whose modules import each other by their bare names.
-own_paths := tests/chart tests/docs tests/model examples e2e e2e/model bench
 scripts = $(shell git ls-files '*.sh' .ci/run '*/bin/entrypoint')
 
 .PHONY: help
@@ -66,7 +64,6 @@ lint: deps helm ## ruff, mypy, imports, shellcheck, helm lint
 	@$(bin)/ruff format --check --quiet . || { echo 'not formatted: make fmt' >&2; exit 1; }
 	@$(bin)/ruff check --quiet .
 	@$(bin)/mypy --no-error-summary
-	@for dir in $(own_paths); do MYPYPATH=$$dir:tests/chart:tests/docs:e2e $(bin)/mypy --no-error-summary $$dir/*.py; done
 	@$(bin)/lint-imports --no-logo >build/lint-imports.log 2>&1 || { cat build/lint-imports.log >&2; exit 1; }
 	@$(bin)/shellcheck -x --source-path=SCRIPTDIR $(scripts)
 	@helm lint --quiet chart
@@ -86,11 +83,11 @@ fuzz: deps ## mutated frames against the runtime: FRAMES=1000000, at most half a
 
 .PHONY: chart-render
 chart-render: deps helm sync ## refresh the chart's golden renderings and its README table
-	@$(bin)/python tests/chart/render.py
+	@$(bin)/python -m tests.chart.render
 
 .PHONY: chart-schemas
 chart-schemas: deps ## fetch the schemas that the chart's objects are validated against
-	@$(bin)/python tests/chart/fetch_schemas.py
+	@$(bin)/python -m tests.chart.fetch_schemas
 
 .PHONY: package
 package: helm ## the chart as an archive in dist/: equal sources give equal bytes
@@ -125,11 +122,11 @@ image: deps ## the injector's image; loaded into the cluster if that is up
 
 .PHONY: demo
 demo: deps cluster ## the main job: a web application becomes an actor by one annotation
-	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/python examples/demo.py
+	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/python -m examples.demo
 
 .PHONY: demo-clean
 demo-clean: deps ## remove what the demo installed
-	@$(bin)/python examples/demo.py --clean
+	@$(bin)/python -m examples.demo --clean
 
 .PHONY: e2e
 e2e: deps cluster helm3 ## tests in the cluster, side by side (ARGS=-n0: one by one)
@@ -152,11 +149,11 @@ check: ## lint, unit, chart and cluster tests, and the demo
 
 .PHONY: bench
 bench: deps ## speed of runtime and injector, as ratios measured side by side
-	@$(bin)/python bench/run.py $(ARGS)
+	@$(bin)/python -m bench.run $(ARGS)
 
 .PHONY: bench-cluster
 bench-cluster: deps cluster ## what injection costs a cluster, by the API server's own figures
-	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" PYTHONPATH="$$PYTHONPATH:e2e" $(bin)/python bench/cluster.py $(ARGS)
+	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/python -m bench.cluster $(ARGS)
 
 .PHONY: clean
 clean: ## remove what was built here; caches outside the checkout stay

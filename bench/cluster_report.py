@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import picture
-from report import BEGIN, DOCS, END, Table, short
+from bench import picture
+from bench.report import BEGIN, DOCS, END, Table, short
 
 Result = dict[str, Any]
 PAGE, PICTURE = DOCS / "benchmarks-cluster.md", DOCS / "benchmarks-cluster.svg"

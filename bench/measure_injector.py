@@ -18,10 +18,11 @@ from typing import Any
 from asya_injector.certificates import created
 from asya_injector.inject import inject
 from asya_injector.policy import Policy
-from contenders import SERVERS
-from load import Slice
-from processes import NotServing, Process
-from stand_in import api_server
+
+from bench.contenders import SERVERS
+from bench.load import Slice
+from bench.processes import NotServing, Process
+from tests.support.api_server import api_server
 
 HOST = "bench.local"
 

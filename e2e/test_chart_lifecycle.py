@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from harness import RELEASE, REPOSITORY, SYSTEM, Cluster, bare_pod, container, until
-from releases import CHART, ECHO, PREVIOUS, Release, certificate, stream
+
+from e2e.harness import RELEASE, REPOSITORY, SYSTEM, Cluster, bare_pod, container, until
+from e2e.releases import CHART, ECHO, PREVIOUS, Release, certificate, stream
 
 OK = [{"status": "ok", "result": {}}]
 DOES_NOT_ANSWER = 'failed calling webhook "pods.asya.sh"'

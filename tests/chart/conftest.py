@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from charts import copied, helm
+
+from tests.chart.charts import copied, helm
 
 
 @pytest.fixture(scope="session", autouse=True)

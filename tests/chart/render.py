@@ -8,8 +8,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from charts import CASES, CHART, GOLDEN, case, copied, difference, objects, written
-from values_table import updated
+from tests.chart.charts import CASES, CHART, GOLDEN, case, copied, difference, objects, written
+from tests.chart.values_table import updated
 
 
 def main() -> None:

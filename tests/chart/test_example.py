@@ -10,8 +10,9 @@ import yaml
 from asya_injector.annotations import ENV, TABLE
 from asya_injector.inject import inject
 from asya_injector.policy import RUNTIME_VOLUME, Policy
-from charts import CHART, EXAMPLE, HelmError, Object, nested, objects, render, run
-from schemas import RELEASES, problems
+
+from tests.chart.charts import CHART, EXAMPLE, HelmError, Object, nested, objects, render, run
+from tests.chart.schemas import RELEASES, problems
 
 HANDLER = "my_app.handler.predict"
 IMAGES = {"image": "model:1", "sidecarImage": "sidecar:1"}

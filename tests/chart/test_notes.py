@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from charts import CASES, SYSTEM, Object, case, nested, objects, run
+
+from tests.chart.charts import CASES, SYSTEM, Object, case, nested, objects, run
 
 # By the values: what is said, and is not said without them.
 SAID: list[tuple[Object, str]] = [

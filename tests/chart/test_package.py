@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 from asya_injector.version import Payload
-from charts import CHART, REPOSITORY, RUNTIME_FILES, SYSTEM, objects, render, run
+
+from tests.chart.charts import CHART, REPOSITORY, RUNTIME_FILES, SYSTEM, objects, render, run
 
 CONTENTS = {
     "Chart.yaml",

@@ -9,7 +9,8 @@ import pytest
 from asya_injector.annotations import TABLE
 from asya_injector.config import Config
 from asya_injector.policy import ENTRYPOINT_FILE, RUNTIME_FILE, Policy
-from charts import (
+
+from tests.chart.charts import (
     CASES,
     CHART,
     GOLDEN,
@@ -27,7 +28,7 @@ from charts import (
     render,
     run,
 )
-from schemas import RELEASES, problems
+from tests.chart.schemas import RELEASES, problems
 
 NAME = "asya-runtime"
 CLUSTER_WIDE = {

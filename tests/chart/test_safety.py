@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from asya_injector.version import MANAGED_BY, Payload
 from asya_injector.webhook import PODS, TEMPLATES, WORKLOADS
-from charts import CA, CASES, SYSTEM, Object, case, nested, objects, render
+
+from tests.chart.charts import CA, CASES, SYSTEM, Object, case, nested, objects, render
 
 NAME = "asya-runtime"
 WITH_INJECTOR = [name for name in CASES if name not in ("config-maps-alone", "nothing")]

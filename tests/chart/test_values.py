@@ -10,8 +10,9 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from charts import CA, CHART, SYSTEM, HelmError, Object, nested, objects, render
-from schemas import RELEASES, problems
+
+from tests.chart.charts import CA, CHART, SYSTEM, HelmError, Object, nested, objects, render
+from tests.chart.schemas import RELEASES, problems
 
 SCHEMA: Object = json.loads((CHART / "values.schema.json").read_text())
 VALUES: Object = yaml.safe_load((CHART / "values.yaml").read_text())

@@ -2,8 +2,9 @@
 
 import pytest
 import yaml
-from charts import CHART
-from values_table import BEGIN, END, described, table, updated
+
+from tests.chart.charts import CHART
+from tests.chart.values_table import BEGIN, END, described, table, updated
 
 
 def test_the_readme_has_the_table_as_it_is_now() -> None:

@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 import yaml
-from pages import REPOSITORY
+
+from tests.docs.pages import REPOSITORY
 
 
 def workflow() -> dict[Any, Any]:

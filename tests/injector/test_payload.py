@@ -14,7 +14,8 @@ from asya_injector.metrics import Metrics
 from asya_injector.payload import Publisher
 from asya_injector.refusal import Refusal
 from asya_injector.version import Payload
-from stand_in import Answer, Api, failure, write_kubeconfig
+
+from tests.support.api_server import Answer, Api, failure, write_kubeconfig
 
 from .conftest import connected, free_port
 

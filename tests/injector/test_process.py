@@ -16,7 +16,8 @@ import pytest
 from asya_injector import __version__
 from asya_injector.version import Payload
 from jsonpatch import JsonPatch
-from stand_in import (
+
+from tests.support.api_server import (
     NAME,
     NAMESPACE,
     RIGHTS,

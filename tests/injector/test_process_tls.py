@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from asya_injector.certificates import KeyPair, created
-from stand_in import NAME, NAMESPACE, Api, failure, write_kubeconfig
+
+from tests.support.api_server import NAME, NAMESPACE, Api, failure, write_kubeconfig
 
 from .conftest import Injector, free_port, until
 from .test_process import POD, Caller, Start, bundle, samples

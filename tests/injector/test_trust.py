@@ -15,7 +15,8 @@ from asya_injector.certificates import KeyPair, created
 from asya_injector.config import Config
 from asya_injector.tls import NotReadyError, Shown
 from asya_injector.trust import Trust
-from stand_in import NAME, NAMESPACE, SECRET, Api, failure, write_kubeconfig
+
+from tests.support.api_server import NAME, NAMESPACE, SECRET, Api, failure, write_kubeconfig
 
 from .conftest import connected
 from .test_certificates import trusts
