@@ -16,8 +16,9 @@ from asya_injector.refusal import Refusal
 from asya_injector.version import Payload
 
 from tests.support.api_server import Answer, Api, failure, write_kubeconfig
+from tests.support.injector_process import free_port
 
-from .conftest import connected, free_port
+from .conftest import connected
 
 RUNTIME = Path(__file__).parent.parent.parent / "runtime"
 

@@ -18,7 +18,6 @@ from asya_injector.version import Payload
 from jsonpatch import JsonPatch
 
 from tests.support.api_server import (
-    NAME,
     NAMESPACE,
     RIGHTS,
     SECRET,
@@ -28,8 +27,9 @@ from tests.support.api_server import (
     failure,
     write_kubeconfig,
 )
+from tests.support.injector_process import Injector, build_review, bundle, free_port, until
 
-from .conftest import ROOT, Injector, free_port, run_script, until
+from .conftest import ROOT, run_script
 
 Start = Callable[..., Injector]
 HASH = Payload.load(ROOT / "runtime").hash
@@ -45,13 +45,6 @@ POD: dict[str, Any] = {
 }
 
 
-def bundle(api: Api) -> bytes:
-    """The CA that the API server would trust."""
-    with api.lock:
-        webhook = api.objects["mutatingwebhookconfigurations", "", NAME]["webhooks"][0]
-        return base64.b64decode(webhook["clientConfig"].get("caBundle", ""))
-
-
 class Caller:
     """A kept connection that sends reviews."""
 
@@ -65,23 +58,9 @@ class Caller:
         return self._connection.sock is not None
 
     def send(self, body: dict[str, Any], **changes: Any) -> None:
-        plural = body["kind"].lower() + "s"
-        group = {"pods": "", "deployments": "apps"}[plural]
-        request = {
-            "uid": "u-1",
-            "resource": {"group": group, "version": "v1", "resource": plural},
-            "operation": "CREATE",
-            "namespace": body["metadata"].get("namespace"),
-            "userInfo": {},
-            "object": body,
-        } | changes
-        path = "/workloads" if group else "/pods"
-        self._connection.request(
-            "POST",
-            f"{path}?timeout=5s",
-            json.dumps({"request": request}),
-            {"Content-Type": "application/json"},
-        )
+        path, review = build_review(body, **changes)
+        headers = {"Content-Type": "application/json"}
+        self._connection.request("POST", path, json.dumps(review), headers)
 
     def receive(self) -> Any:
         answer = self._connection.getresponse()

@@ -10,9 +10,9 @@ import pytest
 from asya_injector.certificates import KeyPair, created
 
 from tests.support.api_server import NAME, NAMESPACE, Api, failure, write_kubeconfig
+from tests.support.injector_process import Injector, bundle, free_port, until
 
-from .conftest import Injector, free_port, until
-from .test_process import POD, Caller, Start, bundle, samples
+from .test_process import POD, Caller, Start, samples
 
 SERVICE = f"{NAME}.{NAMESPACE}.svc"
 # The program as it is, but it looks at its certificate ten times a second instead of every ten.

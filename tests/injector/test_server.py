@@ -25,7 +25,7 @@ from asya_injector.server import Server
 from asya_injector.tls import Identity, Shown
 from asya_injector.webhook import HANDLED
 
-from .conftest import free_port
+from tests.support.injector_process import free_port
 
 NAMES = ["localhost"]
 # Set once a slow review has arrived; set to have it answered.
