@@ -14,11 +14,11 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from kubernetes import config
 
-from e2e.harness import MADE_HERE, REPOSITORY, SYSTEM, Cluster, run
+from e2e.harness import MADE_HERE, REPOSITORY, SYSTEM, Cluster, connect, run
 from e2e.load import ledger, trend
 from e2e.load.faults import Scene, staged
+from tests.support.tables import Table, write_section
 
 LOCK = REPOSITORY / "build" / "e2e.lock"
 CHANGED = REPOSITORY / "build" / "e2e.changed"  # there while the release is not the usual one
@@ -38,19 +38,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     os.environ["MODEL_IMAGES"] = run(
         str(REPOSITORY / "e2e/cluster/model-images.sh"), timeout=900
     ).stdout
-    cluster = connected()
+    cluster = connect(os.environ["INJECTOR_IMAGE"], os.environ["MODEL_IMAGES"])
     cluster.uninstall()
     cluster.kubectl("delete", "namespaces", "-l", MADE_HERE, "--wait=false")
     cluster.kubectl("delete", "namespace", SYSTEM, "--ignore-not-found", "--timeout=120s")
     cluster.make_namespace(SYSTEM)
     cluster.install()
     CHANGED.unlink(missing_ok=True)
-
-
-def connected() -> Cluster:
-    config.load_kube_config(os.environ["KUBECONFIG"])  # type: ignore[no-untyped-call]
-    images = dict(line.split() for line in os.environ["MODEL_IMAGES"].splitlines())
-    return Cluster(os.environ["INJECTOR_IMAGE"], images)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
@@ -104,7 +98,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def cluster() -> Cluster:
     """The cluster with the release installed in `asya-system`, under restricted PodSecurity."""
-    return connected()
+    return connect(os.environ["INJECTOR_IMAGE"], os.environ["MODEL_IMAGES"])
 
 
 @pytest.fixture(autouse=True)
@@ -209,19 +203,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         ("row", "what was lost", ledger.HEADER),
     ):
         rows = [cells for name, cells in recorded if name == kind]
-        if rows:
-            terminalreporter.section(title)
-            for line in ledger.as_text([header, *rows]):
-                terminalreporter.line(line)
-        if rows and kind == "row" and os.environ.get("DOCS"):
-            _write_page(ledger.as_markdown([header, *rows]))
-
-
-def _write_page(table: list[str]) -> None:
-    """Replace what stands between the marks of docs/faults.md."""
-    begin, end = "<!-- measured: begin -->", "<!-- measured: end -->"
-    page = REPOSITORY / "docs/faults.md"
-    before, _, rest = page.read_text().partition(begin)
-    where = f"{dt.datetime.now(dt.UTC).date().isoformat()}, {os.cpu_count()} cores."
-    lines = [f"{before}{begin}", where, "", *table, f"{end}{rest.partition(end)[2]}"]
-    page.write_text("\n".join(lines))
+        if not rows:
+            continue
+        table = Table([header, *rows], texts=2)
+        terminalreporter.section(title)
+        for line in table.as_text():
+            terminalreporter.line(line)
+        if kind == "row" and os.environ.get("DOCS"):
+            where = f"{dt.datetime.now(dt.UTC).date().isoformat()}, {os.cpu_count()} cores."
+            write_section("faults", [where, "", *table.as_markdown()])

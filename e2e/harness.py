@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import subprocess
 import time
@@ -12,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cryptography import x509
-from kubernetes import client
+from kubernetes import client, config
 
-from e2e.pod_exec import run_inside
+from e2e.pod_exec import exec_python
 
 T = TypeVar("T")
 Object = dict[str, Any]
@@ -41,6 +42,30 @@ for line in sys.stdin.buffer:
     if not prefix:
         break
     print(stream.read(int.from_bytes(prefix, "big")).decode())
+"""
+
+
+READ_PROC = """
+import json, os
+usage = {}
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    try:
+        words = open(f"/proc/{pid}/cmdline").read().split("\\0")
+        status = dict(line.split(":", 1) for line in open(f"/proc/{pid}/status"))
+        stat = open(f"/proc/{pid}/stat").read().rsplit(") ", 1)[1].split()
+        descriptors = len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        continue
+    if int(pid) != os.getpid() and "VmRSS" in status and "--ready" not in words:
+        name = next((word for word in words if word.endswith(("runtime.py", "asya_injector"))), "")
+        if name:
+            usage[os.path.basename(name)] = {
+                "memory_mb": int(status["VmRSS"].split()[0]) / 1024,
+                "threads": int(status["Threads"]),
+                "descriptors": descriptors,
+                "cpu_s": (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK"),
+            }
+print(json.dumps(usage))
 """
 
 
@@ -100,14 +125,25 @@ class Cluster:
             raise AssertionError(f"kubectl {' '.join(words)}: {done.returncode}\n{done.stderr}")
         return done
 
-    def run_inside(
+    def exec_python(
         self, *pod: str, program: str, check: bool = True, **how: Any
     ) -> subprocess.CompletedProcess[str]:
         """Run a Python program in a pod, named in kubectl's words, as `inside.py` has it."""
-        done = reach(lambda: run_inside(*pod, program=program, **how))
+        done = reach(lambda: exec_python(*pod, program=program, **how))
         if check and done.returncode:
             raise AssertionError(f"in {' '.join(pod)}: {done.returncode}\n{done.stderr}")
         return done
+
+    def process_usage(
+        self, namespace: str, pod: str, container: str
+    ) -> dict[str, dict[str, float]]:
+        """What the runtime's and the injector's processes of a container use, by their names.
+
+        Empty if the container does not answer.
+        """
+        where = ("-n", namespace, pod, "-c", container)
+        done = self.exec_python(*where, program=READ_PROC, check=False)
+        return {} if done.returncode else dict(json.loads(done.stdout))
 
     def get(self, *words: str) -> Object:
         """An object as the API server gives it."""
@@ -218,7 +254,7 @@ class Cluster:
         program = "import ssl; print(ssl.get_server_certificate(('127.0.0.1', 9443), timeout=5))"
         found = set()
         for name in self.injectors():
-            done = self.run_inside("-n", SYSTEM, name, program=program, check=False)
+            done = self.exec_python("-n", SYSTEM, name, program=program, check=False)
             found.add(0 if done.returncode else serial(done.stdout.encode()))
         return found
 
@@ -286,7 +322,7 @@ class Cluster:
         """Send messages to the pod's actor from its sidecar."""
         lines = "".join(json.dumps(message) + "\n" for message in messages)
         words = ["-n", pod.metadata.namespace, "-c", SIDECAR, pod.metadata.name]
-        done = self.run_inside(*words, program=CLIENT, stdin=lines)
+        done = self.exec_python(*words, program=CLIENT, stdin=lines)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def reviews(self, webhook: str) -> int:
@@ -298,6 +334,12 @@ class Cluster:
     def events(self, namespace: str) -> Iterable[str]:
         """The messages of all events."""
         return [event.message or "" for event in self.core.list_namespaced_event(namespace).items]
+
+
+def connect(injector_image: str, images: str) -> Cluster:
+    """The cluster of KUBECONFIG. images: a line for each image, its key and its name."""
+    config.load_kube_config(os.environ["KUBECONFIG"])  # type: ignore[no-untyped-call]
+    return Cluster(injector_image, dict(line.split() for line in images.splitlines()))
 
 
 def serial(pem: bytes) -> int:

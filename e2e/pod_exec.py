@@ -35,7 +35,7 @@ here.read()
 """
 
 
-def run_inside(
+def exec_python(
     *pod: str, program: str, arguments: tuple[str, ...] = (), stdin: str = "", timeout: float = 120
 ) -> subprocess.CompletedProcess[str]:
     """Run a program's text in a pod.

@@ -160,7 +160,7 @@ def test_without_the_injector_the_config_map_is_mounted_as_the_specification_sho
     program = "import pathlib; assert pathlib.Path('/tmp/sockets/app.sock').is_socket()"
     until(
         "the socket",
-        lambda: cluster.run_inside(*words, program=program, check=False).returncode == 0,
+        lambda: cluster.exec_python(*words, program=program, check=False).returncode == 0,
     )
     assert cluster.call(ready, {"payload": {}}) == OK
     release.helm("uninstall", "files")

@@ -31,7 +31,7 @@ from e2e.load.faults import (
     until_routed,
     without_an_account,
 )
-from e2e.load.ledger import Promise
+from e2e.load.ledger import Tolerance
 from e2e.releases import stream
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(240)]
@@ -65,7 +65,7 @@ def test_one_injector_of_two_that_is_killed_lets_no_pod_in_bare(
 def injectors_killed(scene: Scene, record: Property, name: str, *, replicas: int) -> None:
     pods = injector_pods(scene.cluster)
     assert len(pods) == 2
-    with fault(scene, record, name, pods=Promise(refusals=True)):
+    with fault(scene, record, name, pods=Tolerance(rejections=True)):
         for pod in pods[:replicas]:
             kill(pod, "injector")
         until_restarted(scene.cluster, pods[:replicas])
@@ -199,7 +199,10 @@ def test_the_api_server_can_be_killed(scene: Scene, record_property: Property) -
     server = scene.cluster.core.read_namespaced_pod(f"kube-apiserver-{NODE}", "kube-system")
     began = server.status.container_statuses[0].restart_count
     with fault(
-        scene, record_property, "API server SIGKILLed", pods=Promise(refusals=True, outages=True)
+        scene,
+        record_property,
+        "API server SIGKILLed",
+        pods=Tolerance(rejections=True, outages=True),
     ):
         kill(server, "kube-apiserver")
 

@@ -29,7 +29,7 @@ from e2e.load.faults import (
     kill_within,
     without_an_account,
 )
-from e2e.load.ledger import Promise, Row, State
+from e2e.load.ledger import Row, State, Tolerance
 from e2e.load.traffic import APP, actor, load, long_message
 
 pytestmark = [pytest.mark.xdist_group("actors"), pytest.mark.timeout(240)]
@@ -131,12 +131,12 @@ def test_a_namespace_that_is_deleted_goes_and_can_be_made_again(
             cluster.kubectl("delete", "namespace", name, "--timeout=90s", timeout=100)
             asking.stop()
             assert sending.unfinished(set()) == []
-            promise = Promise(refusals=True)
+            promise = Tolerance(rejections=True)
             messages = sending.ledger().tally(NOTHING, since=began)
             # The pod that is asked for at the end is refused for ever, and says why.
             histories = asking.ledger.histories
             last = histories.pop(list(histories)[-1])
-            assert {event.state for event in last} <= {State.ASKED, State.REFUSED}
+            assert {event.state for event in last} <= {State.REQUESTED, State.REJECTED}
             pods = asking.ledger.tally(promise, since=began)
             for row in (Row("namespace deleted", "messages", messages),
                         Row("namespace deleted", "pods", pods)):  # fmt: skip

@@ -202,12 +202,12 @@ def test_an_actor_comes_up_in_every_form_of_image_and_pod(cluster: Cluster, name
     assert seen == {name: expected for name, (_, expected) in table.items()}
     words = ["-n", namespace, pods["env-refers"].metadata.name, "-c", "model"]
     program = "print(open('/proc/1/environ').read(), end='')"
-    environment = cluster.run_inside(*words, program=program).stdout.split("\0")
+    environment = cluster.exec_python(*words, program=program).stdout.split("\0")
     assert "SEEN=/tmp/sockets/app.sock" in environment
     # The program of the image serves beside its actor.
     for name in ("hook-exec-form", "hook-shell-form", "hook-script", "wrap-tini"):
         words = ["-n", namespace, pods[name].metadata.name, "-c", "model"]
-        cluster.run_inside(*words, program=SERVED)
+        cluster.exec_python(*words, program=SERVED)
 
 
 @pytest.mark.timeout(300)

@@ -125,7 +125,7 @@ def test_hostile_frames_hold_nobody_up(cluster: Cluster, namespace: str) -> None
     )
     pod = cluster.ready_pod(namespace, "model", seconds=120)
     words = ["-n", namespace, pod.metadata.name, "-c", SIDECAR]
-    said = cluster.run_inside(*words, program=ATTACK).stdout.splitlines()
+    said = cluster.exec_python(*words, program=ATTACK).stdout.splitlines()
     replies = [json.loads(line) for line in said]
     assert [reply.get("error", reply.get("result")) for reply in replies] == [
         *["invalid_json"] * 6,
@@ -157,7 +157,7 @@ def test_a_pod_without_rights_reaches_no_secret_no_copy_and_no_review_of_others(
     }
     arguments = (SYSTEM, json.dumps(review), namespace)
     words = ["-n", namespace, "intruder"]
-    seen = json.loads(cluster.run_inside(*words, program=INTRUDER, arguments=arguments).stdout)
+    seen = json.loads(cluster.exec_python(*words, program=INTRUDER, arguments=arguments).stdout)
     assert {key: seen[key] for key in ("secret", "source", "elsewhere", "here")} == {
         "secret": 403,
         "source": 403,

@@ -1,6 +1,6 @@
 """Faults under load: actors whose sidecars never run out of messages, pods that are asked for.
 
-A fault says what it may do (`Promise`); the ledger says what it did.
+A fault says what it may do (`Tolerance`); the ledger says what it did.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from e2e.harness import Cluster, Object, Pod, run, until
-from e2e.load.ledger import Promise, Row, State
+from e2e.load.ledger import Row, State, Tolerance
 from e2e.load.traffic import APP, Asking, Sending, actor, load
 
 NODE = f"{os.environ.get('CLUSTER', 'asya')}-control-plane"
 WRAP, HOOK, SMALL = "wrap", "hook", "small"
-NOTHING = Promise()
-KILLS = Promise(cuts=True)
+NOTHING = Tolerance()
+KILLS = Tolerance(cuts=True)
 Property = Callable[[str, object], None]
 
 
@@ -82,8 +82,8 @@ def fault(
     record_property: Property,
     name: str,
     *,
-    messages: Promise = NOTHING,
-    pods: Promise = NOTHING,
+    messages: Tolerance = NOTHING,
+    pods: Tolerance = NOTHING,
     apps: tuple[str, ...] = (WRAP, HOOK, SMALL),
 ) -> Iterator[None]:
     """Do a fault inside; after it, wait until everybody is served, and judge all that it met."""

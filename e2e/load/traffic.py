@@ -74,7 +74,7 @@ def gated(name: str, image: str) -> Object:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
-def admitted(pod: Object) -> State:
+def judge_admitted(pod: Object) -> State:
     """Whether an admitted pod (of the shape of `gated`) is a whole actor, part of one, or none."""
     model, sidecar = pod["spec"]["containers"]
     volumes = {each["name"] for each in pod["spec"].get("volumes", [])}
@@ -90,7 +90,7 @@ def admitted(pod: Object) -> State:
     ]
     if all(parts):
         return State.INJECTED
-    return State.HALF if any(parts) else State.BARE
+    return State.PARTIAL if any(parts) else State.UNCHANGED
 
 
 class Asking(threading.Thread):
@@ -121,13 +121,13 @@ class Asking(threading.Thread):
 
     def _ask(self, name: str) -> bool:
         """Whether the pod was admitted, in whatever shape."""
-        asked = Event(time.time(), name, State.ASKED)
+        asked = Event(time.time(), name, State.REQUESTED)
         try:
             state, detail = self._create(name)
         except (ApiException, HTTPError, OSError):
-            state, detail = State.UNHEARD, "API server"
+            state, detail = State.UNKNOWN, "API server"
         self.ledger.record([asked, Event(time.time(), name, state, detail)])
-        return state in (State.INJECTED, State.BARE, State.HALF)
+        return state in (State.INJECTED, State.UNCHANGED, State.PARTIAL)
 
     def _create(self, name: str) -> tuple[State, str]:
         """What becomes of the request, and why; raises where the API server does not tell."""
@@ -141,10 +141,10 @@ class Asking(threading.Thread):
                 detail = reason(error)
                 if detail == "other" and error.status in _STARTING:
                     raise
-                return State.REFUSED, detail
+                return State.REJECTED, detail
             # A request that was unheard has made it.
             made = self._api.read_namespaced_pod(name, self._namespace, **how)
-        state = admitted(json.loads(made.data))
+        state = judge_admitted(json.loads(made.data))
         self._remove(name)
         return state, ""
 
@@ -284,8 +284,8 @@ def attempt(line: str) -> list[Event]:
     events = [Event(float(began), name, State.WAITING)]
     if state == State.WAITING:  # nothing was handed over; the next attempt says waiting again
         return events
-    if state == State.UNTAKEN:
-        return [*events, Event(float(ended), name, State.UNTAKEN)]
+    if state == State.UNDELIVERED:
+        return [*events, Event(float(ended), name, State.UNDELIVERED)]
     return [
         *events,
         Event(float(sent), name, State.SENT),
@@ -325,5 +325,5 @@ def long_message(cluster: Cluster, pod: Pod, number: int) -> None:
 
     before = in_hand()
     program = f"import os; os.kill(1, {int(number)})"
-    cluster.run_inside("-n", namespace, name, "-c", SIDECAR, program=program)
+    cluster.exec_python("-n", namespace, name, "-c", SIDECAR, program=program)
     until("the message to be in hand", lambda: in_hand() > before)

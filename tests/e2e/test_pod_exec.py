@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.pod_exec import run_inside
+from e2e.pod_exec import exec_python
 
 KUBECTL = """#!/bin/bash
 while [[ $1 != -- ]]; do shift; done
@@ -57,7 +57,7 @@ def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_programs_output_and_exit_code_are_known(
     kubectl: Path, program: str, stdin: str, returncode: int, stdout: str, stderr: str
 ) -> None:
-    done = run_inside("pod", program=program, arguments=("one", "two"), stdin=stdin)
+    done = exec_python("pod", program=program, arguments=("one", "two"), stdin=stdin)
     assert (done.returncode, done.stdout) == (returncode, stdout)
     assert done.stderr.endswith(stderr)
     assert bool(done.stderr) == bool(stderr)
@@ -65,17 +65,17 @@ def test_a_programs_output_and_exit_code_are_known(
 
 def test_a_process_stays_until_its_output_was_read(kubectl: Path) -> None:
     kubectl.write_text(CUT)
-    done = run_inside("pod", program="print(1)")
+    done = exec_python("pod", program="print(1)")
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
 
 def test_a_program_whose_end_is_not_heard_of_has_failed(kubectl: Path) -> None:
     kubectl.write_text(CUT)
-    done = run_inside("pod", program="import os\nprint(1, flush=True)\nos._exit(0)")
+    done = exec_python("pod", program="import os\nprint(1, flush=True)\nos._exit(0)")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.endswith("the program did not come to its end")
 
 
 def test_what_takes_too_long_is_given_up(kubectl: Path) -> None:
-    done = run_inside("pod", program="import time\ntime.sleep(60)", timeout=0.5)
+    done = exec_python("pod", program="import time\ntime.sleep(60)", timeout=0.5)
     assert (done.returncode, done.stderr) == (-9, "the program did not come to its end")

@@ -62,6 +62,13 @@ def bundle(api: Api) -> bytes:
         return base64.b64decode(webhook["clientConfig"].get("caBundle", ""))
 
 
+def connect(port: int, bundle: bytes) -> ssl.SSLSocket:
+    """A TLS connection as the API server makes it."""
+    context = ssl.create_default_context(cadata=bundle.decode())
+    plain = socket.create_connection(("127.0.0.1", port), timeout=10)
+    return context.wrap_socket(plain, server_hostname=f"{NAME}.{NAMESPACE}.svc")
+
+
 class Injector:
     """`asya-injector run` as a child process."""
 
@@ -122,10 +129,8 @@ class Injector:
         until("readiness", ready)
 
     def connect(self, bundle: bytes) -> ssl.SSLSocket:
-        """A TLS connection as the API server makes it."""
-        context = ssl.create_default_context(cadata=bundle.decode())
-        plain = socket.create_connection(("127.0.0.1", self.webhook_port), timeout=10)
-        connection = context.wrap_socket(plain, server_hostname=f"{NAME}.{NAMESPACE}.svc")
+        """A TLS connection to its webhook."""
+        connection = connect(self.webhook_port, bundle)
         self._connections.append(connection)
         return connection
 
