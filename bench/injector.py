@@ -41,7 +41,6 @@ def pod(containers: int, variables: int) -> dict[str, Any]:
         "env": [{"name": f"SETTING_{n}", "value": f"value-{n}"} for n in range(variables)],
         "resources": {"limits": {"cpu": "1", "memory": "1Gi"}},
         "volumeMounts": [{"name": token["name"], "readOnly": True, "mountPath": mount}],
-        "imagePullPolicy": "IfNotPresent",
     }
     metadata = {
         "generateName": "model-5dc5f65949-",

@@ -1,7 +1,6 @@
-"""Under steady load nothing grows: not memory, not threads, file descriptors or ConfigMaps.
+"""Under steady load, memory, threads, file descriptors and ConfigMaps do not grow.
 
-`make soak MINUTES=60` for as long as you like; in `make e2e` it lasts SOAK_MINUTES (5) and is load
-beside the other tests.
+`make soak MINUTES=60` sets the duration. In `make e2e` it is SOAK_MINUTES (5), beside other tests.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ import pytest
 
 from e2e.harness import SYSTEM, Cluster, until
 from e2e.load.ledger import Row, Tolerance
-from e2e.load.traffic import APP, Asking, Sending, actor, load
+from e2e.load.traffic import APP, Messages, PodRequests, actor, generate_load
 from e2e.load.trend import Trend
 
 Property = Callable[[str, object], None]
 MINUTES = float(os.environ.get("SOAK_MINUTES") or 5)
 SAMPLES, LEAST = 60, 12
-# Memory in MB: what an allocator keeps for later; a leak of 100 bytes a message is more in an hour.
+# Memory in MB: allocators keep some. A leak of 100 bytes per message is more than that in an hour.
 BOUNDS = {"memory, MB": 2.0, "threads": 0.0, "file descriptors": 2.0}
 FIGURES = {"memory, MB": "memory_mb", "threads": "threads", "file descriptors": "descriptors"}
-# An injector answers other tests too, at no steady rate, and has been started for them: it comes to
-# what it needs only now. If it kept reviews whole, it would need 14 MB more for each thousand.
-# After many pods at once the API server keeps up to 25 idle connections for longer than a quarter.
+# An injector answers other tests too, at a changing rate, and has just started, so it still grows to
+# its usual size. If it kept reviews, it would grow by 14 MB per thousand. After a burst of pods, the
+# API server keeps up to 25 idle connections for longer than a quarter.
 INJECTOR_BOUNDS = {"memory, MB": 10.0, "threads": 4.0, "file descriptors": 25.0}
 
 
@@ -40,11 +39,11 @@ def test_under_steady_load_nothing_grows(
         actor("wrap", cluster.model_image, command=APP, pause=0.03),
         actor("hook", cluster.model_image, command=None, pause=0.03),
     ]
-    with load(cluster, namespace, *actors) as (sending, asking):
+    with generate_load(cluster, namespace, *actors) as (messages, pod_requests):
         pods = {app: cluster.ready_pod(namespace, app).metadata.name for app in ("wrap", "hook")}
         began = time.time()
         rounds = 0
-        # A look costs four programs: a busy machine gets fewer of them in its time, not more time.
+        # A sample costs four programs: a busy machine takes fewer of them, not more time.
         while time.time() < began + MINUTES * 60 or rounds < LEAST:
             rounds += 1
             for app, pod in pods.items():
@@ -55,15 +54,19 @@ def test_under_steady_load_nothing_grows(
                     add(samples, f"injector {pod.rsplit('-', 1)[1]}", usage)
             samples["namespace", "ConfigMaps"].append(len(cluster.copies(namespace)))
             time.sleep(max(0.0, began + rounds * MINUTES * 60 / SAMPLES - time.time()))
-        settle(sending, asking)
+        settle(messages, pod_requests)
         trends = [
-            Trend(what, figure, seen, bound(what, figure))
+            Trend(what, figure, seen, find_bound(what, figure))
             for (what, figure), seen in sorted(samples.items())
-            if len(seen) == rounds  # the whole time: other tests replace injectors
+            if len(seen) == rounds  # sampled all the time: other tests replace injectors
         ]
         rows = [
-            Row("none: soak", "messages", sending.ledger().tally(Tolerance(), since=began)),
-            Row("none: soak", "pods", asking.ledger.tally(Tolerance(rejections=True), since=began)),
+            Row("none: soak", "messages", messages.ledger().tally(Tolerance(), since=began)),
+            Row(
+                "none: soak",
+                "pods",
+                pod_requests.ledger.tally(Tolerance(rejections=True), since=began),
+            ),
         ]
     for trend in trends:
         record_property("trend", json.dumps(trend.cells()))
@@ -80,13 +83,13 @@ def add(samples: dict[tuple[str, str], list[float]], what: str, usage: dict[str,
         samples[what, figure].append(usage[FIGURES[figure]])
 
 
-def bound(what: str, figure: str) -> float:
+def find_bound(what: str, figure: str) -> float:
     return (INJECTOR_BOUNDS if what.startswith("injector") else BOUNDS).get(figure, 0.0)
 
 
-def settle(sending: Sending, asking: Asking) -> None:
-    """What was begun is done: the last message and the last pod."""
+def settle(messages: Messages, pod_requests: PodRequests) -> None:
+    """Wait for the last message and the last pod."""
     now = time.time()
     for app in ("wrap", "hook"):
-        until(f"{app} to answer", lambda app=app: sending.answered_since(app, now))  # type: ignore[misc]
-    asking.stop()
+        until(f"{app} to answer", lambda app=app: messages.answered_since(app, now))  # type: ignore[misc]
+    pod_requests.stop()

@@ -82,7 +82,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts of a ledger, each loss in words, and the longest time until a retried item was done."""
+    """Counts of a ledger, each loss in words, and the longest recovery of a retried item."""
 
     sent: int
     done: int
