@@ -63,8 +63,8 @@ def with_old_runtime(pod: Object, version: str = OLD) -> Object:
     return pod
 
 
-@pytest.mark.alone  # other releases and charts would be in its table
-def test_a_healthy_cluster_has_nothing_to_mend(cluster: Cluster, namespace: str) -> None:
+@pytest.mark.alone  # other releases would be in the table
+def test_a_healthy_cluster_passes_all_checks(cluster: Cluster, namespace: str) -> None:
     cluster.create(bare_pod("model", cluster.model_image, ECHO), "-n", namespace)
     status, rows = findings("-n", namespace)
     states = {look: [row["state"] for row in found] for look, found in rows.items()}
@@ -88,7 +88,7 @@ def test_a_healthy_cluster_has_nothing_to_mend(cluster: Cluster, namespace: str)
     ]
 
 
-def test_pods_and_workloads_that_the_injector_never_saw_are_found(
+def test_pods_and_workloads_that_the_injector_has_not_seen_are_found(
     cluster: Cluster, namespace: str
 ) -> None:
     disable(cluster, namespace)
@@ -100,7 +100,7 @@ def test_pods_and_workloads_that_the_injector_never_saw_are_found(
         sleeping,
         namespace=namespace,
     )
-    # Not the exit status: other tests may be renewing the injector's certificate just now.
+    # The exit status is not checked: another test may be renewing the injector's certificate.
     rows = findings("-n", namespace)[1]
     assert [row["found"] for row in rows["pods"] + rows["workloads"]] == [
         "0 actors, all with the current runtime",
@@ -117,14 +117,14 @@ def test_pods_and_workloads_that_the_injector_never_saw_are_found(
     assert (
         row["found"] == f"{namespace}: deployment/asleep is annotated, its template does not know"
     )
-    # The table says how to mend it; doing so does.
+    # The suggested fix works.
     cluster.kubectl(*row["fix"].removeprefix("kubectl ").split())
     assert findings("-n", namespace)[1]["workloads"][0]["state"] == "ok"
 
 
 @pytest.mark.alone
 @pytest.mark.timeout(300)
-def test_an_injector_that_nobody_can_call_is_found(cluster: Cluster, namespace: str) -> None:
+def test_an_unreachable_injector_is_found(cluster: Cluster, namespace: str) -> None:
     configuration = "mutatingwebhookconfiguration/asya-runtime"
     with cluster.without_injectors():
         other = created(["x.svc"], now=dt.datetime.now(dt.UTC)).bundle
@@ -138,12 +138,12 @@ def test_an_injector_that_nobody_can_call_is_found(cluster: Cluster, namespace: 
     assert wrong["certificate"].endswith("is not signed by a CA of caBundle")
     assert "has no ready address" in wrong["endpoints"]
     assert 'failed calling webhook "pods.asya.sh"' in wrong["admission"]
-    until("all to be well again", lambda: findings("-n", namespace)[0] == 0)
+    until("all checks to pass again", lambda: findings("-n", namespace)[0] == 0)
 
 
 @pytest.fixture
 def pruner(cluster: Cluster, namespace: str, tmp_path: Path) -> Iterator[list[str]]:
-    """Options that look at the cluster with the rights of the design and no others."""
+    """Options for an account that has exactly the documented permissions."""
     role = f"e2e-prune-{namespace}"
     words = ["create", "clusterrole", role, "--verb=list"]
     cluster.kubectl(*words, "--resource=configmaps,pods")
@@ -163,7 +163,7 @@ def pruner(cluster: Cluster, namespace: str, tmp_path: Path) -> Iterator[list[st
     cluster.kubectl("delete", "clusterrole,clusterrolebinding", role)
 
 
-def test_prune_takes_only_what_no_pod_needs_with_the_rights_of_the_design(
+def test_prune_deletes_only_unused_config_maps_and_needs_only_the_documented_permissions(
     cluster: Cluster, namespace: str, pruner: list[str]
 ) -> None:
     cluster.create(bare_pod("model", cluster.model_image, ECHO), "-n", namespace)
@@ -179,12 +179,12 @@ def test_prune_takes_only_what_no_pod_needs_with_the_rights_of_the_design(
         if (name := item["metadata"]["name"]).startswith("asya-runtime-")
         and name not in [each["metadata"]["name"] for each in copies]
     ]
-    assert asya("prune", *pruner).stdout.splitlines()[-1] == "0 removed, 4 stay"  # all are young
+    assert asya("prune", *pruner).stdout.splitlines()[-1] == "0 removed, 4 stay"  # all are new
     words = ["prune", *pruner, "--older-than", "0s"]
     dry = asya(*words, "--dry-run")
     assert (dry.returncode, dry.stderr) == (0, "")
     assert dry.stdout.splitlines()[-1] == "1 would be removed, 3 stay"
-    # The current one stays even if no pod refers to it.
+    # The current one stays even without a pod that refers to it.
     cluster.kubectl("-n", namespace, "delete", "pod", "model", "--wait")
     done = asya(*words)
     assert (done.returncode, done.stderr) == (0, "")
@@ -201,7 +201,7 @@ def test_prune_takes_only_what_no_pod_needs_with_the_rights_of_the_design(
     assert left == {item["metadata"]["name"] for item in present} - {f"asya-runtime-{OLD}"}
 
 
-def test_what_check_may_not_see_is_said_in_its_row(
+def test_a_check_without_permission_is_unknown_and_shows_the_error(
     cluster: Cluster, namespace: str, pruner: list[str]
 ) -> None:
     status, rows = findings(*pruner)
@@ -211,10 +211,10 @@ def test_what_check_may_not_see_is_said_in_its_row(
     assert "cannot list resource" in rows["webhook"][0]["found"]
 
 
-def test_manifests_that_were_injected_need_no_webhook(cluster: Cluster, namespace: str) -> None:
+def test_injected_manifests_need_no_webhook(cluster: Cluster, namespace: str) -> None:
     disable(cluster, namespace)
     model = workload("model", cluster.model_image, command=APP, annotations=ECHO)
-    # Whether an empty mapping was there cannot be told afterwards.
+    # uninject cannot know whether there was an empty mapping.
     del model["spec"]["template"]["metadata"]["annotations"]
     injected = asya("inject", "-n", namespace, stdin=json.dumps(model))
     assert (injected.returncode, injected.stderr) == (0, "")

@@ -118,7 +118,7 @@ def paused_kube_proxy(cluster: Cluster) -> Iterator[None]:
 
 
 def seconds_served_after_sigterm(cluster: Cluster, injector: str) -> float:
-    """Seconds from SIGTERM to the last review that an injector answered; 0 before, and if it is gone."""
+    """Seconds from SIGTERM to the last review of a replica; 0 before, or if it is gone."""
     log = cluster.kubectl("-n", SYSTEM, "logs", injector, check=False).stdout
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     times = {line["message"]: dt.datetime.fromisoformat(line["time"]) for line in lines}
@@ -171,7 +171,7 @@ def test_a_drain_evicts_one_replica_after_the_other_and_rejects_no_pod(
 
 @contextlib.contextmanager
 def requesting_pods(scene: Scene) -> Iterator[None]:
-    """Request more pods than the ledger's, without a pause, to find short gaps; none is rejected."""
+    """Request pods without a pause, to find gaps that the ledger misses; none is rejected."""
     with stream(scene.cluster, scene.namespace) as requested:
         yield
     assert (requested.rejected, requested.plain) == ([], 0)
@@ -257,16 +257,10 @@ def test_an_upgrade_of_the_runtime_loses_no_message_and_no_pod(
         until("the old replicas to be gone", lambda: len(cluster.injectors()) == 2)
         restart_kubelet(cluster)
         words = ["-n", scene.namespace, "exec", f"deployment/{SMALL}", "-c", "model", "--", "true"]
-        until(
-            "the kubelet to know its pods",
-            lambda: not cluster.kubectl(*words, check=False).returncode,
-        )
+        until("known pods", lambda: not cluster.kubectl(*words, check=False).returncode)
         for app in (WRAP, SMALL):
             kill_in_container(cluster, scene.pod(app), "asya_runtime.py", signal.SIGKILL)
-            until(
-                "the container to be restarted",
-                lambda app=app: scene.restarts(app) == before[app] + 1,
-            )  # type: ignore[misc]
+            until("a restart", lambda app=app: scene.restarts(app) == before[app] + 1)  # type: ignore[misc]
     assert {app: runtime_hash(scene.pod(app)) for app in (WRAP, HOOK)} == new
     cluster.kubectl("-n", scene.namespace, "delete", "pod", scene.pod(WRAP).metadata.name)
     assert runtime_hash(scene.pod(WRAP)) == old[WRAP]

@@ -1,4 +1,4 @@
-"""Faults of actors, ConfigMaps and certificates, under a load of messages and pods: nothing is lost.
+"""Faults of actors, ConfigMaps and certificates under load: no message and no pod is lost.
 
 None of these faults affects the admission of pods, or other namespaces.
 """
@@ -40,7 +40,7 @@ def test_a_killed_runtime_is_restarted(scene: Scene, record_property: Property, 
     with fault(scene, record_property, f"runtime SIGKILLed, {app} mode", messages=KILLS):
         send_long_message(scene.cluster, pod, signal.SIGUSR1)
         kill_in_container(scene.cluster, pod, "asya_runtime.py", signal.SIGKILL)
-        # In wrap mode the container ends and the kubelet restarts it; in hook mode a supervisor does.
+        # In wrap mode the container ends with it; in hook mode a supervisor restarts it.
         more = 1 if app == WRAP else 0
         until("it to be restarted", lambda: scene.restarts(app) == before + more)
     assert scene.restarts(app) == before + more
@@ -56,9 +56,7 @@ def test_a_container_over_its_memory_limit_is_restarted(
     (pod,) = scene.cluster.pods(scene.namespace, SMALL)
     status = next(each for each in pod.status.container_statuses if each.name == "model")
     ended = status.last_state.terminated
-    assert (
-        ended is None or ended.exit_code == 137
-    )  # the kubelet may have removed the container: test_gpu.py
+    assert ended is None or ended.exit_code == 137  # removed by the kubelet: test_gpu.py
     assert count_cut(scene, pod) == 1
 
 
@@ -167,7 +165,7 @@ def test_renewal_rejects_no_pod(scene: Scene, record_property: Property, part: s
         fresh = until("another certificate", renewed)
         until(
             "both replicas to use it",
-            lambda: scene.cluster.serials_shown() == {fresh},
+            lambda: scene.cluster.certificate_serials() == {fresh},
         )
     after = KeyPair.from_secret(core.read_namespaced_secret("asya-runtime-tls", SYSTEM).data)
     kept = after.bundle == before.bundle

@@ -24,9 +24,9 @@ SAMPLES, LEAST = 60, 12
 # Memory in MB: allocators keep some. A leak of 100 bytes per message is more than that in an hour.
 BOUNDS = {"memory, MB": 2.0, "threads": 0.0, "file descriptors": 2.0}
 FIGURES = {"memory, MB": "memory_mb", "threads": "threads", "file descriptors": "descriptors"}
-# An injector answers other tests too, at a changing rate, and has just started, so it still grows to
-# its usual size. If it kept reviews, it would grow by 14 MB per thousand. After a burst of pods, the
-# API server keeps up to 25 idle connections for longer than a quarter.
+# An injector answers other tests too, at a changing rate, and has just started, so that it still
+# grows to its usual size. If it kept reviews, it would grow by 14 MB per thousand. After a burst of
+# pods, the API server keeps up to 25 idle connections for longer than a quarter.
 INJECTOR_BOUNDS = {"memory, MB": 10.0, "threads": 4.0, "file descriptors": 25.0}
 
 
@@ -60,13 +60,11 @@ def test_under_steady_load_nothing_grows(
             for (what, figure), seen in sorted(samples.items())
             if len(seen) == rounds  # sampled all the time: other tests replace injectors
         ]
+        of_messages = messages.ledger().tally(Tolerance(), since=began)
+        of_pods = pod_requests.ledger.tally(Tolerance(rejections=True), since=began)
         rows = [
-            Row("none: soak", "messages", messages.ledger().tally(Tolerance(), since=began)),
-            Row(
-                "none: soak",
-                "pods",
-                pod_requests.ledger.tally(Tolerance(rejections=True), since=began),
-            ),
+            Row("none: soak", "messages", of_messages),
+            Row("none: soak", "pods", of_pods),
         ]
     for trend in trends:
         record_property("trend", json.dumps(trend.cells()))
