@@ -15,7 +15,7 @@ CUT = (
     KUBECTL
     + """
 exec 4<&0 3< <("$@" <&4)
-sleep 0.5
+for ((n = 0; n < 20; n++)); do kill -0 $! 2>/dev/null || break; sleep 0.1; done
 kill -0 $! && cat <&3
 exit 0
 """
