@@ -108,7 +108,7 @@ helm3:
 	@e2e/cluster/tools.sh helm3
 
 .PHONY: cluster
-cluster: ## a kind cluster, from nothing if need be
+cluster: ## a kind cluster, and everything it needs
 	@e2e/cluster/up.sh
 
 .PHONY: cluster-down
@@ -121,23 +121,23 @@ image: deps ## the injector's image; loaded into the cluster if that is up
 	@e2e/cluster/injector-image.sh
 
 .PHONY: demo
-demo: deps cluster ## the main job: a web application becomes an actor by one annotation
+demo: deps cluster ## one annotation turns a web application's function into an actor
 	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/python -m examples.demo
 
 .PHONY: demo-clean
-demo-clean: deps ## remove what the demo installed
+demo-clean: deps ## remove what the demo created
 	@$(bin)/python -m examples.demo --clean
 
 .PHONY: e2e
-e2e: deps cluster helm3 ## tests in the cluster, side by side (ARGS=-n0: one by one)
+e2e: deps cluster helm3 ## tests in the cluster, in parallel (ARGS=-n0: one after the other)
 	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e --ignore e2e/test_cert_manager.py -n 3 --dist loadgroup --no-loadscope-reorder --durations=20 --durations-min=5 $(ARGS)
 
 .PHONY: soak
-soak: deps cluster ## steady load for MINUTES=60: nothing may grow
+soak: deps cluster ## steady load for MINUTES=60: memory must not grow
 	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" SOAK_MINUTES=$(or $(MINUTES),60) $(bin)/pytest e2e/test_soak.py $(ARGS)
 
 .PHONY: e2e-cert-manager
-e2e-cert-manager: deps cluster ## certificates by the real cert-manager, which is built first (usually 4 min, once)
+e2e-cert-manager: deps cluster ## certificates by cert-manager, which is built first (usually 4 min, once)
 	@CERT_MANAGER="$$(e2e/cluster/cert-manager.sh)" INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e/test_cert_manager.py $(ARGS)
 
 # --- All of it
@@ -148,7 +148,7 @@ check: ## lint, unit, chart and cluster tests, and the demo
 	echo "make check: all passed in $$((SECONDS / 60)) min $$((SECONDS % 60)) s"
 
 .PHONY: bench
-bench: $(if $(findstring .tools,$(UV)),$(UV)) ## speed of runtime and injector, as ratios measured side by side
+bench: $(if $(findstring .tools,$(UV)),$(UV)) ## speed of runtime and injector beside their peers
 	@[[ -x .tools/bench/bin/python ]] || echo 'installing Python packages into .tools/bench (usually 15 s)' >&2
 	@$(UV) venv --quiet --allow-existing --no-python-downloads --python "$$(command -v $(PYTHON))" .tools/bench
 	@$(UV) pip sync --quiet --python .tools/bench/bin/python --require-hashes --compile-bytecode requirements-bench.txt
@@ -156,7 +156,7 @@ bench: $(if $(findstring .tools,$(UV)),$(UV)) ## speed of runtime and injector, 
 	@.tools/bench/bin/python -m bench.run $(ARGS)
 
 .PHONY: bench-cluster
-bench-cluster: deps cluster ## what injection costs a cluster, by the API server's own figures
+bench-cluster: deps cluster ## what injection costs a cluster, by the API server's own metrics
 	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/python -m bench.cluster $(ARGS)
 
 .PHONY: clean

@@ -127,14 +127,14 @@ def test_helm_3_installs_upgrades_tests_and_uninstalls(free: Cluster, namespace:
     free.settle(replicas=0)
 
 
-def test_without_the_injector_the_config_map_is_mounted_as_the_specification_shows(
+def test_without_the_injector_a_pod_can_mount_the_chart_s_config_map(
     cluster: Cluster, namespace: str
 ) -> None:
     release = Release(cluster, namespace=namespace)
     release.change("install", "injector.enabled=false", name="files")
     pod = bare_pod("model", cluster.model_image, {})
-    (model,) = pod["spec"]["containers"]
-    model |= {
+    (target,) = pod["spec"]["containers"]
+    target |= {
         "command": ["python3", "/app/asya_runtime.py"],
         "env": [{"name": "ASYA_HANDLER", "value": "handlers.echo"}],
         "volumeMounts": [
@@ -193,11 +193,11 @@ def prune_once(cluster: Cluster) -> int:
         *("-n", SYSTEM, "create", "job", "prune-now", "--from=cronjob/asya-runtime-prune")
     )
 
-    def ended() -> int | None:
+    def find_result() -> int | None:
         status = cluster.get("-n", SYSTEM, "job/prune-now")["status"]
         return 1 if status.get("succeeded") else 2 if status.get("failed") else None
 
-    result = until("the prune job to end", ended, seconds=90) - 1
+    result = until("the prune job to end", find_result, seconds=90) - 1
     log = cluster.kubectl("-n", SYSTEM, "logs", "job/prune-now").stdout
     assert re.search(r"^\d+ removed, \d+ stay$", log, re.M), log
     cluster.kubectl("-n", SYSTEM, "delete", "job", "prune-now")

@@ -1,4 +1,4 @@
-"""The command line and a cluster: what it finds and removes, and actors without a webhook."""
+"""The command line with a cluster: check, prune, and manifests that need no webhook."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ OLD = "0123456789"
 
 
 def asya(*words: str, **how: Any) -> Any:
-    """Run `asya-injector` with these words; any exit status will do."""
+    """Run `asya-injector`, with any exit status."""
     return run(sys.executable, "-m", "asya_injector", *words, check=False, **how)
 
 
-def findings(*words: str) -> tuple[int, dict[str, list[Object]]]:
-    """The exit status of `check`, and its rows by what was looked at."""
+def run_check(*words: str) -> tuple[int, dict[str, list[Object]]]:
+    """The exit status of `check`, and its rows by the name of the check."""
     done = asya("check", "-o", "json", *words)
     assert done.stderr == ""
     rows: dict[str, list[Object]] = {}
@@ -36,18 +36,17 @@ def findings(*words: str) -> tuple[int, dict[str, list[Object]]]:
     return done.returncode, rows
 
 
-def disable(cluster: Cluster, namespace: str, yes: bool = True) -> None:
-    """Switch injection off or on in a namespace, and wait until the API server knows."""
-    cluster.kubectl(
-        "label", "namespace", namespace, "asya.sh/injection" + "=disabled" * yes + "-" * (not yes)
-    )
+def switch_injection(cluster: Cluster, namespace: str, *, on: bool) -> None:
+    """Switch injection on or off in a namespace, and wait until that is effective."""
+    label = "asya.sh/injection-" if on else "asya.sh/injection=disabled"
+    cluster.kubectl("label", "namespace", namespace, label)
     probe = bare_pod("probe", cluster.model_image, ECHO)
     words = ["-n", namespace, "--dry-run=server", "-o", "yaml"]
 
-    def is_known() -> bool:
-        return ("asya.sh/injected" in cluster.create(probe, *words).stdout) != yes
+    def is_effective() -> bool:
+        return ("asya.sh/injected" in cluster.create(probe, *words).stdout) == on
 
-    until("the label to be seen", is_known)
+    until("the label to be effective", is_effective)
 
 
 def old_copy(version: str = OLD, **labels: str) -> Object:
@@ -66,9 +65,9 @@ def with_old_runtime(pod: Object, version: str = OLD) -> Object:
 @pytest.mark.alone  # other releases would be in the table
 def test_a_healthy_cluster_passes_all_checks(cluster: Cluster, namespace: str) -> None:
     cluster.create(bare_pod("model", cluster.model_image, ECHO), "-n", namespace)
-    status, rows = findings("-n", namespace)
-    states = {look: [row["state"] for row in found] for look, found in rows.items()}
-    looks = [
+    status, rows = run_check("-n", namespace)
+    states = {check: [row["state"] for row in found] for check, found in rows.items()}
+    checks = [
         "webhook",
         "injector",
         "endpoints",
@@ -78,20 +77,20 @@ def test_a_healthy_cluster_passes_all_checks(cluster: Cluster, namespace: str) -
         "pods",
         "workloads",
     ]
-    assert states == {look: ["ok"] for look in looks}, rows
+    assert states == {check: ["ok"] for check in checks}, rows
     assert status == 0
     assert rows["pods"][0]["found"] == "1 actors, all with the current runtime"
     table = asya("check", "-n", namespace)
     assert table.returncode == 0
     assert [line.split()[:2] for line in table.stdout.splitlines()] == [
-        [look, "ok"] for look in looks
+        [check, "ok"] for check in checks
     ]
 
 
 def test_pods_and_workloads_that_the_injector_has_not_seen_are_found(
     cluster: Cluster, namespace: str
 ) -> None:
-    disable(cluster, namespace)
+    switch_injection(cluster, namespace, on=False)
     sleeping = workload("asleep", cluster.model_image, annotations=ECHO)
     sleeping["spec"]["replicas"] = 0
     cluster.apply(
@@ -101,13 +100,13 @@ def test_pods_and_workloads_that_the_injector_has_not_seen_are_found(
         namespace=namespace,
     )
     # The exit status is not checked: another test may be renewing the injector's certificate.
-    rows = findings("-n", namespace)[1]
+    rows = run_check("-n", namespace)[1]
     assert [row["found"] for row in rows["pods"] + rows["workloads"]] == [
         "0 actors, all with the current runtime",
         "0 annotated, all known to their templates",
     ]
-    disable(cluster, namespace, yes=False)
-    status, rows = findings("-n", namespace)
+    switch_injection(cluster, namespace, on=True)
+    status, rows = run_check("-n", namespace)
     assert status == 1
     assert sorted(row["found"] for row in rows["pods"]) == [
         f"{namespace}: 1 of pod/old runs the old runtime {OLD}",
@@ -119,7 +118,7 @@ def test_pods_and_workloads_that_the_injector_has_not_seen_are_found(
     )
     # The suggested fix works.
     cluster.kubectl(*row["fix"].removeprefix("kubectl ").split())
-    assert findings("-n", namespace)[1]["workloads"][0]["state"] == "ok"
+    assert run_check("-n", namespace)[1]["workloads"][0]["state"] == "ok"
 
 
 @pytest.mark.alone
@@ -131,14 +130,14 @@ def test_an_unreachable_injector_is_found(cluster: Cluster, namespace: str) -> N
         path = "/webhooks/0/clientConfig/caBundle"
         change = {"op": "replace", "path": path, "value": base64.b64encode(other).decode()}
         cluster.kubectl("patch", configuration, "--type=json", "-p", json.dumps([change]))
-        status, rows = findings("-n", namespace)
+        status, rows = run_check("-n", namespace)
     assert status == 1
-    wrong = {look: found[0]["found"] for look, found in rows.items() if found[0]["state"] != "ok"}
+    wrong = {check: found[0]["found"] for check, found in rows.items() if found[0]["state"] != "ok"}
     assert sorted(wrong) == ["admission", "certificate", "endpoints", "injector"]
     assert wrong["certificate"].endswith("is not signed by a CA of caBundle")
     assert "has no ready address" in wrong["endpoints"]
     assert 'failed calling webhook "pods.asya.sh"' in wrong["admission"]
-    until("all checks to pass again", lambda: findings("-n", namespace)[0] == 0)
+    until("all checks to pass again", lambda: run_check("-n", namespace)[0] == 0)
 
 
 @pytest.fixture
@@ -167,7 +166,7 @@ def test_prune_deletes_only_unused_config_maps_and_needs_only_the_documented_per
     cluster: Cluster, namespace: str, pruner: list[str]
 ) -> None:
     cluster.create(bare_pod("model", cluster.model_image, ECHO), "-n", namespace)
-    disable(cluster, namespace)
+    switch_injection(cluster, namespace, on=False)
     used, manifest = "aaaaaaaaaa", {"asya.sh/source": "manifest"}
     copies = [old_copy(), old_copy(used), old_copy("bbbbbbbbbb", **manifest)]
     user = with_old_runtime(bare_pod("user", cluster.model_image, {}), used)
@@ -204,15 +203,15 @@ def test_prune_deletes_only_unused_config_maps_and_needs_only_the_documented_per
 def test_a_check_without_permission_is_unknown_and_shows_the_error(
     cluster: Cluster, namespace: str, pruner: list[str]
 ) -> None:
-    status, rows = findings(*pruner)
+    status, rows = run_check(*pruner)
     assert status == 1
-    states = {look: found[0]["state"] for look, found in rows.items()}
+    states = {check: found[0]["state"] for check, found in rows.items()}
     assert states == {"webhook": "unknown", "version": "ok", "pods": "ok", "workloads": "unknown"}
     assert "cannot list resource" in rows["webhook"][0]["found"]
 
 
 def test_injected_manifests_need_no_webhook(cluster: Cluster, namespace: str) -> None:
-    disable(cluster, namespace)
+    switch_injection(cluster, namespace, on=False)
     model = workload("model", cluster.model_image, command=APP, annotations=ECHO)
     # uninject cannot know whether there was an empty mapping.
     del model["spec"]["template"]["metadata"]["annotations"]

@@ -13,7 +13,7 @@ import kopf
 
 @kopf.on.mutate("", "v1", "pods", id="pods")
 async def empty(**_: Any) -> None:
-    """Nothing, so that what is measured is kopf."""
+    """Do nothing, so that kopf alone is measured."""
 
 
 @kopf.on.startup()
