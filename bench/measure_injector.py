@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from asya_injector.certificates import created
-from asya_injector.inject import inject
-from asya_injector.policy import Policy
+from asya_injector.annotations.settings import Policy
+from asya_injector.mutation.inject import inject
+from asya_injector.tls.authority import created
 from contenders import SERVERS
 from load import Slice
 from processes import NotServing, Process

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from asya_injector.certificates import created
+from asya_injector.tls.authority import created
 from harness import Cluster, Object, bare_pod, run, until, workload
 
 ECHO = {"asya.sh/handler": "handlers.echo"}

@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from asya_injector.certificates import KeyPair, created
+from asya_injector.tls.authority import KeyPair, created
 from faults import (
     HOOK,
     KILLS,

@@ -17,12 +17,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import kopf
-from asya_injector.lifecycle import collect_less
-from asya_injector.logs import log_as_json
-from asya_injector.metrics import Metrics
-from asya_injector.policy import Policy
-from asya_injector.server import Server
-from asya_injector.webhook import HANDLED, PODS, Webhook, registry
+from asya_injector.annotations.settings import Policy
+from asya_injector.webhook.admission import HANDLED, PODS, Webhook, registry
+from asya_injector.webhook.app import collect_less
+from asya_injector.webhook.logs import log_as_json
+from asya_injector.webhook.server import Server
+from asya_injector.webhook.telemetry import Metrics
 
 
 class Remembered:

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from kubernetes import client
 from kubernetes import config as kube_config
 
-from asya_injector.api import ApiException, HTTPError, call, told
-from asya_injector.pods import Object, mapping
+from asya_injector.kube_client import ApiException, HTTPError, call, told
+from asya_injector.kube_objects import Object, mapping
 
 _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _TIMEOUT = (5, 60)

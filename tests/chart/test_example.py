@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-from asya_injector.annotations import ENV, TABLE
-from asya_injector.inject import inject
-from asya_injector.policy import RUNTIME_VOLUME, Policy
+from asya_injector.annotations.parse import ENV, TABLE
+from asya_injector.annotations.settings import RUNTIME_VOLUME, Policy
+from asya_injector.mutation.inject import inject
 from charts import CHART, EXAMPLE, HelmError, Object, nested, objects, render, run
 from schemas import RELEASES, problems
 

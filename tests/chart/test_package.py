@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from asya_injector.version import Payload
+from asya_injector.runtime_files import Payload
 from charts import CHART, REPOSITORY, RUNTIME_FILES, SYSTEM, objects, render, run
 
 CONTENTS = {

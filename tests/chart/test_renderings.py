@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asya_injector.annotations import TABLE
-from asya_injector.config import Config
-from asya_injector.policy import ENTRYPOINT_FILE, RUNTIME_FILE, Policy
+from asya_injector.annotations.parse import TABLE
+from asya_injector.annotations.settings import ENTRYPOINT_FILE, RUNTIME_FILE, Policy
+from asya_injector.webhook.config import Config
 from charts import (
     CASES,
     CHART,

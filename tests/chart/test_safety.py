@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from asya_injector.version import MANAGED_BY, Payload
-from asya_injector.webhook import PODS, TEMPLATES, WORKLOADS
+from asya_injector.runtime_files import MANAGED_BY, Payload
+from asya_injector.webhook.admission import PODS, TEMPLATES, WORKLOADS
 from charts import CA, CASES, SYSTEM, Object, case, nested, objects, render
 
 NAME = "asya-runtime"
