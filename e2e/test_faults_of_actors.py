@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from asya_injector.tls.authority import KeyPair, created
+from asya_injector.tls.authority import KeyPair, create
 from faults import (
     HOOK,
     KILLS,
@@ -158,7 +158,7 @@ def test_what_is_due_is_renewed_unnoticed(
     # A certificate for other names is due at once, by the same rule as one that is about to end.
     due = before.renewed(["elsewhere.svc"], now=now)
     if part == "CA":  # of ten years, of which it has had nearly all; the present one is trusted too
-        aged = created(["elsewhere.svc"], now=now - dt.timedelta(days=3600))
+        aged = create(["elsewhere.svc"], now=now - dt.timedelta(days=3600))
         due = replace(aged, bundle=aged.bundle + before.bundle)
     with fault(scene, record_property, f"injector: {part} renewed"):
         secret.data = due.to_secret()

@@ -24,14 +24,14 @@ class Reason(StrEnum):
     INTERNAL_ERROR = "InternalError"
     MOUNT_CONFLICT = "MountConflict"
     OBJECT_INVALID = "ObjectInvalid"
-    PAYLOAD_CONFLICT = "PayloadConflict"
-    PAYLOAD_UNAVAILABLE = "PayloadUnavailable"
+    RUNTIME_CONFIGMAP_CONFLICT = "RuntimeConfigMapConflict"
+    RUNTIME_CONFIGMAP_UNAVAILABLE = "RuntimeConfigMapUnavailable"
     SIDECAR_NOT_FOUND = "SidecarNotFound"
     VOLUME_CONFLICT = "VolumeConflict"
     WINDOWS_UNSUPPORTED = "WindowsUnsupported"
 
 
-class Refusal(Exception):  # noqa: N818  (it is an answer to the user, not a fault of ours)
+class InjectionError(Exception):
     """The object cannot be made right: one line that says where, what, how to mend it, and a code.
 
     `where` is an annotation or a field; `what` and `fix` hold no text of the user's that has not
@@ -43,20 +43,20 @@ class Refusal(Exception):  # noqa: N818  (it is an answer to the user, not a fau
         self.reason = reason
 
 
-def quoted(text: object) -> str:
+def quote(text: object) -> str:
     """The user's text as a JSON string in ASCII, cut to 100 characters."""
     shown = text if isinstance(text, str) else str(type(text).__name__)
     shown = json.dumps(shown if len(shown) <= 100 else shown[:97] + "...")
     return shown.replace("\x7f", "\\u007f")  # which JSON allows and terminals obey
 
 
-def listed(texts: Collection[str]) -> str:
+def join(texts: Collection[str]) -> str:
     """The first ten of the user's texts, and how many more there are."""
-    shown = ", ".join(map(quoted, islice(texts, 10)))
+    shown = ", ".join(map(quote, islice(texts, 10)))
     return f"{shown} and {len(texts) - 10} more" if len(texts) > 10 else shown
 
 
-def suggestion(wrong: str, known: Iterable[str], *, fallback: str) -> str:
+def suggest(wrong: str, known: Iterable[str], *, fallback: str) -> str:
     """`did you mean "x"?` for the nearest of the first 100 known names, else the fallback."""
     near = difflib.get_close_matches(wrong[:100], list(islice(known, 100)), n=1)
-    return f"did you mean {quoted(near[0])}?" if near else fallback
+    return f"did you mean {quote(near[0])}?" if near else fallback

@@ -7,12 +7,12 @@ from __future__ import annotations
 import posixpath
 from typing import Any
 
-from asya_injector.errors import Reason, Refusal, quoted
+from asya_injector.errors import InjectionError, Reason, quote
 
 Object = dict[str, Any]
 
 
-def mapping(node: Object, *path: str) -> Object:
+def get_mapping(node: Object, *path: str) -> Object:
     """The mapping at a path; an empty one, not put there, where a step is missing or null."""
     for step in path:
         value = node.get(step)
@@ -24,7 +24,7 @@ def mapping(node: Object, *path: str) -> Object:
     return node
 
 
-def items(node: Object, field: str) -> list[Object]:
+def get_items(node: Object, field: str) -> list[Object]:
     """The mappings in the list of a field; an empty list, not put there, where it is missing."""
     value = node.get(field)
     if value is None:
@@ -34,7 +34,7 @@ def items(node: Object, field: str) -> list[Object]:
     return value
 
 
-def words(node: Object, field: str) -> list[str]:
+def get_strings(node: Object, field: str) -> list[str]:
     """The texts in the list of a field; an empty list, not put there, where it is missing."""
     value = node.get(field)
     if value is None:
@@ -44,7 +44,7 @@ def words(node: Object, field: str) -> list[str]:
     return value
 
 
-def text(node: Object, field: str) -> str:
+def get_string(node: Object, field: str) -> str:
     """The text of a field; empty where it is missing or null."""
     value = node.get(field)
     if value is None:
@@ -54,15 +54,15 @@ def text(node: Object, field: str) -> str:
     return value
 
 
-def annotations_of(node: Object) -> dict[str, str]:
+def get_annotations(node: Object) -> dict[str, str]:
     """An object's annotations, all of them texts; refuses what is no object at all."""
     if not isinstance(node, dict):
         raise malformed("object", "a mapping")
-    found = mapping(node, "metadata", "annotations")
+    found = get_mapping(node, "metadata", "annotations")
     for key, value in found.items():
         if not isinstance(key, str) or not isinstance(value, str):
-            raise Refusal(
-                f"annotation {quoted(key)}",
+            raise InjectionError(
+                f"annotation {quote(key)}",
                 "is not a text",
                 fix='put the value into quotes, such as "4096" or "true"',
                 reason=Reason.OBJECT_INVALID,
@@ -70,9 +70,9 @@ def annotations_of(node: Object) -> dict[str, str]:
     return found
 
 
-def malformed(field: str, kind: str) -> Refusal:
+def malformed(field: str, kind: str) -> InjectionError:
     """What is said of a field that is of the wrong kind."""
-    return Refusal(
+    return InjectionError(
         field,
         f"is not {kind}",
         fix="write it as the Kubernetes API describes it",
@@ -80,35 +80,35 @@ def malformed(field: str, kind: str) -> Refusal:
     )
 
 
-def named(candidates: list[Object], name: str) -> Object | None:
+def find_by_name(candidates: list[Object], name: str) -> Object | None:
     """The first item of this name."""
     return next((item for item in candidates if item.get("name") == name), None)
 
 
-def name_of(item: Object) -> str:
+def get_name(item: Object) -> str:
     """An item's name; empty where it has none."""
-    return text(item, "name")
+    return get_string(item, "name")
 
 
-def is_below(path: str, directory: str) -> bool:
+def is_within(path: str, directory: str) -> bool:
     """Whether a path lies inside a directory, both normalised."""
     return path.startswith(directory.rstrip("/") + "/")
 
 
-def where_mounted(mount: Object) -> str:
+def get_mount_path(mount: Object) -> str:
     """The normalised path of a volume mount; the kubelet takes a relative one from the root."""
-    return posixpath.normpath("/" + text(mount, "mountPath").lstrip("/"))
+    return posixpath.normpath("/" + get_string(mount, "mountPath").lstrip("/"))
 
 
-def template_of(workload: Object) -> Object:
+def get_template(workload: Object) -> Object:
     """The pod template inside a workload, as it stands there (not a copy)."""
-    spec = mapping(workload, "spec")
+    spec = get_mapping(workload, "spec")
     if workload.get("kind") == "CronJob":
-        spec = mapping(spec, "jobTemplate", "spec")
-    return mapping(spec, "template")
+        spec = get_mapping(spec, "jobTemplate", "spec")
+    return get_mapping(spec, "template")
 
 
-def with_template(workload: Object, template: Object) -> Object:
+def replace_template(workload: Object, template: Object) -> Object:
     """The workload with another pod template; the one given is not changed."""
     path = ["spec", "template"]
     if workload.get("kind") == "CronJob":
@@ -116,25 +116,25 @@ def with_template(workload: Object, template: Object) -> Object:
     return _with(workload, path, template)
 
 
-def opened(pod: Object) -> Object:
+def shallow_copy(pod: Object) -> Object:
     """A pod whose spec and containers can be given other fields without changing the one given.
 
     What lies deeper is shared with it: to be replaced, not changed.
     """
-    spec = dict(mapping(pod, "spec"))
+    spec = dict(get_mapping(pod, "spec"))
     for field in ("containers", "initContainers"):
         if spec.get(field) is not None:
-            spec[field] = [dict(container) for container in items(spec, field)]
+            spec[field] = [dict(container) for container in get_items(spec, field)]
     return {**pod, "spec": spec}
 
 
-def everyone(pod: Object) -> list[Object]:
+def all_containers(pod: Object) -> list[Object]:
     """All containers of a pod, those that only initialise it first."""
-    spec = mapping(pod, "spec")
-    return items(spec, "initContainers") + items(spec, "containers")
+    spec = get_mapping(pod, "spec")
+    return get_items(spec, "initContainers") + get_items(spec, "containers")
 
 
-def put(node: Object, field: str, value: Any) -> None:
+def set_or_remove(node: Object, field: str, value: Any) -> None:
     """Set a field, or take it away where the value is empty."""
     if value:
         node[field] = value
@@ -149,4 +149,11 @@ def _all(kind: type, values: list[Any]) -> bool:
 
 def _with(node: Object, path: list[str], value: Any) -> Object:
     step, *rest = path
-    return {**node, step: _with(mapping(node, step), rest, value) if rest else value}
+    return {**node, step: _with(get_mapping(node, step), rest, value) if rest else value}
+
+
+def get_in(node: Any, *path: str) -> Object:
+    """The mapping at a path of what may be anything; empty where there is none."""
+    for step in path:
+        node = node.get(step) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else {}

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asya_injector.annotations.parse import RUNTIME_HASH_LABEL
-from asya_injector.annotations.settings import ENTRYPOINT_FILE, RUNTIME_FILE, RUNTIME_VOLUME
-
+RUNTIME_VOLUME = "asya-runtime"
+RUNTIME_FILE = "asya_runtime.py"
+ENTRYPOINT_FILE = "asya_entrypoint.py"
+RUNTIME_HASH_LABEL = "asya.sh/runtime-hash"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "asya-injector"}
 # On a copy that manifests brought: `prune` leaves it, since they may bring a pod again.
 FROM_MANIFEST = {"asya.sh/source": "manifest"}
@@ -22,7 +23,7 @@ CHART_SHA256 = "asya.sh/runtime-sha256"
 
 
 @dataclass(frozen=True)
-class Payload:
+class RuntimeFiles:
     """The runtime's files, by name, and the hash that names them.
 
     The hash is the first 10 hex digits of what `sha256sum *.py | sha256sum` says in a directory
@@ -32,13 +33,13 @@ class Payload:
     files: Mapping[str, str]
 
     @classmethod
-    def load(cls, directory: Path) -> Payload:
+    def load(cls, directory: Path) -> RuntimeFiles:
         """Read both files of the runtime; raises OSError or UnicodeDecodeError."""
         names = (RUNTIME_FILE, ENTRYPOINT_FILE)
         return cls({name: (directory / name).read_bytes().decode() for name in names})
 
     @classmethod
-    def packaged(cls) -> Payload:
+    def packaged(cls) -> RuntimeFiles:
         """The version that was installed with this program; in a checkout, that of the checkout."""
         installed = Path(__file__).parent / "data"
         return cls.load(installed if installed.is_dir() else Path(__file__).parents[2] / "runtime")
@@ -71,6 +72,6 @@ class Payload:
         }
 
 
-def is_copy_name(name: str) -> bool:
+def is_runtime_configmap_name(name: str) -> bool:
     """Whether a ConfigMap of this name is for a version of the runtime."""
     return re.fullmatch(RUNTIME_VOLUME + r"-[0-9a-f]{10}", name) is not None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from asya_injector.runtime_files import Payload
+from asya_injector.runtime_files import RuntimeFiles
 from charts import CHART, REPOSITORY, RUNTIME_FILES, SYSTEM, objects, render, run
 
 CONTENTS = {
@@ -84,7 +84,7 @@ def test_all_names_of_the_runtimes_text_agree(archive: bytes) -> None:
     digest = hashlib.sha256(listing.encode()).hexdigest()
     metadata = objects(render({}))["ConfigMap", SYSTEM, "asya-runtime"]["metadata"]
     assert metadata["annotations"]["asya.sh/runtime-sha256"] == digest
-    assert Payload.load(REPOSITORY / "runtime").hash == digest[:10]
+    assert RuntimeFiles.load(REPOSITORY / "runtime").hash == digest[:10]
 
 
 def test_one_version_has_one_name() -> None:

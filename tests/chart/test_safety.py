@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from asya_injector.runtime_files import MANAGED_BY, Payload
+from asya_injector.runtime_files import MANAGED_BY, RuntimeFiles
 from asya_injector.webhook.admission import PODS, TEMPLATES, WORKLOADS
 from charts import CA, CASES, SYSTEM, Object, case, nested, objects, render
 
@@ -130,7 +130,7 @@ def test_the_policy_is_about_the_injectors_account(rendered: dict[str, Object]) 
 
 
 def test_the_policy_lets_through_what_the_injector_writes(rendered: dict[str, Object]) -> None:
-    metadata = Payload({"a": "b"}).config_map()["metadata"]
+    metadata = RuntimeFiles({"a": "b"}).config_map()["metadata"]
     (label,) = MANAGED_BY.items()
     for each in rendered["ValidatingAdmissionPolicy"]["spec"]["validations"]:
         (prefix,) = re.findall(r"name\.startsWith\('([^']+)'\)", each["expression"])

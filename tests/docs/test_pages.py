@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from asya_injector.annotations.parse import BY_KEY, WRITTEN_BY_US
+from asya_injector.annotations.table import BY_KEY, WRITTEN_BY_US
 from pages import DOCS, REPOSITORY, agrees, blocks, commands, pages
 
 PAGES = {str(page.relative_to(REPOSITORY)): page for page in pages()}

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from asya_injector.annotations.parse import TABLE
+from asya_injector.annotations.table import TABLE
 from asya_injector.cli.main import program
 from asya_injector.errors import Reason
 from asya_injector.manifests import chart_values

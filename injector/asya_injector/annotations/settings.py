@@ -8,15 +8,13 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from asya_injector.annotations.parse import BY_NAME, checked
-
-RUNTIME_VOLUME = "asya-runtime"
-RUNTIME_FILE = "asya_runtime.py"
-ENTRYPOINT_FILE = "asya_entrypoint.py"
+from asya_injector.annotations.parse import parse_value
+from asya_injector.annotations.table import BY_NAME
+from asya_injector.runtime_files import RUNTIME_FILE, RUNTIME_VOLUME
 
 
 @dataclass(frozen=True)
-class Policy:
+class ClusterDefaults:
     """The administrator's part: the runtime's hash and the chart's values.
 
     `defaults` maps annotation names (without prefix) to values; they are checked here, once.
@@ -27,7 +25,7 @@ class Policy:
     defaults: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        canonical = {name: checked(name, text) for name, text in self.defaults.items()}
+        canonical = {name: parse_value(name, text) for name, text in self.defaults.items()}
         object.__setattr__(self, "defaults", canonical)
 
     @property
@@ -37,11 +35,11 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Settings:
     """All that is asked for one pod. `annotated` holds canonical values by name."""
 
     annotated: Mapping[str, str]
-    policy: Policy
+    policy: ClusterDefaults
 
     def __getitem__(self, name: str) -> str:
         """The value that holds; empty where nothing is said and there is no default."""

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from asya_injector.cli.help import COLOUR, REFUSED, CommandError, Manual, answering
-from asya_injector.diagnostics.rows import OK, UNKNOWN, WRONG, Row
-from asya_injector.runtime_files import Payload
+from asya_injector.diagnostics.results import OK, UNKNOWN, WRONG, CheckResult
+from asya_injector.runtime_files import RuntimeFiles
 
 if TYPE_CHECKING:
-    from asya_injector.cluster import Cluster
+    from asya_injector.kube_client import Cluster
 
 _CLUSTER = ("KUBECONFIG", "files with clusters and credentials, where --kubeconfig names none")
 _COLOURS = {OK: "green", WRONG: "red", UNKNOWN: "yellow"}
@@ -85,8 +85,8 @@ def check(*, namespace: str, kubeconfig: str | None, context: str | None, output
     """
     from asya_injector.diagnostics.check import check as look  # noqa: PLC0415  (kubernetes takes a second)
 
-    payload = Payload.packaged()
-    rows: list[Row] = []
+    payload = RuntimeFiles.packaged()
+    rows: list[CheckResult] = []
     with _cluster(kubeconfig, context) as cluster:
         for row in look(cluster, payload, namespace=namespace):
             rows.append(row)
@@ -146,8 +146,8 @@ def prune(
     that a chart in the cluster holds or an injector gives out, came by manifests, or are young.
     Needs the rights to list and delete ConfigMaps and to list pods.
     """
-    from asya_injector.cluster import ApiError  # noqa: PLC0415  (kubernetes takes a second)
     from asya_injector.diagnostics.prune import prune as remove  # noqa: PLC0415
+    from asya_injector.kube_client import ApiError  # noqa: PLC0415  (kubernetes takes a second)
 
     for version in keep:
         if not re.fullmatch("[0-9a-f]{10}", version):
@@ -176,7 +176,7 @@ def prune(
 
 @contextmanager
 def _cluster(kubeconfig: str | None, context: str | None) -> Iterator[Cluster]:
-    from asya_injector.cluster import Cluster, ClusterError  # noqa: PLC0415  (as above)
+    from asya_injector.kube_client import Cluster, ClusterError  # noqa: PLC0415  (as above)
 
     try:
         yield Cluster.connect(kubeconfig, context)
@@ -184,7 +184,7 @@ def _cluster(kubeconfig: str | None, context: str | None) -> Iterator[Cluster]:
         raise CommandError(str(error)) from None
 
 
-def _print(row: Row) -> None:
+def _print(row: CheckResult) -> None:
     state = click.style(f"{row.state:8}", fg=_COLOURS[row.state])
     click.echo(f"{row.look:12} {state} {_one_line(row.found)}")
     if row.fix:

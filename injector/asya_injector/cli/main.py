@@ -12,16 +12,22 @@ from typing import Any, NoReturn
 import click
 
 from asya_injector import __version__
-from asya_injector.annotations.settings import Policy
+from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.cli import cluster
 from asya_injector.cli.help import COLOUR, REFUSED, CommandError, ManualGroup, answering
 from asya_injector.cli.help import run as run_program
-from asya_injector.errors import Refusal
+from asya_injector.errors import InjectionError
 from asya_injector.manifests import chart_values, transform
 from asya_injector.manifests import explain as explanations
-from asya_injector.manifests.documents import Document, ManifestError, files, read, written
-from asya_injector.manifests.transform import Refused, Result
-from asya_injector.runtime_files import Payload
+from asya_injector.manifests.documents import (
+    Document,
+    ManifestError,
+    find_files,
+    join_texts,
+    read_documents,
+)
+from asya_injector.manifests.transform import RejectedError, Result
+from asya_injector.runtime_files import RuntimeFiles
 
 _DONE = ("0", "done, or there was nothing to do")
 _WRONG = ("2", "wrong usage, or an input that cannot be read; nothing was written")
@@ -137,7 +143,7 @@ def inject(
     policy = _policy(payload, values_file, defaults)
     documents = _documents(filenames)
     carried = None if no_configmap else payload
-    _give(lambda: transform.inject(documents, policy, carried, namespace=namespace))
+    _give(lambda: transform.inject_all(documents, policy, carried, namespace=namespace))
 
 
 @program.command(
@@ -194,7 +200,7 @@ def explain(
     disabled = transform.disabled_namespaces(documents)
     found = [
         (each, explanations.explained(each, transform.outcome(each, policy, disabled), policy))
-        for each in transform.objects(documents, namespace)
+        for each in transform.iter_objects(documents, namespace)
     ]
     if output == "json":
         told = explanations.report([explanation for _, explanation in found], policy)
@@ -220,21 +226,23 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
     run_program(program, words)
 
 
-def _payload() -> Payload:
+def _payload() -> RuntimeFiles:
     try:
-        return Payload.packaged()
+        return RuntimeFiles.packaged()
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"this installation lacks the runtime's files: {error}") from None
 
 
-def _policy(payload: Payload, values_file: Path | None, options: dict[str, str | None]) -> Policy:
+def _policy(
+    payload: RuntimeFiles, values_file: Path | None, options: dict[str, str | None]
+) -> ClusterDefaults:
     said = {name.replace("_", "-"): text for name, text in options.items()}
     try:
-        chart = chart_values.read(values_file) if values_file else {}
-        return Policy(payload.hash, chart_values.merged(chart, said))
+        chart = chart_values.read_values(values_file) if values_file else {}
+        return ClusterDefaults(payload.hash, chart_values.merge_values(chart, said))
     except (ManifestError, OSError, UnicodeDecodeError) as error:
         raise CommandError(str(error)) from None
-    except Refusal as refusal:
+    except InjectionError as refusal:
         # It names an annotation; here the option or the value of that name is meant.
         raise CommandError(f"default of {refusal}") from None
 
@@ -244,10 +252,10 @@ def _documents(filenames: Sequence[str]) -> list[Document]:
     try:
         for name in filenames or ["-"]:
             if name == "-":
-                documents += read("stdin", _stdin())
+                documents += read_documents("stdin", _stdin())
                 continue
-            for path in files([Path(name)]):
-                documents += read(str(path), path.read_bytes().decode())
+            for path in find_files([Path(name)]):
+                documents += read_documents(str(path), path.read_bytes().decode())
     except OSError as error:
         raise CommandError(f"{error.filename}: {os.strerror(error.errno or 0)}") from None
     except UnicodeDecodeError as error:
@@ -267,11 +275,11 @@ def _give(make: Callable[[], Result]) -> None:
     """Print what was made, or all that was refused."""
     try:
         result = make()
-    except Refused as refused:
+    except RejectedError as refused:
         for line in refused.lines:
             click.secho(f"asya-injector: {line}", fg="red", err=True)
         raise SystemExit(REFUSED) from None
     for line in result.warnings:
         click.secho(f"asya-injector: warning: {line}", fg="yellow", err=True)
-    sys.stdout.buffer.write(written(result.texts).encode())
+    sys.stdout.buffer.write(join_texts(result.texts).encode())
     sys.stdout.buffer.flush()

@@ -7,11 +7,11 @@ import os
 from kubernetes.config import ConfigException
 
 from asya_injector.cli.help import CommandError
-from asya_injector.errors import Refusal
+from asya_injector.errors import InjectionError
 from asya_injector.kube_client import connect
 from asya_injector.webhook.app import serve
 from asya_injector.webhook.config import Config, ConfigError
-from asya_injector.webhook.logs import log_as_json
+from asya_injector.webhook.telemetry import log_as_json
 
 # sysexits.h: what is wrong is the configuration, and starting again does not mend it.
 EX_CONFIG = 78
@@ -29,7 +29,7 @@ def run() -> None:
         line = f"no way to the API server: {str(error).rstrip('.')}"
         fix = "in a pod, its service account's token must be mounted"
         raise CommandError(f"{line}; {fix}", EX_CONFIG) from None
-    except Refusal as refusal:
+    except InjectionError as refusal:
         # It names an annotation; here the chart's value of that name is meant.
         raise CommandError(f"INJECTOR_DEFAULTS: {refusal}", EX_CONFIG) from None
     except KeyError as error:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from asya_injector.annotations.parse import PREFIX, RUNTIME_HASH_LABEL
-from asya_injector.cluster import ApiError, Cluster
+from asya_injector.annotations.table import PREFIX
 from asya_injector.diagnostics import injector, workloads
-from asya_injector.diagnostics.rows import OK, UNKNOWN, WRONG, Row
-from asya_injector.kube_objects import Object, mapping, named
+from asya_injector.diagnostics.results import OK, UNKNOWN, WRONG, CheckResult
+from asya_injector.kube_client import ApiError, Cluster
+from asya_injector.kube_objects import Object, find_by_name, get_mapping
 from asya_injector.mutation.workload import DISABLED, WORKLOADS, is_disabled_namespace
-from asya_injector.runtime_files import CHART, CHART_SHA256, INJECTOR, Payload
+from asya_injector.runtime_files import (
+    CHART,
+    CHART_SHA256,
+    INJECTOR,
+    RUNTIME_HASH_LABEL,
+    RuntimeFiles,
+)
 
 _WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 _CLUSTER_IP_SERVICE = "kubernetes.io/service-name"
 
 
-def check(cluster: Cluster, installed: Payload, *, namespace: str = "") -> Iterator[Row]:
+def check(
+    cluster: Cluster, installed: RuntimeFiles, *, namespace: str = ""
+) -> Iterator[CheckResult]:
     """Look at everything, rows as they come. namespace: whose pods and workloads; empty: all.
 
     installed: the runtime that this program brings. Raises ClusterError where nobody answers.
@@ -29,8 +37,8 @@ def check(cluster: Cluster, installed: Payload, *, namespace: str = "") -> Itera
     except ApiError as error:
         yield _unknown("webhook", error)
     if found:
-        service = mapping(
-            named(found["webhooks"], injector.POD_WEBHOOK) or {}, "clientConfig", "service"
+        service = get_mapping(
+            find_by_name(found["webhooks"], injector.POD_WEBHOOK) or {}, "clientConfig", "service"
         )
         release = str(service.get("namespace"))
         yield from _injector(cluster, found, str(service.get("name")), release)
@@ -41,13 +49,13 @@ def check(cluster: Cluster, installed: Payload, *, namespace: str = "") -> Itera
         charts = [
             item
             for item in cluster.list("/api/v1/configmaps", labels=_selector(CHART))
-            if CHART_SHA256 in mapping(item, "metadata", "annotations")
+            if CHART_SHA256 in get_mapping(item, "metadata", "annotations")
         ]
         yield from injector.versions(charts, installed)
     except ApiError as error:
         yield _unknown("version", error)
     current = {
-        str(mapping(item, "metadata", "annotations")[CHART_SHA256])[:10] for item in charts
+        str(get_mapping(item, "metadata", "annotations")[CHART_SHA256])[:10] for item in charts
     } or {installed.hash}
     yield from _looked(
         "pods",
@@ -60,7 +68,9 @@ def check(cluster: Cluster, installed: Payload, *, namespace: str = "") -> Itera
     )
 
 
-def _injector(cluster: Cluster, configuration: Object, service: str, release: str) -> Iterator[Row]:
+def _injector(
+    cluster: Cluster, configuration: Object, service: str, release: str
+) -> Iterator[CheckResult]:
     """The injector itself, in the namespace of its release."""
     items: list[Object] = []
     try:
@@ -81,7 +91,7 @@ def _injector(cluster: Cluster, configuration: Object, service: str, release: st
     if not secret:
         return
     bundles = [
-        str(mapping(webhook, "clientConfig").get("caBundle") or "")
+        str(get_mapping(webhook, "clientConfig").get("caBundle") or "")
         for webhook in configuration["webhooks"]
     ]
     yield from _looked(
@@ -101,42 +111,46 @@ def _injector(cluster: Cluster, configuration: Object, service: str, release: st
 def _secret_of(deployments: list[Object]) -> str:
     """The Secret that the injector's pods take their certificate from."""
     for item in deployments:
-        spec = mapping(item, "spec", "template", "spec")
+        spec = get_mapping(item, "spec", "template", "spec")
         for container in spec.get("containers") or []:
-            said = named(container.get("env") or [], "INJECTOR_TLS_SECRET")
+            said = find_by_name(container.get("env") or [], "INJECTOR_TLS_SECRET")
             if said and said.get("value"):
                 return str(said["value"])
         for volume in spec.get("volumes") or []:
-            if mapping(volume, "secret").get("secretName"):
+            if get_mapping(volume, "secret").get("secretName"):
                 return str(volume["secret"]["secretName"])
     return ""
 
 
-def _admission(cluster: Cluster, namespace: str, disabled: list[str]) -> Row:
+def _admission(cluster: Cluster, namespace: str, disabled: list[str]) -> CheckResult:
     """The whole way, tried by a pod that is not created."""
     if namespace in disabled:
-        return Row("admission", OK, f"pods in {namespace} are let in as they are, by its label")
+        return CheckResult(
+            "admission", OK, f"pods in {namespace} are let in as they are, by its label"
+        )
     path = _path("/api/v1", "pods", namespace)
     try:
         admitted = cluster.create(path, _probe(), dry_run=True)
     except ApiError as error:
         if error.status == 403 and "cannot create resource" in str(error):
             raise
-        return Row(
+        return CheckResult(
             "admission",
             WRONG,
             f"an annotated pod is refused in {namespace} (dry run): {error}",
             "see the rows above",
         )
-    version = mapping(admitted, "metadata", "labels").get(RUNTIME_HASH_LABEL)
+    version = get_mapping(admitted, "metadata", "labels").get(RUNTIME_HASH_LABEL)
     if not version:
-        return Row(
+        return CheckResult(
             "admission",
             WRONG,
             f"an annotated pod is let into {namespace} without the runtime (dry run)",
             f"is the namespace labelled {next(iter(DISABLED))}, or another selector in the way?",
         )
-    return Row("admission", OK, f"an annotated pod in {namespace} gets runtime {version} (dry run)")
+    return CheckResult(
+        "admission", OK, f"an annotated pod in {namespace} gets runtime {version} (dry run)"
+    )
 
 
 def _probe() -> Object:
@@ -176,7 +190,7 @@ def _disabled(cluster: Cluster) -> list[str]:
     except ApiError:
         return []
     return [
-        str(mapping(item, "metadata")["name"]) for item in filter(is_disabled_namespace, spaces)
+        str(get_mapping(item, "metadata")["name"]) for item in filter(is_disabled_namespace, spaces)
     ]
 
 
@@ -186,16 +200,16 @@ def _workloads(cluster: Cluster, namespace: str) -> Iterator[Object]:
             yield {**item, "kind": kind, "apiVersion": version}
 
 
-def _looked(look: str, rows: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+def _looked(look: str, rows: Callable[[], Iterable[CheckResult]]) -> Iterator[CheckResult]:
     try:
         yield from rows()
     except ApiError as error:
         yield _unknown(look, error)
 
 
-def _unknown(look: str, error: ApiError) -> Row:
+def _unknown(look: str, error: ApiError) -> CheckResult:
     fix = "look with an account that may" if error.status == 403 else "try again"
-    return Row(look, UNKNOWN, str(error), fix)
+    return CheckResult(look, UNKNOWN, str(error), fix)
 
 
 def _path(api: str, resource: str, namespace: str) -> str:

@@ -10,91 +10,97 @@ from collections.abc import Iterator, Sequence
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from asya_injector.diagnostics.rows import OK, WRONG, Row
-from asya_injector.kube_objects import Object, items, mapping, named
-from asya_injector.runtime_files import CHART_SHA256, Payload
+from asya_injector.diagnostics.results import OK, WRONG, CheckResult
+from asya_injector.kube_objects import Object, find_by_name, get_items, get_mapping
+from asya_injector.runtime_files import CHART_SHA256, RuntimeFiles
 
 POD_WEBHOOK = "pods.asya.sh"
 # The injector renews its own thirty days before the end, cert-manager a third of the life.
 _LEAST_LIFE = dt.timedelta(days=14)
 
 
-def webhook_of(configurations: Sequence[Object]) -> tuple[Object | None, Row]:
+def webhook_of(configurations: Sequence[Object]) -> tuple[Object | None, CheckResult]:
     """The one webhook configuration that calls the injector, and the finding about it."""
-    ours = [item for item in configurations if named(items(item, "webhooks"), POD_WEBHOOK)]
+    ours = [
+        item for item in configurations if find_by_name(get_items(item, "webhooks"), POD_WEBHOOK)
+    ]
     if not ours:
-        return None, Row(
+        return None, CheckResult(
             "webhook",
             WRONG,
             f"no configuration with a webhook {POD_WEBHOOK}: annotated pods are not injected",
             "helm install asya-runtime; of no concern where `inject` alone is used",
         )
-    name = mapping(ours[0], "metadata").get("name")
+    name = get_mapping(ours[0], "metadata").get("name")
     if len(ours) > 1:
-        names = ", ".join(str(mapping(item, "metadata").get("name")) for item in ours)
-        return ours[0], Row(
+        names = ", ".join(str(get_mapping(item, "metadata").get("name")) for item in ours)
+        return ours[0], CheckResult(
             "webhook", WRONG, f"several configurations call it: {names}", "uninstall all but one"
         )
     without = [
         str(webhook.get("name"))
         for webhook in ours[0]["webhooks"]
-        if not mapping(webhook, "clientConfig").get("caBundle")
+        if not get_mapping(webhook, "clientConfig").get("caBundle")
     ]
     if without:
-        return ours[0], Row(
+        return ours[0], CheckResult(
             "webhook",
             WRONG,
             f"{name} has no caBundle for {', '.join(without)}: the API server cannot call it",
             "the injector writes it within seconds; its log says why not",
         )
-    return ours[0], Row("webhook", OK, f"{name} is in place")
+    return ours[0], CheckResult("webhook", OK, f"{name} is in place")
 
 
-def deployments(found: Sequence[Object]) -> Iterator[Row]:
+def deployments(found: Sequence[Object]) -> Iterator[CheckResult]:
     """Findings about the Deployments of the injector."""
     if not found:
-        yield Row("injector", WRONG, "its Deployment is not there", "helm upgrade the release")
+        yield CheckResult(
+            "injector", WRONG, "its Deployment is not there", "helm upgrade the release"
+        )
     for item in found:
-        metadata = mapping(item, "metadata")
-        wanted = mapping(item, "spec").get("replicas", 1)
-        available = mapping(item, "status").get("availableReplicas") or 0
+        metadata = get_mapping(item, "metadata")
+        wanted = get_mapping(item, "spec").get("replicas", 1)
+        available = get_mapping(item, "status").get("availableReplicas") or 0
         name = f"{metadata.get('namespace')}/{metadata.get('name')}"
         told = f"Deployment {name}: {available} of {wanted} available"
         good = wanted and available >= wanted
         fix = f"kubectl -n {metadata.get('namespace')} describe deployment,pods"
-        yield Row("injector", OK, told) if good else Row("injector", WRONG, told, fix)
+        yield (
+            CheckResult("injector", OK, told) if good else CheckResult("injector", WRONG, told, fix)
+        )
 
 
-def endpoints(slices: Sequence[Object], service: str) -> Row:
+def endpoints(slices: Sequence[Object], service: str) -> CheckResult:
     """The finding about the addresses behind the Service that the API server calls."""
     ready = {
         address
         for each in slices
         for endpoint in each.get("endpoints") or []
-        if mapping(endpoint, "conditions").get("ready") is not False
+        if get_mapping(endpoint, "conditions").get("ready") is not False
         for address in endpoint.get("addresses") or []
     }
     if not ready:
-        return Row(
+        return CheckResult(
             "endpoints",
             WRONG,
             f"Service {service} has no ready address: annotated pods are refused",
             "see why no pod of the injector is ready",
         )
-    return Row("endpoints", OK, f"Service {service}: {len(ready)} ready")
+    return CheckResult("endpoints", OK, f"Service {service}: {len(ready)} ready")
 
 
 def certificate(
     data: Object, bundles: Sequence[str], *, host: str, now: dt.datetime, where: str
-) -> Row:
+) -> CheckResult:
     """The finding about the serving certificate: in time, for this host, trusted by the bundles.
 
     data: of its Secret. bundles: each webhook's `caBundle`, base64. where: the Secret's name.
     """
 
-    def wrong(found: str) -> Row:
+    def wrong(found: str) -> CheckResult:
         fix = "the injector's log says more; deleted, the Secret is made anew by who made it"
-        return Row("certificate", WRONG, f"{where}: {found}", fix)
+        return CheckResult("certificate", WRONG, f"{where}: {found}", fix)
 
     try:
         chain = x509.load_pem_x509_certificates(base64.b64decode(data["tls.crt"], validate=True))
@@ -118,32 +124,34 @@ def certificate(
     for fault, holds in faults.items():
         if holds:
             return wrong(fault)
-    return Row("certificate", OK, f"{where}: valid until {end:%Y-%m-%d}, trusted by caBundle")
+    return CheckResult(
+        "certificate", OK, f"{where}: valid until {end:%Y-%m-%d}, trusted by caBundle"
+    )
 
 
-def versions(charts: Sequence[Object], installed: Payload) -> Iterator[Row]:
+def versions(charts: Sequence[Object], installed: RuntimeFiles) -> Iterator[CheckResult]:
     """Findings about the runtime in the chart's ConfigMaps and in this program."""
     for item in charts:
-        metadata = mapping(item, "metadata")
+        metadata = get_mapping(item, "metadata")
         name = f"ConfigMap {metadata.get('namespace')}/{metadata.get('name')}"
-        said = str(mapping(metadata, "annotations").get(CHART_SHA256))
-        is_true = Payload(item.get("data") or {}).sha256 == said
+        said = str(get_mapping(metadata, "annotations").get(CHART_SHA256))
+        is_true = RuntimeFiles(item.get("data") or {}).sha256 == said
         if not is_true:
-            yield Row(
+            yield CheckResult(
                 "version",
                 WRONG,
                 f"{name}: its content is not what its {CHART_SHA256} says",
                 "helm upgrade the release; nobody else should write it",
             )
         elif said != installed.sha256:
-            yield Row(
+            yield CheckResult(
                 "version",
                 WRONG,
                 f"{name} holds runtime {said[:10]}, this program brings {installed.hash}",
                 "use the program and the chart of one version",
             )
         else:
-            yield Row("version", OK, f"{name} and this program: runtime {said[:10]}")
+            yield CheckResult("version", OK, f"{name} and this program: runtime {said[:10]}")
 
 
 def _is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:

@@ -13,11 +13,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from asya_injector.annotations.parse import RUNTIME_HASH_LABEL
-from asya_injector.cluster import ApiError, Cluster
-from asya_injector.kube_objects import Object, mapping
-from asya_injector.mutation.workload import is_copy
-from asya_injector.runtime_files import CHART, CHART_SHA256, FROM_MANIFEST, INJECTOR, MANAGED_BY
+from asya_injector.kube_client import ApiError, Cluster
+from asya_injector.kube_objects import Object, get_mapping
+from asya_injector.mutation.workload import is_runtime_configmap
+from asya_injector.runtime_files import (
+    CHART,
+    CHART_SHA256,
+    FROM_MANIFEST,
+    INJECTOR,
+    MANAGED_BY,
+    RUNTIME_HASH_LABEL,
+)
 
 _CHECKSUM = "checksum/runtime"
 
@@ -26,7 +32,7 @@ References = dict[str, set[str]]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PruneDecision:
     """A copy, whether it goes, and if not, why it stays. `failed` tells a removal that failed."""
 
     copy: Object
@@ -36,7 +42,7 @@ class Verdict:
     @property
     def name(self) -> str:
         """Namespace and name."""
-        metadata = mapping(self.copy, "metadata")
+        metadata = get_mapping(self.copy, "metadata")
         return f"{metadata['namespace']}/{metadata['name']}"
 
     @property
@@ -52,7 +58,7 @@ def prune(
     dry_run: bool,
     namespace: str = "",
     keep: Iterable[str] = (),
-) -> Iterator[Verdict]:
+) -> Iterator[PruneDecision]:
     """Remove what nobody needs; the verdicts on all copies, as they are carried out.
 
     keep: hashes that stay, besides what is found to be current. Raises ApiError where something
@@ -69,41 +75,41 @@ def prune(
         _note(pod, references)
         current |= _runtime_of_injector(pod)
     again: dict[str, References] = {}
-    for copy in filter(is_copy, copies.values()):
-        verdict = judged(copy, references, current, now=cluster.now, older_than=older_than)
+    for copy in filter(is_runtime_configmap, copies.values()):
+        verdict = decide(copy, references, current, now=cluster.now, older_than=older_than)
         if verdict.goes and not dry_run:
-            where = mapping(copy, "metadata")["namespace"]
+            where = get_mapping(copy, "metadata")["namespace"]
             if where not in again:
                 again[where] = defaultdict(set)
                 for pod in cluster.list(_path("pods", where)):
                     _note(pod, again[where])
                 for pod in cluster.list(_path("pods", namespace), labels=_selector(INJECTOR)):
                     current |= _runtime_of_injector(pod)
-            verdict = judged(copy, again[where], current, now=cluster.now, older_than=older_than)
+            verdict = decide(copy, again[where], current, now=cluster.now, older_than=older_than)
             if verdict.goes:
                 verdict = _removed(cluster, verdict)
         yield verdict
 
 
-def judged(
+def decide(
     copy: Object,
     references: References,
     current: set[str],
     *,
     now: dt.datetime,
     older_than: dt.timedelta,
-) -> Verdict:
+) -> PruneDecision:
     """Whether a copy stays, by what was seen."""
-    verdict = Verdict(copy)
-    metadata = mapping(copy, "metadata")
+    verdict = PruneDecision(copy)
+    metadata = get_mapping(copy, "metadata")
     pods = sorted(references.get(verdict.name, ()))
     if pods:
         others = f" and {len(pods) - 1} more" if len(pods) > 1 else ""
         return replace(verdict, why=f"pod {pods[0]}{others} refers to it")
     version = str(metadata["name"]).rpartition("-")[2]
-    if version in current or mapping(metadata, "labels").get(RUNTIME_HASH_LABEL) in current:
+    if version in current or get_mapping(metadata, "labels").get(RUNTIME_HASH_LABEL) in current:
         return replace(verdict, why="it is current")
-    if FROM_MANIFEST.items() <= mapping(metadata, "labels").items():
+    if FROM_MANIFEST.items() <= get_mapping(metadata, "labels").items():
         return replace(verdict, why="manifests brought it, and it goes with them")
     created = dt.datetime.fromisoformat(str(metadata["creationTimestamp"]))
     if now - created < older_than:
@@ -111,33 +117,33 @@ def judged(
     return verdict
 
 
-def references_of(pod: Object) -> set[str]:
+def find_references(pod: Object) -> set[str]:
     """Names of the ConfigMaps that a pod refers to, in any way."""
     found: set[str | None] = set()
-    spec = mapping(pod, "spec")
+    spec = get_mapping(pod, "spec")
     for volume in spec.get("volumes") or []:
-        found.add(mapping(volume, "configMap").get("name"))
-        for source in mapping(volume, "projected").get("sources") or []:
-            found.add(mapping(source, "configMap").get("name"))
+        found.add(get_mapping(volume, "configMap").get("name"))
+        for source in get_mapping(volume, "projected").get("sources") or []:
+            found.add(get_mapping(source, "configMap").get("name"))
     for kind in ("containers", "initContainers", "ephemeralContainers"):
         for container in spec.get(kind) or []:
             for source in container.get("envFrom") or []:
-                found.add(mapping(source, "configMapRef").get("name"))
+                found.add(get_mapping(source, "configMapRef").get("name"))
             for variable in container.get("env") or []:
-                found.add(mapping(variable, "valueFrom", "configMapKeyRef").get("name"))
+                found.add(get_mapping(variable, "valueFrom", "configMapKeyRef").get("name"))
     return {name for name in found if name}
 
 
 def _runtime_of_injector(pod: Object) -> set[str]:
     """The hash that an injector's pod gives to others; nothing for any other pod."""
-    checksum = mapping(pod, "metadata", "annotations").get(_CHECKSUM)
-    is_injector = INJECTOR.items() <= mapping(pod, "metadata", "labels").items()
+    checksum = get_mapping(pod, "metadata", "annotations").get(_CHECKSUM)
+    is_injector = INJECTOR.items() <= get_mapping(pod, "metadata", "labels").items()
     return {str(checksum)[:10]} if checksum and is_injector else set()
 
 
 def _note(pod: Object, references: References) -> None:
-    metadata = mapping(pod, "metadata")
-    for name in references_of(pod):
+    metadata = get_mapping(pod, "metadata")
+    for name in find_references(pod):
         references[f"{metadata['namespace']}/{name}"].add(str(metadata["name"]))
 
 
@@ -152,12 +158,12 @@ def _published(cluster: Cluster, *, needed: bool) -> set[str]:
             return set()
         message = f"which runtime is current cannot be seen ({error}); say it by --keep HASH"
         raise ApiError(error.status, message) from None
-    found = (mapping(item, "metadata", "annotations").get(CHART_SHA256) for item in charts)
+    found = (get_mapping(item, "metadata", "annotations").get(CHART_SHA256) for item in charts)
     return {str(sha256)[:10] for sha256 in found if sha256}
 
 
-def _removed(cluster: Cluster, verdict: Verdict) -> Verdict:
-    metadata = mapping(verdict.copy, "metadata")
+def _removed(cluster: Cluster, verdict: PruneDecision) -> PruneDecision:
+    metadata = get_mapping(verdict.copy, "metadata")
     try:
         cluster.delete(
             f"{_path('configmaps', metadata['namespace'])}/{metadata['name']}", verdict.copy

@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from asya_injector.annotations.parse import TABLE, Annotation
+from asya_injector.annotations.table import TABLE, Annotation
 from asya_injector.manifests import documents
 from asya_injector.manifests.documents import ManifestError
 
@@ -17,10 +17,10 @@ DEFAULTS: tuple[Annotation, ...] = tuple(
 )
 
 
-def read(path: Path) -> dict[str, str]:
+def read_values(path: Path) -> dict[str, str]:
     """The defaults of a values file by name, as texts; raises OSError or ManifestError."""
     tree: Any = {}
-    for document in documents.read(str(path), path.read_text("utf-8")):
+    for document in documents.read_documents(str(path), path.read_text("utf-8")):
         tree = document.value or {}
     for step in ("runtime", "defaults"):
         tree = (tree.get(step) if isinstance(tree, dict) else tree) or {}
@@ -35,7 +35,7 @@ def read(path: Path) -> dict[str, str]:
     return {name: text for name, value in tree.items() if (text := _text(value)) is not None}
 
 
-def merged(*layers: Mapping[str, str | None]) -> dict[str, str]:
+def merge_values(*layers: Mapping[str, str | None]) -> dict[str, str]:
     """Later layers win; None says nothing."""
     return {name: text for layer in layers for name, text in layer.items() if text is not None}
 

@@ -19,8 +19,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.resolver import VersionedResolver
 
-from asya_injector.manifests.rendering import block
-from asya_injector.manifests.yaml_edit import edited
+from asya_injector.manifests.yaml_edit import edit_yaml, render_block
 
 SUFFIXES = (".yaml", ".yml", ".json")
 # No text in YAML can hold this at the start of a line, not even a block of literal text.
@@ -62,7 +61,7 @@ class Document:
         return f"{self.source}:{self.number}"
 
 
-def files(paths: Iterable[Path]) -> Iterator[Path]:
+def find_files(paths: Iterable[Path]) -> Iterator[Path]:
     """The files that are meant: of a directory, all manifests in it and below, by name.
 
     Raises ManifestError for a directory without any.
@@ -79,7 +78,7 @@ def files(paths: Iterable[Path]) -> Iterator[Path]:
         yield from (each for each in found if each.is_file())
 
 
-def read(source: str, text: str) -> list[Document]:
+def read_documents(source: str, text: str) -> list[Document]:
     """All documents of a text; raises ManifestError."""
     if text.lstrip("\ufeff \t\r\n")[:1] in ("{", "["):
         documents = _read_json(source, text)
@@ -91,21 +90,21 @@ def read(source: str, text: str) -> list[Document]:
     ]
 
 
-def rewritten(document: Document, value: Any) -> tuple[str, bool]:
+def rewrite(document: Document, value: Any) -> tuple[str, bool]:
     """The document's text saying `value`, and whether its comments and style could be kept."""
     if document.is_json:
         return _json_like(document.text, value), True
-    text = edited(document.text, document.value, value)
+    text = edit_yaml(document.text, document.value, value)
     try:
         if _parse(text, document.place) == value:
             return text, True
     except ManifestError:
         pass
     # Anchors and merged keys say one thing in two places, and only one of them was to change.
-    return "---\n" * document.is_marked + block(value), False
+    return "---\n" * document.is_marked + render_block(value), False
 
 
-def written(texts: Iterable[tuple[str, bool]]) -> str:
+def join_texts(texts: Iterable[tuple[str, bool]]) -> str:
     """One stream of the texts of documents, each with whether it is JSON."""
     pieces = list(texts)
     is_yaml = not all(is_json for _, is_json in pieces)
@@ -119,14 +118,14 @@ def written(texts: Iterable[tuple[str, bool]]) -> str:
     return stream
 
 
-def rendered(value: Any, *, before: Document) -> str:
+def render_document(value: Any, *, before: Document) -> str:
     """A new document to stand before another, in its format, and with a `---` if that has one."""
     if before.is_json:
         return _json_like(before.text, value)
-    return "---\n" * before.is_marked + block(value)
+    return "---\n" * before.is_marked + render_block(value)
 
 
-def without(documents: Sequence[tuple[Document, str | None]]) -> list[tuple[str, bool]]:
+def drop_documents(documents: Sequence[tuple[Document, str | None]]) -> list[tuple[str, bool]]:
     """The texts that are not None, as `written` takes them; what `rendered` added leaves no trace.
 
     Comments between a document that goes and the next one stay.

@@ -6,23 +6,26 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from asya_injector.annotations.parse import ENV, PREFIX, TABLE, inherited, merged, own, values
-from asya_injector.annotations.settings import Policy, Wishes
-from asya_injector.errors import Reason, Refusal, quoted
-from asya_injector.kube_objects import Object, mapping, named
-from asya_injector.manifests.transform import Found
+from asya_injector.annotations.parse import merge, parse_inherited, parse_values, select_own
+from asya_injector.annotations.settings import ClusterDefaults, Settings
+from asya_injector.annotations.table import ENV, PREFIX, TABLE
+from asya_injector.errors import InjectionError, Reason, quote
+from asya_injector.kube_objects import Object, find_by_name, get_in, get_mapping
+from asya_injector.manifests.transform import ManifestObject
 from asya_injector.mutation.containers import KUBECTL_DEFAULT
-from asya_injector.mutation.inject import earlier_choice
-from asya_injector.mutation.marks import Mark
-from asya_injector.mutation.workload import Change, annotations_of, glimpse, pod_of
+from asya_injector.mutation.inject import find_injected_container
+from asya_injector.mutation.ownership import InjectionRecord
+from asya_injector.mutation.workload import ObjectChange, find_pod, read_annotations
 
 RESULTS = ("injected", "left-alone", "refused")
 _FIELDS = ("command", "args", "lifecycle", "readinessProbe")
 
 
-def explained(found: Found, outcome: Change | Refusal, policy: Policy) -> Object:
+def explained(
+    found: ManifestObject, outcome: ObjectChange | InjectionError, policy: ClusterDefaults
+) -> Object:
     """An object's explanation as plain data; `schema` says its shape."""
-    metadata = glimpse(found.value, "metadata")
+    metadata = get_in(found.value, "metadata")
     shown: Object = {
         "source": found.document.source,
         "document": found.document.number,
@@ -31,7 +34,7 @@ def explained(found: Found, outcome: Change | Refusal, policy: Policy) -> Object
         "namespace": found.namespace,
         "name": str(metadata.get("name") or metadata.get("generateName") or ""),
     }
-    if isinstance(outcome, Refusal):
+    if isinstance(outcome, InjectionError):
         return shown | {"result": "refused", "code": str(outcome.reason), "because": str(outcome)}
     shown["warnings"] = list(outcome.warnings)
     if outcome.injection is None:
@@ -39,7 +42,7 @@ def explained(found: Found, outcome: Change | Refusal, policy: Policy) -> Object
     return shown | {"result": "injected", "actor": _actor(outcome, policy)}
 
 
-def report(explanations: list[Object], policy: Policy) -> Object:
+def report(explanations: list[Object], policy: ClusterDefaults) -> Object:
     """The document that `explain -o json` prints."""
     return {"runtime": policy.runtime_hash, "objects": explanations}
 
@@ -132,7 +135,7 @@ def schema() -> Object:
     }
 
 
-def lines(found: Found, explanation: Object) -> list[str]:
+def lines(found: ManifestObject, explanation: Object) -> list[str]:
     """The same for a person: a headline, and below it a line for each thing."""
     result, because = explanation["result"], explanation.get("because", "")
     if result == "refused":
@@ -170,14 +173,14 @@ _SOURCES: Mapping[str, str] = {
 }
 
 
-def _actor(change: Change, policy: Policy) -> Object:
+def _actor(change: ObjectChange, policy: ClusterDefaults) -> Object:
     injection = change.injection
     assert injection is not None  # noqa: S101  (the caller's look)
     # As it was asked: with what the workload handed down, without what was done.
-    annotations = annotations_of(pod_of(change.after))
-    asked = merged(annotations)
-    before, after = pod_of(change.before), pod_of(change.after)
-    wishes = Wishes(values(asked), policy)
+    annotations = read_annotations(find_pod(change.after))
+    asked = merge(annotations)
+    before, after = find_pod(change.before), find_pod(change.after)
+    wishes = Settings(parse_values(asked), policy)
     return {
         "container": {
             "name": injection.container,
@@ -185,7 +188,7 @@ def _actor(change: Change, policy: Policy) -> Object:
         },
         "mode": {"name": injection.mode, "because": _why_mode(before, injection, wishes)},
         "settings": _settings(before, injection.container, annotations, wishes),
-        "volumes": _added(mapping(before, "spec").get("volumes"), after["spec"].get("volumes")),
+        "volumes": _added(get_mapping(before, "spec").get("volumes"), after["spec"].get("volumes")),
         "containers": {
             str(each["name"]): changed
             for each in _containers(after)
@@ -194,17 +197,17 @@ def _actor(change: Change, policy: Policy) -> Object:
     }
 
 
-def _why_container(pod: Object, name: str, wishes: Wishes) -> str:
+def _why_container(pod: Object, name: str, wishes: Settings) -> str:
     if "container" in wishes.annotated:
         return f"as {PREFIX}container says"
-    if earlier_choice(pod, Mark.read(annotations_of(pod))) == name:
+    if find_injected_container(pod, InjectionRecord.read(read_annotations(pod))) == name:
         return "which has the runtime already"
-    if annotations_of(pod).get(KUBECTL_DEFAULT) == name:
+    if read_annotations(pod).get(KUBECTL_DEFAULT) == name:
         return f"as {KUBECTL_DEFAULT} says"
     return "the first of the pod"
 
 
-def _why_mode(pod: Object, injection: Any, wishes: Wishes) -> str:
+def _why_mode(pod: Object, injection: Any, wishes: Settings) -> str:
     if wishes["mode"] != "auto":
         source = f"{PREFIX}mode" if "mode" in wishes.annotated else "the chart's value"
         return f"as {source} says"
@@ -213,10 +216,10 @@ def _why_mode(pod: Object, injection: Any, wishes: Wishes) -> str:
     return "because the container has no command, so its image's own ENTRYPOINT must stay"
 
 
-def _settings(pod: Object, container: str, annotations: Object, wishes: Wishes) -> Object:
+def _settings(pod: Object, container: str, annotations: Object, wishes: Settings) -> Object:
     handed_down, model = (
-        inherited(annotations),
-        named(mapping(pod, "spec")["containers"], container),
+        parse_inherited(annotations),
+        find_by_name(get_mapping(pod, "spec")["containers"], container),
     )
     theirs = {item.get("name") for item in (model or {}).get("env") or []}
     shown = {}
@@ -226,7 +229,7 @@ def _settings(pod: Object, container: str, annotations: Object, wishes: Wishes) 
         source = "default"
         if entry in ENV and entry.env in theirs and entry.name not in wishes.annotated:
             source = "container"
-        elif entry.key in own(annotations):
+        elif entry.key in select_own(annotations):
             source = "annotation"
         elif entry.key in handed_down:
             source = "workload"
@@ -261,12 +264,12 @@ def _changed(before: Object, after: Object) -> Object:
 
 
 def _containers(pod: Object) -> list[Object]:
-    spec = mapping(pod, "spec")
+    spec = get_mapping(pod, "spec")
     return [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]
 
 
 def _original(pod: Object, container: Object) -> Object:
-    return named(_containers(pod), str(container["name"])) or {}
+    return find_by_name(_containers(pod), str(container["name"])) or {}
 
 
 def _added(before: list[Object] | None, after: list[Object] | None) -> list[Object]:
@@ -274,7 +277,7 @@ def _added(before: list[Object] | None, after: list[Object] | None) -> list[Obje
 
 
 def _volume(volume: Object) -> str:
-    config_map = mapping(volume, "configMap").get("name")
+    config_map = get_mapping(volume, "configMap").get("name")
     return f"{volume['name']}, " + (f"ConfigMap {config_map}" if config_map else "in memory")
 
 
@@ -287,12 +290,12 @@ def _mount(mount: Object) -> str:
 def _commands(changed: Object) -> list[tuple[str, str]]:
     found = [("command", changed["command"])] if "command" in changed else []
     for hook, handler in changed.get("lifecycle", {}).items():
-        found.append((hook, mapping(handler, "exec").get("command") or []))
+        found.append((hook, get_mapping(handler, "exec").get("command") or []))
     if "readinessProbe" in changed:
-        found.append(("probe", mapping(changed["readinessProbe"], "exec").get("command") or []))
+        found.append(("probe", get_mapping(changed["readinessProbe"], "exec").get("command") or []))
     # Words of the user's may hold anything.
     return [
-        (name, text if text.isprintable() else quoted(text))
+        (name, text if text.isprintable() else quote(text))
         for name, words in found
         if (text := shlex.join(map(str, words)))
     ]

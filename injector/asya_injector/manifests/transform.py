@@ -10,25 +10,24 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from asya_injector.annotations.settings import Policy
-from asya_injector.errors import Reason, Refusal, quoted
-from asya_injector.kube_objects import Object
-from asya_injector.manifests.documents import Document, rendered, rewritten, without
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.errors import InjectionError, Reason, quote
+from asya_injector.kube_objects import Object, get_in
+from asya_injector.manifests.documents import Document, drop_documents, render_document, rewrite
 from asya_injector.mutation.uninject import uninject, uninject_workload
 from asya_injector.mutation.workload import (
-    Change,
-    change,
-    glimpse,
-    is_copy,
+    ObjectChange,
+    change_object,
+    get_namespace,
     is_disabled_namespace,
     is_pod_or_workload,
-    namespace_of,
+    is_runtime_configmap,
 )
-from asya_injector.runtime_files import FROM_MANIFEST, Payload
+from asya_injector.runtime_files import FROM_MANIFEST, RuntimeFiles
 
 
 @dataclass(frozen=True)
-class Found:
+class ManifestObject:
     """An object and its place: a document, and the item of it where that is a list."""
 
     document: Document
@@ -40,7 +39,7 @@ class Found:
     def label(self) -> str:
         """The object as a message names it."""
         place = self.document.place + (f"[{self.item}]" if self.item is not None else "")
-        metadata = glimpse(self.value, "metadata")
+        metadata = get_in(self.value, "metadata")
         name = str(metadata.get("name") or metadata.get("generateName") or "")
         words = [str(self.value.get("kind") or ""), "/".join(filter(None, (self.namespace, name)))]
         return f"{place} {_shown(' '.join(words))}"
@@ -54,7 +53,7 @@ class Result:
     warnings: list[str] = field(default_factory=list)
 
 
-class Refused(Exception):  # noqa: N818  (as Refusal)
+class RejectedError(Exception):
     """At least one object was refused: a line each."""
 
     def __init__(self, lines: Sequence[str]) -> None:
@@ -62,34 +61,42 @@ class Refused(Exception):  # noqa: N818  (as Refusal)
         self.lines = list(lines)
 
 
-def objects(documents: Sequence[Document], namespace: str = "") -> Iterator[Found]:
+def iter_objects(documents: Sequence[Document], namespace: str = "") -> Iterator[ManifestObject]:
     """All objects, those in lists too. namespace: of those that name none."""
     for document in documents:
         value = document.value
         if _is_list(value):
             for index, item in enumerate(value["items"]):
                 if isinstance(item, dict):
-                    yield Found(document, index, item, _namespace(item, namespace))
+                    yield ManifestObject(document, index, item, _namespace(item, namespace))
         elif isinstance(value, dict):
-            yield Found(document, None, value, _namespace(value, namespace))
+            yield ManifestObject(document, None, value, _namespace(value, namespace))
 
 
-def outcome(found: Found, policy: Policy, disabled: Sequence[str]) -> Change | Refusal:
+def outcome(
+    found: ManifestObject, policy: ClusterDefaults, disabled: Sequence[str]
+) -> ObjectChange | InjectionError:
     """What comes of an object, a refusal included."""
     try:
-        return change(found.value, policy, disabled=disabled, namespace=found.namespace)
-    except Refusal as refusal:
+        return change_object(found.value, policy, disabled=disabled, namespace=found.namespace)
+    except InjectionError as refusal:
         return refusal
 
 
 def disabled_namespaces(documents: Sequence[Document]) -> list[str]:
     """The namespaces that are switched off by an object of the set itself."""
-    spaces = (found.value for found in objects(documents) if is_disabled_namespace(found.value))
-    return [str(glimpse(item, "metadata").get("name")) for item in spaces]
+    spaces = (
+        found.value for found in iter_objects(documents) if is_disabled_namespace(found.value)
+    )
+    return [str(get_in(item, "metadata").get("name")) for item in spaces]
 
 
-def inject(
-    documents: Sequence[Document], policy: Policy, payload: Payload | None, *, namespace: str = ""
+def inject_all(
+    documents: Sequence[Document],
+    policy: ClusterDefaults,
+    payload: RuntimeFiles | None,
+    *,
+    namespace: str = "",
 ) -> Result:
     """Every pod and workload made an actor that asks for it; raises Refused.
 
@@ -100,9 +107,9 @@ def inject(
     disabled = disabled_namespaces(documents)
     copies = _Copies(documents, payload, namespace)
 
-    def after(found: Found) -> list[Object]:
+    def after(found: ManifestObject) -> list[Object]:
         done = outcome(found, policy, disabled)
-        if isinstance(done, Refusal):
+        if isinstance(done, InjectionError):
             refused.append(f"{found.label}: {done}")
             return []
         result.warnings.extend(f"{found.label}: {line}" for line in done.warnings)
@@ -110,14 +117,14 @@ def inject(
             return [done.after]
         try:
             return [*copies.needed(found), done.after]
-        except Refusal as refusal:
+        except InjectionError as refusal:
             refused.append(f"{found.label}: {refusal}")
             return []
 
     for document in documents:
         _rewrite(document, namespace, after, result)
     if refused:
-        raise Refused(refused)
+        raise RejectedError(refused)
     return result
 
 
@@ -126,15 +133,18 @@ def uninject_all(documents: Sequence[Document], *, namespace: str = "") -> Resul
     result, refused = Result(), []
     pieces: list[tuple[Document, str | None]] = []
 
-    def after(found: Found) -> list[Object]:
-        if is_copy(found.value) and FROM_MANIFEST.items() <= _labels(found.value).items():
+    def after(found: ManifestObject) -> list[Object]:
+        if (
+            is_runtime_configmap(found.value)
+            and FROM_MANIFEST.items() <= _labels(found.value).items()
+        ):
             return []
         if not is_pod_or_workload(found.value):
             return [found.value]
         back = uninject if found.value["kind"] == "Pod" else uninject_workload
         try:
             return [back(found.value)]
-        except Refusal as refusal:
+        except InjectionError as refusal:
             refused.append(f"{found.label}: {refusal}")
             return []
 
@@ -144,8 +154,8 @@ def uninject_all(documents: Sequence[Document], *, namespace: str = "") -> Resul
         pieces.append((document, part.texts[0][0] if part.texts else None))
         result.warnings += part.warnings
     if refused:
-        raise Refused(refused)
-    result.texts = without(pieces)
+        raise RejectedError(refused)
+    result.texts = drop_documents(pieces)
     return result
 
 
@@ -153,18 +163,18 @@ class _Copies:
     """The ConfigMaps of a set: those that it holds, and those that it must be given."""
 
     def __init__(
-        self, documents: Sequence[Document], payload: Payload | None, namespace: str
+        self, documents: Sequence[Document], payload: RuntimeFiles | None, namespace: str
     ) -> None:
         self._payload = payload
         self._default = namespace
         self._present = {
-            (found.namespace, str(glimpse(found.value, "metadata").get("name"))): found
-            for found in objects(documents, namespace)
+            (found.namespace, str(get_in(found.value, "metadata").get("name"))): found
+            for found in iter_objects(documents, namespace)
             if found.value.get("kind") == "ConfigMap"
         }
         self._given: set[str] = set()
 
-    def needed(self, found: Found) -> list[Object]:
+    def needed(self, found: ManifestObject) -> list[Object]:
         """What an actor in this object's namespace still lacks; raises Refusal."""
         if self._payload is None or found.namespace in self._given:
             return []
@@ -174,11 +184,11 @@ class _Copies:
         present = self._present.get((found.namespace, name))
         if present:
             if present.value.get("data") != item["data"]:
-                raise Refusal(
-                    f"ConfigMap {quoted(name)} in {present.document.place}",
+                raise InjectionError(
+                    f"ConfigMap {quote(name)} in {present.document.place}",
                     "has other content, which pods would run",
                     fix="remove it: the injector brings its own",
-                    reason=Reason.PAYLOAD_CONFLICT,
+                    reason=Reason.RUNTIME_CONFIGMAP_CONFLICT,
                 )
             return []
         metadata = item["metadata"]
@@ -190,25 +200,28 @@ class _Copies:
 
 
 def _rewrite(
-    document: Document, namespace: str, after: Callable[[Found], list[Object]], result: Result
+    document: Document,
+    namespace: str,
+    after: Callable[[ManifestObject], list[Object]],
+    result: Result,
 ) -> None:
     """Put what comes of a document into the result; each object becomes some, or none."""
-    if not any(True for _ in objects([document])):
+    if not any(True for _ in iter_objects([document])):
         result.texts.append((document.text, document.is_json))
         return
     if _is_list(document.value):
         value = copy.copy(document.value)
         value["items"] = []
-        each = {found.item: found for found in objects([document], namespace)}
+        each = {found.item: found for found in iter_objects([document], namespace)}
         for index, item in enumerate(document.value["items"]):
             value["items"] += after(each[index]) if index in each else [item]
         _put(document, value, result)
         return
-    (found,) = objects([document], namespace)
+    (found,) = iter_objects([document], namespace)
     came = after(found)
-    extra = [item for item in came if is_copy(item) and item is not found.value]
+    extra = [item for item in came if is_runtime_configmap(item) and item is not found.value]
     for item in extra:
-        result.texts.append((rendered(item, before=document), document.is_json))
+        result.texts.append((render_document(item, before=document), document.is_json))
     for item in came[len(extra) :]:
         _put(document, item, result)
 
@@ -217,7 +230,7 @@ def _put(document: Document, value: Any, result: Result) -> None:
     if value == document.value:
         result.texts.append((document.text, document.is_json))
         return
-    text, kept = rewritten(document, value)
+    text, kept = rewrite(document, value)
     if not kept:
         result.warnings.append(
             f"{document.place}: its anchors stood in the way, so it is written without its comments"
@@ -234,13 +247,13 @@ def _is_list(value: Any) -> bool:
 
 
 def _namespace(item: Object, default: str) -> str:
-    return namespace_of(item) or default
+    return get_namespace(item) or default
 
 
 def _labels(item: Object) -> Object:
-    return glimpse(item, "metadata", "labels")
+    return get_in(item, "metadata", "labels")
 
 
 def _shown(text: str) -> str:
     """A name of the user's, harmless in a terminal."""
-    return text if text.isascii() and text.isprintable() else quoted(text)
+    return text if text.isascii() and text.isprintable() else quote(text)

@@ -7,6 +7,7 @@ anchors of everything else are not touched, because nothing else is written.
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import re
@@ -17,8 +18,6 @@ from typing import Any, cast
 
 from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
-
-from asya_injector.manifests.rendering import block, flow
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class _Style:
     newline: str
 
 
-def edited(text: str, before: Any, after: Any) -> str:
+def edit_yaml(text: str, before: Any, after: Any) -> str:
     """The text of one YAML document that said `before`, changed to say `after`.
 
     It cannot always be done in place (anchors, `<<`); whoever calls must read the result again.
@@ -73,12 +72,12 @@ class _Editor:
         elif both is list and isinstance(node, SequenceNode):
             self._change_sequence(node, before, after)
         elif _is_empty(node) and colon >= 0:  # its mark lies at the next token
-            self._edit(colon + 1, colon + 1, " " + flow(after))
+            self._edit(colon + 1, colon + 1, " " + render_flow(after))
         elif colon >= 0 and not isinstance(node, ScalarNode) and not cast(Any, node).flow_style:
             # On its own lines it may stand as far left as its key, where a value on one may not.
-            self._edit(colon + 1, self._end(node), " " + flow(after))
+            self._edit(colon + 1, self._end(node), " " + render_flow(after))
         else:
-            self._edit(node.start_mark.index, self._end(node), flow(after))
+            self._edit(node.start_mark.index, self._end(node), render_flow(after))
 
     def _change_mapping(self, node: MappingNode, before: Any, after: Any) -> None:
         pairs = {key.value: (key, value) for key, value in node.value}
@@ -105,7 +104,7 @@ class _Editor:
         if node.flow_style:
             end = self._end_of_pair(*node.value[-1])
             for name, value in added.items():
-                self._edit(end, end, f", {flow(name)}: {flow(value)}")
+                self._edit(end, end, f", {render_flow(name)}: {render_flow(value)}")
         else:
             self._insert_lines(
                 self._after_line(self._end(node)), added, column=node.start_mark.column
@@ -150,10 +149,10 @@ class _Editor:
         if node.flow_style:
             if position:
                 place = self._end(node.value[position - 1])
-                self._edit(place, place, "".join(f", {flow(value)}" for value in values))
+                self._edit(place, place, "".join(f", {render_flow(value)}" for value in values))
             else:
                 place = node.value[0].start_mark.index
-                self._edit(place, place, "".join(f"{flow(value)}, " for value in values))
+                self._edit(place, place, "".join(f"{render_flow(value)}, " for value in values))
             return
         if position:
             place = self._after_line(self._end(node.value[position - 1]))
@@ -180,7 +179,7 @@ class _Editor:
         return self._text.rindex("-", 0, max(item.start_mark.index, 1))
 
     def _insert_lines(self, place: int, value: Any, *, column: int) -> None:
-        lines = block(value, dash=self._style.dash)
+        lines = render_block(value, dash=self._style.dash)
         if isinstance(value, list) and self._style.dash:
             lines = re.sub(rf"^ {{{self._style.dash}}}", "", lines, flags=re.MULTILINE)
         indent = " " * column
@@ -269,3 +268,60 @@ def _pairs(root: Node) -> Iterator[tuple[Node, Node]]:
                 waiting.append(each[1])
             else:
                 waiting.append(each)
+
+
+# MERGED New YAML: values as text that YAML 1.1 and 1.2 read alike.
+
+# Plain in every version of YAML; all else is quoted, because 1.1 (which Kubernetes reads) and 1.2
+# take different words for numbers and truth values.
+_PLAIN = re.compile(r"-{0,2}[A-Za-z][A-Za-z0-9_./-]*|/[A-Za-z0-9_./-]*")
+_WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
+_ESCAPED = {
+    code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029, 0xFEFF, 0xFFFE, 0xFFFF)
+}
+
+
+def render_block(value: Any, *, dash: int = 0) -> str:
+    """A value as YAML of its own, in block style. dash: columns before a `-` below its key."""
+    writer: Any = YAML(typ="safe", pure=True)
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = False
+    writer.width = 1 << 20
+    writer.allow_unicode = True
+    writer.indent(mapping=2, sequence=2 + dash, offset=dash)
+    writer.representer.add_representer(str, _represent)
+    stream = io.StringIO()
+    writer.dump(value, stream)
+    return stream.getvalue().removesuffix("...\n")
+
+
+def render_flow(value: Any) -> str:
+    """A value on one line, in flow style."""
+    if isinstance(value, dict):
+        pairs = (f"{render_flow(key)}: {render_flow(item)}" for key, item in value.items())
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(render_flow, value)) + "]"
+    if isinstance(value, str):
+        style = _quotes(value)
+        if style != '"':
+            return f"{style}{value}{style}"
+    return json.dumps(value, ensure_ascii=False).translate(_ESCAPED)
+
+
+def _represent(representer: Any, text: str) -> Any:
+    style = _quotes(text)
+    lines = text.split("\n")
+    if (
+        len(lines) > 1
+        and not lines[0].startswith(" ")
+        and all(line.isprintable() and line == line.rstrip() for line in lines)
+    ):
+        style = "|"
+    return representer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+def _quotes(text: str) -> str:
+    if _PLAIN.fullmatch(text) and text.lower() not in _WORDS:
+        return ""
+    return "'" if '"' in text and "'" not in text and text.isprintable() else '"'

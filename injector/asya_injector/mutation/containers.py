@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-from asya_injector import kube_objects
-from asya_injector.annotations.parse import PREFIX
-from asya_injector.annotations.settings import RUNTIME_VOLUME, Wishes
-from asya_injector.errors import Reason, Refusal, listed, quoted, suggestion
+from asya_injector.annotations.settings import Settings
+from asya_injector.annotations.table import PREFIX
+from asya_injector.errors import InjectionError, Reason, join, quote, suggest
 from asya_injector.kube_objects import (
     Object,
-    everyone,
-    items,
-    mapping,
-    name_of,
-    named,
-    text,
-    words,
+    all_containers,
+    find_by_name,
+    get_annotations,
+    get_items,
+    get_mapping,
+    get_name,
+    get_string,
+    get_strings,
 )
+from asya_injector.runtime_files import RUNTIME_VOLUME
 
 KUBECTL_DEFAULT = "kubectl.kubernetes.io/default-container"
 _OS = ("kubernetes.io/os", "beta.kubernetes.io/os")
 
 
-def with_runtime(pod: Object) -> str:
+def find_with_runtime(pod: Object) -> str:
     """The container that has the runtime's files; else empty."""
-    for container in items(mapping(pod, "spec"), "containers"):
-        if named(items(container, "volumeMounts"), RUNTIME_VOLUME):
-            return name_of(container)
+    for container in get_items(get_mapping(pod, "spec"), "containers"):
+        if find_by_name(get_items(container, "volumeMounts"), RUNTIME_VOLUME):
+            return get_name(container)
     return ""
 
 
-def target(pod: Object, wishes: Wishes, earlier: str) -> Object:
+def find_target(pod: Object, wishes: Settings, earlier: str) -> Object:
     """The container that becomes the actor, as it stands in the pod."""
-    containers = items(mapping(pod, "spec"), "containers")
+    containers = get_items(get_mapping(pod, "spec"), "containers")
     if not containers:
-        raise Refusal(
+        raise InjectionError(
             "spec.containers",
             "the pod has no containers",
             fix="add the one with the handler's code",
@@ -43,14 +44,14 @@ def target(pod: Object, wishes: Wishes, earlier: str) -> Object:
     wanted = wishes.annotated.get("container")
     if wanted:
         return _find(pod, PREFIX + "container", wanted)
-    found = earlier and named(containers, earlier)
+    found = earlier and find_by_name(containers, earlier)
     if found:
         return found
-    wanted = kube_objects.annotations_of(pod).get(KUBECTL_DEFAULT)
+    wanted = get_annotations(pod).get(KUBECTL_DEFAULT)
     return _find(pod, KUBECTL_DEFAULT, wanted) if wanted else containers[0]
 
 
-def sidecars(pod: Object, model: Object, wishes: Wishes) -> list[Object]:
+def find_sidecars(pod: Object, model: Object, wishes: Settings) -> list[Object]:
     """The containers that share the socket with the model's, as they stand in the pod.
 
     Names from the chart's values are taken where they occur; those of an annotation must exist.
@@ -58,37 +59,40 @@ def sidecars(pod: Object, model: Object, wishes: Wishes) -> list[Object]:
     # Init containers can be sidecars too: native ones, with restartPolicy Always.
     candidates = [
         container
-        for container in everyone(pod)
+        for container in all_containers(pod)
         if container is not model and not _only_initialises(pod, container)
     ]
     found = []
     for wanted in filter(None, wishes["sidecars"].split(",")):
-        sidecar = named(candidates, wanted)
+        sidecar = find_by_name(candidates, wanted)
         if sidecar:
             found.append(sidecar)
         elif "sidecars" in wishes.annotated:
-            what = f"no container {quoted(wanted)} beside {quoted(name_of(model))} in this pod"
+            what = f"no container {quote(wanted)} beside {quote(get_name(model))} in this pod"
             if wanted == model.get("name"):
-                what = f"{quoted(wanted)} is the container with the handler"
-            elif named(everyone(pod), wanted):
-                what = f"{quoted(wanted)} is an init container, which ends before the pod serves"
+                what = f"{quote(wanted)} is the container with the handler"
+            elif find_by_name(all_containers(pod), wanted):
+                what = f"{quote(wanted)} is an init container, which ends before the pod serves"
             raise _not_found(
                 PREFIX + "sidecars", what, wanted, candidates, Reason.SIDECAR_NOT_FOUND
             )
     return found
 
 
-def refuse_windows(pod: Object) -> None:
+def reject_windows(pod: Object) -> None:
     """The runtime needs Unix sockets."""
-    spec = mapping(pod, "spec")
-    selector = mapping(spec, "nodeSelector")
-    systems = [text(mapping(spec, "os"), "name"), *(text(selector, label) for label in _OS)]
-    required = mapping(
+    spec = get_mapping(pod, "spec")
+    selector = get_mapping(spec, "nodeSelector")
+    systems = [
+        get_string(get_mapping(spec, "os"), "name"),
+        *(get_string(selector, label) for label in _OS),
+    ]
+    required = get_mapping(
         spec, "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"
     )
-    terms = items(required, "nodeSelectorTerms")
+    terms = get_items(required, "nodeSelectorTerms")
     if "windows" in systems or (terms and all(map(_wants_windows, terms))):
-        raise Refusal(
+        raise InjectionError(
             PREFIX + "handler",
             "the pod is for Windows, the runtime needs Unix sockets",
             fix="run it on Linux nodes, or remove the annotation",
@@ -98,25 +102,25 @@ def refuse_windows(pod: Object) -> None:
 
 def _wants_windows(term: Object) -> bool:
     return any(
-        text(rule, "key") in _OS
-        and text(rule, "operator") == "In"
-        and words(rule, "values") == ["windows"]
-        for rule in items(term, "matchExpressions")
+        get_string(rule, "key") in _OS
+        and get_string(rule, "operator") == "In"
+        and get_strings(rule, "values") == ["windows"]
+        for rule in get_items(term, "matchExpressions")
     )
 
 
 def _only_initialises(pod: Object, container: Object) -> bool:
-    inits = items(mapping(pod, "spec"), "initContainers")
+    inits = get_items(get_mapping(pod, "spec"), "initContainers")
     return container.get("restartPolicy") != "Always" and any(item is container for item in inits)
 
 
 def _refuse_equal_names(pod: Object) -> None:
     seen = set()
-    for name in map(name_of, everyone(pod)):
+    for name in map(get_name, all_containers(pod)):
         if name in seen:
-            raise Refusal(
+            raise InjectionError(
                 "spec.containers",
-                f"two containers have the name {quoted(name)}",
+                f"two containers have the name {quote(name)}",
                 fix="give each a name of its own",
                 reason=Reason.OBJECT_INVALID,
             )
@@ -124,23 +128,23 @@ def _refuse_equal_names(pod: Object) -> None:
 
 
 def _find(pod: Object, key: str, wanted: str) -> Object:
-    containers = items(mapping(pod, "spec"), "containers")
-    found = named(containers, wanted)
+    containers = get_items(get_mapping(pod, "spec"), "containers")
+    found = find_by_name(containers, wanted)
     if found:
         return found
-    what = f"no container {quoted(wanted)} in this pod"
-    initial = named(items(mapping(pod, "spec"), "initContainers"), wanted)
+    what = f"no container {quote(wanted)} in this pod"
+    initial = find_by_name(get_items(get_mapping(pod, "spec"), "initContainers"), wanted)
     if initial:
-        what = f"{quoted(wanted)} is an init container, which ends before the pod serves"
+        what = f"{quote(wanted)} is an init container, which ends before the pod serves"
         if initial.get("restartPolicy") == "Always":
-            what = f"{quoted(wanted)} is a native sidecar, which cannot hold the handler"
+            what = f"{quote(wanted)} is a native sidecar, which cannot hold the handler"
     raise _not_found(key, what, wanted, containers, Reason.CONTAINER_NOT_FOUND)
 
 
 def _not_found(
     key: str, what: str, wanted: str, candidates: list[Object], reason: Reason
-) -> Refusal:
-    names = [name_of(container) for container in candidates if name_of(container) != wanted]
-    fallback = f"there is {listed(names) or 'no other container'}"
-    fix = suggestion(wanted, names, fallback=fallback)
-    return Refusal(key, what, fix=fix, reason=reason)
+) -> InjectionError:
+    names = [get_name(container) for container in candidates if get_name(container) != wanted]
+    fallback = f"there is {join(names) or 'no other container'}"
+    fix = suggest(wanted, names, fallback=fallback)
+    return InjectionError(key, what, fix=fix, reason=reason)

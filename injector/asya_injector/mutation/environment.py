@@ -5,21 +5,21 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Mapping
 
-from asya_injector.annotations.parse import BY_NAME, ENV, Annotation
-from asya_injector.annotations.settings import Wishes
-from asya_injector.errors import Reason, Refusal, quoted
-from asya_injector.kube_objects import Object, items, name_of, text
+from asya_injector.annotations.settings import Settings
+from asya_injector.annotations.table import BY_NAME, ENV, Annotation
+from asya_injector.errors import InjectionError, Reason, quote
+from asya_injector.kube_objects import Object, get_items, get_name, get_string
 from asya_injector.mutation.ownership import SHARED_SOCKET_MODE
 
 _SOCKET_PATH = BY_NAME["socket-path"]
 
 
-def socket_path(model: Object, wishes: Wishes) -> str:
+def resolve_socket_path(model: Object, wishes: Settings) -> str:
     """Where the socket will be: the container's own variable rules, so that mounts follow it."""
     return _literal(model, _variables(model), _SOCKET_PATH, wishes) or wishes["socket-path"]
 
 
-def socket_path_in(sidecar: Object, path: str) -> str:
+def resolve_sidecar_socket_path(sidecar: Object, path: str) -> str:
     """Where a sidecar looks for the socket: in another directory if its own variable says so."""
     last = _variables(sidecar).get(_SOCKET_PATH.env)
     if last is None:
@@ -27,23 +27,23 @@ def socket_path_in(sidecar: Object, path: str) -> str:
     where = _where(sidecar, _SOCKET_PATH)
     if last.get("valueFrom") is not None:
         raise _unseen(where, _SOCKET_PATH)
-    literal = text(last, "value")
+    literal = get_string(last, "value")
     try:
         theirs = _SOCKET_PATH.parse(literal)
     except ValueError:
         theirs = ""
     if posixpath.basename(theirs) != posixpath.basename(path):
-        raise Refusal(
+        raise InjectionError(
             where,
-            f"says {quoted(literal)}, but the socket is {quoted(path)}",
+            f"says {quote(literal)}, but the socket is {quote(path)}",
             fix=f"remove it, or give it the path in the sidecar, ending in "
-            f"{quoted(posixpath.basename(path))}",
+            f"{quote(posixpath.basename(path))}",
             reason=Reason.ENV_CONFLICT,
         )
     return theirs
 
 
-def tell_runtime(model: Object, wishes: Wishes, *, path: str, shared: bool) -> None:
+def set_runtime_env(model: Object, wishes: Settings, *, path: str, shared: bool) -> None:
     """Give the model's container its settings.
 
     path: the socket's; shared: whether its directory is the emptyDir of ours.
@@ -62,13 +62,13 @@ def tell_runtime(model: Object, wishes: Wishes, *, path: str, shared: bool) -> N
     _prepend(model, ours)
 
 
-def tell_sidecar(sidecar: Object, *, path: str) -> None:
+def set_sidecar_env(sidecar: Object, *, path: str) -> None:
     """Let a sidecar know where the socket is."""
     _prepend(sidecar, [{"name": _SOCKET_PATH.env, "value": path}])
 
 
 def _literal(
-    model: Object, present: Mapping[str | None, Object], entry: Annotation, wishes: Wishes
+    model: Object, present: Mapping[str | None, Object], entry: Annotation, wishes: Settings
 ) -> str | None:
     """The canonical value that the user's own variable gives; None where there is no such variable.
 
@@ -84,20 +84,20 @@ def _literal(
         if annotated is None and entry is not _SOCKET_PATH:
             return ""
         raise _unseen(where, entry)
-    literal = text(last, "value")
+    literal = get_string(last, "value")
     try:
         canonical = entry.parse(literal) if literal else entry.default or ""
     except ValueError as error:
-        raise Refusal(
+        raise InjectionError(
             where,
-            f"{quoted(literal)} is not valid",
+            f"{quote(literal)} is not valid",
             fix=f"must be {error}",
             reason=Reason.ENV_CONFLICT,
         ) from None
     if annotated is not None and canonical != annotated:
-        raise Refusal(
+        raise InjectionError(
             where,
-            f"says {quoted(literal)}, but {entry.key} says {quoted(annotated)}",
+            f"says {quote(literal)}, but {entry.key} says {quote(annotated)}",
             fix="remove one of the two",
             reason=Reason.ENV_CONFLICT,
         )
@@ -106,15 +106,15 @@ def _literal(
 
 def _variables(container: Object) -> dict[str | None, Object]:
     """The variables by name; of several with one name the last, as for the kubelet."""
-    return {name_of(item): item for item in items(container, "env")}
+    return {get_name(item): item for item in get_items(container, "env")}
 
 
 def _where(container: Object, entry: Annotation) -> str:
-    return f"env {entry.env} of container {quoted(name_of(container))}"
+    return f"env {entry.env} of container {quote(get_name(container))}"
 
 
-def _unseen(where: str, entry: Annotation) -> Refusal:
-    return Refusal(
+def _unseen(where: str, entry: Annotation) -> InjectionError:
+    return InjectionError(
         where,
         "comes from valueFrom, so the injector cannot see it",
         fix=f"say it by {entry.key} alone",
@@ -123,7 +123,7 @@ def _unseen(where: str, entry: Annotation) -> Refusal:
 
 
 def _prepend(container: Object, ours: list[Object]) -> None:
-    present = items(container, "env")
+    present = get_items(container, "env")
     names = _variables(container)
     added = [item for item in ours if item["name"] not in names]
     if added:

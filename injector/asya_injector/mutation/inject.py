@@ -7,33 +7,29 @@ pod that was an actor by other wishes is first given back its original, as far a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from asya_injector import kube_objects
-from asya_injector.annotations.parse import (
-    BY_KEY,
-    INHERITED,
-    INJECTED,
-    RUNTIME_HASH_LABEL,
-    is_switched_off,
-    merged,
-    own,
-    values,
-)
-from asya_injector.annotations.settings import Policy, Wishes
-from asya_injector.errors import quoted
+from asya_injector.annotations.parse import is_switched_off, merge, parse_values
+from asya_injector.annotations.settings import ClusterDefaults, Settings
+from asya_injector.annotations.table import INJECTED
 from asya_injector.kube_objects import (
     Object,
-    mapping,
-    name_of,
-    opened,
-    template_of,
-    with_template,
+    find_by_name,
+    get_annotations,
+    get_items,
+    get_mapping,
+    get_name,
+    shallow_copy,
 )
 from asya_injector.mutation import containers, environment, ownership, startup, volumes
-from asya_injector.mutation.marks import Mark, Pieces, survey, without
+from asya_injector.mutation.ownership import (
+    InjectionRecord,
+    OwnedByContainer,
+    list_owned_by_container,
+    remove_injection,
+)
+from asya_injector.runtime_files import RUNTIME_HASH_LABEL
 
 # The API server's image of a static pod, which the kubelet runs from its own file.
 MIRROR = "kubernetes.io/config.mirror"
@@ -49,82 +45,84 @@ class Injection:
     warnings: tuple[str, ...]
 
 
-def inject(pod: Object, policy: Policy) -> Injection | None:
+def inject(pod: Object, policy: ClusterDefaults) -> Injection | None:
     """The pod as an actor, or None where it did not ask to be one.
 
     pod: a Pod or a pod template as plain data; it is not changed, and shares with the result what
     is the same in both. Unknown fields are kept.
     Raises Refusal when it asks for what cannot be done.
     """
-    annotations = kube_objects.annotations_of(pod)
-    asked = merged(annotations)
+    annotations = get_annotations(pod)
+    asked = merge(annotations)
     if not asked or is_switched_off(asked) or MIRROR in annotations:
         return None
-    wishes = Wishes(values(asked), policy)
-    mark = Mark.read(annotations)
-    earlier = earlier_choice(pod, mark)
+    wishes = Settings(parse_values(asked), policy)
+    mark = InjectionRecord.read(annotations)
+    earlier = find_injected_container(pod, mark)
     if mark and mark.asked == wishes.digest:
         result = _inject(pod, wishes, earlier, mark.added, mark.volumes)
         if (result.container, result.mode) == (mark.container, mark.mode):
             return result
     # A copy of a pod that was an actor by other wishes: what those left is in the way of these.
-    return _inject(without(pod, mark) if mark else pod, wishes, earlier)
+    return _inject(remove_injection(pod, mark) if mark else pod, wishes, earlier)
 
 
-def earlier_choice(pod: Object, mark: Mark | None) -> str:
+def find_injected_container(pod: Object, mark: InjectionRecord | None) -> str:
     """The container that an earlier call made the actor; empty where there was none.
 
     Its mark says which, whatever another webhook has put in front of it since; where there is no
     mark, it is the one with the runtime's files.
     """
-    if mark and kube_objects.named(
-        kube_objects.items(kube_objects.mapping(pod, "spec"), "containers"), mark.container
-    ):
+    if mark and find_by_name(get_items(get_mapping(pod, "spec"), "containers"), mark.container):
         return mark.container
-    return containers.with_runtime(pod)
+    return containers.find_with_runtime(pod)
 
 
 def _inject(
     given: Object,
-    wishes: Wishes,
+    wishes: Settings,
     earlier: str,
-    added: Pieces | None = None,
+    added: OwnedByContainer | None = None,
     added_volumes: Sequence[str] = (),
 ) -> Injection:
     """Add what is missing. added, added_volumes: what an earlier call with these wishes did."""
-    pod = opened(given)
-    model = containers.target(pod, wishes, earlier)
-    sidecars = containers.sidecars(pod, model, wishes)
-    containers.refuse_windows(pod)
-    names = {name_of(container) for container in (model, *sidecars)}
-    before = survey(given, names, name_of(model))
-    path = environment.socket_path(model, wishes)
+    pod = shallow_copy(given)
+    model = containers.find_target(pod, wishes, earlier)
+    sidecars = containers.find_sidecars(pod, model, wishes)
+    containers.reject_windows(pod)
+    names = {get_name(container) for container in (model, *sidecars)}
+    before = list_owned_by_container(given, names, get_name(model))
+    path = environment.resolve_socket_path(model, wishes)
     volumes.mount_runtime(pod, model, wishes)
     shared = volumes.mount_socket(pod, model, sidecars, path)
-    environment.tell_runtime(model, wishes, path=path, shared=shared)
+    environment.set_runtime_env(model, wishes, path=path, shared=shared)
     for sidecar in sidecars:
-        environment.tell_sidecar(sidecar, path=path)
-    mode = startup.start(pod, model, wishes)
+        environment.set_sidecar_env(sidecar, path=path)
+    mode = startup.configure_startup(pod, model, wishes)
     warnings = startup.add_probe(model, wishes)
-    mark = Mark(
-        container=name_of(model),
+    mark = InjectionRecord(
+        container=get_name(model),
         mode=mode,
         runtime=wishes.policy.runtime_hash,
         asked=wishes.digest,
-        added=_new(before, survey(pod, names, name_of(model)), added or {}),
-        volumes=_new_names(ownership.volumes(given), ownership.volumes(pod), added_volumes),
+        added=_new(before, list_owned_by_container(pod, names, get_name(model)), added or {}),
+        volumes=_new_names(
+            ownership.list_owned_volumes(given), ownership.list_owned_volumes(pod), added_volumes
+        ),
     )
-    metadata = mapping(pod, "metadata")
+    metadata = get_mapping(pod, "metadata")
     label = {RUNTIME_HASH_LABEL: wishes.policy.runtime_hash}
     pod["metadata"] = {
         **metadata,
-        "annotations": {**mapping(metadata, "annotations"), INJECTED: mark.text},
-        "labels": {**mapping(metadata, "labels"), **label},
+        "annotations": {**get_mapping(metadata, "annotations"), INJECTED: mark.text},
+        "labels": {**get_mapping(metadata, "labels"), **label},
     }
     return Injection(pod=pod, container=mark.container, mode=mode, warnings=tuple(warnings))
 
 
-def _new(before: Pieces, after: Pieces, added: Pieces) -> dict[str, list[str]]:
+def _new(
+    before: OwnedByContainer, after: OwnedByContainer, added: OwnedByContainer
+) -> dict[str, list[str]]:
     """The pieces by container that are ours: new ones, and those of an earlier call."""
     news = {
         name: _new_names(before.get(name, ()), found, added.get(name, ()))
@@ -135,44 +133,3 @@ def _new(before: Pieces, after: Pieces, added: Pieces) -> dict[str, list[str]]:
 
 def _new_names(before: Sequence[str], after: Sequence[str], added: Sequence[str]) -> list[str]:
     return [name for name in after if name not in before or name in added]
-
-
-def inherit(workload: Object) -> Object:
-    """The workload with its own `asya.sh/` annotations noted in its template, for its pods.
-
-    The note follows them, and goes when they go; in a Job that a CronJob made it is the CronJob's,
-    and stays. Keys that the user wrote are never touched.
-    The workload given is not changed; the result shares with it what is the same in both.
-    """
-    handed_down = own(kube_objects.annotations_of(workload))
-    template = template_of(workload)
-    present = kube_objects.annotations_of(template)
-    annotations = {key: value for key, value in present.items() if key != INHERITED}
-    if handed_down:
-        annotations[INHERITED] = json.dumps(handed_down, sort_keys=True, separators=(",", ":"))
-    elif _is_job_of_a_controller(workload):
-        annotations = present
-    if annotations == present or not template:
-        return with_template(workload, dict(template)) if template else workload
-    metadata = dict(mapping(template, "metadata"))
-    kube_objects.put(metadata, "annotations", annotations)
-    return with_template(workload, {**template, "metadata": metadata})
-
-
-def _is_job_of_a_controller(workload: Object) -> bool:
-    owners = mapping(workload, "metadata").get("ownerReferences")
-    return workload.get("kind") == "Job" and any(
-        isinstance(owner, dict) and owner.get("controller") is True
-        for owner in (owners if isinstance(owners, list) else [])
-    )
-
-
-def overridden(workload: Object) -> tuple[str, ...]:
-    """Warnings for annotations of the workload that its template says otherwise; that one wins."""
-    said = own(kube_objects.annotations_of(workload))
-    template = kube_objects.annotations_of(template_of(workload))
-    return tuple(
-        f"{key}: {quoted(template[key])} on the pod template wins over {quoted(value)} here"
-        for key, value in sorted(said.items())
-        if key in BY_KEY and key in template and template[key] != value
-    )

@@ -7,13 +7,25 @@ what it added; only what is listed there and still looks like it is ever taken o
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
-from asya_injector.annotations.parse import ENV
-from asya_injector.annotations.settings import ENTRYPOINT_FILE, RUNTIME_VOLUME
-from asya_injector.kube_objects import Object, items, mapping, name_of, put, text, words
+from asya_injector.annotations.table import ENV, INJECTED
+from asya_injector.kube_objects import (
+    Object,
+    all_containers,
+    get_items,
+    get_mapping,
+    get_name,
+    get_string,
+    get_strings,
+    set_or_remove,
+    shallow_copy,
+)
+from asya_injector.runtime_files import ENTRYPOINT_FILE, RUNTIME_HASH_LABEL, RUNTIME_VOLUME
 
 SOCKET_VOLUME = "asya-socket"
 # Only the containers that mount our emptyDir can reach the socket in it, whatever their user ids.
@@ -22,45 +34,47 @@ HOOKS = {"postStart": "--detach", "preStop": "--stop"}
 _VARIABLES = frozenset({*(entry.env for entry in ENV), SHARED_SOCKET_MODE["name"]})
 
 
-def in_container(container: Object, *, program: bool = False) -> list[str]:
+def list_owned(container: Object, *, program: bool = False) -> list[str]:
     """Names of the pieces in a container that have the form of ours.
 
     program: whether the command may be the runtime itself (mode runtime).
     """
-    found = [_variable(item) for item in items(container, "env")]
-    found += [_mount(item) for item in items(container, "volumeMounts")]
-    if any(is_wrapped(words(container, field)) for field in ("command", "args")):
+    found = [_variable(item) for item in get_items(container, "env")]
+    found += [_mount(item) for item in get_items(container, "volumeMounts")]
+    if any(is_wrapped(get_strings(container, field)) for field in ("command", "args")):
         found.append("wrapper")
-    elif program and _is_runtime(words(container, "command")):
+    elif program and _is_runtime(get_strings(container, "command")):
         found.append("command")
     for hook in HOOKS:
-        if is_wrapped(hook_command(container, hook)):
+        if is_wrapped(get_hook_command(container, hook)):
             found.append(hook)
-    if is_ready_probe(mapping(container, "readinessProbe")):
+    if is_runtime_probe(get_mapping(container, "readinessProbe")):
         found.append("readinessProbe")
     return [name for name in found if name]
 
 
-def take_out(container: Object, pieces: Collection[str]) -> None:
+def remove_owned(container: Object, pieces: Collection[str]) -> None:
     """Remove those of our pieces from a container; a field that has nothing left goes with them."""
-    present = set(in_container(container, program=True)).intersection(pieces)
+    present = set(list_owned(container, program=True)).intersection(pieces)
     if not present:
         return
     for field, name_piece in (("env", _variable), ("volumeMounts", _mount)):
-        kept = [item for item in items(container, field) if name_piece(item) not in present]
-        put(container, field, kept)
+        kept = [item for item in get_items(container, field) if name_piece(item) not in present]
+        set_or_remove(container, field, kept)
     if "wrapper" in present:
         for field in ("command", "args"):
-            put(container, field, unwrapped(words(container, field)))
+            set_or_remove(container, field, unwrap(get_strings(container, field)))
     if "command" in present:
         del container["command"]
     if "readinessProbe" in present:
         del container["readinessProbe"]
-    lifecycle = dict(mapping(container, "lifecycle"))
+    lifecycle = dict(get_mapping(container, "lifecycle"))
     for hook in present.intersection(HOOKS):
-        theirs = unwrapped(hook_command(container, hook))
-        put(lifecycle, hook, theirs and hooked(mapping(lifecycle, hook), theirs))
-    put(container, "lifecycle", lifecycle)
+        theirs = unwrap(get_hook_command(container, hook))
+        set_or_remove(
+            lifecycle, hook, theirs and replace_hook_command(get_mapping(lifecycle, hook), theirs)
+        )
+    set_or_remove(container, "lifecycle", lifecycle)
 
 
 def is_wrapped(command: list[str]) -> bool:
@@ -68,50 +82,50 @@ def is_wrapped(command: list[str]) -> bool:
     return _span(command) is not None
 
 
-def unwrapped(command: list[str]) -> list[str]:
+def unwrap(command: list[str]) -> list[str]:
     """A command without our wrapper."""
-    return rewrapped(command, [])
+    return replace_wrapper(command, [])
 
 
-def rewrapped(command: list[str], wrapper: list[str]) -> list[str]:
+def replace_wrapper(command: list[str], wrapper: list[str]) -> list[str]:
     """A command with this wrapper in the place of the one that it has; itself where it has none."""
     span = _span(command)
     return command if span is None else [*command[: span[0]], *wrapper, *command[span[1] :]]
 
 
-def is_ready_probe(probe: Object) -> bool:
+def is_runtime_probe(probe: Object) -> bool:
     """Whether a readiness probe asks the runtime."""
-    command = words(mapping(probe, "exec"), "command")
+    command = get_strings(get_mapping(probe, "exec"), "command")
     return len(command) == 5 and command[1:3] == ["-I", "-S"] and command[4] == "--ready"
 
 
-def hook_command(container: Object, hook: str) -> list[str]:
+def get_hook_command(container: Object, hook: str) -> list[str]:
     """The command of a lifecycle hook; empty where there is none."""
-    return words(mapping(container, "lifecycle", hook, "exec"), "command")
+    return get_strings(get_mapping(container, "lifecycle", hook, "exec"), "command")
 
 
-def hooked(hook: Object, command: list[str]) -> Object:
+def replace_hook_command(hook: Object, command: list[str]) -> Object:
     """A lifecycle hook with another command, and whatever else stands in it."""
-    return {**hook, "exec": {**mapping(hook, "exec"), "command": command}}
+    return {**hook, "exec": {**get_mapping(hook, "exec"), "command": command}}
 
 
 def is_runtime_volume(volume: Object) -> bool:
     """Whether a volume is a copy of the runtime that the injector wrote, of any release."""
-    source = mapping(volume, "configMap")
-    is_copy = re.fullmatch(RUNTIME_VOLUME + r"-[0-9a-f]{10}", text(source, "name"))
-    return name_of(volume) == RUNTIME_VOLUME and bool(is_copy) and not source.get("items")
+    source = get_mapping(volume, "configMap")
+    is_copy = re.fullmatch(RUNTIME_VOLUME + r"-[0-9a-f]{10}", get_string(source, "name"))
+    return get_name(volume) == RUNTIME_VOLUME and bool(is_copy) and not source.get("items")
 
 
 def is_socket_volume(volume: Object) -> bool:
     """Whether a volume is fit for the socket under the name that we would give it."""
-    return name_of(volume) == SOCKET_VOLUME and volume.get("emptyDir") is not None
+    return get_name(volume) == SOCKET_VOLUME and volume.get("emptyDir") is not None
 
 
-def volumes(pod: Object) -> list[str]:
+def list_owned_volumes(pod: Object) -> list[str]:
     """Names of the pod's volumes that have the form of ours."""
     return [
-        name_of(volume)
-        for volume in items(mapping(pod, "spec"), "volumes")
+        get_name(volume)
+        for volume in get_items(get_mapping(pod, "spec"), "volumes")
         if is_runtime_volume(volume) or is_socket_volume(volume)
     ]
 
@@ -132,12 +146,98 @@ def _is_runtime(command: list[str]) -> bool:
 
 
 def _variable(item: Object) -> str:
-    if name_of(item) not in _VARIABLES or item.get("valueFrom") is not None:
+    if get_name(item) not in _VARIABLES or item.get("valueFrom") is not None:
         return ""
-    return f"env {name_of(item)}={text(item, 'value')}"
+    return f"env {get_name(item)}={get_string(item, 'value')}"
 
 
 def _mount(item: Object) -> str:
     if "subPathExpr" in item:
         return ""
-    return f"mount {name_of(item)}:{text(item, 'mountPath')}"
+    return f"mount {get_name(item)}:{get_string(item, 'mountPath')}"
+
+
+# MERGED The mark of an injection, `asya.sh/injected`: what was done, so that it can be undone.
+#
+# It is never trusted: a forged one can at most make the injector take out pieces that look exactly
+# like its own, and put them in again.
+#
+
+OwnedByContainer = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InjectionRecord:
+    """What was done to a pod.
+
+    asked: digest of the wishes that it came from. added: names of pieces by container; volumes:
+    names of the volumes that were added.
+    """
+
+    container: str
+    mode: str
+    runtime: str
+    asked: str
+    added: OwnedByContainer
+    volumes: Sequence[str]
+
+    @property
+    def text(self) -> str:
+        """The annotation's value."""
+        return json.dumps(vars(self), separators=(",", ":"))
+
+    @classmethod
+    def read(cls, annotations: Mapping[str, str]) -> InjectionRecord | None:
+        """The mark that a pod carries; None where there is none, or it is not one of ours."""
+        try:
+            found = json.loads(annotations.get(INJECTED, ""))
+            mark = cls(**found)
+        except (ValueError, TypeError, RecursionError):
+            return None
+        return mark if mark._is_sound() else None
+
+    def _is_sound(self) -> bool:
+        strings = (self.container, self.mode, self.runtime, self.asked)
+        if not all(isinstance(each, str) for each in strings) or not isinstance(self.added, dict):
+            return False
+        return all(
+            isinstance(each, list) and all(isinstance(name, str) for name in each)
+            for each in (self.volumes, *self.added.values())
+        )
+
+
+def list_owned_by_container(
+    pod: Object, names: Collection[str], model: str
+) -> dict[str, list[str]]:
+    """The names of all pieces that have the form of ours in the containers of these names.
+
+    model: name of the one that may be the runtime itself.
+    """
+    return {
+        get_name(container): list_owned(container, program=get_name(container) == model)
+        for container in all_containers(pod)
+        if get_name(container) in names
+    }
+
+
+def remove_injection(pod: Object, mark: InjectionRecord) -> Object:
+    """The pod without the pieces that its mark lists, and without the mark; the one given stays."""
+    pod = shallow_copy(pod)
+    spec = pod["spec"]
+    for container in all_containers(pod):
+        remove_owned(container, mark.added.get(get_name(container), ()))
+    gone = set(mark.volumes).intersection(list_owned_volumes(pod))
+    if gone:
+        kept = [item for item in get_items(spec, "volumes") if get_name(item) not in gone]
+        set_or_remove(spec, "volumes", kept)
+    return remove_key(remove_key(pod, "annotations", INJECTED), "labels", RUNTIME_HASH_LABEL)
+
+
+def remove_key(node: Object, field: str, key: str) -> Object:
+    """An object without one of its annotations or labels; itself where it has not got it."""
+    present = get_mapping(node, "metadata", field)
+    if key not in present:
+        return node
+    metadata = dict(get_mapping(node, "metadata"))
+    set_or_remove(metadata, field, {name: value for name, value in present.items() if name != key})
+    return {**node, "metadata": metadata}

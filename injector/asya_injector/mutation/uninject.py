@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from asya_injector import kube_objects
-from asya_injector.annotations.parse import INHERITED, INJECTED
-from asya_injector.errors import Reason, Refusal
-from asya_injector.kube_objects import Object
-from asya_injector.mutation.marks import Mark, without, without_key
+from asya_injector.annotations.table import INHERITED, INJECTED
+from asya_injector.errors import InjectionError, Reason
+from asya_injector.kube_objects import Object, get_annotations, get_template, replace_template
+from asya_injector.mutation.ownership import InjectionRecord, remove_injection, remove_key
 
 
 def uninject(pod: Object) -> Object:
@@ -20,23 +19,23 @@ def uninject(pod: Object) -> Object:
     user's.
     Raises Refusal for a mark that the injector did not write, and what is no pod at all.
     """
-    annotations = kube_objects.annotations_of(pod)
+    annotations = get_annotations(pod)
     if INJECTED in annotations:
-        mark = Mark.read(annotations)
+        mark = InjectionRecord.read(annotations)
         if mark is None:
-            raise Refusal(
+            raise InjectionError(
                 INJECTED,
                 "is not what the injector wrote, so what it added is not known",
                 fix="remove it and, by hand, what it stood for",
                 reason=Reason.ANNOTATION_INVALID,
             )
-        pod = without(pod, mark)
-    return without_key(pod, "annotations", INHERITED)
+        pod = remove_injection(pod, mark)
+    return remove_key(pod, "annotations", INHERITED)
 
 
 def uninject_workload(workload: Object) -> Object:
     """A workload with the original of its pod template; the rules are those of `uninject`."""
-    kube_objects.annotations_of(workload)  # refuses what is no object
-    template = kube_objects.template_of(workload)
+    get_annotations(workload)  # refuses what is no object
+    template = get_template(workload)
     original = uninject(template)
-    return workload if original is template else kube_objects.with_template(workload, original)
+    return workload if original is template else replace_template(workload, original)

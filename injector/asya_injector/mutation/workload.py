@@ -6,15 +6,26 @@ noted in its template, then the pod that the template describes is made an actor
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from asya_injector.annotations.parse import INHERITED, PREFIX, own
-from asya_injector.annotations.settings import Policy
-from asya_injector.kube_objects import Object, template_of, with_template
-from asya_injector.mutation.inject import MIRROR, Injection, inherit, inject, overridden
-from asya_injector.runtime_files import MANAGED_BY, is_copy_name
+from asya_injector.annotations.parse import select_own
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.annotations.table import BY_KEY, INHERITED, PREFIX
+from asya_injector.errors import quote
+from asya_injector.kube_objects import (
+    Object,
+    get_annotations,
+    get_in,
+    get_mapping,
+    get_template,
+    replace_template,
+    set_or_remove,
+)
+from asya_injector.mutation.inject import MIRROR, Injection, inject
+from asya_injector.runtime_files import MANAGED_BY, is_runtime_configmap_name
 
 WORKLOADS = {
     "Deployment": "apps/v1",
@@ -29,7 +40,7 @@ DISABLED = {"asya.sh/injection": "disabled"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class ObjectChange:
     """What comes of an object.
 
     after: the object as it shall be, equal to `before` where nothing is done.
@@ -44,27 +55,27 @@ class Change:
     warnings: tuple[str, ...] = ()
 
 
-def change(
-    item: Object, policy: Policy, *, namespace: str = "", disabled: Collection[str] = ()
-) -> Change:
+def change_object(
+    item: Object, policy: ClusterDefaults, *, namespace: str = "", disabled: Collection[str] = ()
+) -> ObjectChange:
     """What comes of a Kubernetes object of any kind; raises Refusal.
 
     namespace: where it will be; disabled: those labelled `asya.sh/injection: disabled`.
     """
-    reason = left_alone(item, namespace or namespace_of(item), disabled)
+    reason = find_skip_reason(item, namespace or get_namespace(item), disabled)
     if reason:
         asks = not _is_ours(item) and _asks(item)
         told = (f"{item.get('kind')} is left as it is: {reason}",) if asks else ()
-        return Change(before=item, after=item, left=reason, warnings=told)
-    after = item if item["kind"] == "Pod" else inherit(item)
-    injection = inject(after if item["kind"] == "Pod" else template_of(after), policy)
-    warnings: tuple[str, ...] = () if item["kind"] == "Pod" else overridden(item)
+        return ObjectChange(before=item, after=item, left=reason, warnings=told)
+    after = item if item["kind"] == "Pod" else propagate(item)
+    injection = inject(after if item["kind"] == "Pod" else get_template(after), policy)
+    warnings: tuple[str, ...] = () if item["kind"] == "Pod" else find_overridden(item)
     if injection is None:
         left = "its annotations switch it off" if _asks(item) else "it has no asya.sh/ annotation"
-        return Change(before=item, after=after, left=left, warnings=warnings)
-    after = injection.pod if item["kind"] == "Pod" else with_template(after, injection.pod)
+        return ObjectChange(before=item, after=after, left=left, warnings=warnings)
+    after = injection.pod if item["kind"] == "Pod" else replace_template(after, injection.pod)
     warnings += injection.warnings
-    return Change(before=item, after=after, injection=injection, warnings=warnings)
+    return ObjectChange(before=item, after=after, injection=injection, warnings=warnings)
 
 
 def is_pod_or_workload(item: Any) -> bool:
@@ -72,42 +83,35 @@ def is_pod_or_workload(item: Any) -> bool:
     return isinstance(item, dict) and _is_ours(item)
 
 
-def glimpse(node: Any, *path: str) -> Object:
-    """The mapping at a path of what may be anything; empty where there is none."""
-    for step in path:
-        node = node.get(step) if isinstance(node, dict) else None
-    return node if isinstance(node, dict) else {}
-
-
-def pod_of(item: Object) -> Object:
+def find_pod(item: Object) -> Object:
     """The pod, or the template that stands for the pods of a workload."""
     inside = ("jobTemplate", "spec") if item.get("kind") == "CronJob" else ()
-    return item if item.get("kind") == "Pod" else glimpse(item, "spec", *inside, "template")
+    return item if item.get("kind") == "Pod" else get_in(item, "spec", *inside, "template")
 
 
-def namespace_of(item: Object) -> str:
+def get_namespace(item: Object) -> str:
     """The namespace that an object names; empty where it names none."""
-    return str(glimpse(item, "metadata").get("namespace") or "")
+    return str(get_in(item, "metadata").get("namespace") or "")
 
 
-def annotations_of(item: Object) -> dict[str, Any]:
+def read_annotations(item: Object) -> dict[str, Any]:
     """An object's annotations."""
-    found = glimpse(item, "metadata", "annotations")
+    found = get_in(item, "metadata", "annotations")
     return {key: value for key, value in found.items() if isinstance(key, str)}
 
 
-def is_copy(item: Object) -> bool:
+def is_runtime_configmap(item: Object) -> bool:
     """Whether an object is a ConfigMap with a version of the runtime, as the injector makes it."""
     return (
         item.get("kind") == "ConfigMap"
-        and is_copy_name(str(glimpse(item, "metadata").get("name")))
-        and MANAGED_BY.items() <= glimpse(item, "metadata", "labels").items()
+        and is_runtime_configmap_name(str(get_in(item, "metadata").get("name")))
+        and MANAGED_BY.items() <= get_in(item, "metadata", "labels").items()
     )
 
 
 def is_disabled_namespace(item: Object) -> bool:
     """Whether an object is a Namespace that is never touched by its label."""
-    labels = glimpse(item, "metadata", "labels")
+    labels = get_in(item, "metadata", "labels")
     return item.get("kind") == "Namespace" and DISABLED.items() <= labels.items()
 
 
@@ -117,21 +121,21 @@ def _is_ours(item: Object) -> bool:
     return expected is not None and item.get("apiVersion") == expected
 
 
-def left_alone(item: Object, namespace: str, disabled: Collection[str]) -> str:
+def find_skip_reason(item: Object, namespace: str, disabled: Collection[str]) -> str:
     """Why the API server would not send this object to the webhooks; empty where it would."""
     if not _is_ours(item):
         return "not a kind that becomes an actor by itself"
-    annotations, template = annotations_of(item), annotations_of(pod_of(item))
-    owners = glimpse(item, "metadata").get("ownerReferences")
+    annotations, template = read_annotations(item), read_annotations(find_pod(item))
+    owners = get_in(item, "metadata").get("ownerReferences")
     off = {PREFIX + "inject": "false"}.items()
     reasons = {
         f"namespace {namespace} is never touched": namespace in SYSTEM_NAMESPACES,
         f"namespace {namespace} is labelled asya.sh/injection: disabled": namespace in disabled,
-        "it is being deleted": glimpse(item, "metadata").get("deletionTimestamp"),
+        "it is being deleted": get_in(item, "metadata").get("deletionTimestamp"),
         "it is the mirror of a static pod": item["kind"] == "Pod" and MIRROR in annotations,
         "its template is its controller's": item["kind"] == "ReplicaSet"
         and any(
-            glimpse(owner).get("controller")
+            get_in(owner).get("controller")
             for owner in (owners if isinstance(owners, list) else [])
         ),
         "it is switched off": off <= annotations.items() and not _carries_ours(template),
@@ -142,8 +146,49 @@ def left_alone(item: Object, namespace: str, disabled: Collection[str]) -> str:
 
 def _asks(item: Object) -> bool:
     """Whether an object, or the template in it, carries an annotation of ours."""
-    return _carries_ours(annotations_of(item)) or _carries_ours(annotations_of(pod_of(item)))
+    return _carries_ours(read_annotations(item)) or _carries_ours(read_annotations(find_pod(item)))
 
 
 def _carries_ours(annotations: Object) -> bool:
-    return bool(own(annotations)) or INHERITED in annotations
+    return bool(select_own(annotations)) or INHERITED in annotations
+
+
+def propagate(workload: Object) -> Object:
+    """The workload with its own `asya.sh/` annotations noted in its template, for its pods.
+
+    The note follows them, and goes when they go; in a Job that a CronJob made it is the CronJob's,
+    and stays. Keys that the user wrote are never touched.
+    The workload given is not changed; the result shares with it what is the same in both.
+    """
+    handed_down = select_own(get_annotations(workload))
+    template = get_template(workload)
+    present = get_annotations(template)
+    annotations = {key: value for key, value in present.items() if key != INHERITED}
+    if handed_down:
+        annotations[INHERITED] = json.dumps(handed_down, sort_keys=True, separators=(",", ":"))
+    elif _is_job_of_a_controller(workload):
+        annotations = present
+    if annotations == present or not template:
+        return replace_template(workload, dict(template)) if template else workload
+    metadata = dict(get_mapping(template, "metadata"))
+    set_or_remove(metadata, "annotations", annotations)
+    return replace_template(workload, {**template, "metadata": metadata})
+
+
+def _is_job_of_a_controller(workload: Object) -> bool:
+    owners = get_mapping(workload, "metadata").get("ownerReferences")
+    return workload.get("kind") == "Job" and any(
+        isinstance(owner, dict) and owner.get("controller") is True
+        for owner in (owners if isinstance(owners, list) else [])
+    )
+
+
+def find_overridden(workload: Object) -> tuple[str, ...]:
+    """Warnings for annotations of the workload that its template says otherwise; that one wins."""
+    said = select_own(get_annotations(workload))
+    template = get_annotations(get_template(workload))
+    return tuple(
+        f"{key}: {quote(template[key])} on the pod template wins over {quote(value)} here"
+        for key, value in sorted(said.items())
+        if key in BY_KEY and key in template and template[key] != value
+    )

@@ -99,7 +99,7 @@ class KeyPair:
             <= authority.not_valid_after_utc - _REPLACE_CA_BEFORE
         ):
             return _signed(authority, _load_key(self.ca_key), self.bundle, names, now=now)
-        fresh = created(names, now=now)
+        fresh = create(names, now=now)
         valid = [
             certificate.public_bytes(serialization.Encoding.PEM)
             for certificate in x509.load_pem_x509_certificates(self.bundle)
@@ -123,7 +123,7 @@ class Decision:
     why: str = ""
 
 
-def decided(
+def decide(
     stored: Mapping[str, str] | None,
     *,
     remembered: KeyPair | None,
@@ -151,13 +151,13 @@ def decided(
             why = "its certificate ends soon, or is not for the Service's names"
     pair = pair or remembered
     if pair is None:
-        pair = created(names, now=now)
+        pair = create(names, now=now)
     elif pair.is_due(names, now=now):
         pair = pair.renewed(names, now=now)
     return Decision(pair, action, why)
 
 
-def created(names: list[str], *, now: dt.datetime) -> KeyPair:
+def create(names: list[str], *, now: dt.datetime) -> KeyPair:
     """A new CA and a certificate for these DNS names (the first is the subject's)."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "asya-injector CA")])

@@ -14,9 +14,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from asya_injector.kube_client import ApiClient, ApiException, call
-from asya_injector.tls.authority import Decision, KeyPair, decided
-from asya_injector.tls.watcher import NotReadyError, Shown
-from asya_injector.webhook.config import Config
+from asya_injector.tls.authority import Decision, KeyPair, decide
+from asya_injector.tls.watcher import CertificatePair, NotReadyError
 
 logger = logging.getLogger(__name__)
 
@@ -27,19 +26,32 @@ _API_TIMEOUT = (2, 5)
 _MOST_RACES = 5
 
 
-class Trust:
+class CertRotator:
     """A certificate that the API server trusts; called again and again, it stays so.
 
     Only one thread may call it at a time.
     """
 
-    def __init__(self, config: Config, api: ApiClient) -> None:
-        self._config = config
+    def __init__(
+        self,
+        api: ApiClient,
+        *,
+        namespace: str,
+        secret: str,
+        webhook_configuration: str,
+        dns_names: list[str],
+    ) -> None:
+        """Keep a pair in a Secret and its CA in a webhook configuration, both by name.
+
+        dns_names: those that the certificate must hold; the API server calls the first.
+        """
         self._api = api
-        self._names = {"namespace": config.namespace, "name": config.tls_secret}
+        self._names = {"namespace": namespace, "name": secret}
+        self._webhook_configuration = webhook_configuration
+        self._dns_names = dns_names
         self._remembered: KeyPair | None = None
 
-    def pair(self) -> Shown:
+    def pair(self) -> CertificatePair:
         """The pair to show; the API server trusts its CA before anybody is shown it.
 
         Raises NotReadyError, ApiException or urllib3's HTTPError: then what was shown stays.
@@ -48,7 +60,7 @@ class Trust:
         pair = self._stored(owner=configuration["metadata"], now=now)
         self._publish(configuration, pair.bundle)
         self._remembered = pair
-        return Shown(pair.certificate, pair.key)
+        return CertificatePair(pair.certificate, pair.key)
 
     def _configuration(self) -> tuple[Any, dt.datetime]:
         """The webhook configuration, and the time.
@@ -56,7 +68,7 @@ class Trust:
         Looked at first: where it is gone, the release is being uninstalled, and a Secret that this
         replica made in its last seconds would be left behind.
         """
-        name = self._config.webhook_configuration
+        name = self._webhook_configuration
         try:
             configuration, headers = call(
                 self._api, "GET", _WEBHOOKS, names={"name": name}, timeout=_API_TIMEOUT
@@ -74,10 +86,10 @@ class Trust:
         """
         for _ in range(_MOST_RACES):
             secret = self._read()
-            decision = decided(
+            decision = decide(
                 None if secret is None else secret.get("data") or {},
                 remembered=self._remembered,
-                names=self._config.names,
+                names=self._dns_names,
                 now=now,
             )
             if decision.action == "keep" or self._written(decision, secret, owner):
@@ -95,7 +107,7 @@ class Trust:
 
     def _written(self, decision: Decision, secret: Any, owner: Any) -> bool:
         """Whether this replica was the one that wrote the Secret."""
-        name, namespace = self._config.tls_secret, self._config.namespace
+        name, namespace = self._names["name"], self._names["namespace"]
         data = decision.pair.to_secret()
         method, path = "POST", _SECRETS
         if secret is None:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from asya_injector.kube_client import ApiException, HTTPError, told
+from asya_injector.kube_client import ApiException, HTTPError, describe_error
 from asya_injector.tls.authority import CERTIFICATE, KEY, DamagedError
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ _CHECK_SECONDS = 10.0
 _FIRST_PAUSE = 0.25
 
 
-class Shown(NamedTuple):
+class CertificatePair(NamedTuple):
     """A certificate, followed by those between it and its CA, and its key; PEM."""
 
     certificate: bytes
@@ -37,7 +37,7 @@ class NotReadyError(Exception):
     """There is nothing to show yet; the text says what is waited for."""
 
 
-class Identity:
+class CertWatcher:
     """What the listener shows.
 
     context: serves the pair that was loaded last; connections that are open keep theirs.
@@ -58,9 +58,9 @@ class Identity:
         self.expires: dt.datetime | None = None
         self._name = name
         self._files = (directory / CERTIFICATE, directory / KEY)
-        self._shown: Shown | None = None
+        self._shown: CertificatePair | None = None
 
-    def show(self, pair: Shown) -> None:
+    def show(self, pair: CertificatePair) -> None:
         """Show this from the next handshake on; raises DamagedError and shows what it did."""
         if pair == self._shown:
             return
@@ -79,7 +79,9 @@ class Identity:
         if expires <= dt.datetime.now(dt.UTC):
             logger.error("the certificate has expired, so the API server refuses it")
 
-    async def keep(self, fetch: Callable[[], Shown], *, pause: float = _CHECK_SECONDS) -> None:
+    async def keep(
+        self, fetch: Callable[[], CertificatePair], *, pause: float = _CHECK_SECONDS
+    ) -> None:
         """Show what `fetch` gives, for ever; it is called in a thread, every `pause` seconds.
 
         A trouble is logged when it begins, changes and ends. What is shown stays meanwhile.
@@ -108,7 +110,7 @@ class Identity:
             await asyncio.sleep(wait)
 
 
-class Files:
+class CertificateDirectory:
     """A pair as `tls.crt` and `tls.key` of a directory, where the kubelet keeps a Secret.
 
     The kubelet exchanges both at once, but maybe between two reads here: `Identity.show` refuses
@@ -118,10 +120,12 @@ class Files:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def read(self) -> Shown:
+    def read(self) -> CertificatePair:
         """Raises NotReadyError where a file is missing or cannot be read."""
         try:
-            return Shown(*((self._directory / name).read_bytes() for name in (CERTIFICATE, KEY)))
+            return CertificatePair(
+                *((self._directory / name).read_bytes() for name in (CERTIFICATE, KEY))
+            )
         except OSError as error:
             raise NotReadyError(f"{error.filename}: {error.strerror}") from None
 
@@ -129,13 +133,13 @@ class Files:
 def _said(error: Exception) -> tuple[str, bool]:
     """A trouble in one line that stays the same while the trouble does; whether it is foreseen."""
     if isinstance(error, ApiException | HTTPError):
-        return told(error), True
+        return describe_error(error), True
     if isinstance(error, NotReadyError | DamagedError):
         return str(error), True
     return f"{type(error).__name__}; see the log", False
 
 
-def _checked(pair: Shown, name: str) -> dt.datetime:
+def _checked(pair: CertificatePair, name: str) -> dt.datetime:
     """When a certificate ends; raises DamagedError where key or DNS names do not fit."""
     try:
         leaf = x509.load_pem_x509_certificate(pair.certificate)

@@ -8,13 +8,13 @@ from typing import Any
 
 import kopf
 
-from asya_injector.annotations.settings import Policy
-from asya_injector.errors import Refusal
-from asya_injector.kube_objects import Object, template_of
-from asya_injector.mutation.inject import inherit, inject, overridden
-from asya_injector.webhook.patch import json_patch
-from asya_injector.webhook.review import Review, current_review
-from asya_injector.webhook.runtime_configmap import Publisher
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.errors import InjectionError
+from asya_injector.kube_objects import Object, get_template
+from asya_injector.mutation.inject import inject
+from asya_injector.mutation.workload import find_overridden, propagate
+from asya_injector.webhook.review import Review, build_json_patch, current_review
+from asya_injector.webhook.runtime_configmap import RuntimeConfigMapWriter
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ HANDLED = {
 class Webhook:
     """The two admissions. Dry runs leave no trace in the cluster."""
 
-    def __init__(self, policy: Policy, publisher: Publisher) -> None:
+    def __init__(self, policy: ClusterDefaults, publisher: RuntimeConfigMapWriter) -> None:
         self._policy = policy
         self._publisher = publisher
 
@@ -54,14 +54,14 @@ class Webhook:
 
     async def admit_workload(self, review: Review, warnings: list[str]) -> Object:
         """The workload to admit: its pods' refusals and warnings come with `kubectl apply`."""
-        workload = inherit(review.object)
-        injection = inject(template_of(workload), self._policy)
-        warnings.extend(overridden(workload))
+        workload = propagate(review.object)
+        injection = inject(get_template(workload), self._policy)
+        warnings.extend(find_overridden(workload))
         warnings.extend(injection.warnings if injection else ())
         return workload
 
 
-def registry(webhook: Webhook) -> kopf.OperatorRegistry:
+def build_registry(webhook: Webhook) -> kopf.OperatorRegistry:
     """kopf's handlers: for pods, and for all kinds of workloads."""
     handlers = kopf.OperatorRegistry()
     of_pods, of_workloads = _answering(webhook.admit_pod), _answering(webhook.admit_workload)
@@ -81,8 +81,8 @@ def _answering(
         review = current_review.get()
         try:
             admitted = await admit(review, warnings)
-            review.patch = json_patch(review.object, admitted)
-        except Refusal as refusal:
+            review.patch = build_json_patch(review.object, admitted)
+        except InjectionError as refusal:
             review.refuse(str(refusal), refusal.reason)
             raise kopf.AdmissionError(review.refusal, code=422) from None
         except Exception:

@@ -14,17 +14,16 @@ from typing import Any, cast
 
 import kopf
 
-from asya_injector.annotations.settings import Policy
-from asya_injector.kube_client import ApiClient, ApiException, HTTPError, call, told
-from asya_injector.runtime_files import Payload
-from asya_injector.tls.rotator import Trust
-from asya_injector.tls.watcher import Files, Identity
-from asya_injector.webhook.admission import HANDLED, Webhook, registry
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.kube_client import ApiClient, ApiException, HTTPError, call, describe_error
+from asya_injector.runtime_files import RuntimeFiles
+from asya_injector.tls.rotator import CertRotator
+from asya_injector.tls.watcher import CertificateDirectory, CertWatcher
+from asya_injector.webhook.admission import HANDLED, Webhook, build_registry
 from asya_injector.webhook.config import Config
-from asya_injector.webhook.operations import operations
-from asya_injector.webhook.runtime_configmap import Publisher
+from asya_injector.webhook.runtime_configmap import RuntimeConfigMapWriter
 from asya_injector.webhook.server import Answer, Server
-from asya_injector.webhook.telemetry import Metrics
+from asya_injector.webhook.telemetry import Metrics, serve_operations
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +33,13 @@ _LONGEST_PAUSE = 10.0
 
 def serve(config: Config, api: ApiClient) -> None:
     """Run until SIGTERM or SIGINT; raises OSError, KeyError or Refusal for wrong settings."""
-    payload = Payload.load(config.runtime_directory)
-    policy = Policy(payload.hash, config.defaults)
+    payload = RuntimeFiles.load(config.runtime_directory)
+    policy = ClusterDefaults(payload.hash, config.defaults)
     metrics = Metrics()
-    handlers = registry(Webhook(policy, Publisher(payload, api, metrics)))
+    handlers = build_registry(Webhook(policy, RuntimeConfigMapWriter(payload, api, metrics)))
     logger.info("starting", extra={"runtime": payload.hash, "namespace": config.namespace})
     with tempfile.TemporaryDirectory(prefix="asya-injector-") as directory:
-        identity = Identity(Path(directory), name=config.names[0])
+        identity = CertWatcher(Path(directory), name=config.names[0])
         metrics.describe(runtime_hash=payload.hash, identity=identity)
         asyncio.run(Process(config, api, identity, metrics).run(handlers))
     logger.info("stopped")
@@ -61,7 +60,7 @@ class Process:
     """The event loop's part of it."""
 
     def __init__(
-        self, config: Config, api: ApiClient, identity: Identity, metrics: Metrics
+        self, config: Config, api: ApiClient, identity: CertWatcher, metrics: Metrics
     ) -> None:
         self._config = config
         self._api = api
@@ -78,12 +77,18 @@ class Process:
         """Serve until a signal; what has come in until then is answered."""
         self._listen_to_signals()
         config = self._config
-        fetch = Trust(config, self._api).pair
+        fetch = CertRotator(
+            self._api,
+            namespace=config.namespace,
+            secret=config.tls_secret,
+            webhook_configuration=config.webhook_configuration,
+            dns_names=config.names,
+        ).pair
         if config.tls_mode == "files":
-            fetch = Files(config.tls_directory).read
+            fetch = CertificateDirectory(config.tls_directory).read
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(
-                operations(config.http_port, is_ready=self._missing, metrics=self._metrics)
+                serve_operations(config.http_port, is_ready=self._missing, metrics=self._metrics)
             )
             self._server.bind()
             stack.callback(self._server.unbind)
@@ -136,9 +141,11 @@ class Process:
             except (ApiException, HTTPError) as error:
                 if isinstance(error, ApiException) and error.status < 500:
                     return  # whatever it says, kopf will hear it too
-                if self._waits_for != told(error):
-                    logger.warning("waiting for the API server", extra={"error": told(error)})
-                self._waits_for = told(error)
+                if self._waits_for != describe_error(error):
+                    logger.warning(
+                        "waiting for the API server", extra={"error": describe_error(error)}
+                    )
+                self._waits_for = describe_error(error)
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 await asyncio.sleep(pause)
             else:

@@ -6,9 +6,16 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from asya_injector.errors import Reason, Refusal, quoted
-from asya_injector.kube_client import ApiClient, ApiException, HTTPError, call, reason_of, told
-from asya_injector.runtime_files import Payload
+from asya_injector.errors import InjectionError, Reason, quote
+from asya_injector.kube_client import (
+    ApiClient,
+    ApiException,
+    HTTPError,
+    call,
+    describe_error,
+    get_reason,
+)
+from asya_injector.runtime_files import RuntimeFiles
 from asya_injector.webhook.telemetry import Metrics
 
 _PATH = "/api/v1/namespaces/{namespace}/configmaps"
@@ -19,7 +26,7 @@ _API_TIMEOUT = (1, 3)
 _REMEMBERED_SECONDS = 1.0
 
 
-class Publisher:
+class RuntimeConfigMapWriter:
     """Makes sure that a namespace holds the ConfigMap before a pod that mounts it is let in.
 
     There is at most one look at a namespace at a time; who comes meanwhile waits for what it finds,
@@ -28,7 +35,7 @@ class Publisher:
 
     def __init__(
         self,
-        payload: Payload,
+        payload: RuntimeFiles,
         api: ApiClient,
         metrics: Metrics,
         *,
@@ -73,16 +80,16 @@ class Publisher:
         except TimeoutError:
             refusal = self._unavailable(namespace, "the API server did not answer in time")
         except ApiException as error:
-            refusal = self._unavailable(namespace, told(error), error.status)
+            refusal = self._unavailable(namespace, describe_error(error), error.status)
         except HTTPError as error:
-            refusal = self._unavailable(namespace, told(error))
-        except Refusal as error:
+            refusal = self._unavailable(namespace, describe_error(error))
+        except InjectionError as error:
             refusal = error
         else:
-            self._metrics.payload_writes.labels(found).inc()
+            self._metrics.runtime_configmap_writes.labels(found).inc()
             self._ensured[namespace] = self._clock() + _REMEMBERED_SECONDS
             return
-        self._metrics.payload_writes.labels(refusal.reason).inc()
+        self._metrics.runtime_configmap_writes.labels(refusal.reason).inc()
         raise refusal
 
     async def _ensured_there(self, namespace: str) -> str:
@@ -108,7 +115,7 @@ class Publisher:
                 timeout=_API_TIMEOUT,
             )
         except ApiException as error:
-            if reason_of(error) != "AlreadyExists":
+            if get_reason(error) != "AlreadyExists":
                 raise
         else:
             return "created"
@@ -123,31 +130,31 @@ class Publisher:
             timeout=_API_TIMEOUT,
         )
         if present.get("data") != self._config_map["data"]:
-            raise Refusal(
+            raise InjectionError(
                 f"ConfigMap {namespace}/{name}",
                 "exists with other content, which pods would run",
                 fix=f"delete it: kubectl delete configmap -n {namespace} {name}",
-                reason=Reason.PAYLOAD_CONFLICT,
+                reason=Reason.RUNTIME_CONFIGMAP_CONFLICT,
             )
         return "present"
 
-    def _unavailable(self, namespace: str, why: str, status: int | None = None) -> Refusal:
+    def _unavailable(self, namespace: str, why: str, status: int | None = None) -> InjectionError:
         name = self._config_map["metadata"]["name"]
-        return Refusal(
+        return InjectionError(
             f"ConfigMap {namespace}/{name}",
-            f"cannot be written: {quoted(why)}",
+            f"cannot be written: {quote(why)}",
             fix="let the injector create it (rights, quota), or create it by hand"
             if status in (403, 422)
             else "it is tried again with the next pod",
-            reason=Reason.PAYLOAD_UNAVAILABLE,
+            reason=Reason.RUNTIME_CONFIGMAP_UNAVAILABLE,
         )
 
 
 def _is_passing(error: ApiException) -> bool:
     """Whether the API server asks to be asked again: it is busy, or somebody was quicker."""
-    lost_race = reason_of(error) == "Conflict" or (
+    lost_race = get_reason(error) == "Conflict" or (
         # It was deleted between our two calls, unless it is the namespace that is not there.
-        error.status == 404 and "configmaps" in told(error)
+        error.status == 404 and "configmaps" in describe_error(error)
     )
     return error.status == 429 or lost_race
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 import aiohttp.web
 import kopf
 
-from asya_injector.tls.watcher import Identity
+from asya_injector.tls.watcher import CertWatcher
 from asya_injector.webhook.review import BadRequestError, Review, current_review, refused
 from asya_injector.webhook.telemetry import Metrics
 
@@ -55,7 +55,7 @@ class Server:
         self,
         *,
         port: int,
-        identity: Identity,
+        identity: CertWatcher,
         handled: Mapping[str, Collection[tuple[str, str, str]]],
         metrics: Metrics,
     ) -> None:

@@ -7,19 +7,21 @@ from typing import Any
 import jsonschema
 import pytest
 from asya_injector.annotations.parse import (
+    is_switched_off,
+    merge,
+    parse_value,
+    parse_values,
+    select_own,
+)
+from asya_injector.annotations.table import (
     BY_KEY,
     INHERITED,
     INJECTED,
     TABLE,
     Annotation,
-    checked,
-    is_switched_off,
-    merged,
-    own,
-    schema,
-    values,
+    build_schema,
 )
-from asya_injector.errors import Reason, Refusal
+from asya_injector.errors import InjectionError, Reason
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -120,15 +122,15 @@ INVALID = [
 
 @pytest.mark.parametrize(("name", "text", "canonical"), VALID)
 def test_a_valid_value_becomes_its_canonical_text(name: str, text: str, canonical: str) -> None:
-    assert checked(name, text) == canonical
+    assert parse_value(name, text) == canonical
 
 
 @pytest.mark.parametrize(("name", "text"), INVALID)
 def test_a_wrong_value_is_refused_in_one_line_that_names_the_annotation(
     name: str, text: str
 ) -> None:
-    with pytest.raises(Refusal) as caught:
-        checked(name, text)
+    with pytest.raises(InjectionError) as caught:
+        parse_value(name, text)
     line = str(caught.value)
     assert caught.value.reason == Reason.ANNOTATION_INVALID
     assert line.startswith(f"asya.sh/{name}: ")
@@ -146,16 +148,16 @@ def test_each_default_of_the_table_is_valid_by_its_own_rule(entry) -> None:  # t
 
 
 def test_a_misspelt_annotation_is_refused_with_the_nearest_one() -> None:
-    with pytest.raises(Refusal) as caught:
-        values({"asya.sh/handlr": "a.b"})
+    with pytest.raises(InjectionError) as caught:
+        parse_values({"asya.sh/handlr": "a.b"})
     assert str(caught.value) == (
         'asya.sh/handlr: unknown annotation; did you mean "asya.sh/handler"? (AnnotationUnknown)'
     )
 
 
 def test_an_annotation_like_none_is_refused_with_the_whole_list() -> None:
-    with pytest.raises(Refusal) as caught:
-        values({**HANDLER, "asya.sh/qqqqqqqqqq": "1"})
+    with pytest.raises(InjectionError) as caught:
+        parse_values({**HANDLER, "asya.sh/qqqqqqqqqq": "1"})
     assert "known are " + ", ".join(BY_KEY) in str(caught.value)
 
 
@@ -163,15 +165,15 @@ def test_an_annotation_like_none_is_refused_with_the_whole_list() -> None:
     "key", ["asya.sh/\x1b[31m", "asya.sh/a\nb", "asya.sh/", "asya.sh/" + "x" * 5000]
 )
 def test_a_hostile_key_cannot_forge_a_line_or_a_terminal_sequence(key: str) -> None:
-    with pytest.raises(Refusal) as caught:
-        values({key: "1"})
+    with pytest.raises(InjectionError) as caught:
+        parse_values({key: "1"})
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1000
 
 
 def test_annotations_without_a_handler_are_refused() -> None:
-    with pytest.raises(Refusal) as caught:
-        values({"asya.sh/mode": "wrap"})
+    with pytest.raises(InjectionError) as caught:
+        parse_values({"asya.sh/mode": "wrap"})
     assert str(caught.value) == (
         "asya.sh/handler: is missing beside asya.sh/mode; "
         "add it, as module.path.function, or remove the others (HandlerMissing)"
@@ -179,23 +181,23 @@ def test_annotations_without_a_handler_are_refused() -> None:
 
 
 def test_what_the_injector_wrote_itself_is_not_taken_for_a_wish() -> None:
-    assert own({INJECTED: "{}", INHERITED: "{}", "example.com/a": "b", **HANDLER}) == HANDLER
+    assert select_own({INJECTED: "{}", INHERITED: "{}", "example.com/a": "b", **HANDLER}) == HANDLER
 
 
 def test_of_a_note_only_what_the_injector_hands_down_counts() -> None:
     note = json.dumps({"example.com/a": "b", INJECTED: "{}", **HANDLER})
-    assert merged({INHERITED: note}) == HANDLER
+    assert merge({INHERITED: note}) == HANDLER
 
 
 def test_a_pods_own_annotation_wins_over_the_inherited_one() -> None:
     note = json.dumps({"asya.sh/handler": "a.b", "asya.sh/mode": "wrap"})
-    assert merged({INHERITED: note, **HANDLER}) == {**HANDLER, "asya.sh/mode": "wrap"}
+    assert merge({INHERITED: note, **HANDLER}) == {**HANDLER, "asya.sh/mode": "wrap"}
 
 
 @pytest.mark.parametrize("text", ["", "x", "[]", '{"asya.sh/handler": 1}', "[" * 100_000])
 def test_a_note_that_we_did_not_write_is_refused(text: str) -> None:
-    with pytest.raises(Refusal, match=r"asya.sh/inherited: is not what the injector wrote"):
-        merged({INHERITED: text})
+    with pytest.raises(InjectionError, match=r"asya.sh/inherited: is not what the injector wrote"):
+        merge({INHERITED: text})
 
 
 @pytest.mark.parametrize(("text", "off"), [("false", True), ("No", True), ("true", False)])
@@ -206,31 +208,31 @@ def test_inject_false_switches_off_in_each_spelling(text: str, off: bool) -> Non
 @given(st.dictionaries(st.text(), st.text()))
 def test_no_annotations_crash_the_reading(annotations: dict[str, str]) -> None:
     prefixed = {f"asya.sh/{key}": value for key, value in annotations.items()}
-    with contextlib.suppress(Refusal):
-        asked = merged(prefixed)
+    with contextlib.suppress(InjectionError):
+        asked = merge(prefixed)
         if asked and not is_switched_off(asked):
-            values(asked)
+            parse_values(asked)
 
 
 @given(st.text(), st.sampled_from([entry.name for entry in TABLE]))
 def test_whatever_a_value_holds_its_refusal_is_one_printable_line(text: str, name: str) -> None:
     refused = None
     try:
-        checked(name, text)
-    except Refusal as refusal:
+        parse_value(name, text)
+    except InjectionError as refusal:
         refused = refusal
     assert refused is None or str(refused).isprintable()
 
 
 # --- The JSON Schema
 
-SCHEMA = jsonschema.Draft202012Validator(schema())
+SCHEMA = jsonschema.Draft202012Validator(build_schema())
 
 
 def test_the_schema_is_one_and_holds_the_whole_table() -> None:
-    jsonschema.Draft202012Validator.check_schema(schema())
+    jsonschema.Draft202012Validator.check_schema(build_schema())
     for entry in TABLE:
-        said = schema()["properties"][entry.key]
+        said = build_schema()["properties"][entry.key]
         assert said["description"] == entry.description
         assert said.get("default") == entry.default
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from asya_injector.annotations.parse import ENV, Annotation
+from asya_injector.annotations.table import ENV, Annotation
 from asya_injector.mutation.ownership import SHARED_SOCKET_MODE
 from hypothesis import given
 from hypothesis import strategies as st

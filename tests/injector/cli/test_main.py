@@ -10,7 +10,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from asya_injector.annotations.parse import TABLE
+from asya_injector.annotations.table import TABLE
 from asya_injector.cli.main import program
 from asya_injector.manifests import chart_values
 

@@ -12,13 +12,13 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from asya_injector.cluster import ApiError, Cluster
 from asya_injector.diagnostics import injector, workloads
-from asya_injector.diagnostics.prune import Verdict, judged, prune, references_of
-from asya_injector.diagnostics.rows import OK, WRONG
-from asya_injector.mutation.inject import inherit
-from asya_injector.runtime_files import Payload
-from asya_injector.tls.authority import created
+from asya_injector.diagnostics.prune import PruneDecision, decide, find_references, prune
+from asya_injector.diagnostics.results import OK, WRONG
+from asya_injector.kube_client import ApiError, Cluster
+from asya_injector.mutation.workload import propagate
+from asya_injector.runtime_files import RuntimeFiles
+from asya_injector.tls.authority import create
 from kubernetes import client
 
 Object = dict[str, Any]
@@ -76,7 +76,7 @@ def pod(version: str | None, namespace: str = "m", **metadata: Any) -> Object:
 def test_a_copy_goes_only_if_nothing_speaks_for_it(
     item: Object, references: dict[str, set[str]], why: str
 ) -> None:
-    verdict = judged(item, references, {NEW}, now=NOW, older_than=TEN_MINUTES)
+    verdict = decide(item, references, {NEW}, now=NOW, older_than=TEN_MINUTES)
     assert verdict.why.startswith(why)
     assert verdict.goes == (why == "")
 
@@ -96,8 +96,8 @@ def test_every_way_to_refer_to_a_configmap_counts() -> None:
         "initContainers": [{"envFrom": [ref("d")]}],
         "ephemeralContainers": [{"envFrom": [ref("f")]}],
     }
-    assert references_of({"spec": spec}) == {"a", "b", "c", "d", "e", "f"}
-    assert references_of({"spec": {}}) == set()
+    assert find_references({"spec": spec}) == {"a", "b", "c", "d", "e", "f"}
+    assert find_references({"spec": {}}) == set()
 
 
 class ApiServer(http.server.ThreadingHTTPServer):
@@ -199,7 +199,7 @@ CHART = {
 
 def pruned(server: ApiServer, **how: Any) -> dict[str, str]:
     words: Object = {"older_than": TEN_MINUTES, "dry_run": False} | how
-    verdicts: list[Verdict] = list(prune(connected(server), **words))
+    verdicts: list[PruneDecision] = list(prune(connected(server), **words))
     return {
         verdict.name.replace("asya-runtime-", ""): ("failed: " if verdict.failed else "")
         + verdict.why
@@ -356,7 +356,7 @@ HOST = "x.s.svc"
 def judged_certificate(
     *, days: float = 0, host: str = HOST, bundle: bytes = b"", damaged: bool = False
 ) -> str:
-    pair = created([HOST], now=NOW)
+    pair = create([HOST], now=NOW)
     data = pair.to_secret() | ({"tls.crt": "AAAA"} if damaged else {})
     # One webhook with the CA of another certificate is enough for pods to be refused.
     bundles = [base64.b64encode(each).decode() for each in (pair.bundle, bundle or pair.bundle)]
@@ -376,7 +376,7 @@ def test_the_certificate() -> None:
     assert judged_certificate(days=-1) == "s/tls: is not valid yet"
     assert judged_certificate(host="y.s.svc") == "s/tls: is not for y.s.svc"
     assert judged_certificate(damaged=True) == "s/tls: certificate or caBundle cannot be read"
-    other = created([HOST], now=NOW).bundle
+    other = create([HOST], now=NOW).bundle
     assert judged_certificate(bundle=other) == "s/tls: is not signed by a CA of caBundle"
     assert (
         injector.certificate({}, [], host=HOST, now=NOW, where="w").found == "w: holds no tls.crt"
@@ -384,9 +384,9 @@ def test_the_certificate() -> None:
 
 
 def test_the_versions() -> None:
-    mine, other = Payload({"asya_runtime.py": "1"}), Payload({"asya_runtime.py": "2"})
+    mine, other = RuntimeFiles({"asya_runtime.py": "1"}), RuntimeFiles({"asya_runtime.py": "2"})
 
-    def state(holds: Payload, says: Payload) -> str:
+    def state(holds: RuntimeFiles, says: RuntimeFiles) -> str:
         annotations = {"asya.sh/runtime-sha256": says.sha256}
         item = {"metadata": {"annotations": annotations}, "data": dict(holds.files)}
         (row,) = injector.versions([item], mine)
@@ -461,6 +461,6 @@ def test_workloads_whose_template_does_not_know_are_told() -> None:
         (WRONG, "kubectl -n m rollout restart deployment/w"),
         (WRONG, "delete it and create it anew"),
     ]
-    (row,) = workloads.workloads([inherit(old), workload("Job", {})], disabled=())
+    (row,) = workloads.workloads([propagate(old), workload("Job", {})], disabled=())
     assert (row.state, row.found) == (OK, "1 annotated, all known to their templates")
     assert [row.state for row in workloads.workloads([old], disabled=["m"])] == [OK]

@@ -10,12 +10,12 @@ from unittest import mock
 
 import pytest
 import yaml
-from asya_injector.annotations.parse import INHERITED
-from asya_injector.annotations.settings import Policy
-from asya_injector.kube_objects import template_of
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.annotations.table import INHERITED
+from asya_injector.kube_objects import get_template
 from asya_injector.mutation.inject import inject
 from asya_injector.mutation.workload import WORKLOADS
-from asya_injector.runtime_files import Payload
+from asya_injector.runtime_files import RuntimeFiles
 from asya_injector.webhook.admission import HANDLED, Webhook
 from asya_injector.webhook.review import Review
 
@@ -23,7 +23,7 @@ from tests.injector.commands import asya
 from tests.injector.conftest import run_script
 
 Object = dict[str, Any]
-PAYLOAD = Payload.packaged()
+PAYLOAD = RuntimeFiles.packaged()
 NAME = f"asya-runtime-{PAYLOAD.hash}"
 HANDLER = {"asya.sh/handler": "my_app.handler.predict"}
 
@@ -134,7 +134,7 @@ def review(item: Object) -> Review:
 def test_a_pod_comes_out_as_a_review_of_it_would(command: list[str] | None) -> None:
     item = pod(namespace="models")
     item["spec"]["containers"][0] = {"name": "model", **({"command": command} if command else {})}
-    policy = Policy(PAYLOAD.hash, {"concurrency": "4"})
+    policy = ClusterDefaults(PAYLOAD.hash, {"concurrency": "4"})
     admitted = asyncio.run(Webhook(policy, mock.AsyncMock()).admit_pod(review(item), []))
     words = ["inject", "--no-configmap", "--concurrency", "4"]
     assert json.loads(asya(*words, stdin=json.dumps(item)).out) == admitted
@@ -161,12 +161,12 @@ def test_a_workloads_template_is_the_pod_that_both_webhooks_would_make_of_it(
     kind: str, own: Object | None, template: Object | None
 ) -> None:
     item = workload(kind, own, template)
-    policy = Policy(PAYLOAD.hash, {})
+    policy = ClusterDefaults(PAYLOAD.hash, {})
     admitted = asyncio.run(Webhook(policy, mock.AsyncMock()).admit_workload(review(item), []))
-    injection = inject(template_of(admitted), policy)
+    injection = inject(get_template(admitted), policy)
     assert injection is not None
     (out,) = read(asya("inject", "--no-configmap", stdin=yaml.safe_dump(item)).out)
-    assert template_of(out) == injection.pod
+    assert get_template(out) == injection.pod
     assert (INHERITED in out.get("metadata", {}).get("annotations", {})) is False
 
 
@@ -313,7 +313,7 @@ def test_a_configmap_of_that_name_with_other_content_is_refused() -> None:
     assert (done.status, done.out) == (1, "")
     assert done.err == (
         f'asya-injector: stdin:1 Pod p: ConfigMap "{NAME}" in stdin:2: has other content, which '
-        "pods would run; remove it: the injector brings its own (PayloadConflict)\n"
+        "pods would run; remove it: the injector brings its own (RuntimeConfigMapConflict)\n"
     )
 
 

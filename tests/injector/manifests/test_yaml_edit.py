@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 from asya_injector.manifests import documents
-from asya_injector.manifests.rendering import block, flow
-from asya_injector.manifests.yaml_edit import edited
+from asya_injector.manifests.yaml_edit import edit_yaml, render_block, render_flow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,7 +42,7 @@ spec:
 
 
 def read(text: str) -> Any:
-    (document,) = documents.read("test", text)
+    (document,) = documents.read_documents("test", text)
     return document.value
 
 
@@ -52,7 +51,7 @@ def changed(text: str, change: Any) -> str:
     before = read(text)
     after = copy.deepcopy(before)
     change(after)
-    result = edited(text, before, after)
+    result = edit_yaml(text, before, after)
     assert read(result) == after
     return result
 
@@ -180,7 +179,7 @@ def test_what_stays_is_not_written_again(before: str, now: Any, after: str) -> N
 
 
 def test_an_empty_document_stays_as_it_is() -> None:
-    assert edited("# nothing\n", None, None) == "# nothing\n"
+    assert edit_yaml("# nothing\n", None, None) == "# nothing\n"
 
 
 def test_a_file_without_its_last_line_end_gets_new_lines_all_the_same() -> None:
@@ -216,8 +215,8 @@ MAPPINGS = st.dictionaries(NAMES, TREES, min_size=1, max_size=4)
 @settings(max_examples=40, deadline=None)
 @given(MAPPINGS, st.sampled_from([0, 2]))
 def test_whatever_is_written_is_read_back(value: Any, dash: int) -> None:
-    assert read(block(value, dash=dash)) == value
-    assert read(f"a: {flow(value)}\n") == {"a": value}
+    assert read(render_block(value, dash=dash)) == value
+    assert read(f"a: {render_flow(value)}\n") == {"a": value}
 
 
 @settings(max_examples=40, deadline=None)
@@ -225,5 +224,5 @@ def test_whatever_is_written_is_read_back(value: Any, dash: int) -> None:
 def test_any_document_can_be_made_to_say_anything(
     before: Any, after: Any, dash: int, in_flow: bool
 ) -> None:
-    text = flow(before) + "\n" if in_flow else block(before, dash=dash)
-    assert read(edited(text, before, after)) == after
+    text = render_flow(before) + "\n" if in_flow else render_block(before, dash=dash)
+    assert read(edit_yaml(text, before, after)) == after

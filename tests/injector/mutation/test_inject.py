@@ -5,14 +5,14 @@ import json
 from typing import Any
 
 import pytest
-from asya_injector.annotations.settings import Policy
-from asya_injector.errors import Reason, Refusal
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.errors import InjectionError, Reason
 from asya_injector.mutation.inject import Injection, inject
 
 Object = dict[str, Any]
 
 HASH = "0123456789"
-POLICY = Policy(HASH, {})
+POLICY = ClusterDefaults(HASH, {})
 HANDLER = {"asya.sh/handler": "my_app.handler.predict"}
 WRAPPER = ["python3", "-I", "-S", "/opt/asya/asya_entrypoint.py"]
 READY = ["python3", "-I", "-S", "/opt/asya/asya_runtime.py", "--ready"]
@@ -67,7 +67,7 @@ def model(**fields: Any) -> Object:
     return {"name": "model", "image": "model:1", "command": SERVE, **fields}
 
 
-def injected(given: Object, policy: Policy = POLICY) -> Injection:
+def injected(given: Object, policy: ClusterDefaults = POLICY) -> Injection:
     """The change, with what holds for each: the input is kept, a second time changes nothing."""
     before = copy.deepcopy(given)
     result = inject(given, policy)
@@ -79,14 +79,14 @@ def injected(given: Object, policy: Policy = POLICY) -> Injection:
     return result
 
 
-def container(given: Object, policy: Policy = POLICY, name: str = "model") -> Object:
+def container(given: Object, policy: ClusterDefaults = POLICY, name: str = "model") -> Object:
     result = injected(given, policy).pod["spec"]
     everyone = result["containers"] + result.get("initContainers", [])
     return next(item for item in everyone if item["name"] == name)
 
 
-def refusal(given: Object) -> Refusal:
-    with pytest.raises(Refusal) as caught:
+def refusal(given: Object) -> InjectionError:
+    with pytest.raises(InjectionError) as caught:
         inject(given, POLICY)
     assert str(caught.value).isprintable()
     return caught.value
@@ -234,7 +234,7 @@ def test_a_sidecar_of_the_charts_that_is_not_there_is_no_fault() -> None:
 
 
 def test_only_what_somebody_decided_becomes_env() -> None:
-    policy = Policy(HASH, {"chunk-size": "8192", "concurrency": "1"})
+    policy = ClusterDefaults(HASH, {"chunk-size": "8192", "concurrency": "1"})
     given = pod(model(), annotations={"asya.sh/json": "auto", "asya.sh/handler-timeout": "0"})
     assert env(container(given, policy)) == {
         "ASYA_HANDLER": "my_app.handler.predict",
@@ -251,13 +251,15 @@ def test_the_users_own_env_stands_where_no_annotation_speaks() -> None:
         {"name": "ASYA_CHUNK_SIZE", "value": "1"},
         {"name": "ASYA_JSON", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}},
     ]
-    result = container(pod(model(env=mine)), Policy(HASH, {"json": "auto", "chunk-size": "9"}))
+    result = container(
+        pod(model(env=mine)), ClusterDefaults(HASH, {"json": "auto", "chunk-size": "9"})
+    )
     assert result["env"] == [*ENV, *mine]
 
 
 def test_an_empty_variable_of_the_users_counts_as_the_default_as_for_the_runtime() -> None:
     empty = [{"name": name, "value": ""} for name in ("ASYA_SOCKET_PATH", "ASYA_CHUNK_SIZE")]
-    result = container(pod(model(env=empty)), Policy(HASH, {"chunk-size": "9"}))
+    result = container(pod(model(env=empty)), ClusterDefaults(HASH, {"chunk-size": "9"}))
     assert result["env"] == [ENV[0], ENV[2], *empty]
     assert result["volumeMounts"][1] == SOCKET_MOUNT
     conflict = refusal(pod(model(env=empty), annotations={"asya.sh/chunk-size": "1"}))
@@ -454,7 +456,7 @@ def test_no_probe_is_added_where_none_is_wanted() -> None:
 
 
 def test_a_copied_pod_of_another_release_moves_to_the_present_runtime() -> None:
-    old = inject(pod(model()), Policy("aaaaaaaaaa", {}))
+    old = inject(pod(model()), ClusterDefaults("aaaaaaaaaa", {}))
     assert old is not None
     assert injected(old.pod).pod == injected(pod(model())).pod
 
@@ -499,7 +501,7 @@ def test_a_variable_that_another_webhook_put_first_stays_there() -> None:
 
 
 def test_the_sidecars_of_other_webhooks_do_not_become_actors_in_a_copy_of_another_release() -> None:
-    given = injected(pod(model()), Policy("aaaaaaaaaa", {"json": "auto"})).pod
+    given = injected(pod(model()), ClusterDefaults("aaaaaaaaaa", {"json": "auto"})).pod
     given["spec"]["containers"].insert(0, {"name": "proxy"})
     assert injected(given).container == "model"
 
@@ -524,15 +526,17 @@ TO = [
 def test_a_copied_pod_has_nothing_of_its_old_wishes(annotations: Object, defaults: Object) -> None:
     containers = [model(env=[{"name": "A", "value": "1"}]), {"name": "other", "command": ["x"]}]
     old = {"asya.sh/mode": "wrap", "asya.sh/concurrency": "2"}
-    copied = injected(pod(*containers, annotations=old), Policy("aaaaaaaaaa", {"json": "auto"})).pod
+    copied = injected(
+        pod(*containers, annotations=old), ClusterDefaults("aaaaaaaaaa", {"json": "auto"})
+    ).pod
     mark = copied["metadata"]["annotations"]["asya.sh/injected"]
     copied["metadata"]["annotations"] = {**HANDLER, **annotations, "asya.sh/injected": mark}
-    policy = Policy(HASH, defaults)
+    policy = ClusterDefaults(HASH, defaults)
     assert injected(copied, policy) == injected(pod(*containers, annotations=annotations), policy)
 
 
 def test_an_actor_that_is_admitted_after_a_change_of_the_charts_values_follows_them() -> None:
-    old = injected(pod(model()), Policy(HASH, {"chunk-size": "8192"})).pod
+    old = injected(pod(model()), ClusterDefaults(HASH, {"chunk-size": "8192"})).pod
     assert injected(old).pod == injected(pod(model())).pod
 
 
@@ -592,13 +596,15 @@ def test_a_probe_of_the_users_that_ends_like_ours_stays() -> None:
 
 
 def test_a_chart_value_counts_in_each_of_its_spellings() -> None:
-    changed = container(pod(model()), Policy(HASH, {"probe": "No", "include-metadata": "YES"}))
+    changed = container(
+        pod(model()), ClusterDefaults(HASH, {"probe": "No", "include-metadata": "YES"})
+    )
     assert "readinessProbe" not in changed
     assert env(changed)["ASYA_INCLUDE_METADATA"] == "true"
 
 
 def test_a_wrong_chart_value_is_refused_at_start() -> None:
-    with pytest.raises(Refusal, match=r"^asya\.sh/chunk-size: "):
-        Policy(HASH, {"chunk-size": "4k"})
+    with pytest.raises(InjectionError, match=r"^asya\.sh/chunk-size: "):
+        ClusterDefaults(HASH, {"chunk-size": "4k"})
     with pytest.raises(KeyError, match="chunksize"):
-        Policy(HASH, {"chunksize": "4096"})
+        ClusterDefaults(HASH, {"chunksize": "4096"})

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asya_injector.annotations.settings import Policy
-from asya_injector.errors import Reason, Refusal
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.errors import InjectionError, Reason
 from asya_injector.mutation.inject import inject
 
 Object = dict[str, Any]
 
 PAGE = Path(__file__).parents[3] / "docs" / "troubleshooting.md"
-POLICY = Policy("0123456789", {})
+POLICY = ClusterDefaults("0123456789", {})
 WRAPPER = ["python3", "-I", "-S", "/opt/asya/asya_entrypoint.py"]
 
 
@@ -33,8 +33,8 @@ def affinity(*terms: Object) -> Object:
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
 
 
-def refusal(given: Object) -> Refusal:
-    with pytest.raises(Refusal) as caught:
+def refusal(given: Object) -> InjectionError:
+    with pytest.raises(InjectionError) as caught:
         inject(given, POLICY)
     assert str(caught.value).isascii()
     assert str(caught.value).isprintable()
@@ -239,8 +239,8 @@ def test_a_pod_that_may_run_on_linux_is_not_refused(rules: list[Object]) -> None
 # test_payload.py).
 OF_THE_CLUSTER = {
     Reason.INTERNAL_ERROR,
-    Reason.PAYLOAD_CONFLICT,
-    Reason.PAYLOAD_UNAVAILABLE,
+    Reason.RUNTIME_CONFIGMAP_CONFLICT,
+    Reason.RUNTIME_CONFIGMAP_UNAVAILABLE,
 }
 SECTIONS = dict(
     re.findall(

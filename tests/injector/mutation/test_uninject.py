@@ -5,14 +5,15 @@ import json
 from typing import Any
 
 import pytest
-from asya_injector.annotations.settings import Policy
-from asya_injector.errors import Refusal
-from asya_injector.kube_objects import with_template
-from asya_injector.mutation.inject import inherit, inject
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.errors import InjectionError
+from asya_injector.kube_objects import replace_template
+from asya_injector.mutation.inject import inject
 from asya_injector.mutation.uninject import uninject, uninject_workload
+from asya_injector.mutation.workload import propagate
 
 Object = dict[str, Any]
-POLICY = Policy("0123456789", {})
+POLICY = ClusterDefaults("0123456789", {})
 HANDLER = {"asya.sh/handler": "my_app.handler.predict"}
 SOCKET = {"name": "ASYA_SOCKET_PATH", "value": "/tmp/sockets/app.sock"}
 
@@ -29,7 +30,7 @@ def model(**fields: Any) -> Object:
     return {"name": "model", "command": ["serve"], **fields}
 
 
-def injected(given: Object, policy: Policy = POLICY) -> Object:
+def injected(given: Object, policy: ClusterDefaults = POLICY) -> Object:
     result = inject(given, policy)
     assert result is not None
     return result.pod
@@ -68,9 +69,9 @@ ORIGINALS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("policy", [POLICY, Policy("ffffffffff", {"json": "auto"})])
+@pytest.mark.parametrize("policy", [POLICY, ClusterDefaults("ffffffffff", {"json": "auto"})])
 @pytest.mark.parametrize("original", ORIGINALS)
-def test_the_original_comes_back(original: Object, policy: Policy) -> None:
+def test_the_original_comes_back(original: Object, policy: ClusterDefaults) -> None:
     if original["spec"]["containers"][0].get("command", [""])[0] == "python3":
         # Our wrapper written by hand is updated in place, so other releases' paths may differ.
         policy = POLICY
@@ -152,7 +153,7 @@ MARKS = [
 def test_a_mark_that_we_did_not_write_is_refused_not_guessed_at(mark: str) -> None:
     result = injected(pod(model()))
     result["metadata"]["annotations"]["asya.sh/injected"] = mark
-    with pytest.raises(Refusal, match=r"^asya.sh/injected: is not what the injector wrote"):
+    with pytest.raises(InjectionError, match=r"^asya.sh/injected: is not what the injector wrote"):
         uninject(result)
 
 
@@ -183,10 +184,10 @@ def test_a_workload_comes_back_with_the_note_gone(kind: str) -> None:
     if kind == "CronJob":
         spec = {"jobTemplate": {"spec": spec}}
     original = {"kind": kind, "metadata": {"annotations": dict(HANDLER)}, "spec": spec}
-    noted = inherit(original)
+    noted = propagate(original)
     assert uninject_workload(noted) == original
     below = noted["spec"]["jobTemplate"] if kind == "CronJob" else noted
-    whole = with_template(noted, injected(below["spec"]["template"]))
+    whole = replace_template(noted, injected(below["spec"]["template"]))
     assert "wrap" in json.dumps(whole)
     assert uninject_workload(whole) == original
 

@@ -5,9 +5,10 @@ import json
 from typing import Any
 
 import pytest
-from asya_injector.annotations.settings import Policy
-from asya_injector.kube_objects import template_of
-from asya_injector.mutation.inject import inherit, inject, overridden
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.kube_objects import get_template
+from asya_injector.mutation.inject import inject
+from asya_injector.mutation.workload import find_overridden, propagate
 
 Object = dict[str, Any]
 HANDLER = {"asya.sh/handler": "my_app.handler.predict"}
@@ -53,26 +54,28 @@ def test_the_template_notes_what_its_workload_says(
 ) -> None:
     given = workload(own, before, kind)
     untouched = json.loads(json.dumps(given))
-    result = inherit(given)
+    result = propagate(given)
     assert result == workload(own, after, kind)
     assert given == untouched
-    assert inherit(result) == result
+    assert propagate(result) == result
 
 
 @pytest.mark.parametrize(
     "broken", [{}, {"spec": None}, {"spec": {}}, {"metadata": None, "spec": {"template": None}}]
 )
 def test_a_workload_without_a_template_is_left_to_the_api_server(broken: Object) -> None:
-    assert inherit(broken) == broken
+    assert propagate(broken) == broken
 
 
 def test_the_template_wins_and_a_warning_says_so() -> None:
     given = workload({"asya.sh/handler": "a.b", "asya.sh/mode": "wrap"}, {"asya.sh/handler": "c.d"})
-    assert overridden(given) == ('asya.sh/handler: "c.d" on the pod template wins over "a.b" here',)
+    assert find_overridden(given) == (
+        'asya.sh/handler: "c.d" on the pod template wins over "a.b" here',
+    )
 
 
 def test_equal_values_need_no_warning() -> None:
-    assert overridden(workload(HANDLER, HANDLER)) == ()
+    assert find_overridden(workload(HANDLER, HANDLER)) == ()
 
 
 FORGED = {"asya.sh/inherited": '{"asya.sh/handler":"evil.handler"}'}
@@ -80,15 +83,15 @@ FORGED = {"asya.sh/inherited": '{"asya.sh/handler":"evil.handler"}'}
 
 @pytest.mark.parametrize("kind", ["Deployment", "Job", "CronJob"])
 def test_a_note_that_a_user_forged_in_the_template_goes_or_is_overwritten(kind: str) -> None:
-    assert inherit(workload({}, FORGED, kind)) == workload({}, None, kind)
-    assert inherit(workload(HANDLER, FORGED, kind)) == workload(HANDLER, NOTE, kind)
+    assert propagate(workload({}, FORGED, kind)) == workload({}, None, kind)
+    assert propagate(workload(HANDLER, FORGED, kind)) == workload(HANDLER, NOTE, kind)
 
 
 def test_a_key_that_is_edited_in_the_template_later_stays_the_users() -> None:
-    noted = inherit(workload(HANDLER))
+    noted = propagate(workload(HANDLER))
     noted["spec"]["template"]["metadata"]["annotations"]["asya.sh/handler"] = "c.d"
-    assert inherit(noted) == noted
-    assert overridden(noted) == (
+    assert propagate(noted) == noted
+    assert find_overridden(noted) == (
         'asya.sh/handler: "c.d" on the pod template wins over "my_app.handler.predict" here',
     )
 
@@ -96,7 +99,7 @@ def test_a_key_that_is_edited_in_the_template_later_stays_the_users() -> None:
 def test_the_note_does_not_depend_on_the_order_of_keys() -> None:
     keys = [("asya.sh/handler", "a.b"), ("asya.sh/mode", "wrap"), ("asya.sh/json", "auto")]
     notes = {
-        json.dumps(inherit(workload(dict(order)))["spec"]["template"])
+        json.dumps(propagate(workload(dict(order)))["spec"]["template"])
         for order in itertools.permutations(keys)
     }
     assert len(notes) == 1
@@ -104,7 +107,7 @@ def test_the_note_does_not_depend_on_the_order_of_keys() -> None:
 
 def test_a_note_that_is_right_keeps_its_place_among_the_others() -> None:
     given = workload(HANDLER, {**NOTE, "a": "b", "c": "d"})
-    assert json.dumps(inherit(given)) == json.dumps(given)
+    assert json.dumps(propagate(given)) == json.dumps(given)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,7 @@ def test_a_note_that_is_right_keeps_its_place_among_the_others() -> None:
 def test_the_note_in_a_job_that_a_cronjob_made_stays(kind: str, owners: Any, stays: bool) -> None:
     given = workload({}, NOTE, kind)
     given["metadata"]["ownerReferences"] = owners
-    template = template_of(inherit(given))
+    template = get_template(propagate(given))
     assert (template.get("metadata", {}).get("annotations") == NOTE) is stays
 
 
@@ -142,8 +145,8 @@ def test_what_both_levels_say_comes_to_this(
     said, template = (
         {f"asya.sh/{key}": text for key, text in each.items()} for each in (above, below)
     )
-    pod = template_of(inherit(workload(said, template or None, kind)))
-    result = inject(pod, Policy("0123456789", {}))
+    pod = get_template(propagate(workload(said, template or None, kind)))
+    result = inject(pod, ClusterDefaults("0123456789", {}))
     assert (result is not None) == (handler is not None)
     if result is not None:
         assert {"name": "ASYA_HANDLER", "value": handler} in result.pod["spec"]["containers"][0][
@@ -153,11 +156,11 @@ def test_what_both_levels_say_comes_to_this(
 
 def test_warnings_are_for_keys_that_exist_alone() -> None:
     hostile = {"asya.sh/\x1b[31m": "a", "asya.sh/inject": "false"}
-    assert overridden(workload(hostile, {"asya.sh/\x1b[31m": "b"})) == ()
+    assert find_overridden(workload(hostile, {"asya.sh/\x1b[31m": "b"})) == ()
 
 
 def test_the_template_of_the_result_can_be_changed_without_the_workload_given() -> None:
     given = workload({}, {"d": "e"})
-    result = inherit(given)
-    template_of(result).clear()
+    result = propagate(given)
+    get_template(result).clear()
     assert given == workload({}, {"d": "e"})

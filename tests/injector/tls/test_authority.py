@@ -5,7 +5,7 @@ import ssl
 from pathlib import Path
 
 import pytest
-from asya_injector.tls.authority import DamagedError, Decision, KeyPair, created, decided
+from asya_injector.tls.authority import DamagedError, Decision, KeyPair, create, decide
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
@@ -28,7 +28,7 @@ def trusts(bundle: bytes, pair: KeyPair, *, at: dt.datetime, name: str = NAMES[0
 
 @pytest.fixture(scope="module")
 def pair() -> KeyPair:
-    return created(NAMES, now=NOW)
+    return create(NAMES, now=NOW)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -55,7 +55,7 @@ def test_it_is_for_servers_alone(pair: KeyPair) -> None:
 
 def test_a_service_may_have_the_longest_of_names() -> None:
     names = [f"{'s' * 63}.{'n' * 63}.svc"]
-    pair = created(names, now=NOW)
+    pair = create(names, now=NOW)
     assert trusts(pair.bundle, pair, at=NOW, name=names[0])
 
 
@@ -81,14 +81,14 @@ def test_a_damaged_secret_is_recognised(pair: KeyPair, part: str, damage: str) -
             "empty": "",
             "not base64": "%%%",
             "not PEM": "AAAA",
-            "of another pair": created(NAMES, now=NOW).to_secret()[part],
+            "of another pair": create(NAMES, now=NOW).to_secret()[part],
         }[damage]
     with pytest.raises(DamagedError):
         KeyPair.from_secret(data)
 
 
 def test_a_certificate_by_another_ca_is_recognised(pair: KeyPair) -> None:
-    other = created(NAMES, now=NOW).to_secret()
+    other = create(NAMES, now=NOW).to_secret()
     mixed = {**pair.to_secret(), "tls.crt": other["tls.crt"], "tls.key": other["tls.key"]}
     with pytest.raises(DamagedError):
         KeyPair.from_secret(mixed)
@@ -166,7 +166,7 @@ EMPTY: dict[str, str] = {}
 def test_what_a_replica_does_about_the_secret(
     pair: KeyPair, stored: str, remembered: str | None, now: dt.datetime, action: str, outcome: str
 ) -> None:
-    other = created(NAMES, now=NOW)
+    other = create(NAMES, now=NOW)
     secrets = {
         "nothing": None,
         "empty": EMPTY,
@@ -174,7 +174,7 @@ def test_what_a_replica_does_about_the_secret(
         "other": other.to_secret(),
         "damaged": {**other.to_secret(), "tls.key": "AAAA"},
     }
-    decision = decided(
+    decision = decide(
         secrets[stored], remembered=pair if remembered else None, names=NAMES, now=now
     )
     assert decision.action == action
@@ -192,7 +192,7 @@ def test_what_a_replica_does_about_the_secret(
 
 
 def test_other_names_of_the_service_are_a_reason_to_renew(pair: KeyPair) -> None:
-    decision = decided(pair.to_secret(), remembered=None, names=["elsewhere.svc"], now=NOW)
+    decision = decide(pair.to_secret(), remembered=None, names=["elsewhere.svc"], now=NOW)
     assert isinstance(decision, Decision)
     assert decision.action == "replace"
     assert trusts(pair.bundle, decision.pair, at=NOW, name="elsewhere.svc")

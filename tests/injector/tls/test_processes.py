@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from asya_injector.tls.authority import KeyPair, created
+from asya_injector.tls.authority import KeyPair, create
 from stand_in import NAME, NAMESPACE, Api, failure, write_kubeconfig
 
 from tests.injector.conftest import Injector, free_port, until
@@ -18,7 +18,7 @@ SERVICE = f"{NAME}.{NAMESPACE}.svc"
 HASTY = """
 from asya_injector.cli.main import main
 from asya_injector.tls import watcher
-watcher.Identity.keep.__kwdefaults__["pause"] = 0.1
+watcher.CertWatcher.keep.__kwdefaults__["pause"] = 0.1
 main(["run"])
 """
 
@@ -107,7 +107,7 @@ class Mounted:
 
 
 def made(name: str = SERVICE, *, days_ago: int = 0) -> KeyPair:
-    return created([name], now=dt.datetime.now(dt.UTC) - dt.timedelta(days=days_ago))
+    return create([name], now=dt.datetime.now(dt.UTC) - dt.timedelta(days=days_ago))
 
 
 def der(pair: KeyPair) -> bytes:

@@ -11,25 +11,27 @@ from typing import Any
 
 import pytest
 from asya_injector.kube_client import ApiClient, ApiException, HTTPError
-from asya_injector.tls.authority import KeyPair, created
-from asya_injector.tls.rotator import Trust
-from asya_injector.tls.watcher import NotReadyError, Shown
-from asya_injector.webhook.config import Config
+from asya_injector.tls.authority import KeyPair, create
+from asya_injector.tls.rotator import CertRotator
+from asya_injector.tls.watcher import CertificatePair, NotReadyError
 from stand_in import NAME, NAMESPACE, SECRET, Api, failure, write_kubeconfig
 
 from tests.injector.conftest import connected
 from tests.injector.tls.test_authority import trusts
 
-CONFIG = Config.from_env(
-    {
-        "INJECTOR_NAMESPACE": NAMESPACE,
-        "INJECTOR_SERVICE": NAME,
-        "INJECTOR_WEBHOOK_CONFIGURATION": NAME,
-        "INJECTOR_TLS_SECRET": SECRET,
-    }
-)
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 DAY = dt.timedelta(days=1)
+
+
+def rotator(api: ApiClient) -> CertRotator:
+    short = f"{NAME}.{NAMESPACE}"
+    return CertRotator(
+        api,
+        namespace=NAMESPACE,
+        secret=SECRET,
+        webhook_configuration=NAME,
+        dns_names=[f"{short}.svc", short, f"{short}.svc.cluster.local"],
+    )
 
 
 class World:
@@ -44,8 +46,8 @@ class World:
         self.now = now
         self.api.time = calendar.timegm(now.timetuple())
 
-    def replica(self) -> Trust:
-        return Trust(CONFIG, self._connection)
+    def replica(self) -> CertRotator:
+        return rotator(self._connection)
 
     @property
     def secret(self) -> Any:
@@ -63,7 +65,7 @@ class World:
             for webhook in self.configuration["webhooks"]
         ]
 
-    def is_trusted(self, shown: Shown) -> bool:
+    def is_trusted(self, shown: CertificatePair) -> bool:
         """Whether the API server would believe who shows this."""
         pair = KeyPair(shown.certificate, shown.key, b"", b"")
         name = f"{NAME}.{NAMESPACE}.svc"
@@ -113,7 +115,7 @@ def test_replicas_that_start_at_once_agree(world: World, rendered: bool) -> None
             barrier.wait(20)
 
     world.api.fault = fault
-    shown: list[Shown] = []
+    shown: list[CertificatePair] = []
     replicas = [
         threading.Thread(target=lambda: shown.append(world.replica().pair())) for _ in range(count)
     ]
@@ -186,7 +188,7 @@ def test_a_lost_secret_is_put_back_as_it_was(world: World, damage: str) -> None:
         case "emptied":
             del world.secret["data"]
         case "torn":
-            world.secret["data"]["tls.key"] = created(["x"], now=NOW).to_secret()["tls.key"]
+            world.secret["data"]["tls.key"] = create(["x"], now=NOW).to_secret()["tls.key"]
         case "no key":
             del world.secret["data"]["ca.key"]
     assert second.pair() == first.pair() == shown
@@ -282,7 +284,7 @@ def test_a_call_that_fails_is_made_once_and_not_again_behind_our_back(tmp_path: 
         server.start()
         nobody = connected(write_kubeconfig(tmp_path, listener.getsockname()[1]))
         with pytest.raises(HTTPError):
-            Trust(CONFIG, nobody).pair()
+            rotator(nobody).pair()
         listener.shutdown(socket.SHUT_RDWR)
         server.join()
     assert accepted == 1

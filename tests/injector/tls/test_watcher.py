@@ -11,25 +11,32 @@ from pathlib import Path
 import pytest
 from asya_injector.kube_client import ApiException
 from asya_injector.tls import watcher
-from asya_injector.tls.authority import DamagedError, created
-from asya_injector.tls.watcher import Files, Identity, NotReadyError, Shown
+from asya_injector.tls.authority import DamagedError, create
+from asya_injector.tls.watcher import (
+    CertificateDirectory,
+    CertificatePair,
+    CertWatcher,
+    NotReadyError,
+)
 
 NAME = "asya-runtime.asya-system.svc"
 
 
-def shown(*names: str, age: dt.timedelta = dt.timedelta()) -> Shown:
-    pair = created(list(names or [NAME]), now=dt.datetime.now(dt.UTC) - age)
-    return Shown(pair.certificate, pair.key)
+def shown(*names: str, age: dt.timedelta = dt.timedelta()) -> CertificatePair:
+    pair = create(list(names or [NAME]), now=dt.datetime.now(dt.UTC) - age)
+    return CertificatePair(pair.certificate, pair.key)
 
 
 @pytest.fixture
-def identity(tmp_path: Path) -> Identity:
+def identity(tmp_path: Path) -> CertWatcher:
     directory = tmp_path / "private"
     directory.mkdir()
-    return Identity(directory, name=NAME)
+    return CertWatcher(directory, name=NAME)
 
 
-def test_a_key_on_disk_can_be_read_by_its_owner_alone(identity: Identity, tmp_path: Path) -> None:
+def test_a_key_on_disk_can_be_read_by_its_owner_alone(
+    identity: CertWatcher, tmp_path: Path
+) -> None:
     pair = shown()
     identity.show(pair)
     key = tmp_path / "private" / "tls.key"
@@ -40,15 +47,18 @@ def test_a_key_on_disk_can_be_read_by_its_owner_alone(identity: Identity, tmp_pa
 @pytest.mark.parametrize(
     ("pair", "text"),
     [
-        (Shown(b"", b""), "cannot be read"),
-        (Shown(shown().certificate, b"x"), "cannot be read"),
-        (Shown(shown().certificate, shown().key), "the key does not belong to the certificate"),
+        (CertificatePair(b"", b""), "cannot be read"),
+        (CertificatePair(shown().certificate, b"x"), "cannot be read"),
+        (
+            CertificatePair(shown().certificate, shown().key),
+            "the key does not belong to the certificate",
+        ),
         (shown("elsewhere.svc"), f"the certificate is not for {NAME}, which the API server calls"),
         (shown("*.svc"), f"the certificate is not for {NAME}"),
     ],
 )
 def test_what_is_no_pair_for_the_service_is_not_shown(
-    identity: Identity, pair: Shown, text: str
+    identity: CertWatcher, pair: CertificatePair, text: str
 ) -> None:
     identity.show(good := shown())
     expires = identity.expires
@@ -58,22 +68,24 @@ def test_what_is_no_pair_for_the_service_is_not_shown(
     identity.show(good)
 
 
-def test_a_wildcard_is_for_the_service_too(identity: Identity) -> None:
+def test_a_wildcard_is_for_the_service_too(identity: CertWatcher) -> None:
     identity.show(shown("*.asya-system.svc"))
 
 
 def test_a_certificate_that_has_expired_is_told(
-    identity: Identity, caplog: pytest.LogCaptureFixture
+    identity: CertWatcher, caplog: pytest.LogCaptureFixture
 ) -> None:
     identity.show(shown(age=dt.timedelta(days=91)))
     assert "the certificate has expired, so the API server refuses it" in caplog.text
 
 
-def test_the_end_that_is_told_is_that_of_the_pair_that_was_loaded_last(identity: Identity) -> None:
+def test_the_end_that_is_told_is_that_of_the_pair_that_was_loaded_last(
+    identity: CertWatcher,
+) -> None:
     for days in (30, 1):
         made = dt.datetime.now(dt.UTC).replace(microsecond=0) - dt.timedelta(days=days)
-        pair = created([NAME], now=made)
-        identity.show(Shown(pair.certificate, pair.key))
+        pair = create([NAME], now=made)
+        identity.show(CertificatePair(pair.certificate, pair.key))
         assert identity.expires == pair.expires == made + dt.timedelta(days=90)
 
 
@@ -81,7 +93,7 @@ def test_files_are_read_as_the_kubelet_exchanges_them(tmp_path: Path) -> None:
     mounted = tmp_path / "tls"
     mounted.mkdir()
     with pytest.raises(NotReadyError, match=r"tls\.crt: No such file or directory"):
-        Files(mounted).read()
+        CertificateDirectory(mounted).read()
     for version in ("..1", "..2"):
         pair = shown()
         (mounted / version).mkdir()
@@ -92,7 +104,7 @@ def test_files_are_read_as_the_kubelet_exchanges_them(tmp_path: Path) -> None:
         if version == "..1":
             (mounted / "tls.crt").symlink_to("..data/tls.crt")
             (mounted / "tls.key").symlink_to("..data/tls.key")
-        assert Files(mounted).read() == pair
+        assert CertificateDirectory(mounted).read() == pair
 
 
 @contextlib.contextmanager
@@ -109,17 +121,17 @@ def no_superuser() -> Iterator[None]:
 def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "tls.crt").touch(mode=0o000)
     with no_superuser(), pytest.raises(NotReadyError, match=r"tls\.crt: Permission denied"):
-        Files(tmp_path).read()
+        CertificateDirectory(tmp_path).read()
 
 
 class Source:
     """Gives one thing after the other, then the last for ever; counts."""
 
-    def __init__(self, *given: Shown | Exception) -> None:
+    def __init__(self, *given: CertificatePair | Exception) -> None:
         self.given = list(given)
         self.calls = 0
 
-    def __call__(self) -> Shown:
+    def __call__(self) -> CertificatePair:
         self.calls += 1
         now = self.given.pop(0) if len(self.given) > 1 else self.given[0]
         if isinstance(now, Exception):
@@ -128,7 +140,7 @@ class Source:
 
 
 @contextlib.asynccontextmanager
-async def kept(identity: Identity, source: Callable[[], Shown]) -> AsyncIterator[None]:
+async def kept(identity: CertWatcher, source: Callable[[], CertificatePair]) -> AsyncIterator[None]:
     task = asyncio.create_task(identity.keep(source, pause=0.01))
     try:
         async with asyncio.timeout(20):
@@ -140,7 +152,7 @@ async def kept(identity: Identity, source: Callable[[], Shown]) -> AsyncIterator
 
 
 async def test_troubles_are_told_once_each_and_what_is_shown_stays(
-    identity: Identity, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    identity: CertWatcher, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watcher, "_FIRST_PAUSE", 0.001)
     caplog.set_level(logging.INFO)
@@ -174,7 +186,7 @@ async def test_troubles_are_told_once_each_and_what_is_shown_stays(
 
 
 async def test_until_there_is_a_certificate_it_says_what_is_waited_for(
-    identity: Identity, monkeypatch: pytest.MonkeyPatch
+    identity: CertWatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watcher, "_FIRST_PAUSE", 0.001)
     source = Source(NotReadyError("/tls/tls.crt: No such file or directory"))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from asya_injector.webhook.logs import JsonLines
+from asya_injector.webhook.telemetry import JsonLines
 
 from tests.injector.conftest import ROOT, run_script
 
@@ -51,7 +51,7 @@ def test_of_libraries_only_warnings_are_told_and_no_decision_twice(
     level: str, told: list[str]
 ) -> None:
     script = (
-        "import logging; from asya_injector.webhook.logs import log_as_json\n"
+        "import logging; from asya_injector.webhook.telemetry import log_as_json\n"
         f"log_as_json({level!r})\n"
         "for name in ('asya_injector', 'kopf', 'asyncio', 'urllib3'):\n"
         "    logging.getLogger(name).debug('x'); logging.getLogger(name).info('x')\n"

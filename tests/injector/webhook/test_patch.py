@@ -4,9 +4,9 @@ import copy
 import json
 from typing import Any
 
-from asya_injector.annotations.settings import Policy
+from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.mutation.inject import inject
-from asya_injector.webhook.patch import json_patch
+from asya_injector.webhook.review import build_json_patch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonpatch import JsonPatch
@@ -26,7 +26,7 @@ OBJECTS = st.dictionaries(KEYS, NODES, max_size=5)
 @given(OBJECTS, OBJECTS)
 def test_applied_to_what_was_it_gives_what_is(before: Any, after: Any) -> None:
     kept = copy.deepcopy(before)
-    patch = json.loads(json.dumps(json_patch(before, after)))
+    patch = json.loads(json.dumps(build_json_patch(before, after)))
     assert JsonPatch(patch).apply(copy.deepcopy(before)) == after
     assert before == kept
 
@@ -34,7 +34,7 @@ def test_applied_to_what_was_it_gives_what_is(before: Any, after: Any) -> None:
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(OBJECTS)
 def test_what_is_equal_needs_no_patch(thing: Any) -> None:
-    assert json_patch(thing, copy.deepcopy(thing)) == []
+    assert build_json_patch(thing, copy.deepcopy(thing)) == []
 
 
 def test_a_pod_is_changed_where_it_differs_and_not_replaced() -> None:
@@ -48,9 +48,9 @@ def test_a_pod_is_changed_where_it_differs_and_not_replaced() -> None:
             "volumes": [{"name": "data", "emptyDir": {}}],
         },
     }
-    injection = inject(pod, Policy("0123456789", {}))
+    injection = inject(pod, ClusterDefaults("0123456789", {}))
     assert injection
-    assert [operation["path"] for operation in json_patch(pod, injection.pod)] == [
+    assert [operation["path"] for operation in build_json_patch(pod, injection.pod)] == [
         *("/metadata/annotations/asya.sh~1injected", "/metadata/labels/asya.sh~1runtime-hash"),
         *("/spec/containers/0/command", "/spec/containers/0/volumeMounts"),
         *("/spec/containers/0/env", "/spec/containers/0/readinessProbe", "/spec/volumes"),

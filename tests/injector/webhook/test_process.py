@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from asya_injector import __version__
-from asya_injector.runtime_files import Payload
+from asya_injector.runtime_files import RuntimeFiles
 from jsonpatch import JsonPatch
 from stand_in import (
     NAME,
@@ -31,7 +31,7 @@ from stand_in import (
 from tests.injector.conftest import ROOT, Injector, free_port, run_script, until
 
 Start = Callable[..., Injector]
-HASH = Payload.load(ROOT / "runtime").hash
+HASH = RuntimeFiles.load(ROOT / "runtime").hash
 POD: dict[str, Any] = {
     "apiVersion": "v1",
     "kind": "Pod",
@@ -234,7 +234,7 @@ def test_metrics_are_those_of_the_documentation(start: Start, api: Api) -> None:
             'admissions_total{reason="AnnotationInvalid",resource="pods",result="refused"}': 1,
             "admission_duration_seconds_count": 3,
             'bad_requests_total{code="404"}': 1,
-            'payload_writes_total{result="created"}': 1,
+            'runtime_configmap_writes_total{result="created"}': 1,
             f'build_info{{runtime_hash="{HASH}",version="{__version__}"}}': 1,
         }.items()
     )
@@ -405,7 +405,7 @@ def test_a_fault_of_the_api_server_is_told_to_the_user_before_the_review_ends(
     answer = Caller(injector, bundle(api))(POD)
     assert not answer["allowed"]
     assert "exceeded quota" in answer["status"]["message"]
-    assert answer["status"]["message"].endswith("(PayloadUnavailable)")
+    assert answer["status"]["message"].endswith("(RuntimeConfigMapUnavailable)")
 
 
 def test_it_does_this_with_no_right_that_the_chart_does_not_give(start: Start, api: Api) -> None:

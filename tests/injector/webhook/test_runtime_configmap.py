@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from asya_injector.errors import Refusal
+from asya_injector.errors import InjectionError
 from asya_injector.kube_client import ApiClient
-from asya_injector.runtime_files import Payload
-from asya_injector.webhook.runtime_configmap import Publisher
+from asya_injector.runtime_files import RuntimeFiles
+from asya_injector.webhook.runtime_configmap import RuntimeConfigMapWriter
 from asya_injector.webhook.telemetry import Metrics
 from stand_in import Answer, Api, failure, write_kubeconfig
 
@@ -25,11 +25,11 @@ def test_the_hash_is_what_sha256sum_says_of_the_files() -> None:
     said = subprocess.run(
         "sha256sum *.py | sha256sum", shell=True, cwd=RUNTIME, capture_output=True, check=True
     ).stdout.decode()
-    assert Payload.load(RUNTIME).hash == said[:10]
+    assert RuntimeFiles.load(RUNTIME).hash == said[:10]
 
 
 def test_the_config_map_is_immutable_and_named_by_its_content() -> None:
-    payload = Payload({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
+    payload = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
     assert payload.config_map() == {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -46,15 +46,15 @@ def test_the_config_map_is_immutable_and_named_by_its_content() -> None:
 
 
 def test_a_byte_more_is_another_name() -> None:
-    one = Payload({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
-    other = Payload({"asya_runtime.py": "1", "asya_entrypoint.py": "2\n"})
+    one = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
+    other = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2\n"})
     assert one.hash != other.hash
 
 
 def test_a_missing_file_is_no_payload(tmp_path: Path) -> None:
     (tmp_path / "asya_runtime.py").write_text("1")
     with pytest.raises(FileNotFoundError, match=r"asya_entrypoint\.py"):
-        Payload.load(tmp_path)
+        RuntimeFiles.load(tmp_path)
 
 
 class Namespaces:
@@ -62,19 +62,21 @@ class Namespaces:
 
     def __init__(self, api: Api, connection: ApiClient) -> None:
         self.api = api
-        self.payload = Payload({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
+        self.payload = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
         self.name = self.payload.config_map()["metadata"]["name"]
         self.now = 100.0
         self._connection = connection
         self._metrics = Metrics()
         self.publisher = self.replica()
 
-    def replica(self) -> Publisher:
-        return Publisher(self.payload, self._connection, self._metrics, clock=lambda: self.now)
+    def replica(self) -> RuntimeConfigMapWriter:
+        return RuntimeConfigMapWriter(
+            self.payload, self._connection, self._metrics, clock=lambda: self.now
+        )
 
     def written(self) -> dict[str, float]:
         """Counts of the metric by result."""
-        (family,) = self._metrics.payload_writes.collect()
+        (family,) = self._metrics.runtime_configmap_writes.collect()
         return {
             sample.labels["result"]: sample.value
             for sample in family.samples
@@ -82,7 +84,7 @@ class Namespaces:
         }
 
     async def refusal(self, namespace: str = "models", *, within: float = 5.0) -> str:
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(InjectionError) as caught:
             await self.publisher.ensure(namespace, within=within)
         return str(caught.value)
 
@@ -160,12 +162,13 @@ async def test_other_content_under_the_name_is_refused_with_what_to_do(
     namespaces.api.put("configmaps", "models", {"metadata": metadata, "data": {"x": "1"}})
     assert await namespaces.refusal() == (
         f"ConfigMap models/{namespaces.name}: exists with other content, which pods would run; "
-        f"delete it: kubectl delete configmap -n models {namespaces.name} (PayloadConflict)"
+        f"delete it: kubectl delete configmap -n models {namespaces.name} "
+        "(RuntimeConfigMapConflict)"
     )
     # Nothing bad is remembered: once it is deleted, the next pod is let in.
     del namespaces.api.objects["configmaps", "models", namespaces.name]
     await namespaces.publisher.ensure("models", within=20)
-    assert namespaces.written() == {"PayloadConflict": 1, "created": 1}
+    assert namespaces.written() == {"RuntimeConfigMapConflict": 1, "created": 1}
 
 
 BY_HAND = "let the injector create it (rights, quota), or create it by hand"
@@ -189,7 +192,7 @@ async def test_what_the_api_server_says_is_told_to_all_who_wait(
     refusals = await asyncio.gather(*(namespaces.refusal() for _ in range(10)))
     assert set(refusals) == {
         f"ConfigMap models/{namespaces.name}: cannot be written: {json.dumps(said)}; {fix} "
-        "(PayloadUnavailable)"
+        "(RuntimeConfigMapUnavailable)"
     }
     assert len(namespaces.api.calls) == 1
     await namespaces.publisher.ensure("models", within=20)  # nothing bad is remembered
@@ -199,7 +202,7 @@ async def test_what_is_no_api_server_is_told(namespaces: Namespaces) -> None:
     namespaces.api.fault = failing(Answer(200, b"<html>Sign in</html>"))
     assert await namespaces.refusal() == (
         f"ConfigMap models/{namespaces.name}: cannot be written: "
-        f'"200 OK, but not JSON: is that an API server?"; {BY_ITSELF} (PayloadUnavailable)'
+        f'"200 OK, but not JSON: is that an API server?"; {BY_ITSELF} (RuntimeConfigMapUnavailable)'
     )
 
 
@@ -245,7 +248,7 @@ async def test_the_answer_comes_within_the_time_whatever_the_api_server_does(
     go.set()
     assert set(refusals) == {
         f'ConfigMap models/{namespaces.name}: cannot be written: "the API server did not answer in '
-        'time"; it is tried again with the next pod (PayloadUnavailable)'
+        'time"; it is tried again with the next pod (RuntimeConfigMapUnavailable)'
     }
 
 
@@ -260,9 +263,9 @@ async def test_a_slow_namespace_does_not_hold_up_another(namespaces: Namespaces)
 
 async def test_an_api_server_that_is_gone_is_told(tmp_path: Path) -> None:
     gone = connected(write_kubeconfig(tmp_path, free_port()))
-    payload = Payload({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
-    with pytest.raises(Refusal, match=r"the API server did not answer .*PayloadUnavailable"):
-        await Publisher(payload, gone, Metrics()).ensure("models", within=10)
+    payload = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
+    with pytest.raises(InjectionError, match=r"did not answer .*RuntimeConfigMapUnavailable"):
+        await RuntimeConfigMapWriter(payload, gone, Metrics()).ensure("models", within=10)
 
 
 async def test_one_who_cannot_wait_as_long_takes_nothing_from_those_who_can(

@@ -17,8 +17,8 @@ from typing import Any
 import aiohttp
 import pytest
 from asya_injector.errors import Reason
-from asya_injector.tls.authority import KeyPair, created
-from asya_injector.tls.watcher import Identity, Shown
+from asya_injector.tls.authority import KeyPair, create
+from asya_injector.tls.watcher import CertificatePair, CertWatcher
 from asya_injector.webhook import server as server_module
 from asya_injector.webhook.admission import HANDLED
 from asya_injector.webhook.review import current_review
@@ -128,12 +128,12 @@ class Client:
 
 @pytest.fixture(scope="module")
 def pair() -> KeyPair:
-    return created(NAMES, now=dt.datetime.now(dt.UTC))
+    return create(NAMES, now=dt.datetime.now(dt.UTC))
 
 
 @pytest.fixture
-async def identity(tmp_path: Path) -> Identity:
-    return Identity(tmp_path, name="localhost")
+async def identity(tmp_path: Path) -> CertWatcher:
+    return CertWatcher(tmp_path, name="localhost")
 
 
 @pytest.fixture
@@ -142,8 +142,8 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-async def client(identity: Identity, pair: KeyPair, metrics: Metrics) -> AsyncIterator[Client]:
-    identity.show(Shown(pair.certificate, pair.key))
+async def client(identity: CertWatcher, pair: KeyPair, metrics: Metrics) -> AsyncIterator[Client]:
+    identity.show(CertificatePair(pair.certificate, pair.key))
     identity.ready.set()
     port = free_port()
     async with serving(Server(port=port, identity=identity, handled=HANDLED, metrics=metrics)):
@@ -351,11 +351,11 @@ async def test_a_body_that_does_not_come_ends_in_time(
 
 
 async def test_connections_that_say_nothing_are_closed_and_others_are_answered_meanwhile(
-    identity: Identity, pair: KeyPair, monkeypatch: pytest.MonkeyPatch
+    identity: CertWatcher, pair: KeyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "_IDLE_SECONDS", 1.0)
     monkeypatch.setattr(server_module, "_HANDSHAKE_SECONDS", 1.0)
-    identity.show(Shown(pair.certificate, pair.key))
+    identity.show(CertificatePair(pair.certificate, pair.key))
     identity.ready.set()
     port = free_port()
     server = Server(port=port, identity=identity, handled=HANDLED, metrics=Metrics())
@@ -407,7 +407,7 @@ async def test_a_review_must_be_answered_before_the_api_server_gives_up(
     assert seen == pytest.approx([seconds])
 
 
-async def test_nothing_is_served_before_a_certificate_is_there(identity: Identity) -> None:
+async def test_nothing_is_served_before_a_certificate_is_there(identity: CertWatcher) -> None:
     port = free_port()
     server = Server(port=port, identity=identity, handled=HANDLED, metrics=Metrics())
     server.bind()
@@ -424,11 +424,11 @@ async def test_nothing_is_served_before_a_certificate_is_there(identity: Identit
 
 
 async def test_a_new_certificate_is_shown_while_old_connections_live_on(
-    client: Client, identity: Identity, pair: KeyPair
+    client: Client, identity: CertWatcher, pair: KeyPair
 ) -> None:
     reader, writer = await client.connect()
-    fresh = created(NAMES, now=dt.datetime.now(dt.UTC))
-    identity.show(Shown(fresh.certificate, fresh.key))
+    fresh = create(NAMES, now=dt.datetime.now(dt.UTC))
+    identity.show(CertificatePair(fresh.certificate, fresh.key))
     other = Client(client.port, fresh)
     async with other.session:
         assert (await other.post(review()))[0] == 200
@@ -441,9 +441,9 @@ async def test_a_new_certificate_is_shown_while_old_connections_live_on(
 
 
 async def test_what_has_come_in_is_answered_when_the_server_is_closed(
-    identity: Identity, pair: KeyPair
+    identity: CertWatcher, pair: KeyPair
 ) -> None:
-    identity.show(Shown(pair.certificate, pair.key))
+    identity.show(CertificatePair(pair.certificate, pair.key))
     identity.ready.set()
     port = free_port()
     server = Server(port=port, identity=identity, handled=HANDLED, metrics=Metrics())
@@ -469,7 +469,7 @@ async def test_what_has_come_in_is_answered_when_the_server_is_closed(
     ids=["until nobody comes", "but not for ever"],
 )
 async def test_who_is_still_led_here_is_answered_and_not_kept(
-    identity: Identity,
+    identity: CertWatcher,
     pair: KeyPair,
     monkeypatch: pytest.MonkeyPatch,
     said: list[Any],
@@ -480,7 +480,7 @@ async def test_who_is_still_led_here_is_answered_and_not_kept(
     """Endpoints and kube-proxy may learn later that a pod leaves than it waits for them."""
     monkeypatch.setattr(server_module, "_FAREWELL_SECONDS", farewell)
     monkeypatch.setattr(server_module, "_LONGEST_FAREWELL_SECONDS", longest)
-    identity.show(Shown(pair.certificate, pair.key))
+    identity.show(CertificatePair(pair.certificate, pair.key))
     identity.ready.set()
     port = free_port()
     server = Server(port=port, identity=identity, handled=HANDLED, metrics=Metrics())
@@ -496,7 +496,7 @@ async def test_who_is_still_led_here_is_answered_and_not_kept(
         assert [each.levelname for each in said if each.levelname != "INFO"] == levels
 
 
-async def test_nobody_is_waited_for_where_nobody_could_have_come(identity: Identity) -> None:
+async def test_nobody_is_waited_for_where_nobody_could_have_come(identity: CertWatcher) -> None:
     """Without a certificate it is not ready, so nobody was led to it."""
     server = Server(port=free_port(), identity=identity, handled=HANDLED, metrics=Metrics())
     leaving = asyncio.create_task(server.take_leave())

@@ -8,7 +8,7 @@ OK, WRONG, UNKNOWN = "ok", "wrong", "unknown"
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckResult:
     """One line of the table. `state` is one of those above; `fix` is empty where all is well."""
 
     look: str
