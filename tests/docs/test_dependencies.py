@@ -11,8 +11,8 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-from pages import REPOSITORY
 
+REPOSITORY = Path(__file__).parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 # Distributions of bench/requirements.in are not installed for the tests; one has another name.
 BENCH_MODULES = {"grpc": "grpcio"}

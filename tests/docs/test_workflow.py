@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from pages import REPOSITORY
 
+REPOSITORY = Path(__file__).parents[2]
 GITHUB = REPOSITORY / ".github"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
@@ -139,3 +139,33 @@ def test_the_long_targets_run_by_schedule_or_label() -> None:
             "github.event_name != 'pull_request' || "
             "contains(github.event.pull_request.labels.*.name, 'long-tests')"
         )
+
+
+def test_the_git_hooks_run_programs_of_make_lint() -> None:
+    hooks = [
+        hook
+        for source in load(REPOSITORY / ".pre-commit-config.yaml")["repos"]
+        for hook in source["hooks"]
+        if source["repo"] == "local"  # nothing is downloaded
+    ]
+    assert {hook["language"] for hook in hooks} == {"system"}
+    lint = MAKEFILE[MAKEFILE.index("\nlint:") :].split("\n\n")[0]
+    programs = {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in hooks}
+    assert programs == {"ruff", "mypy", "codespell", "shellcheck"}
+    assert all(f"$(bin)/{program}" in lint for program in programs)
+
+
+def test_dependabot_watches_every_image_that_a_dockerfile_names() -> None:
+    (docker,) = [
+        update
+        for update in load(GITHUB / "dependabot.yml")["updates"]
+        if update["package-ecosystem"] == "docker"
+    ]
+    folders = ("injector", "e2e", "examples")
+    named = {
+        f"/{path.parent.relative_to(REPOSITORY)}"
+        for folder in folders
+        for path in (REPOSITORY / folder).rglob("Dockerfile")
+        if re.search(r"^(FROM|ARG \w+=)\s*[\w./-]+:", path.read_text(), re.MULTILINE)
+    }
+    assert {*docker["directories"]} == named
