@@ -113,6 +113,6 @@ def test_decisions_are_logged_as_one_json_line_each(cluster: Cluster, namespace:
         return [each for each in found if each.get("resource") == "pods"]
 
     (line,) = until("the line in a log", said)
-    assert line["message"] == "refused"
+    assert line["message"] == "rejected"
     assert line["reason"] == "AnnotationInvalid"
     assert line["object"] == "model"
