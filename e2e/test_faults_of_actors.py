@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from asya_injector.certificates import KeyPair, created
+from asya_injector.tls.authority import KeyPair, create
 
 from e2e.harness import SYSTEM, Pod, serial, until
 from e2e.load.faults import (
@@ -149,9 +149,9 @@ def test_renewal_rejects_no_pod(scene: Scene, record_property: Property, part: s
     secret = core.read_namespaced_secret("asya-runtime-tls", SYSTEM)
     before, now = KeyPair.from_secret(secret.data), dt.datetime.now(dt.UTC)
     # A certificate for other names is renewed at once, like one that is about to expire.
-    due = before.renewed(["elsewhere.svc"], now=now)
+    due = before.renew(["elsewhere.svc"], now=now)
     if part == "CA":  # valid for ten years, nearly over; the current CA is trusted too
-        aged = created(["elsewhere.svc"], now=now - dt.timedelta(days=3600))
+        aged = create(["elsewhere.svc"], now=now - dt.timedelta(days=3600))
         due = replace(aged, bundle=aged.bundle + before.bundle)
     with fault(scene, record_property, f"injector: {part} renewed"):
         secret.data = due.to_secret()

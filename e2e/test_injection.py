@@ -174,7 +174,7 @@ def test_a_configmap_with_the_same_name_and_other_content_is_not_mounted(
     cluster.create({**forged, "data": {"asya_runtime.py": "import evil"}}, "-n", namespace)
     rejected = cluster.create(item, "-n", namespace, check=False)
     assert (
-        f"ConfigMap {namespace}/{name}: exists with other content, which pods would run; "
+        f"ConfigMap {namespace}/{name}: exists with different content, which pods would run; "
         f"delete it: kubectl delete configmap -n {namespace} {name} (RuntimeConfigMapConflict)"
     ) in rejected.stderr
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
-from asya_injector.annotations import ENV, TABLE
-from asya_injector.inject import inject
-from asya_injector.policy import RUNTIME_VOLUME, Policy
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.annotations.table import ENV, TABLE
+from asya_injector.mutation.inject import inject
+from asya_injector.runtime_files import RUNTIME_VOLUME
 
 from tests.chart.charts import CHART, EXAMPLE, HelmError, Object, nested, objects, render, run
 from tests.chart.schemas import RELEASES, problems
@@ -68,7 +69,9 @@ def test_the_helpers_make_the_pod_that_the_injector_would(
         del container["env"], container["volumeMounts"]
     del model["readinessProbe"]
     said = {"handler-timeout": 30} | defaults  # the example's own value
-    injection = inject(pod, Policy("0" * 10, {name: str(value) for name, value in said.items()}))
+    injection = inject(
+        pod, ClusterDefaults("0" * 10, {name: str(value) for name, value in said.items()})
+    )
     assert injection
     wanted: Any = injection.pod["spec"]
     for volume in wanted["volumes"]:  # the plain ConfigMap in place of a copy

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asya_injector.annotations import TABLE
-from asya_injector.config import Config
-from asya_injector.policy import ENTRYPOINT_FILE, RUNTIME_FILE, Policy
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.annotations.table import TABLE
+from asya_injector.runtime_files import ENTRYPOINT_FILE, RUNTIME_FILE
+from asya_injector.webhook.config import Config
 
 from tests.chart.charts import (
     CASES,
@@ -284,7 +285,7 @@ def test_default_values_are_the_defaults_of_the_annotations(defaults: str) -> No
     # What opts in, out and chooses a container is for each workload to say.
     own = {"handler", "inject", "container"}
     assert said == {entry.name: entry.default for entry in TABLE if entry.name not in own}
-    Policy(runtime_hash="0", defaults=said)
+    ClusterDefaults(runtime_hash="0", defaults=said)
 
 
 @pytest.mark.parametrize(
@@ -309,4 +310,4 @@ def test_a_default_reaches_the_injector_as_it_was_written(
     rendered = render(nested(f"runtime/defaults/{name}", value), chart=chart)
     said = json.loads(environment(rendered)["INJECTOR_DEFAULTS"])
     assert said.get(name) == text
-    Policy(runtime_hash="0", defaults=said)
+    ClusterDefaults(runtime_hash="0", defaults=said)

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from asya_injector.version import MANAGED_BY, Payload
-from asya_injector.webhook import PODS, TEMPLATES, WORKLOADS
+from asya_injector.runtime_files import MANAGED_BY, RuntimeFiles
+from asya_injector.webhook.admission import PODS, TEMPLATES, WORKLOADS
 
 from tests.chart.charts import CA, CASES, SYSTEM, Object, case, nested, objects, render
 
@@ -131,7 +131,7 @@ def test_the_policy_is_about_the_injectors_account(rendered: dict[str, Object]) 
 
 
 def test_the_policy_lets_through_what_the_injector_writes(rendered: dict[str, Object]) -> None:
-    metadata = Payload({"a": "b"}).config_map()["metadata"]
+    metadata = RuntimeFiles({"a": "b"}).config_map()["metadata"]
     (label,) = MANAGED_BY.items()
     for each in rendered["ValidatingAdmissionPolicy"]["spec"]["validations"]:
         (prefix,) = re.findall(r"name\.startsWith\('([^']+)'\)", each["expression"])

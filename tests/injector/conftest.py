@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from asya_injector.api import ApiClient, connect
+from asya_injector.kube_client import ApiClient, connect
 
 from tests.support.api_server import Api, api_server
 from tests.support.injector_process import Injector

@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-from asya_injector import chartvalues
-from asya_injector.annotations import TABLE
-from asya_injector.cli import program
-from asya_injector.refusal import Reason
+from asya_injector.annotations.table import TABLE
+from asya_injector.cli.main import program
+from asya_injector.errors import Reason
+from asya_injector.manifests import chart_values
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
@@ -35,7 +35,7 @@ def test_the_options_of_the_command_line_are_the_codes() -> None:
     rows = ["| option | default | meaning |", "| --- | --- | --- |"]
     rows += [
         f"| `--{entry.name}` | `{entry.default}` | {entry.description} |"
-        for entry in chartvalues.DEFAULTS
+        for entry in chart_values.DEFAULTS
     ]
     assert "\n".join(rows) + "\n\n" in (DOCS / "command-line.md").read_text()
 
