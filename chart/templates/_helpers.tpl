@@ -20,7 +20,7 @@ upgrade would be a conflict that leaves the upgrade half done, and one object le
 */}}
 {{- define "asya-runtime.webhookConfiguration" -}}
 {{- if eq .Values.certificates.mode "existingSecret" -}}
-asya-runtime-given-ca
+asya-runtime-external-ca
 {{- else -}}
 asya-runtime
 {{- end -}}
