@@ -56,8 +56,8 @@ fmt: deps ## format the code
 	@$(bin)/ruff check --quiet --fix .
 
 .PHONY: sync
-sync: ## copy the runtime's files into the chart
-	@cp runtime/asya_runtime.py runtime/asya_entrypoint.py chart/files/
+sync: deps ## generate what follows from the tables of settings, the runtime files and the version
+	@$(bin)/python -m tests.generated.sync
 
 .PHONY: lint
 lint: deps helm ## ruff, mypy, imports, shellcheck, helm lint
@@ -82,7 +82,7 @@ fuzz: deps ## mutated frames against the runtime: FRAMES=1000000, at most half a
 	@$(bin)/python -m tests.runtime.fuzz --frames $(or $(FRAMES),1000000) $(ARGS)
 
 .PHONY: chart-render
-chart-render: deps helm sync ## refresh the chart's golden renderings and its README table
+chart-render: deps helm sync ## refresh the chart's golden renderings
 	@$(bin)/python -m tests.chart.render
 
 .PHONY: chart-schemas

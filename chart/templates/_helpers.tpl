@@ -76,7 +76,7 @@ annotations:
 {{- range $name := list "asya_entrypoint.py" "asya_runtime.py" }}
 {{- $text := $.Files.Get (printf "files/%s" $name) }}
 {{- if not $text }}
-{{- fail (printf "the chart's files/%s is missing or empty: in a checkout, copy it from runtime/ with `make sync`; else get the chart anew" $name) }}
+{{- fail (printf "the chart's files/%s is missing or empty: in a checkout, run `make sync`; otherwise, download the chart again" $name) }}
 {{- end }}
 {{- $size = add $size (len $text) }}
 {{- end }}

@@ -1,4 +1,4 @@
-"""Refreshes what is kept of the chart: the golden renderings and the README's table of values.
+"""Refreshes the golden renderings of the chart.
 
 Run as `make chart-render`, then look at the difference before committing it.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tests.chart.charts import CASES, CHART, GOLDEN, case, copied, difference, objects, written
-from tests.chart.values_table import updated
+from tests.chart.charts import CASES, GOLDEN, case, copied, difference, objects, written
 
 
 def main() -> None:
@@ -23,8 +22,6 @@ def main() -> None:
         for name in CASES.keys() - {"defaults"}:
             changes = difference(objects(case(name, chart)), usual)
             (GOLDEN / f"{name}.yaml").write_text(written(changes))
-    readme = CHART / "README.md"
-    readme.write_text(updated(readme.read_text(), (CHART / "values.yaml").read_text()))
 
 
 if __name__ == "__main__":

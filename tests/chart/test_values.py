@@ -304,8 +304,8 @@ def begins(sentence: str, words: str) -> bool:
     return any(re.fullmatch(pattern, words) for pattern in patterns)
 
 
-def test_null_takes_away_what_can_be_spared_and_nothing_else_unsaid(chart: Path) -> None:
-    """Each value and each group of values, one by one."""
+def test_null_removes_an_optional_value_and_is_rejected_by_path_elsewhere() -> None:
+    """Each value and each group of values, one by one, of the chart with all its defaults."""
 
     def paths(tree: object, path: str = "") -> list[str]:
         if not isinstance(tree, dict) or not tree:
@@ -316,7 +316,7 @@ def test_null_takes_away_what_can_be_spared_and_nothing_else_unsaid(chart: Path)
     refused = {}
     for path in paths(VALUES):
         try:
-            render(nested(path.strip("/"), None), chart=chart)
+            render(nested(path.strip("/"), None))
         except HelmError as error:
             refused[path] = error
     assert [path for path, error in refused.items() if not is_named(error)] == []
