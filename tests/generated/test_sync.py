@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from asya_injector import __version__
 
 from tests.generated import tables
 from tests.generated.sync import ROOT, pages, regions, sync, wanted
@@ -139,7 +138,3 @@ def test_defaults_of_the_chart_have_the_type_that_the_schema_asks_for() -> None:
     assert list(defaults) == list(schema)
     for name, value in defaults.items():
         assert type(value) is kinds[schema[name]["type"]], name
-
-
-def test_the_version_has_three_numbers() -> None:
-    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
