@@ -121,7 +121,7 @@ def test_helm_3_does_the_same_by_a_shorter_way(free: Cluster, namespace: str) ->
     with pytest.raises(AssertionError):
         release.helm("test", RELEASE)
     log = free.kubectl("-n", SYSTEM, "logs", f"{RELEASE}-test").stdout
-    assert "this pod was let in without the runtime" in log
+    assert "this pod was admitted without the runtime" in log
     free.kubectl("-n", SYSTEM, "delete", "pod", f"{RELEASE}-test")
     release.helm("uninstall", RELEASE, "--wait")
     free.settle(replicas=0)

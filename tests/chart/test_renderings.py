@@ -221,18 +221,22 @@ def test_the_plain_config_map_is_in_each_namespace_once(chart: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        pytest.param({}, "asya_entrypoint.py is missing or empty", id="no-files"),
         pytest.param(
-            {"asya_entrypoint.py": "#\n"}, "asya_runtime.py is missing or empty", id="one-missing"
+            {}, "files/asya_entrypoint.py of the chart is missing or empty", id="no-files"
+        ),
+        pytest.param(
+            {"asya_entrypoint.py": "#\n"},
+            "files/asya_runtime.py of the chart is missing or empty",
+            id="one-missing",
         ),
         pytest.param(
             {"asya_entrypoint.py": "", "asya_runtime.py": "#\n"},
-            "asya_entrypoint.py is missing or empty",
+            "files/asya_entrypoint.py of the chart is missing or empty",
             id="one-empty",
         ),
         pytest.param(
             {"asya_entrypoint.py": "#", "asya_runtime.py": "#" * 921600},
-            "the runtime's files have 921601 bytes; 921600 fit",
+            "the runtime files have 921601 bytes, but a ConfigMap holds at most 921600",
             id="a-byte-too-large",
         ),
     ],

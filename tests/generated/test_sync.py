@@ -15,11 +15,12 @@ from tests.generated.sync import ROOT, pages, regions, sync, wanted
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A checkout with the files that `make sync` reads and writes."""
+    """The files that `make sync` reads and writes, as it leaves them."""
     for path in [*wanted(), *(ROOT / "runtime").glob("*.py")]:
         there = tmp_path / path.relative_to(ROOT)
         there.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, there)
+    sync(tmp_path)
     return tmp_path
 
 
