@@ -13,7 +13,16 @@ from asya_injector import start as startup
 from asya_injector.inject import inject
 from asya_injector.policy import RUNTIME_VOLUME, Policy
 
-from tests.chart.charts import CHART, EXAMPLE, HelmError, Object, nested, objects, render, run
+from tests.chart.charts import (
+    CHART,
+    EXAMPLE,
+    HelmError,
+    Object,
+    load_objects,
+    render,
+    run,
+    value_at,
+)
 from tests.chart.schemas import RELEASES, problems
 
 HANDLER = "my_app.handler.predict"
@@ -34,7 +43,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def deployment(chart: Path, values: Object, *, tool: str = "helm") -> Object:
     """The example's Deployment, which is all that it renders beside the runtime files."""
     text = render(IMAGES | values, chart=chart, namespace="models", tool=tool)
-    found = objects(text)
+    found = load_objects(text)
     assert set(found) == {
         ("ConfigMap", "models", "asya-runtime"),
         ("Deployment", "models", "sentiment"),
@@ -46,7 +55,7 @@ def deployment(chart: Path, values: Object, *, tool: str = "helm") -> Object:
 
 
 def with_defaults(defaults: Object) -> Object:
-    return nested("asya-runtime/runtime/defaults", defaults)
+    return value_at("asya-runtime/runtime/defaults", defaults)
 
 
 def injected(spec: Object, command: list[str], defaults: Object) -> Object:
@@ -142,7 +151,7 @@ def test_the_config_map_may_belong_to_another_release(example: Path) -> None:
     values = IMAGES | {
         "asya-runtime": {"runtime": {"configMap": {"create": False, "name": "files"}}}
     }
-    found = objects(render(values, chart=example, namespace="models"))
+    found = load_objects(render(values, chart=example, namespace="models"))
     assert set(found) == {("Deployment", "models", "sentiment")}
     volumes = found["Deployment", "models", "sentiment"]["spec"]["template"]["spec"]["volumes"]
     assert volumes[0]["configMap"]["name"] == "files"
@@ -157,7 +166,7 @@ def test_an_alias_of_the_dependency_is_found(example: Path, tmp_path: Path) -> N
     values = IMAGES | {
         "actor": {"injector": {"enabled": False}, "runtime": {"defaults": {"concurrency": 2}}}
     }
-    found = objects(render(values, chart=chart, namespace="models"))
+    found = load_objects(render(values, chart=chart, namespace="models"))
     model, _ = found["Deployment", "models", "sentiment"]["spec"]["template"]["spec"]["containers"]
     assert {"name": "ASYA_CONCURRENCY", "value": "2"} in model["env"]
 
@@ -182,4 +191,4 @@ def test_a_helper_without_the_dependency_is_an_error(example: Path, tmp_path: Pa
 
 def test_values_of_the_dependency_are_validated(example: Path) -> None:
     with pytest.raises(HelmError, match="replica"):
-        render(IMAGES | nested("asya-runtime/injector/replica", 1), chart=example)
+        render(IMAGES | value_at("asya-runtime/injector/replica", 1), chart=example)

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.chart.charts import CASES, SYSTEM, Object, case, nested, objects, run
+from tests.chart.charts import (
+    CASES,
+    SYSTEM,
+    Object,
+    case_objects,
+    run,
+    value_at,
+)
 
 # Values, and words of the notes that depend on them.
 NOTES: list[tuple[Object, str]] = [
@@ -13,44 +20,44 @@ NOTES: list[tuple[Object, str]] = [
     ({}, "are rejected, and their controllers retry"),
     ({}, f"helm test asya-runtime --namespace {SYSTEM}"),
     (
-        nested("certificates/mode", "certManager"),
+        value_at("certificates/mode", "certManager"),
         "issued by cert-manager, with a CA that this chart creates",
     ),
     (
-        nested(
+        value_at(
             "certificates", {"mode": "certManager", "certManager": {"issuerRef": {"name": "a"}}}
         ),
         "issued by cert-manager, with Issuer a",
     ),
     (CASES["existing-secret"][1], "taken from Secret our-certificate"),
     (
-        nested("injector/replicas", 1),
+        value_at("injector/replicas", 1),
         "WARNING: injector.replicas is 1. Annotated pods are rejected while this pod is",
     ),
     (
-        nested("injector/replicas", 0),
+        value_at("injector/replicas", 0),
         "WARNING: injector.replicas is 0. Annotated pods are rejected.\n",
     ),
-    (nested("webhook/failurePolicy", "Ignore"), "WARNING: webhook.failurePolicy is Ignore"),
-    (nested("injector/podDisruptionBudget/enabled", False), "WARNING: injector.podDisruption"),
-    (nested("injector/hostNetwork", True), "WARNING: injector.hostNetwork is true"),
-    (nested("rbac/create", False), "WARNING: rbac.create is false"),
+    (value_at("webhook/failurePolicy", "Ignore"), "WARNING: webhook.failurePolicy is Ignore"),
+    (value_at("injector/podDisruptionBudget/enabled", False), "WARNING: injector.podDisruption"),
+    (value_at("injector/hostNetwork", True), "WARNING: injector.hostNetwork is true"),
+    (value_at("rbac/create", False), "WARNING: rbac.create is false"),
     (
         CASES["existing-secret-with-cainjector"][1],
         "WARNING: certificates.existingSecret.caBundle is empty",
     ),
-    (nested("prune/enabled", True), "prune           deletes unused copies of the runtime"),
-    (nested("prune/enabled", True), 'ConfigMap at "17 3 * * *"'),
-    (nested("networkPolicy/enabled", True), "network policy  admits traffic only to"),
-    (nested("webhook/failurePolicy", "Ignore"), "pods are admitted without the runtime"),
+    (value_at("prune/enabled", True), "prune           deletes unused copies of the runtime"),
+    (value_at("prune/enabled", True), 'ConfigMap at "17 3 * * *"'),
+    (value_at("networkPolicy/enabled", True), "network policy  admits traffic only to"),
+    (value_at("webhook/failurePolicy", "Ignore"), "pods are admitted without the runtime"),
     (
-        nested("metrics/serviceMonitor/enabled", True),
+        value_at("metrics/serviceMonitor/enabled", True),
         f"http://asya-runtime-metrics.{SYSTEM}:8080/metrics, with a ServiceMonitor",
     ),
-    (nested("runtime/namespaces", ["models"]), f"ConfigMap asya-runtime in: {SYSTEM}, models"),
-    (nested("injector/enabled", False), "The ConfigMap asya-runtime with asya-runtime"),
-    (nested("injector/enabled", False), f"is installed in: {SYSTEM}"),
-    (CASES["nothing"][1], "The release is empty"),
+    (value_at("runtime/namespaces", ["models"]), f"ConfigMap asya-runtime in: {SYSTEM}, models"),
+    (value_at("injector/enabled", False), "The ConfigMap asya-runtime with asya-runtime"),
+    (value_at("injector/enabled", False), f"is installed in: {SYSTEM}"),
+    (CASES["empty"][1], "The release is empty"),
 ]
 
 
@@ -81,7 +88,7 @@ def test_default_values_cause_no_warning(default_notes: str) -> None:
 
 
 def test_without_the_test_pod_the_notes_do_not_mention_helm_test(chart: Path) -> None:
-    assert "helm test" not in notes(nested("tests/enabled", False), chart)
+    assert "helm test" not in notes(value_at("tests/enabled", False), chart)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -91,6 +98,6 @@ def test_all_cases_have_complete_notes_that_name_existing_objects(name: str, cha
     assert text.strip()
     assert "<no value>" not in text
     assert "\n\n\n" not in text.strip()
-    for kind, _, deployment in objects(case(name, chart)):
+    for kind, _, deployment in case_objects(name, chart):
         if kind == "Deployment":
             assert f"rollout status deployment/{deployment} --namespace {namespace}" in text

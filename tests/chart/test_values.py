@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.chart.charts import CA, CHART, HelmError, Object, nested, objects, render
+from tests.chart.charts import CA, CHART, HelmError, Object, load_objects, render, value_at
 from tests.chart.schemas import RELEASES, problems
 
 SCHEMA: Object = json.loads((CHART / "values.schema.json").read_text())
@@ -93,7 +93,7 @@ def test_helm_3_rejects_it_too(path: str, value: object, chart: Path) -> None:
 
 def assert_rejected_with_path(path: str, value: object, chart: Path, tool: str) -> None:
     with pytest.raises(HelmError) as rejected:
-        render(nested(path, value), chart=chart, tool=tool)
+        render(value_at(path, value), chart=chart, tool=tool)
     # Helm 3 writes paths with dots. Both name an unknown key separately from its path.
     message = str(rejected.value).replace(".", "/")
     *parents, last = path.split("/")
@@ -159,19 +159,19 @@ SECRET = {"name": "a", "caBundle": CA}
 MESSAGES: list[tuple[str, Object]] = [
     (
         "runtime.configMap.create must be true if injector.enabled is true",
-        nested("runtime/configMap/create", False),
+        value_at("runtime/configMap/create", False),
     ),
     (
         "commonLabels: the chart sets the label app.kubernetes.io/name",
-        nested("commonLabels", {"app.kubernetes.io/name": "a"}),
+        value_at("commonLabels", {"app.kubernetes.io/name": "a"}),
     ),
     (
         "injector.podLabels: the chart sets the label app.kubernetes.io/instance",
-        nested("injector/podLabels", {"app.kubernetes.io/instance": "a"}),
+        value_at("injector/podLabels", {"app.kubernetes.io/instance": "a"}),
     ),
     (
         "metrics.serviceMonitor.labels: the chart sets the label helm.sh/chart",
-        nested("metrics/serviceMonitor/labels", {"helm.sh/chart": "a"}),
+        value_at("metrics/serviceMonitor/labels", {"helm.sh/chart": "a"}),
     ),
     (
         "injector.podLabels: the label team is also in commonLabels",
@@ -179,44 +179,44 @@ MESSAGES: list[tuple[str, Object]] = [
     ),
     (
         "commonAnnotations: the annotation asya.sh/handler is reserved",
-        nested("commonAnnotations", {"asya.sh/handler": "a.b"}),
+        value_at("commonAnnotations", {"asya.sh/handler": "a.b"}),
     ),
     (
         "commonAnnotations: the annotation helm.sh/hook is reserved",
-        nested("commonAnnotations", {"helm.sh/hook": "pre-install"}),
+        value_at("commonAnnotations", {"helm.sh/hook": "pre-install"}),
     ),
     (
         "injector.podAnnotations: the annotation checksum/runtime is reserved",
-        nested("injector/podAnnotations", {"checksum/runtime": "0"}),
+        value_at("injector/podAnnotations", {"checksum/runtime": "0"}),
     ),
     (
         "injector.extraEnv: the variable INJECTOR_TLS_MODE is already set",
-        nested("injector/extraEnv", [{"name": "INJECTOR_TLS_MODE", "value": "files"}]),
+        value_at("injector/extraEnv", [{"name": "INJECTOR_TLS_MODE", "value": "files"}]),
     ),
     (
         "injector.extraEnv: the variable INJECTOR_NAMESPACE is already set",
-        nested("injector/extraEnv", [{"name": "INJECTOR_NAMESPACE", "value": "a"}]),
+        value_at("injector/extraEnv", [{"name": "INJECTOR_NAMESPACE", "value": "a"}]),
     ),
     (
         "injector.extraEnv: the variable A is already set, by the chart or by another entry",
-        nested("injector/extraEnv", [{"name": "A"}, {"name": "A"}]),
+        value_at("injector/extraEnv", [{"name": "A"}, {"name": "A"}]),
     ),
     (
         "injector.extraVolumes: a volume tmp already exists",
-        nested("injector/extraVolumes", [{"name": "tmp", "emptyDir": {}}]),
+        value_at("injector/extraVolumes", [{"name": "tmp", "emptyDir": {}}]),
     ),
     (
         "injector.extraVolumeMounts: /tmp/ is already a mount path",
-        nested("injector/extraVolumeMounts", [{"name": "tmp", "mountPath": "/tmp/"}]),
+        value_at("injector/extraVolumeMounts", [{"name": "tmp", "mountPath": "/tmp/"}]),
     ),
     (
         "injector.extraVolumeMounts: the volume more does not exist",
-        nested("injector/extraVolumeMounts", [{"name": "more", "mountPath": "/more"}]),
+        value_at("injector/extraVolumeMounts", [{"name": "more", "mountPath": "/more"}]),
     ),
-    ("webhook.port and metrics.port are both 8080", nested("webhook/port", 8080)),
+    ("webhook.port and metrics.port are both 8080", value_at("webhook/port", 8080)),
     (
         "serviceAccount.name is required if serviceAccount.create is false",
-        nested("serviceAccount/create", False),
+        value_at("serviceAccount/create", False),
     ),
     (
         "certificates.existingSecret.name is required",
@@ -235,7 +235,7 @@ MESSAGES: list[tuple[str, Object]] = [
     ),
     (
         "injector.replicas must not be null: omit it to use the default",
-        nested("injector/replicas", None),
+        value_at("injector/replicas", None),
     ),
 ]
 NAMESPACE_MESSAGE = "cannot install into namespace {}, which the injector ignores"
@@ -294,7 +294,7 @@ def test_null_removes_an_optional_value_and_is_rejected_by_path_elsewhere() -> N
     rejected = {}
     for path in paths(VALUES):
         try:
-            render(nested(path.strip("/"), None))
+            render(value_at(path.strip("/"), None))
         except HelmError as error:
             rejected[path] = error
     assert [path for path, error in rejected.items() if not has_message(error)] == []
@@ -397,5 +397,5 @@ def test_values_that_the_schema_accepts_render_or_are_rejected_with_a_message(
     except HelmError as error:
         rejected = error
     assert rejected is None or has_message(rejected), values
-    for item in objects(text).values():
+    for item in load_objects(text).values():
         assert problems(item, RELEASES[-1]) == [], values

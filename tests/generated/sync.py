@@ -50,9 +50,9 @@ def wanted(root: Path = ROOT) -> dict[Path, str]:
     values = chart / "values.yaml"
     files[values] = _filled(_read(values), {"runtime defaults": tables.chart_defaults})
     texts = {
-        "annotations": tables.annotations,
-        "options": tables.options,
-        "settings": lambda: tables.settings(tables.runtime_settings(root)),
+        "annotations": tables.annotation_table,
+        "options": tables.option_table,
+        "settings": lambda: tables.setting_table(tables.runtime_settings(root)),
         "values": lambda: values_table.table(files[values]),
     }
     for page in pages(root):

@@ -93,7 +93,7 @@ def helper_tables() -> str:
 # --- The documentation
 
 
-def annotations() -> str:
+def annotation_table() -> str:
     """All annotations, for users."""
     return markdown(
         ("annotation", "default", "runtime setting", "meaning"),
@@ -104,7 +104,7 @@ def annotations() -> str:
     )
 
 
-def options() -> str:
+def option_table() -> str:
     """Options of the command line that stand in for the chart's values."""
     return markdown(
         ("option", "default", "meaning"),
@@ -112,7 +112,7 @@ def options() -> str:
     )
 
 
-def settings(table: Iterable[Setting]) -> str:
+def setting_table(table: Iterable[Setting]) -> str:
     """The runtime's environment variables; raises ValueError for one that nothing describes."""
     described = WITHOUT_ANNOTATION | {str(entry.env): entry.description for entry in ENV}
     rows = []

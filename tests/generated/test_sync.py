@@ -117,17 +117,17 @@ def number(text: str) -> object:
 def test_a_setting_of_the_runtime_needs_an_annotation_or_a_description() -> None:
     ours = tables.runtime_settings(ROOT)
     with pytest.raises(ValueError, match=r"ASYA_NEW has no description: .*annotations?.*\.py"):
-        tables.settings([*ours, ("ASYA_NEW", "1", number)])
+        tables.setting_table([*ours, ("ASYA_NEW", "1", number)])
 
 
 def test_an_annotation_needs_a_setting_of_the_runtime() -> None:
     *most, last = tables.runtime_settings(ROOT)
     with pytest.raises(ValueError, match=rf"{last[0]}: the runtime has no such .*asya_runtime\.py"):
-        tables.settings(most)
+        tables.setting_table(most)
 
 
 def test_the_rows_of_the_runtimes_table_say_what_is_valid() -> None:
-    text = tables.settings(tables.runtime_settings(ROOT))
+    text = tables.setting_table(tables.runtime_settings(ROOT))
     assert "| `ASYA_HANDLER` | required | module.path.function or module.Class.method |" in text
     assert "| `ASYA_CHUNK_SIZE` | `4096` | 1 to 16777216 |" in text
 
