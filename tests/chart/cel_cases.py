@@ -130,7 +130,7 @@ CREATED = [
         ),
         ("disabled-in-its-template", NONE, HANDLER, OFF),
         (
-            "disabled-in-its-template-with-propagated-annotations",
+            "disabled-in-its-template-while-propagated",
             OF_WORKLOADS,
             HANDLER,
             OFF | PROPAGATED,
@@ -156,7 +156,7 @@ UPDATED = [
         ),
         ("image-changed", OF_WORKLOADS, build(kind, HANDLER), build(kind, HANDLER, image="newer")),
         (
-            "image-changed-with-propagated-annotations",
+            "image-changed-while-propagated",
             OF_TEMPLATES,
             build(kind, HANDLER, PROPAGATED),
             build(kind, HANDLER, PROPAGATED, image="newer"),
@@ -203,7 +203,7 @@ UPDATED = [
         ("template-annotation-added", OF_TEMPLATES, build(kind), build(kind, None, HANDLER)),
         ("template-annotation-removed", NONE, build(kind, None, HANDLER), build(kind)),
         (
-            "template-annotation-removed-but-not-from-workload",
+            "only-template-annotation-removed",
             OF_WORKLOADS,
             build(kind, HANDLER, HANDLER),
             build(kind, HANDLER),
@@ -215,7 +215,7 @@ UPDATED = [
             build(kind, HANDLER | OFF, PROPAGATED),
         ),
         (
-            "template-disabled-with-propagated-annotations",
+            "template-disabled-while-propagated",
             OF_TEMPLATES,
             build(kind, HANDLER, PROPAGATED),
             build(kind, HANDLER, PROPAGATED | OFF),
