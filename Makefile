@@ -56,7 +56,7 @@ fmt: deps ## format the code
 	@$(bin)/ruff check --quiet --fix .
 
 .PHONY: sync
-sync: deps ## generate what follows from the tables of settings, the runtime files and the version
+sync: deps ## regenerate values, schema, tables of the docs, versions, copies of the runtime
 	@$(bin)/python -m tests.generated.sync
 
 .PHONY: lint

@@ -50,7 +50,7 @@ def main() -> None:
         reply = json.loads(stream.read(size))
     if reply != {"status": "ok", "result": MESSAGE}:
         sys.exit(f"the actor replied {reply}, expected the message {MESSAGE} as the result")
-    print("the injector turned this pod into an actor, and the actor replied correctly")  # noqa: T201
+    print("the injector turned this pod into an actor, and the actor answers correctly")  # noqa: T201
 
 
 main()

@@ -1,7 +1,7 @@
 """The texts that follow from the two tables of settings, and from the injector's version.
 
-The tables are SETTINGS in `runtime/asya_runtime.py` and TABLE in the injector's annotation module.
-A new setting is written in these two; `make sync` does the rest.
+Both are written by hand: SETTINGS in `runtime/asya_runtime.py`, and TABLE in the injector's module
+of annotations. A new setting is one row in each; `make sync` writes everything else.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from asya_injector import syntax as formats
 from asya_injector.annotations import ENV, TABLE, Annotation
 from asya_injector.chartvalues import DEFAULTS
 
-ANNOTATION_TABLE = "TABLE in injector/asya_injector/annotations.py"
+ANNOTATION_TABLE = f"TABLE in injector/{Annotation.__module__.replace('.', '/')}.py"
 RUNTIME_TABLE = "SETTINGS in runtime/asya_runtime.py"
 
 # Settings of the runtime that no annotation changes.
