@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from asya_injector.certificates import created
-from asya_injector.inject import inject
-from asya_injector.policy import Policy
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.mutation.inject import inject
+from asya_injector.tls.authority import create
 
 from bench.contenders import SERVERS
 from bench.load import Slice
@@ -69,7 +69,7 @@ def pod(containers: int, variables: int) -> dict[str, Any]:
 
 def grid(span: float) -> list[dict[str, Any]]:
     """The function's time for pods of several sizes: in all, and on the CPU alone."""
-    policy = Policy("0123456789", {})
+    policy = ClusterDefaults("0123456789", {})
     found = []
     for containers in (1, 10, 100):
         for variables in (5, 60):
@@ -161,7 +161,7 @@ class Caller:
 def reviews(*, rounds: int, span: float) -> list[dict[str, Any]]:
     """CPU time and latency of a review, the injector beside kopf with an empty handler."""
     request = request_of(pod(1, 5))
-    pair = created([HOST], now=dt.datetime.now(dt.UTC))
+    pair = create([HOST], now=dt.datetime.now(dt.UTC))
     taken: dict[str, list[tuple[Slice, float]]] = {"empty": [], "injector": []}
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from asya_injector.certificates import created
+from asya_injector.tls.authority import create
 
 from e2e.harness import Cluster, Object, bare_pod, run, until, workload
 
@@ -127,7 +127,7 @@ def test_pods_and_workloads_that_the_injector_never_saw_are_found(
 def test_an_injector_that_nobody_can_call_is_found(cluster: Cluster, namespace: str) -> None:
     configuration = "mutatingwebhookconfiguration/asya-runtime"
     with cluster.without_injectors():
-        other = created(["x.svc"], now=dt.datetime.now(dt.UTC)).bundle
+        other = create(["x.svc"], now=dt.datetime.now(dt.UTC)).bundle
         path = "/webhooks/0/clientConfig/caBundle"
         change = {"op": "replace", "path": path, "value": base64.b64encode(other).decode()}
         cluster.kubectl("patch", configuration, "--type=json", "-p", json.dumps([change]))

@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from asya_injector.certificates import KeyPair, created
+from asya_injector.tls.authority import KeyPair, create
 
 from e2e.harness import SYSTEM, Pod, serial, until
 from e2e.load.faults import (
@@ -157,9 +157,9 @@ def test_what_is_due_is_renewed_unnoticed(
     secret = core.read_namespaced_secret("asya-runtime-tls", SYSTEM)
     before, now = KeyPair.from_secret(secret.data), dt.datetime.now(dt.UTC)
     # A certificate for other names is due at once, by the same rule as one that is about to end.
-    due = before.renewed(["elsewhere.svc"], now=now)
+    due = before.renew(["elsewhere.svc"], now=now)
     if part == "CA":  # of ten years, of which it has had nearly all; the present one is trusted too
-        aged = created(["elsewhere.svc"], now=now - dt.timedelta(days=3600))
+        aged = create(["elsewhere.svc"], now=now - dt.timedelta(days=3600))
         due = replace(aged, bundle=aged.bundle + before.bundle)
     with fault(scene, record_property, f"injector: {part} renewed"):
         secret.data = due.to_secret()

@@ -171,7 +171,7 @@ def test_a_configmap_of_that_name_with_other_content_is_never_mounted(
     refused = cluster.create(item, "-n", namespace, check=False)
     assert (
         f"ConfigMap {namespace}/{name}: exists with other content, which pods would run; "
-        f"delete it: kubectl delete configmap -n {namespace} {name} (PayloadConflict)"
+        f"delete it: kubectl delete configmap -n {namespace} {name} (RuntimeConfigMapConflict)"
     ) in refused.stderr
 
 

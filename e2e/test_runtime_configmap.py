@@ -47,7 +47,7 @@ def test_where_no_config_map_may_be_made_the_pod_is_refused_with_the_apis_words(
     done = cluster.create(pod, "-n", namespace, check=False)
     assert done.returncode == 1
     assert "exceeded quota: few" in done.stderr
-    assert done.stderr.rstrip().endswith("(PayloadUnavailable)")
+    assert done.stderr.rstrip().endswith("(RuntimeConfigMapUnavailable)")
     assert cluster.get("-n", namespace, "pods")["items"] == []
     # It asks again at once, not when what was remembered is forgotten.
     cluster.kubectl("-n", namespace, "delete", "resourcequota/few")

@@ -17,12 +17,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import kopf
-from asya_injector.lifecycle import collect_less
-from asya_injector.logs import log_as_json
-from asya_injector.metrics import Metrics
-from asya_injector.policy import Policy
-from asya_injector.server import Server
-from asya_injector.webhook import HANDLED, PODS, Webhook, registry
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.webhook.admission import HANDLED, PODS, Webhook, build_registry
+from asya_injector.webhook.app import tune_garbage_collection
+from asya_injector.webhook.server import Server
+from asya_injector.webhook.telemetry import Metrics, log_as_json
 
 
 class Remembered:
@@ -43,16 +42,16 @@ def empty_server(port: int, certificate: Path, key: Path) -> tuple[kopf.Operator
 
 
 def injector(port: int, certificate: Path, key: Path) -> tuple[kopf.OperatorRegistry, Any]:
-    webhook = Webhook(Policy("0123456789", {}), cast(Any, Remembered()))
+    webhook = Webhook(ClusterDefaults("0123456789", {}), cast(Any, Remembered()))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
     ready = asyncio.Event()
     ready.set()
-    identity = SimpleNamespace(context=context, ready=ready)
-    server = Server(port=port, identity=cast(Any, identity), handled=HANDLED, metrics=Metrics())
+    watcher = SimpleNamespace(context=context, ready=ready)
+    server = Server(port=port, watcher=cast(Any, watcher), handled=HANDLED, metrics=Metrics())
     server.bind()
-    collect_less()
-    return registry(webhook), server
+    tune_garbage_collection()
+    return build_registry(webhook), server
 
 
 def main(kind: str, port: str, directory: str) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from asya_injector import start as startup
-from asya_injector.inject import inject
-from asya_injector.policy import RUNTIME_VOLUME, Policy
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.mutation import startup
+from asya_injector.mutation.inject import inject
+from asya_injector.runtime_files import RUNTIME_VOLUME
 
 from tests.chart.charts import (
     CHART,
@@ -72,7 +73,7 @@ def injected(spec: Object, command: list[str], defaults: Object) -> Object:
     else:
         annotations["asya.sh/mode"] = "runtime"
     settings = {"handler-timeout": 30} | defaults  # the example's own value
-    policy = Policy("0" * 10, {name: str(value) for name, value in settings.items()})
+    policy = ClusterDefaults("0" * 10, {name: str(value) for name, value in settings.items()})
     injection = inject(pod, policy)
     assert injection
     wanted: Object = injection.pod["spec"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from asya_injector import __version__
-from asya_injector.version import Payload
+from asya_injector.runtime_files import RuntimeFiles
 
 from tests.chart.charts import CHART, REPOSITORY, RUNTIME_FILES, SYSTEM, load_objects, render, run
 
@@ -85,7 +85,7 @@ def test_all_digests_of_the_runtime_files_agree(archive: bytes) -> None:
     digest = hashlib.sha256(listing.encode()).hexdigest()
     metadata = load_objects(render({}))["ConfigMap", SYSTEM, "asya-runtime"]["metadata"]
     assert metadata["annotations"]["asya.sh/runtime-sha256"] == digest
-    assert Payload.load(REPOSITORY / "runtime").hash == digest[:10]
+    assert RuntimeFiles.load(REPOSITORY / "runtime").hash == digest[:10]
 
 
 def test_chart_injector_and_documented_image_tags_have_one_version() -> None:

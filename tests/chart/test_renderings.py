@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asya_injector.annotations import TABLE
-from asya_injector.config import Config
-from asya_injector.policy import ENTRYPOINT_FILE, RUNTIME_FILE, Policy
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.annotations.table import TABLE
+from asya_injector.runtime_files import ENTRYPOINT_FILE, RUNTIME_FILE
+from asya_injector.webhook.config import Config
 
 from tests.chart.charts import (
     CASES,
@@ -285,7 +286,7 @@ def test_default_values_equal_the_defaults_of_the_annotations(defaults: str) -> 
     assert values == {
         entry.name: entry.default for entry in TABLE if entry.name not in without_default
     }
-    Policy(runtime_hash="0", defaults=values)
+    ClusterDefaults(runtime_hash="0", defaults=values)
 
 
 @pytest.mark.parametrize(
@@ -310,4 +311,4 @@ def test_the_injector_gets_a_default_as_the_user_wrote_it(
     rendered = render(value_at(f"runtime/defaults/{name}", value), chart=chart)
     values = json.loads(environment(rendered)["INJECTOR_DEFAULTS"])
     assert values.get(name) == text
-    Policy(runtime_hash="0", defaults=values)
+    ClusterDefaults(runtime_hash="0", defaults=values)

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from asya_injector.version import MANAGED_BY, Payload
-from asya_injector.webhook import PODS, TEMPLATES, WORKLOADS
+from asya_injector.runtime_files import MANAGED_BY, RuntimeFiles
+from asya_injector.webhook.admission import PODS, TEMPLATES, WORKLOADS
 
 from tests.chart.charts import (
     CA,
@@ -144,7 +144,7 @@ def test_the_admission_policy_restricts_the_injectors_account(rendered: dict[str
 
 
 def test_the_admission_policy_allows_the_runtime_config_maps(rendered: dict[str, Object]) -> None:
-    metadata = Payload({"a": "b"}).config_map()["metadata"]
+    metadata = RuntimeFiles({"a": "b"}).config_map()["metadata"]
     (label,) = MANAGED_BY.items()
     for each in rendered["ValidatingAdmissionPolicy"]["spec"]["validations"]:
         (prefix,) = re.findall(r"name\.startsWith\('([^']+)'\)", each["expression"])

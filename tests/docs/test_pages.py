@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from asya_injector.annotations import BY_KEY, WRITTEN_BY_US
+from asya_injector.annotations.table import BY_KEY, WRITTEN_BY_US
 
 from tests.docs.pages import DOCS, REPOSITORY, agrees, blocks, commands, pages
 
@@ -109,9 +109,9 @@ def test_what_is_printed_is_compared_with_the_page(printed: str, expected: str, 
 
 
 def test_a_session_is_commands_and_what_they_print() -> None:
-    text = "$ one \\\n    two\nout\n\n$ three # refused\n"
+    text = "$ one \\\n    two\nout\n\n$ three # fails\n"
     found = commands(text)
-    assert [(each.text, each.prints, each.refused) for each in found] == [
+    assert [(each.text, each.prints, each.fails) for each in found] == [
         ("one \\\n    two", "out\n\n", False),
-        ("three # refused", "", True),
+        ("three # fails", "", True),
     ]

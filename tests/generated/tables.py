@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from asya_injector import start as startup
-from asya_injector import syntax as formats
-from asya_injector.annotations import ENV, TABLE, Annotation
-from asya_injector.chartvalues import DEFAULTS
+from asya_injector.annotations import formats
+from asya_injector.annotations.table import ENV, TABLE, Annotation
+from asya_injector.manifests.chart_values import DEFAULTS
+from asya_injector.mutation import startup
 
 ANNOTATION_TABLE = f"TABLE in injector/{Annotation.__module__.replace('.', '/')}.py"
 RUNTIME_TABLE = "SETTINGS in runtime/asya_runtime.py"

@@ -12,7 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from asya_injector.cli import main
+from asya_injector.cli.main import main
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asya_injector.api import ApiClient, connect
+from asya_injector.kube_client import ApiClient, connect
 
 from tests.support.api_server import NAME, NAMESPACE, SECRET, Api, api_server
 

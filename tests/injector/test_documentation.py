@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from asya_injector.cli import program
-from asya_injector.refusal import Reason
+from asya_injector.cli.main import program
+from asya_injector.errors import Reason
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 

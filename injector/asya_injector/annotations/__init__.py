@@ -1,0 +1,1 @@
+"""What users may say: the annotations, the formats of their values, and how they are read."""

@@ -1,0 +1,1 @@
+"""Health of an installation: what `check` finds and `prune` removes."""

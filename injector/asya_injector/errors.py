@@ -1,0 +1,62 @@
+"""The answer when a pod cannot be made right: one line, and a code that can be looked up."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Collection, Iterable
+from enum import StrEnum
+from itertools import islice
+
+
+class Reason(StrEnum):
+    """The codes that end a refusal; each has its section in the troubleshooting page."""
+
+    ANNOTATION_INVALID = "AnnotationInvalid"
+    ANNOTATION_UNKNOWN = "AnnotationUnknown"
+    COMMAND_CONFLICT = "CommandConflict"
+    COMMAND_MISSING = "CommandMissing"
+    CONTAINER_NOT_FOUND = "ContainerNotFound"
+    ENV_CONFLICT = "EnvConflict"
+    HANDLER_MISSING = "HandlerMissing"
+    HOOK_CONFLICT = "HookConflict"
+    HOOK_UNSUPPORTED = "HookUnsupported"
+    INTERNAL_ERROR = "InternalError"
+    MOUNT_CONFLICT = "MountConflict"
+    OBJECT_INVALID = "ObjectInvalid"
+    RUNTIME_CONFIGMAP_CONFLICT = "RuntimeConfigMapConflict"
+    RUNTIME_CONFIGMAP_UNAVAILABLE = "RuntimeConfigMapUnavailable"
+    SIDECAR_NOT_FOUND = "SidecarNotFound"
+    VOLUME_CONFLICT = "VolumeConflict"
+    WINDOWS_UNSUPPORTED = "WindowsUnsupported"
+
+
+class InjectionError(Exception):
+    """The object cannot be made right: one line that says where, what, how to mend it, and a code.
+
+    `where` is an annotation or a field; `what` and `fix` hold no text of the user's that has not
+    been through `quoted`, so that the line can forge neither a log line nor a terminal sequence.
+    """
+
+    def __init__(self, where: str, what: str, *, fix: str, reason: Reason) -> None:
+        super().__init__(f"{where}: {what}; {fix} ({reason})")
+        self.reason = reason
+
+
+def quote(text: object) -> str:
+    """The user's text as a JSON string in ASCII, cut to 100 characters."""
+    shown = text if isinstance(text, str) else str(type(text).__name__)
+    shown = json.dumps(shown if len(shown) <= 100 else shown[:97] + "...")
+    return shown.replace("\x7f", "\\u007f")  # which JSON allows and terminals obey
+
+
+def join(texts: Collection[str]) -> str:
+    """The first ten of the user's texts, and how many more there are."""
+    shown = ", ".join(map(quote, islice(texts, 10)))
+    return f"{shown} and {len(texts) - 10} more" if len(texts) > 10 else shown
+
+
+def suggest(wrong: str, known: Iterable[str], *, fallback: str) -> str:
+    """`did you mean "x"?` for the nearest of the first 100 known names, else the fallback."""
+    near = difflib.get_close_matches(wrong[:100], list(islice(known, 100)), n=1)
+    return f"did you mean {quote(near[0])}?" if near else fallback

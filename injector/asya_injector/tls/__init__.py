@@ -1,0 +1,1 @@
+"""Certificates: made, rotated, and exchanged while the server runs."""

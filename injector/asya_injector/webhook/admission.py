@@ -1,0 +1,93 @@
+"""The kopf handlers: which objects are admitted, and how each is injected or rejected."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import kopf
+
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.errors import InjectionError
+from asya_injector.kube_objects import Object, get_template
+from asya_injector.mutation.inject import inject
+from asya_injector.mutation.workload import find_overridden, propagate
+from asya_injector.webhook.review import Review, build_json_patch, current_review
+from asya_injector.webhook.runtime_configmap import RuntimeConfigMapWriter
+
+logger = logging.getLogger(__name__)
+
+# The last part of each webhook's path in the chart. Updates that need no propagation go to a
+# separate webhook that is allowed to be unavailable.
+PODS, WORKLOADS, TEMPLATES = "pods", "workloads", "templates"
+_UPDATED = (
+    ("apps", "v1", "deployments"),
+    ("apps", "v1", "statefulsets"),
+    ("apps", "v1", "daemonsets"),
+    ("apps", "v1", "replicasets"),
+    ("batch", "v1", "cronjobs"),
+)
+HANDLED = {
+    PODS: (("", "v1", "pods"),),
+    WORKLOADS: (*_UPDATED, ("batch", "v1", "jobs")),
+    TEMPLATES: _UPDATED,
+}
+
+
+class Webhook:
+    """Admits pods and workloads. Dry runs have no side effects."""
+
+    def __init__(self, defaults: ClusterDefaults, configmaps: RuntimeConfigMapWriter) -> None:
+        self._defaults = defaults
+        self._configmaps = configmaps
+
+    async def admit_pod(self, review: Review, warnings: list[str]) -> Object:
+        """The pod to admit, injected if it asks for it; raises InjectionError."""
+        injection = inject(review.object, self._defaults)
+        if injection is None:
+            return review.object
+        if not review.dry_run:
+            await self._configmaps.ensure(review.namespace, within=review.deadline)
+        warnings.extend(injection.warnings)
+        return injection.pod
+
+    async def admit_workload(self, review: Review, warnings: list[str]) -> Object:
+        """The workload to admit; raises InjectionError if its pods would be rejected later."""
+        workload = propagate(review.object)
+        injection = inject(get_template(workload), self._defaults)
+        warnings.extend(find_overridden(workload))
+        warnings.extend(injection.warnings if injection else ())
+        return workload
+
+
+def build_registry(webhook: Webhook) -> kopf.OperatorRegistry:
+    """The kopf handlers for pods and for all kinds of workloads."""
+    handlers = kopf.OperatorRegistry()
+    of_pods, of_workloads = _make_handler(webhook.admit_pod), _make_handler(webhook.admit_workload)
+    answers = {PODS: of_pods, WORKLOADS: of_workloads, TEMPLATES: of_workloads}
+    for path, resources in HANDLED.items():
+        for resource in resources:
+            kopf.on.mutate(*resource, id=path, registry=handlers)(answers[path])
+    return handlers
+
+
+def _make_handler(
+    admit: Callable[[Review, list[str]], Awaitable[Object]],
+) -> Callable[..., Awaitable[None]]:
+    """A kopf handler that records the outcome of an admission in the review."""
+
+    async def handler(*, warnings: list[str], **_: Any) -> None:
+        review = current_review.get()
+        try:
+            admitted = await admit(review, warnings)
+            review.patch = build_json_patch(review.object, admitted)
+        except InjectionError as error:
+            review.reject(str(error), error.reason)
+            raise kopf.AdmissionError(review.rejection, code=422) from None
+        except Exception:
+            logger.exception("admission failed", extra={"uid": review.uid})
+            raise kopf.AdmissionError(review.fail(), code=500) from None
+        review.result = "changed" if review.patch else "unchanged"
+
+    return handler

@@ -1,0 +1,111 @@
+"""The settings of the injector process, read once from the environment and validated at start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(Exception):
+    """A setting is missing or invalid: one line that names it and says what is valid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The settings. The chart sets these variables.
+
+    namespace: `INJECTOR_NAMESPACE`, the release's namespace.
+    tls_mode: `INJECTOR_TLS_MODE`; `self`: this process issues the certificate; `files`: another
+        program does, and this process writes neither a Secret nor `caBundle`.
+    service: `INJECTOR_SERVICE`, name of the Service that the API server calls.
+    webhook_configuration: `INJECTOR_WEBHOOK_CONFIGURATION`, whose `caBundle` is kept up to date.
+        Only with `self`.
+    tls_secret: `INJECTOR_TLS_SECRET`, Secret with CA and certificate. Only with `self`.
+    tls_directory: `INJECTOR_TLS_DIRECTORY`, mounted Secret with `tls.crt` and `tls.key`. Only with
+        `files`.
+    runtime_directory: `INJECTOR_RUNTIME_DIRECTORY`, mounted ConfigMap with the runtime files.
+    defaults: `INJECTOR_DEFAULTS`, JSON object of annotation names (without prefix) and values.
+    webhook_port, http_port: `INJECTOR_WEBHOOK_PORT`, TLS for the API server; `INJECTOR_HTTP_PORT`,
+        plain HTTP for probes and metrics.
+    log_level: `INJECTOR_LOG_LEVEL`, a level of Python's `logging` in any case.
+    """
+
+    namespace: str
+    tls_mode: str
+    service: str
+    webhook_configuration: str
+    tls_secret: str
+    tls_directory: Path
+    runtime_directory: Path
+    defaults: Mapping[str, str]
+    webhook_port: int
+    http_port: int
+    log_level: str
+
+    @property
+    def dns_names(self) -> list[str]:
+        """The Service's DNS names; the API server calls the first."""
+        short = f"{self.service}.{self.namespace}"
+        return [f"{short}.svc", short, f"{short}.svc.cluster.local"]
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Config:
+        """Read all settings; raises ConfigError for the first that is missing or invalid."""
+
+        def read(name: str, parse: Callable[[str], T], default: str | None = None) -> T:
+            text = environ.get(name) or default
+            if text is None:
+                raise ConfigError(f"{name} is not set; the chart sets it")
+            try:
+                return parse(text)
+            except ValueError as error:
+                raise ConfigError(f"{name}: {text[:200]!r} is not valid; must be {error}") from None
+
+        tls_mode = read("INJECTOR_TLS_MODE", _tls_mode, "self")
+        unused = None if tls_mode == "self" else "-"
+        return cls(
+            namespace=read("INJECTOR_NAMESPACE", str),
+            tls_mode=tls_mode,
+            service=read("INJECTOR_SERVICE", str),
+            webhook_configuration=read("INJECTOR_WEBHOOK_CONFIGURATION", str, unused),
+            tls_secret=read("INJECTOR_TLS_SECRET", str, unused),
+            tls_directory=read("INJECTOR_TLS_DIRECTORY", Path, "/tls"),
+            runtime_directory=read("INJECTOR_RUNTIME_DIRECTORY", Path, "/etc/asya-runtime"),
+            defaults=read("INJECTOR_DEFAULTS", _defaults, "{}"),
+            webhook_port=read("INJECTOR_WEBHOOK_PORT", _port, "9443"),
+            http_port=read("INJECTOR_HTTP_PORT", _port, "8080"),
+            log_level=read("INJECTOR_LOG_LEVEL", _log_level, "info"),
+        )
+
+
+def _port(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= 65535:
+        return int(text)
+    raise ValueError("a port from 1 to 65535")
+
+
+def _tls_mode(text: str) -> str:
+    if text in {"self", "files"}:
+        return text
+    raise ValueError("self or files")
+
+
+def _log_level(text: str) -> str:
+    if text.upper() in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+        return text.upper()
+    raise ValueError("debug, info, warning or error")
+
+
+def _defaults(text: str) -> dict[str, str]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if isinstance(value, dict) and all(isinstance(each, str) for each in value.values()):
+        return value
+    raise ValueError("a JSON object of annotation names and string values")

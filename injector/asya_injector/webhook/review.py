@@ -1,0 +1,206 @@
+"""An AdmissionReview (v1): the request, and the response that it gets. No I/O.
+
+https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from asya_injector.errors import Reason
+from asya_injector.kube_objects import Object
+
+
+class BadRequestError(Exception):
+    """The request body is not a review that this server can answer.
+
+    The text never quotes the request. `code` is an HTTP status; `uid` is the review's, if it could
+    be read.
+    """
+
+    def __init__(self, code: int, text: str, *, uid: str = "") -> None:
+        super().__init__(text)
+        self.code = code
+        self.uid = uid
+
+
+@dataclass
+class Review:
+    """The request, and the outcome once the object has been admitted or rejected.
+
+    resource: group, version and plural name.
+    object: the pod or workload as it would be stored; never modified.
+    result: `changed`, `unchanged`, `rejected` or `failed`; empty until decided.
+    reason, rejection: code and text of a rejection.
+    patch: JSON patch that injects the object.
+    deadline: seconds within which the API server needs the answer.
+    """
+
+    uid: str
+    resource: tuple[str, str, str]
+    subresource: str
+    operation: str
+    namespace: str
+    dry_run: bool
+    object: Object
+    user_info: Object
+    result: str = ""
+    reason: str = ""
+    rejection: str = ""
+    patch: list[Object] = field(default_factory=list)
+    deadline: float = 3.5
+
+    @classmethod
+    def parse(cls, body: Any) -> Review:
+        """Validate the fields that are used; raises BadRequestError."""
+        request = _field(body, "request", dict, "the review")
+        uid = _field(request, "uid", str, "request")
+        if not uid:
+            raise BadRequestError(400, "request.uid is empty")
+        try:
+            resource = _field(request, "resource", dict, "request")
+            item = _field(request, "object", dict, "request")
+            _field(item, "metadata", dict, "request.object")
+            _field(request, "userInfo", dict, "request")
+            group, version, plural = (
+                _field(resource, name, str, "request.resource")
+                for name in ("group", "version", "resource")
+            )
+            operation = _field(request, "operation", str, "request")
+        except BadRequestError as error:
+            raise BadRequestError(400, str(error), uid=uid) from None
+        return cls(
+            uid=uid,
+            resource=(group, version, plural),
+            subresource=str(request.get("subResource") or ""),
+            operation=operation,
+            namespace=str(request.get("namespace") or ""),
+            dry_run=request.get("dryRun") is True,
+            object=item,
+            user_info=request["userInfo"],
+        )
+
+    @property
+    def for_kopf(self) -> Object:
+        """The review with a stub in place of the object.
+
+        kopf copies all that it gets, and never forgets an object whose uid it has seen.
+        """
+        metadata = {"name": self.name, "namespace": self.namespace}
+        stub = {"apiVersion": self.object.get("apiVersion"), "kind": self.object.get("kind")}
+        group, version, plural = self.resource
+        return {
+            "apiVersion": "admission.k8s.io/v1",
+            "kind": "AdmissionReview",
+            "request": {
+                "uid": self.uid,
+                "resource": {"group": group, "version": version, "resource": plural},
+                "operation": self.operation,
+                "userInfo": self.user_info,
+                "object": stub | {"metadata": metadata},
+                "dryRun": self.dry_run,
+            },
+        }
+
+    @property
+    def name(self) -> str:
+        """The object's name, or its `generateName`: the API server names such a pod only later."""
+        metadata = self.object["metadata"]
+        return str(metadata.get("name") or metadata.get("generateName") or "")
+
+    def log_fields(self) -> Object:
+        """The fields of the log line for this review."""
+        return {
+            "uid": self.uid,
+            "resource": self.resource[2],
+            "operation": self.operation,
+            "namespace": self.namespace,
+            "object": self.name,
+            "dryrun": self.dry_run,
+        } | ({"reason": self.reason, "rejection": self.rejection} if self.reason else {})
+
+    def reject(self, message: str, reason: Reason) -> None:
+        """Record a rejection that the user or the cluster's administrator can fix."""
+        self.result, self.reason, self.rejection = "rejected", str(reason), message
+
+    def fail(self) -> str:
+        """Record an internal error; returns its text, which discloses only where to look."""
+        self.result, self.reason = "failed", str(Reason.INTERNAL_ERROR)
+        self.rejection = (
+            "the injector failed on this object; "
+            f"search its log for uid {self.uid} ({Reason.INTERNAL_ERROR})"
+        )
+        return self.rejection
+
+
+# The review being answered. kopf passes only a part of it to its handlers.
+current_review: ContextVar[Review] = ContextVar("current_review")
+
+
+def build_rejection(uid: str, message: str, code: int) -> Object:
+    """An AdmissionReview that rejects the object."""
+    return {
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "response": {
+            "uid": uid,
+            "allowed": False,
+            "status": {"code": code, "message": message},
+        },
+    }
+
+
+def _field(node: Any, name: str, kind: type, where: str) -> Any:
+    value = node.get(name) if isinstance(node, dict) else None
+    if not isinstance(value, kind):
+        what = "a string" if kind is str else "an object"
+        raise BadRequestError(400, f"{where} needs {name}, as {what}")
+    return value
+
+
+# A difference below this depth replaces the whole value. The API server calls mutating webhooks one
+# after the other, each with the result of the previous one, so no change of another is lost.
+_MAX_DEPTH = 4
+
+
+def build_json_patch(before: Object, after: Object) -> list[Object]:
+    """Operations (RFC 6902) that turn `before` into `after`; none if they are equal.
+
+    Compares field by field down to the fields of a container, and items of lists of equal length;
+    replaces the rest whole. That is ten times cheaper than the smallest possible patch.
+    """
+    found: list[Object] = []
+    _compare(before, after, "", found)
+    return found
+
+
+def _compare(before: Any, after: Any, path: str, found: list[Object]) -> None:
+    steps = path.count("/")
+    if isinstance(before, dict) and isinstance(after, dict) and steps < _MAX_DEPTH:
+        for key, old in before.items():
+            if key not in after:
+                found.append({"op": "remove", "path": f"{path}/{_escape(key)}"})
+            elif old != after[key]:
+                _compare(old, after[key], f"{path}/{_escape(key)}", found)
+        found.extend(
+            {"op": "add", "path": f"{path}/{_escape(key)}", "value": new}
+            for key, new in after.items()
+            if key not in before
+        )
+    elif (
+        isinstance(before, list)
+        and isinstance(after, list)
+        and len(before) == len(after)
+        and steps < _MAX_DEPTH
+    ):
+        for index, (old, new) in enumerate(zip(before, after, strict=True)):
+            if old != new:
+                _compare(old, new, f"{path}/{index}", found)
+    else:
+        found.append({"op": "replace", "path": path, "value": after})
+
+
+def _escape(key: str) -> str:
+    return key.replace("~", "~0").replace("/", "~1")

@@ -1,0 +1,272 @@
+"""What users can write, and what they are told when it is wrong."""
+
+import contextlib
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+from asya_injector.annotations.parse import (
+    is_switched_off,
+    merge,
+    parse_value,
+    parse_values,
+    select_own,
+)
+from asya_injector.annotations.table import (
+    BY_KEY,
+    INHERITED,
+    INJECTED,
+    TABLE,
+    Annotation,
+    build_schema,
+)
+from asya_injector.errors import InjectionError, Reason
+from hypothesis import given
+from hypothesis import strategies as st
+
+HANDLER = {"asya.sh/handler": "my_app.handler.predict"}
+
+VALID = [
+    ("handler", "a.b", "a.b"),
+    ("handler", "my_app.handler.Model.predict", "my_app.handler.Model.predict"),
+    ("inject", "YES", "true"),
+    ("inject", "0", "false"),
+    ("container", "model", "model"),
+    ("sidecars", "a, b,a", "a,b"),
+    ("sidecars", "", ""),
+    ("mode", "wrap", "wrap"),
+    ("python", "python3.11", "python3.11"),
+    ("python", "p" * 255, "p" * 255),
+    ("python", "/opt/venv/bin/python", "/opt/venv/bin/python"),
+    ("mount-path", "/opt/asya", "/opt/asya"),
+    ("mount-path", "/app/asya_runtime.py", "/app/asya_runtime.py"),
+    ("mount-path", "/" + "a" * 254, "/" + "a" * 254),
+    ("probe", "No", "false"),
+    ("socket-path", "/tmp/sockets/app.sock", "/tmp/sockets/app.sock"),
+    ("socket-path", "/s/" + "a" * 104, "/s/" + "a" * 104),
+    ("chunk-size", "1", "1"),
+    ("chunk-size", "16777216", "16777216"),
+    ("chunk-size", "007", "7"),
+    ("handler-timeout", "0", "0"),
+    ("handler-timeout", "0.5", "0.5"),
+    ("concurrency", "1024", "1024"),
+    ("max-message-size", "4294967295", "4294967295"),
+    ("read-timeout", "0.1", "0.1"),
+    ("json", "orjson", "orjson"),
+]
+
+INVALID = [
+    ("handler", "predict"),
+    ("handler", "a..b"),
+    ("handler", ".a.b"),
+    ("handler", "a.b."),
+    ("handler", "1a.b"),
+    ("handler", "a.b;rm -rf"),
+    ("handler", "a.b\n"),
+    ("handler", "a.class.b"),
+    ("handler", "a." + "b" * 252),
+    ("handler", "módulo.función"),
+    ("handler", "$(A).b"),
+    ("inject", "maybe"),
+    ("container", "Model"),
+    ("container", ""),
+    ("container", "c" * 64),
+    ("sidecars", "a,,b"),
+    ("sidecars", "a b"),
+    ("mode", "Wrap"),
+    ("python", "python3 -u"),
+    ("python", "bin/python"),
+    ("python", "/opt/../bin/python"),
+    ("python", "p" * 256),
+    ("mount-path", "opt/asya"),
+    ("mount-path", "/opt/asya/"),
+    ("mount-path", "/opt//asya"),
+    ("mount-path", "//opt/asya"),
+    ("mount-path", "/opt/../asya"),
+    ("mount-path", "/opt/a:ro"),
+    ("mount-path", "/opt/$(X)"),
+    ("mount-path", "/"),
+    ("mount-path", "/etc"),
+    ("mount-path", "/usr/bin"),
+    ("mount-path", "/proc/1"),
+    ("mount-path", "/proc/x.py"),
+    ("mount-path", "/var/run/secrets/kubernetes.io"),
+    ("mount-path", "/run/secrets/kubernetes.io"),
+    ("mount-path", "/" + "a" * 255),
+    ("socket-path", "app.sock"),
+    ("socket-path", "/app.sock"),
+    ("socket-path", "/etc/app.sock"),
+    ("socket-path", "/tmp/sockets/"),
+    ("socket-path", "/tmp/./app.sock"),
+    ("socket-path", "/s/" + "a" * 105),
+    ("socket-path", "/tmp/s\0/app.sock"),
+    ("chunk-size", "0"),
+    ("chunk-size", "16777217"),
+    ("chunk-size", "-1"),
+    ("chunk-size", "4k"),
+    ("chunk-size", "1e3"),
+    ("chunk-size", "٣"),
+    ("handler-timeout", "-1"),
+    ("handler-timeout", "nan"),
+    ("handler-timeout", "inf"),
+    ("handler-timeout", "1s"),
+    ("concurrency", "1025"),
+    ("max-message-size", "4294967296"),
+    ("read-timeout", "0"),
+    ("read-timeout", "0.0"),
+    ("json", "ujson"),
+    ("include-metadata", "on"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "canonical"), VALID)
+def test_a_valid_value_becomes_its_canonical_text(name: str, text: str, canonical: str) -> None:
+    assert parse_value(name, text) == canonical
+
+
+@pytest.mark.parametrize(("name", "text"), INVALID)
+def test_a_wrong_value_is_refused_in_one_line_that_names_the_annotation(
+    name: str, text: str
+) -> None:
+    with pytest.raises(InjectionError) as caught:
+        parse_value(name, text)
+    line = str(caught.value)
+    assert caught.value.reason == Reason.ANNOTATION_INVALID
+    assert line.startswith(f"asya.sh/{name}: ")
+    assert "; must be " in line
+    assert line.endswith(" (AnnotationInvalid)")
+    assert line.isascii()
+    assert line.isprintable()
+    assert len(line) < 400
+
+
+@pytest.mark.parametrize("entry", TABLE, ids=lambda entry: entry.name)
+def test_each_default_of_the_table_is_valid_by_its_own_rule(entry) -> None:  # type: ignore[no-untyped-def]
+    if entry.default is not None:
+        assert entry.parse(entry.default) == entry.default
+
+
+def test_a_misspelt_annotation_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(InjectionError) as caught:
+        parse_values({"asya.sh/handlr": "a.b"})
+    assert str(caught.value) == (
+        'asya.sh/handlr: unknown annotation; did you mean "asya.sh/handler"? (AnnotationUnknown)'
+    )
+
+
+def test_an_annotation_like_none_is_refused_with_the_whole_list() -> None:
+    with pytest.raises(InjectionError) as caught:
+        parse_values({**HANDLER, "asya.sh/qqqqqqqqqq": "1"})
+    assert "known are " + ", ".join(BY_KEY) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key", ["asya.sh/\x1b[31m", "asya.sh/a\nb", "asya.sh/", "asya.sh/" + "x" * 5000]
+)
+def test_a_hostile_key_cannot_forge_a_line_or_a_terminal_sequence(key: str) -> None:
+    with pytest.raises(InjectionError) as caught:
+        parse_values({key: "1"})
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+def test_annotations_without_a_handler_are_refused() -> None:
+    with pytest.raises(InjectionError) as caught:
+        parse_values({"asya.sh/mode": "wrap"})
+    assert str(caught.value) == (
+        "asya.sh/handler: is missing beside asya.sh/mode; "
+        "add it, as module.path.function, or remove the others (HandlerMissing)"
+    )
+
+
+def test_what_the_injector_wrote_itself_is_not_taken_for_a_wish() -> None:
+    assert select_own({INJECTED: "{}", INHERITED: "{}", "example.com/a": "b", **HANDLER}) == HANDLER
+
+
+def test_of_a_note_only_what_the_injector_hands_down_counts() -> None:
+    note = json.dumps({"example.com/a": "b", INJECTED: "{}", **HANDLER})
+    assert merge({INHERITED: note}) == HANDLER
+
+
+def test_a_pods_own_annotation_wins_over_the_inherited_one() -> None:
+    note = json.dumps({"asya.sh/handler": "a.b", "asya.sh/mode": "wrap"})
+    assert merge({INHERITED: note, **HANDLER}) == {**HANDLER, "asya.sh/mode": "wrap"}
+
+
+@pytest.mark.parametrize("text", ["", "x", "[]", '{"asya.sh/handler": 1}', "[" * 100_000])
+def test_a_note_that_we_did_not_write_is_refused(text: str) -> None:
+    with pytest.raises(InjectionError, match=r"asya.sh/inherited: is not what the injector wrote"):
+        merge({INHERITED: text})
+
+
+@pytest.mark.parametrize(("text", "off"), [("false", True), ("No", True), ("true", False)])
+def test_inject_false_switches_off_in_each_spelling(text: str, off: bool) -> None:
+    assert is_switched_off({"asya.sh/inject": text}) is off
+
+
+@given(st.dictionaries(st.text(), st.text()))
+def test_no_annotations_crash_the_reading(annotations: dict[str, str]) -> None:
+    prefixed = {f"asya.sh/{key}": value for key, value in annotations.items()}
+    with contextlib.suppress(InjectionError):
+        asked = merge(prefixed)
+        if asked and not is_switched_off(asked):
+            parse_values(asked)
+
+
+@given(st.text(), st.sampled_from([entry.name for entry in TABLE]))
+def test_whatever_a_value_holds_its_refusal_is_one_printable_line(text: str, name: str) -> None:
+    refused = None
+    try:
+        parse_value(name, text)
+    except InjectionError as refusal:
+        refused = refusal
+    assert refused is None or str(refused).isprintable()
+
+
+# --- The JSON Schema
+
+SCHEMA = jsonschema.Draft202012Validator(build_schema())
+
+
+def test_the_schema_is_one_and_holds_the_whole_table() -> None:
+    jsonschema.Draft202012Validator.check_schema(build_schema())
+    for entry in TABLE:
+        said = build_schema()["properties"][entry.key]
+        assert said["description"] == entry.description
+        assert said.get("default") == entry.default
+
+
+@pytest.mark.parametrize(("name", "text", "canonical"), VALID)
+def test_the_schema_takes_what_the_injector_takes(name: str, text: str, canonical: str) -> None:
+    for value in (text, canonical):
+        assert SCHEMA.is_valid({f"asya.sh/{name}": value, "example.com/a": "b", INJECTED: "{}"})
+
+
+@given(st.text(max_size=12), st.sampled_from(TABLE))
+def test_the_schema_takes_any_text_that_has_the_form(text: str, entry: Annotation) -> None:
+    try:
+        entry.parse(text)
+    except ValueError:
+        return
+    assert SCHEMA.is_valid({entry.key: text})
+
+
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        {"asya.sh/handlr": "a.b"},
+        {"asya.sh/handler": "predict"},
+        {"asya.sh/mode": "Wrap"},
+        {"asya.sh/probe": "on"},
+        {"asya.sh/chunk-size": 4096},
+        {"asya.sh/concurrency": "-1"},
+        {"asya.sh/socket-path": "app.sock"},
+        {"asya.sh/sidecars": "a b"},
+        {"asya.sh/read-timeout": "1s"},
+        {"example.com/a": 1},
+    ],
+    ids=json.dumps,
+)
+def test_the_schema_refuses_what_it_can_see(annotations: dict[str, Any]) -> None:
+    assert not SCHEMA.is_valid(annotations)

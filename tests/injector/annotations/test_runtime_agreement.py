@@ -1,0 +1,52 @@
+"""The table of annotations and the runtime's own settings are one contract."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from asya_injector.annotations.table import ENV, Annotation
+from asya_injector.mutation.ownership import SHARED_SOCKET_MODE
+from hypothesis import given
+from hypothesis import strategies as st
+
+RUNTIME = Path(__file__).parents[3] / "runtime" / "asya_runtime.py"
+
+
+def load() -> ModuleType:
+    """The runtime's file as it is mounted; nothing in the project imports it by name."""
+    spec = importlib.util.spec_from_file_location("asya_runtime_under_test", RUNTIME)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SETTINGS = {name: (default, parse) for name, default, parse in load().SETTINGS}
+
+
+@pytest.mark.parametrize("entry", ENV, ids=lambda entry: entry.name)
+def test_a_variable_that_an_annotation_sets_is_one_of_the_runtimes_with_its_default(
+    entry: Annotation,
+) -> None:
+    assert entry.env in SETTINGS, "add it to SETTINGS in runtime/asya_runtime.py"
+    assert SETTINGS[entry.env][0] == (entry.default or "")
+
+
+def test_the_socket_mode_that_we_set_is_one_that_the_runtime_takes() -> None:
+    assert SETTINGS[SHARED_SOCKET_MODE["name"]][1](SHARED_SOCKET_MODE["value"]) == 0o666
+
+
+NUMBERS = st.integers(-2, 2**33).map(str) | st.floats().map(str)
+WORDS = st.sampled_from(["true", "No", "stdlib", "auto", "a.b", "a.if.b", "/a/b", "/a/b.sock"])
+
+
+@given(st.sampled_from(ENV), NUMBERS | WORDS | st.text(max_size=20))
+def test_what_the_injector_lets_through_the_runtime_takes(entry: Annotation, text: str) -> None:
+    try:
+        canonical = entry.parse(text)
+    except ValueError:
+        return
+    assert entry.env is not None
+    SETTINGS[entry.env][1](canonical)

@@ -1,0 +1,564 @@
+"""`inject` and `uninject` of whole sets of manifests."""
+
+import asyncio
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import yaml
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.annotations.table import INHERITED
+from asya_injector.kube_objects import get_template
+from asya_injector.manifests.documents import read_documents
+from asya_injector.mutation.inject import inject
+from asya_injector.mutation.workload import WORKLOADS
+from asya_injector.runtime_files import RuntimeFiles
+from asya_injector.webhook.admission import HANDLED, Webhook
+from asya_injector.webhook.review import Review
+
+from tests.injector.commands import asya
+from tests.injector.conftest import run_script
+
+Object = dict[str, Any]
+PAYLOAD = RuntimeFiles.packaged()
+NAME = f"asya-runtime-{PAYLOAD.hash}"
+HANDLER = {"asya.sh/handler": "my_app.handler.predict"}
+
+DEPLOYMENT = """\
+# The model.
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: sentiment   # as the team calls it
+  annotations:
+    asya.sh/handler: my_app.handler.predict
+spec:
+  selector: {matchLabels: {app: a}}
+  template:
+    metadata:
+      labels: {app: a}
+    spec:
+      containers:
+        - name: model
+          image: model:1
+          command: ["gunicorn", "app:server"]
+          env:
+            # why
+            - name: X
+              value: "0444"
+"""
+SERVICE = """\
+apiVersion:   v1      # typed like this
+kind: Service
+metadata: {name: 'x', labels: {on: yes}}
+spec:
+    ports:
+    - port: 0o120
+"""
+BAD = DEPLOYMENT.replace("my_app.handler.predict", "predict").replace("sentiment", "bad")
+
+
+def read(text: str) -> list[Any]:
+    return list(yaml.safe_load_all(text))
+
+
+def pod(**metadata: Any) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "p", "annotations": HANDLER, **metadata},
+        "spec": {"containers": [{"name": "model", "command": ["serve"]}]},
+    }
+
+
+def workload(kind: str, own: Object | None, template: Object | None) -> Object:
+    spec: Object = {
+        "template": {
+            **({"metadata": {"annotations": template}} if template else {}),
+            "spec": {"containers": [{"name": "model", "command": ["serve"]}]},
+        }
+    }
+    if kind == "CronJob":
+        spec = {"schedule": "@daily", "jobTemplate": {"spec": spec}}
+    metadata = {"name": "w", **({"annotations": own} if own else {})}
+    return {"apiVersion": WORKLOADS[kind], "kind": kind, "metadata": metadata, "spec": spec}
+
+
+# --- What is not changed
+
+
+def test_what_does_not_ask_passes_byte_for_byte(tmp_path: Path) -> None:
+    text = f"# first\n---\n{SERVICE}--- # second\n# nothing here\n---\n'just a text'\n---\n[1,  2]"
+    (tmp_path / "all.yaml").write_text(text)
+    for command in ("inject", "uninject"):
+        assert asya(command, "-f", tmp_path / "all.yaml").out == text
+        assert asya(command, stdin=text).out == text
+
+
+def test_line_ends_and_byte_order_mark_are_kept() -> None:
+    text = "\ufeffa: 1\r\n---\r\nb: 2\r\n"
+    assert asya("inject", stdin=text).out == text
+
+
+def test_beside_an_actor_everything_else_stays_as_it_was() -> None:
+    out = asya("inject", "--no-configmap", stdin=f"{SERVICE}---\n{DEPLOYMENT}---\n{SERVICE}").out
+    assert out.startswith(f"{SERVICE}---\n# The model.\n")
+    assert out.endswith(f"---\n{SERVICE}")
+    new = iter(out.removeprefix(f"{SERVICE}---\n").splitlines())
+    # The lists on one line have grown on it.
+    for line in DEPLOYMENT.splitlines():
+        if not re.search("command|labels", line):
+            assert line in new, f"{line!r} is gone, or stands elsewhere"
+
+
+# --- The same as the webhook
+
+
+def review(item: Object) -> Review:
+    return Review(
+        uid="u",
+        resource=("", "v1", "pods"),
+        subresource="",
+        operation="CREATE",
+        namespace="models",
+        dry_run=False,
+        object=copy.deepcopy(item),
+        user_info={},
+    )
+
+
+@pytest.mark.parametrize("command", [None, ["serve"]])
+def test_a_pod_comes_out_as_a_review_of_it_would(command: list[str] | None) -> None:
+    item = pod(namespace="models")
+    item["spec"]["containers"][0] = {"name": "model", **({"command": command} if command else {})}
+    policy = ClusterDefaults(PAYLOAD.hash, {"concurrency": "4"})
+    admitted = asyncio.run(Webhook(policy, mock.AsyncMock()).admit_pod(review(item), []))
+    words = ["inject", "--no-configmap", "--concurrency", "4"]
+    assert json.loads(asya(*words, stdin=json.dumps(item)).out) == admitted
+    assert read(asya(*words, stdin=yaml.safe_dump(item)).out) == [admitted]
+
+
+def test_the_kinds_are_those_of_the_webhooks() -> None:
+    resources = {(f"{group}/{version}", name) for group, version, name in HANDLED["workloads"]}
+    assert resources == {(version, f"{kind.lower()}s") for kind, version in WORKLOADS.items()}
+
+
+WORDS: list[tuple[Object | None, Object | None]] = [
+    (HANDLER, None),
+    (None, HANDLER),
+    (HANDLER, {"asya.sh/mode": "hook"}),
+    ({"asya.sh/handler": "x.y", "asya.sh/concurrency": "2"}, HANDLER),
+    ({"asya.sh/inject": "false"}, HANDLER | {"asya.sh/inject": "true"}),
+]
+
+
+@pytest.mark.parametrize("kind", WORKLOADS)
+@pytest.mark.parametrize(("own", "template"), WORDS)
+def test_a_workloads_template_is_the_pod_that_both_webhooks_would_make_of_it(
+    kind: str, own: Object | None, template: Object | None
+) -> None:
+    item = workload(kind, own, template)
+    policy = ClusterDefaults(PAYLOAD.hash, {})
+    admitted = asyncio.run(Webhook(policy, mock.AsyncMock()).admit_workload(review(item), []))
+    injection = inject(get_template(admitted), policy)
+    assert injection is not None
+    (out,) = read(asya("inject", "--no-configmap", stdin=yaml.safe_dump(item)).out)
+    assert get_template(out) == injection.pod
+    assert (INHERITED in out.get("metadata", {}).get("annotations", {})) is False
+
+
+LEFT = {
+    "without-annotations": {"annotations": {}},
+    "switched-off": {"annotations": HANDLER | {"asya.sh/inject": "false"}},
+    "system-namespace": {"namespace": "kube-system"},
+    "public-namespace": {"namespace": "kube-public"},
+    "namespace-of-leases": {"namespace": "kube-node-lease"},
+    "mirror": {"annotations": HANDLER | {"kubernetes.io/config.mirror": "x"}},
+    "being-deleted": {"deletionTimestamp": "2026-01-01T00:00:00Z"},
+}
+
+
+@pytest.mark.parametrize("metadata", LEFT.values(), ids=LEFT.keys())
+def test_what_the_api_server_would_not_send_is_left_alone(metadata: Object) -> None:
+    text = json.dumps(pod(**metadata))
+    assert asya("inject", stdin=text).out == text
+
+
+def note(annotations: Object) -> Object:
+    return {INHERITED: json.dumps(annotations, sort_keys=True, separators=(",", ":"))}
+
+
+OFF: Object = {"asya.sh/inject": "false"}
+
+
+@pytest.mark.parametrize(
+    ("own", "template", "because", "left"),
+    [
+        (HANDLER, OFF, "its template is switched off", OFF),
+        (None, HANDLER | OFF, "its template is switched off", HANDLER | OFF),
+        (HANDLER | OFF, None, "it is switched off", None),
+        # The note of what is inherited is kept right all the same.
+        (
+            HANDLER | OFF,
+            HANDLER,
+            "its annotations switch it off",
+            HANDLER | note(HANDLER | OFF),
+        ),
+        (None, OFF | note(HANDLER), "its annotations switch it off", OFF),
+    ],
+)
+def test_a_workload_or_template_that_is_switched_off_is_no_actor(
+    own: Object | None, template: Object | None, because: str, left: Object | None
+) -> None:
+    item = workload("Deployment", own, template)
+    (told,) = json.loads(asya("explain", "-o", "json", stdin=json.dumps(item)).out)["objects"]
+    assert (told["result"], told["because"]) == ("left-alone", because)
+    out = asya("inject", "--no-configmap", stdin=json.dumps(item)).out
+    assert json.loads(out) == workload("Deployment", own, left)
+
+
+def test_the_namespace_of_the_option_may_be_one_that_is_never_touched() -> None:
+    text = json.dumps(pod())
+    assert asya("inject", "-n", "kube-system", stdin=text).out == text
+    assert asya("inject", "-n", "kube-systems", stdin=text).out != text
+
+
+def test_a_replicaset_of_a_deployment_is_left_to_it() -> None:
+    item = workload("ReplicaSet", None, HANDLER)
+    for owners in ([], [{"kind": "Team", "controller": False}]):
+        item["metadata"]["ownerReferences"] = owners
+        assert asya("inject", "--no-configmap", stdin=json.dumps(item)).out != json.dumps(item)
+    item["metadata"]["ownerReferences"] = [{"kind": "Deployment", "controller": True}]
+    done = asya("inject", stdin=json.dumps(item))
+    assert done.out == json.dumps(item)
+
+
+def test_a_namespace_that_the_set_itself_disables_is_left_alone() -> None:
+    space: Object = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": "m", "labels": {"asya.sh/injection": "disabled"}},
+    }
+    text = yaml.safe_dump_all([pod(namespace="m"), space])
+    assert asya("inject", stdin=text).out == text
+    space["metadata"]["labels"] = {}
+    assert asya("inject", stdin=yaml.safe_dump_all([pod(namespace="m"), space])).out != text
+
+
+def test_an_annotated_kind_that_cannot_be_injected_is_warned_of() -> None:
+    item: Object = {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Rollout",
+        "metadata": {"name": "r"},
+    }
+    item["spec"] = {"template": {"metadata": {"annotations": HANDLER}}}
+    done = asya("inject", stdin=json.dumps(item))
+    assert done.out == json.dumps(item)
+    assert done.err == (
+        "asya-injector: warning: stdin:1 Rollout r: Rollout is left as it is: not a kind that "
+        "becomes an actor by itself\n"
+    )
+
+
+# --- The ConfigMaps
+
+
+def test_each_namespace_gets_the_runtime_once_in_front_of_its_first_actor() -> None:
+    items = [pod(namespace="a"), pod(namespace="b"), pod(namespace="a"), pod()]
+    out = read(asya("inject", "-n", "b", stdin=yaml.safe_dump_all(items)).out)
+    assert [(each["kind"], each["metadata"].get("namespace")) for each in out] == [
+        ("ConfigMap", "a"),
+        ("Pod", "a"),
+        ("ConfigMap", "b"),
+        ("Pod", "b"),
+        ("Pod", "a"),
+        ("Pod", None),
+    ]
+    expected = PAYLOAD.config_map()
+    expected["metadata"]["namespace"] = "a"
+    expected["metadata"]["labels"]["asya.sh/source"] = "manifest"
+    assert out[0] == expected
+
+
+def test_an_object_without_namespace_gets_a_configmap_without_one() -> None:
+    (copied, _) = read(asya("inject", stdin=yaml.safe_dump(pod())).out)
+    assert copied["metadata"] == {
+        "name": NAME,
+        "labels": {**PAYLOAD.config_map()["metadata"]["labels"], "asya.sh/source": "manifest"},
+    }
+
+
+def test_without_actors_or_by_wish_there_is_none() -> None:
+    assert "ConfigMap" not in asya("inject", stdin=SERVICE).out
+    assert "kind: ConfigMap" not in asya("inject", "--no-configmap", stdin=DEPLOYMENT).out
+
+
+def test_a_second_time_changes_nothing() -> None:
+    for text in (DEPLOYMENT, f"{SERVICE}---\n{DEPLOYMENT}", json.dumps(pod())):
+        once = asya("inject", "-n", "m", stdin=text).out
+        assert asya("inject", "-n", "m", stdin=once).out == once
+
+
+def test_a_configmap_of_that_name_with_other_content_is_refused() -> None:
+    forged = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": NAME},
+        "data": {"a": "b"},
+    }
+    done = asya("inject", stdin=yaml.safe_dump_all([pod(), forged]))
+    assert (done.status, done.out) == (1, "")
+    assert done.err == (
+        f'asya-injector: stdin:1 Pod p: ConfigMap "{NAME}" in stdin:2: has other content, which '
+        "pods would run; remove it: the injector brings its own (RuntimeConfigMapConflict)\n"
+    )
+
+
+def test_a_configmap_that_names_no_namespace_is_in_that_of_the_option() -> None:
+    items = [PAYLOAD.config_map(), pod(), pod(namespace="m")]
+    out = read(asya("inject", "-n", "m", stdin=yaml.safe_dump_all(items)).out)
+    assert [item["kind"] for item in out] == ["ConfigMap", "Pod", "Pod"]
+
+
+# --- Lists and JSON
+
+
+def test_the_items_of_a_list_are_changed_in_it_and_their_configmap_is_one_of_them() -> None:
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}}
+    given = {"apiVersion": "v1", "kind": "List", "items": [service, "odd", pod()]}
+    for text in (json.dumps(given, indent=4), yaml.safe_dump(given)):
+        out = asya("inject", stdin=text).out
+        assert out.startswith("{\n    ") == text.startswith("{")
+        (result,) = read(out)
+        assert result["items"][:2] == [service, "odd"]
+        assert [item["kind"] for item in result["items"][2:]] == ["ConfigMap", "Pod"]
+        assert asya("uninject", stdin=out).out == text + "\n" * text.startswith("{")
+
+
+@pytest.mark.parametrize("indent", [None, 2, 4, "\t"])
+def test_json_in_gives_json_out_with_its_order_and_indentation(indent: int | str | None) -> None:
+    text = json.dumps(pod(z=1, a=2), indent=indent)
+    out = asya("inject", "--no-configmap", stdin=text).out
+    assert list(json.loads(out)["metadata"]) == ["name", "annotations", "z", "a", "labels"]
+    assert json.dumps(json.loads(out), indent=indent) + "\n" == out
+
+
+def test_a_stream_of_json_stays_one() -> None:
+    out = asya("inject", stdin=json.dumps(pod()) + "\n" + SERVICE.replace(SERVICE, '{"a": 1}')).out
+    decoder, values = json.JSONDecoder(), []
+    while out.strip():
+        value, end = decoder.raw_decode(out)
+        values.append(value)
+        out = out[end:].lstrip()
+    assert [value.get("kind") for value in values] == ["ConfigMap", "Pod", None]
+
+
+def test_yaml_and_json_files_together_are_one_stream_of_yaml(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(pod()))
+    (tmp_path / "b.yaml").write_text(SERVICE)
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / "c.yml").write_text(DEPLOYMENT)
+    (tmp_path / "README.md").write_text("no manifest")
+    out = read(asya("inject", "-f", tmp_path).out)
+    assert [item["kind"] for item in out] == ["ConfigMap", "Pod", "Service", "Deployment"]
+    both: list[str | Path] = ["-f", tmp_path / "b.yaml", "-f", "-"]
+    assert len(read(asya("inject", "--no-configmap", *both, stdin=DEPLOYMENT).out)) == 2
+
+
+def test_anchors_that_stand_in_the_way_cost_the_comments_and_a_warning_says_so() -> None:
+    text = """\
+# both alike
+apiVersion: v1
+kind: Pod
+metadata: {name: p, annotations: {asya.sh/handler: a.b}}
+spec:
+  containers:
+    - &one
+      name: model
+      command: [x]
+      env: &env
+        - {name: X, value: "1"}
+    - name: other
+      env: *env
+"""
+    done = asya("inject", "--no-configmap", stdin=text)
+    (out,) = read(done.out)
+    names = [[each["name"] for each in item["env"]] for item in out["spec"]["containers"]]
+    assert names == [["ASYA_HANDLER", "ASYA_SOCKET_PATH", "ASYA_SOCKET_MODE", "X"], ["X"]]
+    assert "warning: stdin:1: its anchors stood in the way" in done.err
+
+
+# --- Refusals
+
+
+def test_all_refusals_are_listed_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(f"{DEPLOYMENT}---\n{BAD}")
+    given = {"kind": "List", "items": [{}, pod(namespace="m", annotations={"asya.sh/handlr": "a"})]}
+    (tmp_path / "b.json").write_text(json.dumps(given))
+    done = asya("inject", "-f", tmp_path)
+    assert (done.status, done.out) == (1, "")
+    assert done.err.splitlines() == [
+        f'asya-injector: {tmp_path}/a.yaml:2 Deployment bad: asya.sh/handler: "predict" is not '
+        "valid; must be module.path.function, such as my_app.handler.predict (AnnotationInvalid)",
+        f"asya-injector: {tmp_path}/b.json:1[1] Pod m/p: asya.sh/handlr: unknown annotation; did "
+        'you mean "asya.sh/handler"? (AnnotationUnknown)',
+    ]
+
+
+def test_names_in_messages_cannot_forge_terminal_sequences() -> None:
+    item = pod(name="\x1b[2J\nok", annotations={"asya.sh/handler": "x"})
+    done = asya("inject", stdin=json.dumps(item))
+    assert done.status == 1
+    assert done.err.count("\n") == 1
+    assert done.err.rstrip("\n").isprintable()
+
+
+PODS: list[Object] = [
+    {}, {"metadata": None}, {"metadata": []}, {"metadata": {"annotations": [1]}}, {"spec": 5},
+    {"metadata": {"annotations": {1: 2}}}, {"metadata": {"labels": 5}},
+]  # fmt: skip
+ODD: list[Any] = [
+    *({"apiVersion": "v1", "kind": "Pod"} | rest for rest in PODS),
+    {"kind": ["x"], "metadata": "y"}, {"kind": "List", "items": [1, None, {}]}, {}, [], 3,
+    {"apiVersion": "apps/v1", "kind": "Deployment", "spec": [], "metadata": {"annotations": 5}},
+    {"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"ownerReferences": 5}},
+    {"kind": "Namespace", "metadata": {"labels": []}}, {"kind": "ConfigMap", "metadata": 4},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+def test_objects_of_any_shape_pass_or_are_refused(odd: Any) -> None:
+    text = yaml.safe_dump(odd)
+    for command in ("inject", "uninject", "explain"):
+        done = asya(command, stdin=text)
+        if done.status == 1 and command != "explain":
+            assert done.out == ""
+            assert done.err.endswith("(ObjectInvalid)\n")
+        else:
+            assert done.status == 0 or "ObjectInvalid" in done.out
+            assert command == "explain" or done.out == text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("a.yaml", "a: [\n", "a.yaml:1, line 2 of the document: expected the node content"),
+        ("a.yaml", "a: 1\n---\na: b: c\n", "a.yaml:2, line 2 of the document: mapping values are"),
+        ("a.yaml", "a: 1\na: 2\n", "found duplicate key"),
+        ("a.yaml", "a: !custom 1\n", "could not determine a constructor for the tag"),
+        ("a.yaml", "a: &x [*x]\n", "a.yaml:1: Circular reference detected"),
+        ("a.yaml", "a: {{ .Values.x }}\n", "a.yaml:1"),
+        ("a.yaml", b"\xff\xfe", "a.yaml: not a text in UTF-8"),
+        ("a.json", '{"a": 1', "a.json:1"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_one_line(
+    tmp_path: Path, name: str, text: str | bytes, line: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    done = asya("inject", "-f", path)
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith("asya-injector: ")
+    assert line in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_files_that_are_not_there_and_directories_without_any_are_wrong_usage(
+    tmp_path: Path,
+) -> None:
+    done = asya("inject", "-f", tmp_path / "none.yaml")
+    assert (done.status, done.err) == (
+        2, f"asya-injector: {tmp_path}/none.yaml: No such file or directory\n",
+    )  # fmt: skip
+    done = asya("inject", "-f", tmp_path)
+    assert (done.status, done.err) == (
+        2, f"asya-injector: {tmp_path}: holds no file named *.yaml, *.yml, *.json\n",
+    )  # fmt: skip
+
+
+# --- And back
+
+
+@pytest.mark.parametrize("mode", ["auto", "hook", "mount"])
+@pytest.mark.parametrize(
+    "text",
+    [DEPLOYMENT, f"# pre\n---\n{DEPLOYMENT}", f"---\n{SERVICE}---\n{DEPLOYMENT}---\n{SERVICE}"],
+)
+def test_uninject_gives_back_the_very_text(text: str, mode: str) -> None:
+    injected = asya("inject", "-n", "m", "--mode", mode, stdin=text)
+    assert injected.status == 0
+    assert injected.out != text
+    assert asya("uninject", stdin=injected.out).out == text
+
+
+def test_uninject_leaves_configmaps_of_others() -> None:
+    mine = PAYLOAD.config_map()
+    mine["metadata"]["namespace"] = "m"
+    text = yaml.safe_dump(mine)
+    assert asya("uninject", stdin=text).out == text
+
+
+def test_inject_reads_what_kubernetes_reads() -> None:
+    """YAML 1.1 as the API server has it: `no` is false, dates are texts."""
+    text = DEPLOYMENT.replace(
+        "    spec:\n", "    spec:\n      shareProcessNamespace: no\n"
+    ).replace('          command: ["gunicorn", "app:server"]\n', "")
+    assert asya("inject", "--no-configmap", stdin=text).status == 0
+    wrong = asya(
+        "inject", stdin=text.replace("shareProcessNamespace: no", "shareProcessNamespace: yes")
+    )
+    assert re.search(r"\(HookUnsupported\)$", wrong.err)
+
+
+@pytest.mark.parametrize("word", ["y", "N", "1:20", "2026-01-01", "2026-01-01T00:00:00Z"])
+def test_what_only_other_readers_of_yaml_1_1_convert_is_a_text(word: str) -> None:
+    labels = "      labels: {app: a}\n"
+    assert DEPLOYMENT.count(labels) == 1
+    text = DEPLOYMENT.replace(labels, f"{labels}      annotations:\n        note: {word}\n")
+    done = asya("inject", "--no-configmap", stdin=text)
+    assert (done.status, done.err) == (0, "")
+    assert f"        note: {word}\n" in done.out
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [  # as `kubectl annotate --local -o json` prints them
+        ("1e3", 1000),
+        ("1E3", 1000),
+        ("-1e3", -1000),
+        ("1e-3", 0.001),
+        ("12e03", 12000),
+        ("1_0e3", 10000),
+        (".5e3", 500),
+        ("-.5", -0.5),
+        ("1e", "1e"),
+    ],
+)
+def test_a_number_with_an_exponent_is_read_as_kubectl_reads_it(
+    word: str, value: float | str
+) -> None:
+    (document,) = read_documents("stdin", f"a: {word}\n")
+    assert document.value == {"a": value}
+    assert type(document.value["a"]) is (str if isinstance(value, str) else float)
+
+
+def test_a_number_with_an_exponent_causes_no_warning() -> None:
+    script = "from asya_injector.cli.main import main; main(['inject'])"
+    done = run_script(script, f"{SERVICE}---\na: 1e3\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("---\na: 1e3\n")
+
+
+def test_neither_kopf_nor_kubernetes_is_loaded_for_manifests() -> None:
+    script = (
+        "import sys; from asya_injector.cli.main import program\n"
+        "program(['explain'], standalone_mode=False)\n"
+        "print(sorted({'kopf', 'kubernetes', 'cryptography', 'aiohttp'} & set(sys.modules)))"
+    )
+    done = run_script(script, SERVICE)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,228 @@
+"""YAML that was changed keeps everything that was not: comments, order, quotes, line ends."""
+
+import copy
+from typing import Any
+
+import pytest
+from asya_injector.manifests import documents
+from asya_injector.manifests.yaml_edit import edit_yaml, render_block, render_flow
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+DEPLOYMENT = """\
+# who: the team of the model
+apiVersion: apps/v1   # not v1
+kind: Deployment
+metadata:
+    name: 'model'     # four columns here
+    annotations: {b: "1", a: '2'}
+spec:
+  replicas: 0o1
+  containers:
+    # the model itself
+    - name: model
+      command: [ "gunicorn",  'app:server' ]
+      env:
+        # why X
+        - name: X   # its reason
+          value: "0444"
+
+        - {name: Y, value: no}
+      text: |
+        one
+
+        two
+      # behind the model
+    # in front of the proxy
+    - name: proxy
+      empty:
+      tilde: ~
+# the end
+"""
+
+
+def read(text: str) -> Any:
+    (document,) = documents.read_documents("test", text)
+    return document.value
+
+
+def changed(text: str, change: Any) -> str:
+    """The text after a change of what it says; its reading is checked."""
+    before = read(text)
+    after = copy.deepcopy(before)
+    change(after)
+    result = edit_yaml(text, before, after)
+    assert read(result) == after
+    return result
+
+
+def lines_added(before: str, after: str) -> list[str]:
+    """The new lines; fails if one of the old ones is gone or moved."""
+    old, new = before.splitlines(), iter(after.splitlines())
+    added = []
+    for line in old:
+        for candidate in new:
+            if candidate == line:
+                break
+            added.append(candidate)
+        else:
+            raise AssertionError(f"{line!r} is gone")
+    return added + list(new)
+
+
+def model(tree: Any) -> Any:
+    return tree["spec"]["containers"][0]
+
+
+def test_a_variable_put_in_front_stands_above_the_comment_of_the_first() -> None:
+    result = changed(DEPLOYMENT, lambda tree: model(tree)["env"].insert(0, {"name": "Z"}))
+    assert lines_added(DEPLOYMENT, result) == ["        - name: Z"]
+    assert "      env:\n        - name: Z\n        # why X\n" in result
+
+
+def test_a_new_key_stands_behind_the_last_one_and_before_its_comments() -> None:
+    result = changed(DEPLOYMENT, lambda tree: model(tree).update(probe={"a": ["b"]}))
+    assert "        two\n      probe:\n        a:\n          - b\n      # behind" in result
+    assert lines_added(DEPLOYMENT, result) == ["      probe:", "        a:", "          - b"]
+
+
+def test_a_list_on_one_line_grows_on_that_line() -> None:
+    result = changed(DEPLOYMENT, lambda tree: model(tree)["command"].insert(0, "python3"))
+    assert "command: [ python3, \"gunicorn\",  'app:server' ]\n" in result
+
+
+def test_a_mapping_on_one_line_grows_on_that_line() -> None:
+    def change(tree: Any) -> None:
+        tree["metadata"]["annotations"]["c"] = '{"x": 1}'
+
+    assert """annotations: {b: "1", a: '2', c: '{"x": 1}'}\n""" in changed(DEPLOYMENT, change)
+
+
+CHANGES = {
+    "value": lambda tree: tree["spec"].update(replicas=3),
+    "type": lambda tree: tree["spec"].update(replicas={"a": "b"}),
+    "empty-value": lambda tree: tree["spec"]["containers"][1].update(empty={"a": "b"}),
+    "null-value": lambda tree: tree["spec"]["containers"][1].update(tilde=["x"]),
+    "both": lambda tree: tree["spec"]["containers"][1].update(tilde=[], empty="", new=1),
+    "item-behind": lambda tree: model(tree)["env"].append({"name": "Z", "value": "yes"}),
+    "item-between": lambda tree: model(tree)["env"].insert(1, {"name": "Z", "value": "0444"}),
+    "item-gone": lambda tree: model(tree)["env"].pop(0),
+    "all-but-one-gone": lambda tree: tree["spec"]["containers"].pop(1),
+    "key-gone": lambda tree: model(tree).pop("env"),
+    "block-text-gone": lambda tree: model(tree).pop("text"),
+    "first-key-behind-a-dash-gone": lambda tree: model(tree).pop("name"),
+    "flow-key-gone": lambda tree: tree["metadata"]["annotations"].pop("b"),
+    "flow-key-gone-last": lambda tree: tree["metadata"]["annotations"].pop("a"),
+    "flow-items-gone": lambda tree: model(tree).update(command=["x"]),
+    "in-flow-item": lambda tree: model(tree)["env"][1].update(value="later"),
+    "block-text": lambda tree: model(tree).update(text="one\ntwo"),
+    "list-emptied": lambda tree: model(tree).update(env=[]),
+    "map-emptied": lambda tree: tree.update(metadata={}),
+    "at-the-end": lambda tree: tree.update(status={"a": [{"b": "c"}]}),
+    "inside-and-behind": lambda tree: (
+        tree["spec"]["containers"][1].update(a=1),
+        tree["spec"].update(b=2),
+        tree.update(c=3),
+    ),
+    "replaced": lambda tree: tree["spec"].update(containers=[{"name": "other", "x": "\n\t"}]),
+}
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_every_change_reads_as_it_was_meant_and_keeps_the_comments(change: Any, ends: str) -> None:
+    text = DEPLOYMENT.replace("\n", ends)
+    result = changed(text, change)
+    assert "# who: the team of the model" in result
+    assert result.endswith(f"# the end{ends}") or "# the end" in result
+    assert ends == "\n" or "\n" not in result.replace("\r\n", "")
+
+
+EXACT: dict[str, tuple[str, Any, str]] = {
+    "first-of-a-line": ("a: [ x,  'y', z ]\n", ["y", "z"], "a: [ 'y', z ]\n"),
+    "middle-of-a-line": ("a: [ x,  'y', z ]\n", ["x", "z"], "a: [ x,  z ]\n"),
+    "last-of-a-line": ("a: [ x,  'y', z ]\n", ["x", "y"], "a: [ x,  'y' ]\n"),
+    "two-of-a-line": ("a: [ x,  'y', z, u ]\n", ["y"], "a: [ 'y' ]\n"),
+    "new-in-a-line": ("a: [ x,  'y' ]\n", ["x", "new", "m", "y"], "a: [ x, new, m,  'y' ]\n"),
+    "new-last-in-a-line": ("a: [ x,  'y' ]\n", ["x", "y", "new"], "a: [ x,  'y', new ]\n"),
+    "first-key-of-an-item": (
+        "a:\n- b: 1 # b\n  name: m # m\n",
+        [{"name": "m"}],
+        "a:\n- name: m # m\n",
+    ),
+    "an-item-between": (
+        "a:\n- 'x' # x\n# of y\n- y\n",
+        ["x", "new", "y"],
+        "a:\n- 'x' # x\n- new\n# of y\n- y\n",
+    ),
+    "an-item-gone": ("a:\n- 'x' # x\n- n # n\n- y\n", ["x", "y"], "a:\n- 'x' # x\n- y\n"),
+    "key-above-a-comment": ("a:\n  b: 1\n  # of c\n  c: 2\n", {"c": 2}, "a:\n  # of c\n  c: 2\n"),
+    "an-object-by-its-name": (
+        "a:\n- metadata: {name: x} # x\n  v: 1\n- metadata: {name: y} # y\n  v: 2\n",
+        [{"metadata": {"name": "x"}, "v": 3}, {"metadata": {"name": "new"}, "v": 2}],
+        "a:\n- metadata: {name: x} # x\n  v: 3\n- metadata:\n    name: new\n  v: 2\n",
+    ),
+    "nameless-items": (
+        "a:\n- {v: 1} # 1\n- {v: 2} # 2\n",
+        [{"v": 2}],
+        "a:\n- {v: 2} # 2\n",
+    ),
+}
+
+
+@pytest.mark.parametrize(("before", "now", "after"), EXACT.values(), ids=EXACT.keys())
+def test_what_stays_is_not_written_again(before: str, now: Any, after: str) -> None:
+    def change(tree: Any) -> None:
+        tree["a"] = now
+
+    assert changed(before, change) == after
+
+
+def test_an_empty_document_stays_as_it_is() -> None:
+    assert edit_yaml("# nothing\n", None, None) == "# nothing\n"
+
+
+def test_a_file_without_its_last_line_end_gets_new_lines_all_the_same() -> None:
+    def change(tree: Any) -> None:
+        tree["c"] = {"d": "e"}
+
+    assert changed("a: b", change) == "a: b\nc:\n  d: e"
+
+
+def test_sequences_are_indented_as_the_document_has_them() -> None:
+    def change(tree: Any) -> None:
+        tree["new"] = [{"a": [1]}]
+
+    assert changed("old:\n- x\n", change) == "old:\n- x\nnew:\n- a:\n  - 1\n"
+    assert changed("old:\n  - x\n", change) == "old:\n  - x\nnew:\n  - a:\n      - 1\n"
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(
+    ["yes", "No", "on", "null", "~", "0666", "1e3", "12e0034567", "0x1F", "1:20", "-", "- a", ": ",
+     "a: b", "#", " a", "a ", "2024-01-01", "=", "<<", "'", '"', "`", "@x", "%", "!t", "&a", "*a",
+     "|", ">", "a\nb", "a\n", "\na", "a\n\n", "{", "[", "\x85", "\u2028", "\ufeff", "\x7f", "é",
+     "😀"]
+)  # fmt: skip
+NAMES = st.sampled_from(["a", "b", "name", "on", "y", "0", "a b", "asya.sh/handler", "é"])
+TREES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=12,
+)
+MAPPINGS = st.dictionaries(NAMES, TREES, min_size=1, max_size=4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(MAPPINGS, st.sampled_from([0, 2]))
+def test_whatever_is_written_is_read_back(value: Any, dash: int) -> None:
+    assert read(render_block(value, dash=dash)) == value
+    assert read(f"a: {render_flow(value)}\n") == {"a": value}
+
+
+@settings(max_examples=40, deadline=None)
+@given(MAPPINGS, MAPPINGS, st.sampled_from([0, 2]), st.booleans())
+def test_any_document_can_be_made_to_say_anything(
+    before: Any, after: Any, dash: int, in_flow: bool
+) -> None:
+    text = render_flow(before) + "\n" if in_flow else render_block(before, dash=dash)
+    assert read(edit_yaml(text, before, after)) == after

@@ -1,0 +1,340 @@
+"""What holds for any pod, drawn at random. HYPOTHESIS_EXAMPLES=10000 looks longer."""
+
+import copy
+import json
+import os
+from typing import Any, cast
+
+import jsonpatch
+import kopf
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.errors import InjectionError
+from asya_injector.kube_objects import get_template
+from asya_injector.mutation.inject import inject
+from asya_injector.mutation.uninject import uninject, uninject_workload
+from asya_injector.mutation.workload import find_overridden, propagate
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+Object = dict[str, Any]
+
+settings.register_profile(
+    "pods",
+    settings(),  # as it was chosen for all tests
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "40")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+ANY = settings.get_profile("pods")
+
+POLICY = ClusterDefaults("0123456789", {})
+OTHER = ClusterDefaults(
+    "ffffffffff", {"chunk-size": "8192", "mount-path": "/srv/other", "json": "auto"}
+)
+POLICIES = st.sampled_from([POLICY, OTHER])
+
+HANDLER = "my_app.handler.predict"
+NAMES = st.sampled_from(["model", "other", "asya-sidecar", "proxy"])
+PATHS = st.sampled_from(["/tmp", "/tmp/sockets", "/data/", "/opt", "/opt/asya", "tmp/sockets/a"])
+COMMANDS = st.lists(
+    st.sampled_from(["python3", "app.py", "--", "-I", "-S", "$(A)", "tini", "asya_entrypoint.py"]),
+    max_size=5,
+)
+TYPICAL = [
+    ["python3", "app.py"],
+    ["tini", "--", "gunicorn", "app"],
+    ["python3", "-I", "-S", "/opt/asya/asya_entrypoint.py", "--", "app"],
+    ["python3", "/opt/asya/asya_runtime.py"],
+]
+VOLUMES = st.sampled_from(["data", "data", "data", "asya-socket", "asya-socket", "asya-runtime"])
+ENTRIES = st.fixed_dictionaries(
+    {"name": st.sampled_from(["A", "ASYA_HANDLER", "ASYA_CHUNK_SIZE", "ASYA_SOCKET_PATH"])},
+    optional={
+        "value": st.sampled_from(["", HANDLER, "1", "/x/y.sock", "/tmp/sockets/app.sock"]),
+        "valueFrom": st.just({"fieldRef": {"fieldPath": "metadata.name"}}),
+    },
+)
+EXEC = st.builds(lambda command: {"exec": {"command": command}}, COMMANDS)
+CONTAINERS = st.fixed_dictionaries(
+    {"name": NAMES},
+    optional={
+        "image": st.just("image:1"),
+        "command": COMMANDS | st.sampled_from([None, *TYPICAL]),
+        "args": COMMANDS,
+        "env": st.lists(ENTRIES, max_size=3) | st.none(),
+        "volumeMounts": st.lists(
+            st.fixed_dictionaries(
+                {"name": VOLUMES, "mountPath": PATHS},
+                optional={"subPath": st.just("a"), "readOnly": st.booleans()},
+            ),
+            max_size=3,
+        ),
+        "lifecycle": st.dictionaries(st.sampled_from(["postStart", "preStop"]), EXEC, max_size=2),
+        "readinessProbe": st.none() | EXEC,
+        "restartPolicy": st.just("Always"),
+        "resources": st.just({"limits": {"cpu": "1"}}),
+        "securityContext": st.just({"runAsUser": 1}),
+        "workingDir": st.just("/app"),
+        "future": st.integers(),
+    },
+)
+ANNOTATIONS = st.fixed_dictionaries(
+    {"asya.sh/handler": st.just(HANDLER)},
+    optional={
+        "asya.sh/mode": st.sampled_from(["auto", "wrap", "hook", "runtime", "mount"]),
+        "asya.sh/container": NAMES,
+        "asya.sh/sidecars": NAMES,
+        "asya.sh/mount-path": st.sampled_from(["/srv/a", "/app/asya_runtime.py"]),
+        "asya.sh/socket-path": st.sampled_from(["/data/a.sock", "/x/y.sock"]),
+        "asya.sh/chunk-size": st.just("1"),
+        "asya.sh/probe": st.sampled_from(["true", "false"]),
+        "kubectl.kubernetes.io/default-container": NAMES,
+        "example.com/a": st.just("b"),
+    },
+)
+
+
+def received(drawn: Any) -> Any:
+    """No part is shared with another, as when it has come over the wire."""
+    return json.loads(json.dumps(drawn))
+
+
+def fitting(annotations: Object, containers: list[Object], inits: list[Object]) -> Object:
+    """Without what names a container that is not there, so that most pods can become actors."""
+    names = [item["name"] for item in containers]
+    native = [item["name"] for item in inits if "restartPolicy" in item]
+    dropped = {key for key, value in annotations.items() if "container" in key} - {
+        key for key, value in annotations.items() if value in names
+    }
+    if annotations.get("asya.sh/sidecars") not in [*names[1:], *native]:
+        dropped.add("asya.sh/sidecars")
+    return {key: value for key, value in annotations.items() if key not in dropped}
+
+
+def pod(annotations: Object, containers: list[Object], inits: list[Object], volumes: Any) -> Object:
+    return {
+        "metadata": {"annotations": fitting(annotations, containers, inits)},
+        "spec": {"containers": containers, "initContainers": inits, "volumes": volumes, "x": 1},
+        "status": {"future": [None]},
+    }
+
+
+PODS = (
+    st.lists(CONTAINERS, min_size=1, max_size=4, unique_by=lambda item: str(item["name"]))
+    .flatmap(
+        lambda drawn: st.builds(
+            pod,
+            ANNOTATIONS,
+            st.just(drawn[: max(1, len(drawn) - 1)]),
+            st.just(drawn[max(1, len(drawn) - 1) :]),
+            st.lists(
+                st.builds(
+                    lambda name, source: {"name": name, source: {}},
+                    VOLUMES,
+                    st.sampled_from(["emptyDir", "emptyDir", "emptyDir", "hostPath"]),
+                ),
+                max_size=2,
+                unique_by=lambda item: item["name"],
+            ),
+        )
+    )
+    .map(received)
+)
+
+
+def done(given: Object, policy: ClusterDefaults = POLICY) -> Object | None:
+    """The injected pod, None where it was refused; the one given is not changed."""
+    before = copy.deepcopy(given)
+    try:
+        result = inject(given, policy)
+    except InjectionError as refusal:
+        line = str(refusal)
+        assert line.isascii()
+        assert line.isprintable()
+        assert len(line) < 1500
+        return None
+    finally:
+        assert given == before
+    assert result is not None
+    return result.pod
+
+
+def tidy(node: Any) -> Any:
+    """Without nulls and what is empty, which the API server does not keep apart from absent."""
+    if isinstance(node, dict):
+        kept = {key: tidy(value) for key, value in node.items()}
+        return {key: value for key, value in kept.items() if value not in (None, [], {})}
+    return [tidy(item) for item in node] if isinstance(node, list) else node
+
+
+@ANY
+@given(PODS, POLICIES)
+def test_twice_is_once(given: Object, policy: ClusterDefaults) -> None:
+    once = done(given, policy)
+    assert once is None or json.dumps(done(once, policy)) == json.dumps(once)
+
+
+@ANY
+@given(PODS, POLICIES)
+def test_uninject_gives_the_original_back(given: Object, policy: ClusterDefaults) -> None:
+    injected = done(given, policy)
+    # Our programs by hand, where they are not mounted: that is set right, and stays so.
+    moved = policy is OTHER or "asya.sh/mount-path" in given["metadata"].get("annotations", {})
+    elsewhere = moved and "/opt/asya/" in json.dumps(given["spec"])
+    if injected is not None and not elsewhere:
+        assert tidy(uninject(injected)) == tidy(given)
+    assert uninject(given) is given
+
+
+@ANY
+@given(PODS, ANNOTATIONS, POLICIES, POLICIES)
+def test_a_copied_pod_with_other_wishes_comes_out_as_one_that_was_never_injected(
+    given: Object, annotations: Object, first: ClusterDefaults, second: ClusterDefaults
+) -> None:
+    copied = done(given, first)
+    if copied is None:
+        return
+    chosen = json.loads(copied["metadata"]["annotations"]["asya.sh/injected"])["container"]
+    spec = given["spec"]
+    annotations = fitting(annotations, spec["containers"], spec["initContainers"])
+    annotations = {"asya.sh/container": chosen} | annotations
+    for each in (given, copied):
+        mark = {"asya.sh/injected": each["metadata"]["annotations"].get("asya.sh/injected")}
+        each["metadata"]["annotations"] = annotations | (mark if each is copied else {})
+    anew, again = done(given, second), done(copied, second)
+    assert tidy(anew) == tidy(again)
+
+
+@ANY
+@given(PODS, CONTAINERS, st.integers(0, 3))
+def test_a_container_that_another_webhook_added_changes_nothing_else(
+    given: Object, added: Object, place: int
+) -> None:
+    injected = done(given)
+    if injected is None:
+        return
+    added = received(added) | {"name": "asya-sidecar-2"}
+    before = copy.deepcopy(injected)
+    injected["spec"]["containers"].insert(place, added)
+    again = done(injected)
+    assert again is not None
+    again["spec"]["containers"].remove(added)
+    assert again == before
+
+
+@ANY
+@given(PODS)
+def test_what_is_not_ours_to_change_stays(given: Object) -> None:
+    injected = done(given)
+    if injected is None:
+        return
+    assert injected["status"] == given["status"]
+    assert injected["spec"]["x"] == 1
+    pairs = [
+        pair
+        for field in ("containers", "initContainers")
+        for pair in zip(given["spec"][field], injected["spec"][field], strict=True)
+    ]
+    for before, after in pairs:
+        for field in ("name", "image", "resources", "securityContext", "workingDir", "future"):
+            assert after.get(field) == before.get(field)
+        theirs = before.get("env") or []
+        assert (after.get("env") or [])[len(after.get("env") or []) - len(theirs) :] == theirs
+        mounts = before.get("volumeMounts") or []
+        assert (after.get("volumeMounts") or [])[: len(mounts)] == mounts
+
+
+@ANY
+@given(PODS)
+def test_the_json_patch_as_kopf_makes_it_gives_the_same_pod(given: Object) -> None:
+    injected = done(given)
+    if injected is None:
+        return
+    patch = kopf.Patch(body=cast(Any, kopf.Body(cast(Any, copy.deepcopy(given)))))
+    patch.fns.append(lambda draft: cast(Object, draft).update(injected))
+    operations = patch.as_json_patch()
+    assert jsonpatch.apply_patch(given, json.loads(json.dumps(operations))) == injected
+
+
+@ANY
+@given(PODS, st.sampled_from(["Deployment", "CronJob"]), POLICIES)
+def test_a_workload_comes_back_too(given: Object, kind: str, policy: ClusterDefaults) -> None:
+    spec: Object = {"template": {key: given[key] for key in ("metadata", "spec")}}
+    if kind == "CronJob":
+        spec = {"jobTemplate": {"spec": spec}, "schedule": "@daily"}
+    workload = {"kind": kind, "metadata": {"annotations": {"asya.sh/json": "auto"}}, "spec": spec}
+    before = copy.deepcopy(workload)
+    noted = propagate(workload)
+    assert workload == before
+    injected = done(get_template(noted), policy)
+    if injected is not None:
+        template = get_template(noted)
+        template.clear()
+        template.update(injected)
+        assert workload == before
+        assert tidy(uninject_workload(noted)) == tidy(workload)
+    assert uninject_workload(workload) is workload
+
+
+# --- What is no pod
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths of all nodes of a tree."""
+    inner: list[tuple[Any, Any]] = list(node.items()) if isinstance(node, dict) else []
+    if isinstance(node, list):
+        inner = list(enumerate(node))
+    return [path, *(found for key, value in inner for found in places(value, (*path, key)))]
+
+
+def broken(node: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """The tree with another value at one path."""
+    if not path:
+        return value
+    node = copy.copy(node)
+    node[path[0]] = broken(node[path[0]], path[1:], value)
+    return node
+
+
+def refused_or_done(given: Any) -> None:
+    for function in (
+        lambda: inject(given, POLICY),
+        lambda: uninject(given),
+        lambda: propagate(given),
+        lambda: find_overridden(given),
+        lambda: uninject_workload(given),
+    ):
+        line = ""
+        try:
+            function()
+        except InjectionError as refusal:
+            line = str(refusal)
+        assert line.isascii()
+        assert line.isprintable()
+        assert len(line) < 1500
+
+
+@ANY
+@given(JSON)
+def test_no_value_crashes_it(given: Any) -> None:
+    refused_or_done(given)
+
+
+@ANY
+@given(st.data(), PODS, JSON)
+def test_no_pod_with_a_wrong_value_at_any_place_crashes_it(
+    data: st.DataObject, given: Object, value: Any
+) -> None:
+    given = done(given) or given
+    path = data.draw(st.sampled_from(places(given)))
+    refused_or_done(broken(given, path, value))
+    template = {key: given[key] for key in ("metadata", "spec")}
+    workload = {"kind": "Deployment", "metadata": {}, "spec": {"template": template}}
+    path = data.draw(st.sampled_from(places(workload)))
+    refused_or_done(broken(workload, path, value))
