@@ -15,8 +15,6 @@ export UV := $(or $(shell command -v uv),$(CURDIR)/.tools/uv/bin/uv)
 export PYTHONPATH := $(CURDIR)/injector
 
 bin := .venv/bin
-# Folders whose modules import each other by their bare names.
-own_paths := tests/chart tests/docs tests/model examples e2e e2e/model bench
 scripts = $(shell git ls-files '*.sh' .ci/run '*/bin/entrypoint')
 
 .PHONY: help
@@ -58,15 +56,14 @@ fmt: deps ## format the code and fix what ruff can fix
 	@$(bin)/ruff check --quiet --fix .
 
 .PHONY: sync
-sync: ## copy the runtime files into the chart
-	@cp runtime/asya_runtime.py runtime/asya_entrypoint.py chart/files/
+sync: deps ## regenerate values, schema, tables of the docs, versions, copies of the runtime
+	@$(bin)/python -m tests.generated.sync
 
 .PHONY: lint
 lint: deps helm ## run ruff, mypy, import-linter, codespell, shellcheck, helm lint
 	@$(bin)/ruff format --check --quiet . || { echo 'not formatted: make fmt' >&2; exit 1; }
 	@$(bin)/ruff check --quiet .
 	@$(bin)/mypy --no-error-summary
-	@for dir in $(own_paths); do MYPYPATH=$$dir:tests/chart:tests/docs:e2e $(bin)/mypy --no-error-summary $$dir/*.py; done
 	@$(bin)/lint-imports --no-logo >build/lint-imports.log 2>&1 || { cat build/lint-imports.log >&2; exit 1; }
 	@git ls-files -z | xargs -0 $(bin)/codespell
 	@$(bin)/shellcheck -x --source-path=SCRIPTDIR $(scripts)
@@ -98,12 +95,12 @@ fuzz: deps ## send FRAMES=1000000 mutated frames to the runtime, for 30 min at m
 	@$(bin)/python -m tests.runtime.fuzz --frames $(or $(FRAMES),1000000) $(ARGS)
 
 .PHONY: chart-render
-chart-render: deps helm sync ## update the chart's golden files and its README table
-	@$(bin)/python tests/chart/render.py
+chart-render: deps helm sync ## update the chart's golden files
+	@$(bin)/python -m tests.chart.render
 
 .PHONY: chart-schemas
 chart-schemas: deps ## download the schemas that the chart is validated against
-	@$(bin)/python tests/chart/fetch_schemas.py
+	@$(bin)/python -m tests.chart.fetch_schemas
 
 .PHONY: package
 package: helm ## build the chart archive reproducibly in dist/
@@ -138,11 +135,11 @@ image: deps ## build the injector image; load it into the cluster if that is run
 
 .PHONY: demo
 demo: deps cluster ## turn a web application into an actor with one annotation
-	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/python examples/demo.py
+	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/python -m examples.demo
 
 .PHONY: demo-clean
 demo-clean: deps ## delete what the demo installed
-	@$(bin)/python examples/demo.py --clean
+	@$(bin)/python -m examples.demo --clean
 
 .PHONY: e2e
 e2e: deps cluster helm3 ## run the cluster tests in parallel (ARGS=-n0: one at a time)
@@ -165,11 +162,11 @@ check: ## run lint, unit, chart and cluster tests, and the demo
 
 .PHONY: bench
 bench: deps ## compare the speed of runtime and injector with alternatives
-	@$(bin)/python bench/run.py $(ARGS)
+	@$(bin)/python -m bench.run $(ARGS)
 
 .PHONY: bench-cluster
 bench-cluster: deps cluster ## measure the cost of injection in a cluster
-	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" PYTHONPATH="$$PYTHONPATH:e2e" $(bin)/python bench/cluster.py $(ARGS)
+	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/python -m bench.cluster $(ARGS)
 
 .PHONY: clean
 clean: ## delete what was built in this checkout; other caches stay

@@ -24,13 +24,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cluster_report
-import histogram
-from harness import SYSTEM, Cluster, Object, run, until
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
-from ledger import State
-from traffic import HANDLER, admitted, gated
+
+from bench import cluster_report, histogram
+from e2e.harness import SYSTEM, Cluster, Object, run, until
+from e2e.load.ledger import State
+from e2e.load.traffic import HANDLER, admitted, gated
 
 OUTPUT = Path(__file__).parents[1] / "build" / "bench-cluster.json"
 CLIENTS = 16

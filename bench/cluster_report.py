@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import picture
-from report import DOCS, Table, short
+from bench import picture
+from bench.report import DOCS, Table, short
 
 Result = dict[str, Any]
 PAGE, PICTURE = DOCS / "benchmarks.md", DOCS / "benchmarks-cluster.svg"

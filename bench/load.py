@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from contenders import FRAMES, GRPC, HTTP
+from bench.contenders import FRAMES, GRPC, HTTP
 
 PATIENCE = 60.0  # seconds without a byte; nothing here takes that long
 

@@ -18,10 +18,11 @@ from typing import Any
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.mutation.inject import inject
 from asya_injector.tls.authority import create
-from contenders import SERVERS
-from load import Slice
-from processes import NotServing, Process
-from stand_in import api_server
+
+from bench.contenders import SERVERS
+from bench.load import Slice
+from bench.processes import NotServing, Process
+from tests.support.api_server import api_server
 
 HOST = "bench.local"
 

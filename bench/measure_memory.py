@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from measure_injector import Caller, free_port, pod, request_of
-from processes import INJECTOR, NotServing, Process
-from stand_in import NAME, NAMESPACE, SECRET, Api, api_server
+from bench.measure_injector import Caller, free_port, pod, request_of
+from bench.processes import INJECTOR, NotServing, Process
+from tests.support.api_server import NAME, NAMESPACE, SECRET, Api, api_server
 
 RUNTIME = INJECTOR.parent / "runtime"
 BYTECODE = INJECTOR.parent / "build" / "bytecode"

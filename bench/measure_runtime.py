@@ -24,8 +24,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from contenders import BASE, BASE_FAST, BASE_FOR_MANY, BY_NAME, CONTENDERS, Contender
-from load import (
+from bench.contenders import BASE, BASE_FAST, BASE_FOR_MANY, BY_NAME, CONTENDERS, Contender
+from bench.load import (
     ASCII,
     PROSE,
     SITUATIONS,
@@ -36,7 +36,7 @@ from load import (
     message_of,
     request_of,
 )
-from processes import NotServing, Process, bare_interpreter, serving
+from bench.processes import NotServing, Process, bare_interpreter, serving
 
 KB, MB = 1 << 10, 1 << 20
 # Messages of one size differ from round to round, in length by a hundredth and in where their text

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 from xml.sax.saxutils import escape
 
-from contenders import BASE, BY_NAME, CONTENDERS
-from load import ASCII
+from bench.contenders import BASE, BY_NAME, CONTENDERS
+from bench.load import ASCII
 
 PANEL, LABELS, BAR, GAP = 200, 150, 14, 6
 OURS, THEIRS, INK, PALE = "#1f6feb", "#a8b3bf", "#24292f", "#d8dee4"

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from contenders import SERVERS, Contender
+from bench.contenders import SERVERS, Contender
 
 INJECTOR = SERVERS.parents[1] / "injector"
 DEADLINE = 60.0  # seconds for a start; all take less than three on a quiet machine

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import picture
-from contenders import BASE, BASE_FOR_MANY, BY_NAME, CONTENDERS
-from load import ASCII, SITUATIONS
+from bench import picture
+from bench.contenders import BASE, BASE_FOR_MANY, BY_NAME, CONTENDERS
+from bench.load import ASCII, SITUATIONS
 
 KB, MB = 1 << 10, 1 << 20
 DOCS = Path(__file__).parents[1] / "docs"

@@ -21,12 +21,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import measure_injector
-import measure_memory
-import peers
-import report
-from load import WrongReply
-from processes import NotServing
+from bench import measure_injector, measure_memory, peers, report
+from bench.load import WrongReply
+from bench.processes import NotServing
 
 HERE = Path(__file__).parent
 OUTPUT = peers.ROOT / "build" / "bench.json"

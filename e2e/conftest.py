@@ -13,12 +13,12 @@ import os
 import shutil
 from collections.abc import Iterator
 
-import ledger
 import pytest
-import trend
-from faults import Scene, staged
-from harness import MADE_HERE, REPOSITORY, SYSTEM, Cluster, run
 from kubernetes import config
+
+from e2e.harness import MADE_HERE, REPOSITORY, SYSTEM, Cluster, run
+from e2e.load import ledger, trend
+from e2e.load.faults import Scene, staged
 
 LOCK = REPOSITORY / "build" / "e2e.lock"
 CHANGED = REPOSITORY / "build" / "e2e.changed"  # there while the release is not the usual one

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cryptography import x509
-from inside import run_inside
 from kubernetes import client
+
+from e2e.pod_exec import run_inside
 
 T = TypeVar("T")
 Object = dict[str, Any]

@@ -15,10 +15,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from harness import RELEASE, REPOSITORY, SYSTEM, Cluster, Object, bare_pod, run, until
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
+
+from e2e.harness import RELEASE, REPOSITORY, SYSTEM, Cluster, Object, bare_pod, run, until
 
 CHART = REPOSITORY / "chart"
 PREVIOUS = REPOSITORY / "e2e/charts/asya-runtime-0.1.0.tgz"

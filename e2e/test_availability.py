@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 import pytest
-from harness import Cluster, Object, bare_pod, until, workload
+
+from e2e.harness import Cluster, Object, bare_pod, until, workload
 
 pytestmark = pytest.mark.alone
 

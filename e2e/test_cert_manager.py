@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import RELEASE, SYSTEM, Cluster, serial, until
-from releases import Release, stream
+
+from e2e.harness import RELEASE, SYSTEM, Cluster, serial, until
+from e2e.releases import Release, stream
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(400)]
 

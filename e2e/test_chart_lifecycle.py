@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from harness import RELEASE, REPOSITORY, SYSTEM, Cluster, bare_pod, container, until
-from releases import CHART, ECHO, PREVIOUS, Release, certificate, stream
+
+from e2e.harness import RELEASE, REPOSITORY, SYSTEM, Cluster, bare_pod, container, until
+from e2e.releases import CHART, ECHO, PREVIOUS, Release, certificate, stream
 
 OK = [{"status": "ok", "result": {}}]
 DOES_NOT_ANSWER = 'failed calling webhook "pods.asya.sh"'
@@ -120,7 +121,7 @@ def test_helm_3_does_the_same_by_a_shorter_way(free: Cluster, namespace: str) ->
     with pytest.raises(AssertionError):
         release.helm("test", RELEASE)
     log = free.kubectl("-n", SYSTEM, "logs", f"{RELEASE}-test").stdout
-    assert "this pod was let in without the runtime" in log
+    assert "this pod was admitted without the runtime" in log
     free.kubectl("-n", SYSTEM, "delete", "pod", f"{RELEASE}-test")
     release.helm("uninstall", RELEASE, "--wait")
     free.settle(replicas=0)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 from asya_injector.tls.authority import create
-from harness import Cluster, Object, bare_pod, run, until, workload
+
+from e2e.harness import Cluster, Object, bare_pod, run, until, workload
 
 ECHO = {"asya.sh/handler": "handlers.echo"}
 APP = ["python3", "-m", "app"]

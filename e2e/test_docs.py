@@ -3,9 +3,10 @@
 import os
 
 import pytest
-from harness import REPOSITORY, Cluster
-from pages import DOCS
-from session import run_page
+
+from e2e.harness import REPOSITORY, Cluster
+from tests.docs.pages import DOCS
+from tests.docs.session import run_page
 
 
 @pytest.mark.alone

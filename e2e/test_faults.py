@@ -14,7 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults import (
+from kubernetes import client
+
+from e2e.harness import RELEASE, REPOSITORY, SYSTEM, Cluster, Pod, is_ready, run, until
+from e2e.load.faults import (
     HOOK,
     KILLS,
     NODE,
@@ -28,10 +31,8 @@ from faults import (
     until_routed,
     without_an_account,
 )
-from harness import RELEASE, REPOSITORY, SYSTEM, Cluster, Pod, is_ready, run, until
-from kubernetes import client
-from ledger import Promise
-from releases import stream
+from e2e.load.ledger import Promise
+from e2e.releases import stream
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(240)]
 

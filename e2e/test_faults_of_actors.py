@@ -15,7 +15,9 @@ from dataclasses import replace
 
 import pytest
 from asya_injector.tls.authority import KeyPair, create
-from faults import (
+
+from e2e.harness import SYSTEM, Pod, serial, until
+from e2e.load.faults import (
     HOOK,
     KILLS,
     NOTHING,
@@ -27,9 +29,8 @@ from faults import (
     kill_within,
     without_an_account,
 )
-from harness import SYSTEM, Pod, serial, until
-from ledger import Promise, Row, State
-from traffic import APP, actor, load, long_message
+from e2e.load.ledger import Promise, Row, State
+from e2e.load.traffic import APP, actor, load, long_message
 
 pytestmark = [pytest.mark.xdist_group("actors"), pytest.mark.timeout(240)]
 

@@ -1,7 +1,8 @@
 """GPU memory that runs out is an answer, not an end; what cannot be mended is a new process."""
 
 import pytest
-from harness import Cluster, Object, Pod, until, workload
+
+from e2e.harness import Cluster, Object, Pod, until, workload
 
 GIB = 1 << 30
 APP = ["python3", "-m", "app"]

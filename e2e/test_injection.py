@@ -4,7 +4,8 @@ import json
 import subprocess
 
 import pytest
-from harness import CLIENT, SIDECAR, Cluster, Object, bare_pod, until, workload
+
+from e2e.harness import CLIENT, SIDECAR, Cluster, Object, bare_pod, until, workload
 
 ECHO = {"asya.sh/handler": "handlers.echo"}
 APP = ["python3", "-m", "app"]

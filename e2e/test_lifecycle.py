@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from harness import RELEASE, SYSTEM, Cluster, bare_pod, until, workload
+
+from e2e.harness import RELEASE, SYSTEM, Cluster, bare_pod, until, workload
 
 APP = ["python3", "-m", "app"]
 ECHO = {"asya.sh/handler": "handlers.echo"}

@@ -8,11 +8,12 @@ import re
 from typing import Any
 
 import pytest
-from cel_cases import CASES, Case
-from harness import SYSTEM, Cluster, Object, until
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from kubernetes.dynamic import DynamicClient
+
+from e2e.harness import SYSTEM, Cluster, Object, until
+from tests.chart.cel_cases import CASES, Case
 
 pytestmark = pytest.mark.alone  # reviews are counted
 

@@ -9,7 +9,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from harness import SIDECAR, Cluster, Object, Pod, bare_pod, container, is_ready, until, workload
+
+from e2e.harness import (
+    SIDECAR,
+    Cluster,
+    Object,
+    Pod,
+    bare_pod,
+    container,
+    is_ready,
+    until,
+    workload,
+)
 
 APP = ["python3", "-m", "app"]
 HANDLER = "asya.sh/handler"

@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 import pytest
-from harness import SIDECAR, SYSTEM, Cluster, Object, bare_pod, run, workload
+
+from e2e.harness import SIDECAR, SYSTEM, Cluster, Object, bare_pod, run, workload
 
 ECHO = {"asya.sh/handler": "handlers.echo"}
 ACCOUNT = f"system:serviceaccount:{SYSTEM}:asya-runtime"

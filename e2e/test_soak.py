@@ -13,10 +13,11 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import pytest
-from harness import SYSTEM, Cluster, until
-from ledger import Promise, Row
-from traffic import APP, Asking, Sending, actor, load
-from trend import Trend
+
+from e2e.harness import SYSTEM, Cluster, until
+from e2e.load.ledger import Promise, Row
+from e2e.load.traffic import APP, Asking, Sending, actor, load
+from e2e.load.trend import Trend
 
 Property = Callable[[str, object], None]
 MINUTES = float(os.environ.get("SOAK_MINUTES") or 5)

@@ -8,7 +8,8 @@ import json
 from typing import Any
 
 import pytest
-from harness import Cluster, Object, bare_pod, until, workload
+
+from e2e.harness import Cluster, Object, bare_pod, until, workload
 
 APP = ["python3", "-m", "app"]
 ECHO = {"asya.sh/handler": "handlers.echo"}

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from podchanges import as_yaml, changes, essence
+
+from examples.pod_diff import as_yaml, changes, essence
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parent

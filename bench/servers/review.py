@@ -71,7 +71,7 @@ def main(kind: str, port: str, directory: str) -> None:
         return kopf.login_with_kubeconfig(**kwargs)
 
     asyncio.run(
-        kopf.operator(registry=handlers, standalone=True, clusterwide=True, watcher=cast(Any, "b"))
+        kopf.operator(registry=handlers, standalone=True, clusterwide=True, identity=cast(Any, "b"))
     )
 
 

@@ -2,8 +2,9 @@
 
 import math
 
-import histogram
 import pytest
+
+from bench import histogram
 
 TEXT = """\
 # HELP seconds Time.

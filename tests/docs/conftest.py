@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from pages import REPOSITORY
+
+from tests.docs.pages import REPOSITORY
 
 
 @pytest.fixture

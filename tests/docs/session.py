@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from pages import Command, agrees, blocks, commands
+from tests.docs.pages import Command, agrees, blocks, commands
 
 
 class PageError(AssertionError):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 from asya_injector.annotations.table import BY_KEY, WRITTEN_BY_US
-from pages import DOCS, REPOSITORY, agrees, blocks, commands, pages
+
+from tests.docs.pages import DOCS, REPOSITORY, agrees, blocks, commands, pages
 
 PAGES = {str(page.relative_to(REPOSITORY)): page for page in pages()}
 each_page = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES.keys())

@@ -8,8 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from pages import DOCS
-from session import PageError, run_page
+
+from tests.docs.pages import DOCS
+from tests.docs.session import PageError, run_page
 
 
 def has(program: str) -> bool:

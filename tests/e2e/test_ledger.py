@@ -1,7 +1,8 @@
 """What counts as lost, by tables of histories."""
 
 import pytest
-from ledger import (
+
+from e2e.load.ledger import (
     HEADER,
     MESSAGE,
     POD,

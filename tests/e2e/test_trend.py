@@ -1,7 +1,8 @@
 """What counts as flat."""
 
 import pytest
-from trend import Trend
+
+from e2e.load.trend import Trend
 
 WARM = [10.0, 20.0, 28.0, 30.0]
 

@@ -1,4 +1,4 @@
-"""The demo's parts, importable."""
+"""The demo's folder, and its application on the import path as in its image."""
 
 from pathlib import Path
 
@@ -9,7 +9,6 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture(autouse=True)
 def examples(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the demo; its modules and the application's can be imported."""
-    monkeypatch.syspath_prepend(EXAMPLES)
+    """The demo's folder; the application's package can be imported."""
     monkeypatch.syspath_prepend(EXAMPLES / "app")
     return EXAMPLES

@@ -1,11 +1,12 @@
 """The demo ends well only if every reply is right."""
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from examples import demo
 
 RIGHT = {"status": "ok", "result": 1}
 WRONG = {"status": "ok", "result": 2}
@@ -25,7 +26,6 @@ WRONG = {"status": "ok", "result": 2}
     ],
 )
 def test_what_is_wrong_with_the_replies_is_said(replies: list[Any], said: list[str]) -> None:
-    demo = importlib.import_module("demo")
     assert list(demo.differences(replies, [RIGHT, RIGHT])) == said
 
 
@@ -51,7 +51,6 @@ def test_what_is_missing_is_one_line(
     environment: dict[str, str],
     says: str,
 ) -> None:
-    demo = importlib.import_module("demo")
     monkeypatch.setattr("sys.argv", ["demo.py", *arguments])
     monkeypatch.setenv("PATH", "/nonexistent")  # no kubectl, so no cluster
     for name, value in environment.items():

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 from asya_injector.kube_client import ApiClient, connect
-from stand_in import NAME, NAMESPACE, SECRET, Api, api_server
+
+from tests.support.api_server import NAME, NAMESPACE, SECRET, Api, api_server
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 60.0

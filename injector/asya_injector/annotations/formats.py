@@ -21,22 +21,30 @@ class Form:
 
     schema: what JSON Schema can say of it; every text of the form is valid by that, but not every
     text that is valid by that has the form (bounds of numbers, lengths in bytes, keywords).
+    value: JSON Schema of the same setting as a value of the chart, which may be a boolean or a
+    number.
     """
 
     parse: Callable[[str], str]
     schema: Mapping[str, Any]
+    value: Mapping[str, Any]
 
     def __call__(self, text: str) -> str:
         """The canonical text; raises ValueError."""
         return self.parse(text)
 
 
-def form(**schema: Any) -> Callable[[Callable[[str], str]], Form]:
-    """Make a parser a form, with its JSON Schema."""
-    return lambda parse: Form(parse, schema)
+def form(
+    value: Mapping[str, Any] | None = None, **schema: Any
+) -> Callable[[Callable[[str], str]], Form]:
+    """Make a parser a form; without `value` the chart's value is a text by `schema`."""
+    return lambda parse: Form(parse, schema, value or {"type": "string", **schema})
 
 
-@form(pattern="^([Tt][Rr][Uu][Ee]|[Ff][Aa][Ll][Ss][Ee]|[Yy][Ee][Ss]|[Nn][Oo]|[01])$")
+@form(
+    pattern="^([Tt][Rr][Uu][Ee]|[Ff][Aa][Ll][Ss][Ee]|[Yy][Ee][Ss]|[Nn][Oo]|[01])$",
+    value={"type": "boolean"},
+)
 def boolean(text: str) -> str:
     """true, 1, yes, false, 0, no, in any case: the words that the runtime takes."""
     word = text.lower()
@@ -50,7 +58,7 @@ def boolean(text: str) -> str:
 def integer(low: int, high: int) -> Form:
     """A whole number in ASCII digits, both bounds included."""
 
-    @form(pattern="^[0-9]{1,10}$")
+    @form(pattern="^[0-9]{1,10}$", value={"type": "integer", "minimum": low, "maximum": high})
     def parse(text: str) -> str:
         if re.fullmatch(r"[0-9]{1,10}", text) and low <= int(text) <= high:
             return str(int(text))
@@ -61,8 +69,12 @@ def integer(low: int, high: int) -> Form:
 
 def seconds(*, zero: bool) -> Form:
     """A decimal number of seconds, without exponent or sign."""
+    lowest = 0 if zero else 0.001
 
-    @form(pattern="^[0-9]{1,9}(\\.[0-9]{1,9})?$")
+    @form(
+        pattern="^[0-9]{1,9}(\\.[0-9]{1,9})?$",
+        value={"type": "number", "minimum": lowest, "maximum": 999999999},
+    )
     def parse(text: str) -> str:
         if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
             number = float(text)

@@ -21,9 +21,13 @@ from asya_injector.mutation.ownership import (
 )
 from asya_injector.runtime_files import ENTRYPOINT_FILE
 
-# Programs that are process 1 for another one, and those of their options that take a value.
-_INITS = frozenset({"tini", "tini-static", "docker-init", "dumb-init", "catatonit"})
-_INIT_OPTIONS_WITH_VALUE = frozenset({"-p", "-e", "-r", "--rewrite"})
+# The chart's template helpers use these three too: `make sync` writes them there.
+# A program that is a Python interpreter, with "/" before its name. It must not contain $(NAME):
+# the kubelet expands that in a command, but not in probes and hooks.
+INTERPRETER = r"[^$]*/(python|pypy)[0-9]*(\.[0-9]+)*t?"
+# Programs that run another program as process 1, and their options that take a value.
+INIT_PROGRAMS = ("catatonit", "docker-init", "dumb-init", "tini", "tini-static")
+INIT_OPTIONS_WITH_VALUE = ("-p", "-e", "-r", "--rewrite")
 
 
 def configure_startup(pod: Object, model: Object, wishes: Settings) -> str:
@@ -138,21 +142,19 @@ def _python(model: Object, wishes: Settings) -> str:
     if "python" in wishes.annotated:
         return wishes.annotated["python"]
     program = _program(unwrap(get_strings(model, "command")))
-    # No $(NAME) in it: the kubelet expands that in a command, but not in probes and hooks.
-    is_interpreter = re.fullmatch(r"[^$]*/(python|pypy)[0-9]*(\.[0-9]+)*t?", "/" + program)
-    return program if is_interpreter else wishes["python"]
+    return program if re.fullmatch(INTERPRETER, "/" + program) else wishes["python"]
 
 
 def _program(command: list[str]) -> str:
     """What a command runs in the end, looking through programs that only act as process 1."""
     rest = list(command)
-    while rest and posixpath.basename(rest[0]) in _INITS:
+    while rest and posixpath.basename(rest[0]) in INIT_PROGRAMS:
         rest = rest[1:]
         while rest and rest[0].startswith("-"):
             option = rest.pop(0)
             if option == "--":
                 break
-            if option in _INIT_OPTIONS_WITH_VALUE:
+            if option in INIT_OPTIONS_WITH_VALUE:
                 del rest[:1]
     return rest[0] if rest else ""
 

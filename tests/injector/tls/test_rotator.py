@@ -14,10 +14,10 @@ from asya_injector.kube_client import ApiClient, ApiException, HTTPError
 from asya_injector.tls.authority import KeyPair, create
 from asya_injector.tls.rotator import CertRotator
 from asya_injector.tls.watcher import CertificatePair, NotReadyError
-from stand_in import NAME, NAMESPACE, SECRET, Api, failure, write_kubeconfig
 
 from tests.injector.conftest import connected
 from tests.injector.tls.test_authority import trusts
+from tests.support.api_server import NAME, NAMESPACE, SECRET, Api, failure, write_kubeconfig
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 DAY = dt.timedelta(days=1)

@@ -16,7 +16,9 @@ import pytest
 from asya_injector import __version__
 from asya_injector.runtime_files import RuntimeFiles
 from jsonpatch import JsonPatch
-from stand_in import (
+
+from tests.injector.conftest import ROOT, Injector, free_port, run_script, until
+from tests.support.api_server import (
     NAME,
     NAMESPACE,
     RIGHTS,
@@ -27,8 +29,6 @@ from stand_in import (
     failure,
     write_kubeconfig,
 )
-
-from tests.injector.conftest import ROOT, Injector, free_port, run_script, until
 
 Start = Callable[..., Injector]
 HASH = RuntimeFiles.load(ROOT / "runtime").hash

@@ -14,9 +14,9 @@ from asya_injector.kube_client import ApiClient
 from asya_injector.runtime_files import RuntimeFiles
 from asya_injector.webhook.runtime_configmap import RuntimeConfigMapWriter
 from asya_injector.webhook.telemetry import Metrics
-from stand_in import Answer, Api, failure, write_kubeconfig
 
 from tests.injector.conftest import connected, free_port
+from tests.support.api_server import Answer, Api, failure, write_kubeconfig
 
 RUNTIME = Path(__file__).parents[3] / "runtime"
 

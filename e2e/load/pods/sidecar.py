@@ -24,7 +24,7 @@ PATH = os.environ["ASYA_SOCKET_PATH"]
 PAUSE = float(sys.argv[1]) if len(sys.argv) > 1 else 0.1
 RETRY = 0.1
 PATIENCE = 40
-CALL = {"seconds": 0.02}
+CALL: "dict[str, object]" = {"seconds": 0.02}
 ORDERS: "dict[int, dict[str, object]]" = {
     signal.SIGUSR1: {"seconds": 2.0, "say": True},
     signal.SIGUSR2: {"seconds": 0.5, "say": True, "eat": True},

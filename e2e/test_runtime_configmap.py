@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from harness import Cluster, Object, bare_pod, until
+from e2e.harness import Cluster, Object, bare_pod, until
 
 ECHO = {"asya.sh/handler": "handlers.echo"}
 NOWHERE = {"example.com/no": "no"}  # no node has it: the pod is only admitted

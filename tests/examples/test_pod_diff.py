@@ -1,11 +1,9 @@
 """The demo shows of a pod's change what matters, and nothing else."""
 
 import copy
-import importlib
-from types import ModuleType
 from typing import Any
 
-import pytest
+from examples.pod_diff import changes, essence
 
 TOKEN = "kube-api-access-x2x4v"
 POD: dict[str, Any] = {
@@ -28,32 +26,27 @@ POD: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def podchanges() -> ModuleType:
-    return importlib.import_module("podchanges")
-
-
-def test_only_what_somebody_wrote_is_left(podchanges: ModuleType) -> None:
-    assert podchanges.essence(POD) == {
+def test_only_what_somebody_wrote_is_left() -> None:
+    assert essence(POD) == {
         "metadata": {"labels": {"app": "web"}},
         "spec": {"containers": [{"name": "web", "command": ["app"], "image": "web:1"}]},
     }
 
 
-def test_another_pod_of_the_same_template_has_no_changes(podchanges: ModuleType) -> None:
+def test_another_pod_of_the_same_template_has_no_changes() -> None:
     other = copy.deepcopy(POD)
     other["metadata"].update(name="web-2", uid="2")
     other["metadata"]["labels"]["pod-template-hash"] = "b"
     other["spec"]["nodeName"] = "node-2"
     other["spec"]["volumes"][0]["name"] = "kube-api-access-other"
-    assert podchanges.changes(POD, other) == []
+    assert changes(POD, other) == []
 
 
-def test_a_change_is_shown_with_its_surroundings(podchanges: ModuleType) -> None:
+def test_a_change_is_shown_with_its_surroundings() -> None:
     other = copy.deepcopy(POD)
     other["spec"]["containers"][0]["command"] = ["wrapper", "app"]
     other["spec"]["volumes"].append({"emptyDir": {}, "name": "socket"})
-    assert podchanges.changes(POD, other) == [
+    assert changes(POD, other) == [
         "--- before",
         "+++ after",
         "@@ -5,4 +5,7 @@",

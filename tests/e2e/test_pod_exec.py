@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from inside import run_inside
+
+from e2e.pod_exec import run_inside
 
 KUBECTL = """#!/bin/bash
 while [[ $1 != -- ]]; do shift; done

@@ -1,6 +1,6 @@
 """Load on actors and on the injector, and its ledger: sidecars that send, pods that are asked for.
 
-The sidecars' program and the handler are texts of `traffic_pods/`, so that no image knows of them.
+The sidecars' program and the handler are texts of `pods/`, so that no image knows of them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import SIDECAR, Cluster, Object, Pod, container, until, workload
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
-from ledger import MESSAGE, POD, Event, Ledger, State
 from urllib3.exceptions import HTTPError
 
-PODS = Path(__file__).parent / "traffic_pods"
+from e2e.harness import SIDECAR, Cluster, Object, Pod, container, until, workload
+from e2e.load.ledger import MESSAGE, POD, Event, Ledger, State
+
+PODS = Path(__file__).parent / "pods"
 HANDLER = {"asya.sh/handler": "actor.answer"}
 APP = ["python3", "-m", "app"]
 _REFUSALS = {

@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
-from harness import SYSTEM, Cluster, Object
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
+
+from e2e.harness import SYSTEM, Cluster, Object
 
 ACCOUNT = f"system:serviceaccount:{SYSTEM}:asya-runtime"
 

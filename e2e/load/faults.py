@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from harness import Cluster, Object, Pod, run, until
-from ledger import Promise, Row, State
-from traffic import APP, Asking, Sending, actor, load
+from e2e.harness import Cluster, Object, Pod, run, until
+from e2e.load.ledger import Promise, Row, State
+from e2e.load.traffic import APP, Asking, Sending, actor, load
 
 NODE = f"{os.environ.get('CLUSTER', 'asya')}-control-plane"
 WRAP, HOOK, SMALL = "wrap", "hook", "small"

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from harness import SIDECAR, SYSTEM, Cluster, Object, bare_pod, until, workload
+
+from e2e.harness import SIDECAR, SYSTEM, Cluster, Object, bare_pod, until, workload
 
 APP = ["python3", "-m", "app"]
 HANDLER = "asya.sh/handler"

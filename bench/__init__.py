@@ -1,0 +1,1 @@
+"""Benchmarks: `bench.run` (runtime and injector) and `bench.cluster` (cost in a cluster)."""

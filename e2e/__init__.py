@@ -1,0 +1,1 @@
+"""Tests in a Kubernetes cluster; README.md describes how to write one."""

@@ -1,0 +1,1 @@
+"""Load during faults, and the ledger that finds lost messages and pods."""

@@ -1,0 +1,1 @@
+"""Tests that need no cluster; each folder holds those of one part of the repository."""

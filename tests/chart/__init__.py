@@ -1,0 +1,1 @@
+"""The chart: renderings, values, safety rules, the example chart."""

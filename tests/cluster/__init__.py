@@ -1,0 +1,1 @@
+"""The scripts that create the test cluster."""

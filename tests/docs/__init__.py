@@ -1,0 +1,1 @@
+"""The documentation: links, examples that are executed, the CI workflow."""

@@ -1,0 +1,1 @@
+"""The parts of the cluster tests that need no cluster."""

@@ -1,0 +1,1 @@
+"""The demo, its application and its sidecar."""

@@ -1,0 +1,1 @@
+"""The image of the cluster tests: its handlers and its fake torch."""
