@@ -59,7 +59,7 @@ TABLE = (
     Annotation("mode", formats.choice("auto", "wrap", "hook", "runtime", "mount"), "auto",
         "how the runtime is started; auto: wrap if the container has a command, else hook"),
     Annotation("python", formats.python, "python3",
-        "interpreter for the runtime and the wrapper; default: the one in command, if any"),
+        "interpreter for the runtime and the wrapper; one in the command overrides the default"),
     Annotation("mount-path", formats.mount_path, "/opt/asya",
         "directory of the runtime files, or a path ending in .py for a single file"),
     Annotation("probe", formats.boolean, "true",

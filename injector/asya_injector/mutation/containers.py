@@ -157,5 +157,5 @@ def _not_found(
     key: str, what: str, name: str, candidates: list[Object], reason: Reason
 ) -> InjectionError:
     others = [get_name(container) for container in candidates if get_name(container) != name]
-    fallback = f"choose one of {join(others)}" if others else "the pod has no other container"
+    fallback = f"available: {join(others)}" if others else "the pod has no other container"
     return InjectionError(key, what, fix=suggest(name, others, fallback=fallback), reason=reason)

@@ -110,7 +110,7 @@ def _reject_unhookable(pod: Object, target: Object) -> None:
         if get_mapping(pod, "spec").get(field):
             raise InjectionError(
                 PREFIX + "mode",
-                f"mode hook does not work with {field}, because process 1 is not the container's",
+                f"mode hook does not work with {field}, because process 1 is another program",
                 fix=f"set command to use mode wrap, or remove {field}",
                 reason=Reason.HOOK_UNSUPPORTED,
             )

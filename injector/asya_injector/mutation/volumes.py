@@ -95,7 +95,7 @@ def _add_volume(pod: Object, volume: Object) -> None:
         raise InjectionError(
             f"volume {quote(volume['name'])}",
             "the pod has a volume of this name with other content",
-            fix="rename or remove it; the injector adds this volume",
+            fix="rename or remove it, because the injector adds this volume",
             reason=Reason.VOLUME_CONFLICT,
         )
 
