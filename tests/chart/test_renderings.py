@@ -286,7 +286,7 @@ def test_default_values_equal_the_defaults_of_the_annotations(defaults: str) -> 
     assert values == {
         entry.name: entry.default for entry in TABLE if entry.name not in without_default
     }
-    ClusterDefaults(runtime_hash="0", defaults=values)
+    ClusterDefaults("0", values)
 
 
 @pytest.mark.parametrize(
@@ -311,4 +311,4 @@ def test_the_injector_gets_a_default_as_the_user_wrote_it(
     rendered = render(value_at(f"runtime/defaults/{name}", value), chart=chart)
     values = json.loads(environment(rendered)["INJECTOR_DEFAULTS"])
     assert values.get(name) == text
-    ClusterDefaults(runtime_hash="0", defaults=values)
+    ClusterDefaults("0", values)

@@ -193,27 +193,27 @@ def explain(
     it is left alone; or the refusal. Changes nothing.
     """
     if schema:
-        click.echo(json.dumps(explanations.schema(), indent=2))
+        click.echo(json.dumps(explanations.build_schema(), indent=2))
         return
     policy = _policy(_payload(), values_file, defaults)
     documents = _documents(filenames)
     disabled = transform.disabled_namespaces(documents)
     found = [
-        (each, explanations.explained(each, transform.outcome(each, policy, disabled), policy))
+        (each, explanations.explain(each, transform.outcome(each, policy, disabled)))
         for each in transform.iter_objects(documents, namespace)
     ]
     if output == "json":
-        told = explanations.report([explanation for _, explanation in found], policy)
+        told = explanations.build_report([explanation for _, explanation in found], policy)
         click.echo(json.dumps(told, indent=2))
     else:
-        colours = {"injected": "green", "refused": "red"}
+        colours = {"injected": "green", "rejected": "red"}
         for each, explanation in found:
-            first, *rest = explanations.lines(each, explanation)
+            first, *rest = explanations.render_lines(each, explanation)
             colour = colours.get(explanation["result"])
             click.echo(click.style(first, fg=colour) if colour else first)
             for line in rest:
                 click.echo(line)
-    if any(explanation["result"] == "refused" for _, explanation in found):
+    if any(explanation["result"] == "rejected" for _, explanation in found):
         raise SystemExit(REFUSED)
 
 

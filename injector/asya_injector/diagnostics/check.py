@@ -8,8 +8,8 @@ from asya_injector.annotations.table import PREFIX
 from asya_injector.diagnostics import injector, workloads
 from asya_injector.diagnostics.results import OK, UNKNOWN, WRONG, CheckResult
 from asya_injector.kube_client import ApiError, Cluster
-from asya_injector.kube_objects import Object, find_by_name, get_mapping
-from asya_injector.mutation.workload import DISABLED, WORKLOADS, is_disabled_namespace
+from asya_injector.kube_objects import WORKLOAD_KINDS, Object, find_by_name, get_mapping
+from asya_injector.mutation.workload import DISABLED, is_disabled_namespace
 from asya_injector.runtime_files import (
     CHART,
     CHART_SHA256,
@@ -195,9 +195,9 @@ def _disabled(cluster: Cluster) -> list[str]:
 
 
 def _workloads(cluster: Cluster, namespace: str) -> Iterator[Object]:
-    for kind, version in WORKLOADS.items():
-        for item in cluster.list(_path(f"/apis/{version}", f"{kind.lower()}s", namespace)):
-            yield {**item, "kind": kind, "apiVersion": version}
+    for kind in WORKLOAD_KINDS:
+        for item in cluster.list(_path(f"/apis/{kind.api_version}", kind.plural, namespace)):
+            yield {**item, "kind": kind.name, "apiVersion": kind.api_version}
 
 
 def _looked(look: str, rows: Callable[[], Iterable[CheckResult]]) -> Iterator[CheckResult]:

@@ -8,8 +8,15 @@ from asya_injector.annotations.parse import is_switched_off, merge, select_own
 from asya_injector.annotations.table import INHERITED, PREFIX
 from asya_injector.diagnostics.results import OK, WRONG, CheckResult
 from asya_injector.errors import InjectionError
-from asya_injector.kube_objects import Object, find_by_name, get_items, get_mapping
-from asya_injector.mutation.workload import find_pod, find_skip_reason, propagate, read_annotations
+from asya_injector.kube_objects import (
+    Object,
+    find_by_name,
+    get_annotations,
+    get_items,
+    get_mapping,
+    get_template,
+)
+from asya_injector.mutation.workload import find_skip_reason, propagate
 from asya_injector.runtime_files import RUNTIME_HASH_LABEL, RUNTIME_VOLUME
 
 
@@ -46,12 +53,12 @@ def workloads(found: Iterable[Object], *, disabled: Collection[str]) -> Iterator
     for item in found:
         metadata = get_mapping(item, "metadata")
         if find_skip_reason(item, str(metadata.get("namespace")), disabled) or not select_own(
-            read_annotations(item)
+            get_annotations(item)
         ):
             continue
         count += 1
-        if read_annotations(find_pod(propagate(item))).get(INHERITED) == read_annotations(
-            find_pod(item)
+        if get_annotations(get_template(propagate(item))).get(INHERITED) == get_annotations(
+            get_template(item)
         ).get(INHERITED):
             continue
         wrong += 1
@@ -78,7 +85,7 @@ def _state(pod: Object, current: Collection[str], disabled: Collection[str]) -> 
     if find_skip_reason(pod, str(metadata.get("namespace")), disabled):
         return None
     try:
-        asked = merge(read_annotations(pod))
+        asked = merge(get_annotations(pod))
         if not asked or is_switched_off(asked):
             return None
     except InjectionError:

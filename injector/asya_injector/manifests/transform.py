@@ -12,15 +12,14 @@ from typing import Any
 
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.errors import InjectionError, Reason, quote
-from asya_injector.kube_objects import Object, get_in
+from asya_injector.kube_objects import Object, find_kind, get_in
 from asya_injector.manifests.documents import Document, drop_documents, render_document, rewrite
-from asya_injector.mutation.uninject import uninject, uninject_workload
+from asya_injector.mutation.uninject import uninject_object
 from asya_injector.mutation.workload import (
     ObjectChange,
     change_object,
     get_namespace,
     is_disabled_namespace,
-    is_pod_or_workload,
     is_runtime_configmap,
 )
 from asya_injector.runtime_files import FROM_MANIFEST, RuntimeFiles
@@ -139,11 +138,10 @@ def uninject_all(documents: Sequence[Document], *, namespace: str = "") -> Resul
             and FROM_MANIFEST.items() <= _labels(found.value).items()
         ):
             return []
-        if not is_pod_or_workload(found.value):
+        if find_kind(found.value) is None:
             return [found.value]
-        back = uninject if found.value["kind"] == "Pod" else uninject_workload
         try:
-            return [back(found.value)]
+            return [uninject_object(found.value)]
         except InjectionError as refusal:
             refused.append(f"{found.label}: {refusal}")
             return []

@@ -12,10 +12,9 @@ import pytest
 import yaml
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.annotations.table import INHERITED
-from asya_injector.kube_objects import get_template
+from asya_injector.kube_objects import KINDS, WORKLOAD_KINDS, get_template
 from asya_injector.manifests.documents import read_documents
 from asya_injector.mutation.inject import inject
-from asya_injector.mutation.workload import WORKLOADS
 from asya_injector.runtime_files import RuntimeFiles
 from asya_injector.webhook.admission import HANDLED, Webhook
 from asya_injector.webhook.review import Review
@@ -85,7 +84,7 @@ def workload(kind: str, own: Object | None, template: Object | None) -> Object:
     if kind == "CronJob":
         spec = {"schedule": "@daily", "jobTemplate": {"spec": spec}}
     metadata = {"name": "w", **({"annotations": own} if own else {})}
-    return {"apiVersion": WORKLOADS[kind], "kind": kind, "metadata": metadata, "spec": spec}
+    return {"apiVersion": KINDS[kind].api_version, "kind": kind, "metadata": metadata, "spec": spec}
 
 
 # --- What is not changed
@@ -144,7 +143,7 @@ def test_a_pod_comes_out_as_a_review_of_it_would(command: list[str] | None) -> N
 
 def test_the_kinds_are_those_of_the_webhooks() -> None:
     resources = {(f"{group}/{version}", name) for group, version, name in HANDLED["workloads"]}
-    assert resources == {(version, f"{kind.lower()}s") for kind, version in WORKLOADS.items()}
+    assert resources == {(kind.api_version, f"{kind.name.lower()}s") for kind in WORKLOAD_KINDS}
 
 
 WORDS: list[tuple[Object | None, Object | None]] = [
@@ -156,7 +155,7 @@ WORDS: list[tuple[Object | None, Object | None]] = [
 ]
 
 
-@pytest.mark.parametrize("kind", WORKLOADS)
+@pytest.mark.parametrize("kind", [kind.name for kind in WORKLOAD_KINDS])
 @pytest.mark.parametrize(("own", "template"), WORDS)
 def test_a_workloads_template_is_the_pod_that_both_webhooks_would_make_of_it(
     kind: str, own: Object | None, template: Object | None
@@ -198,17 +197,17 @@ OFF: Object = {"asya.sh/inject": "false"}
 @pytest.mark.parametrize(
     ("own", "template", "because", "left"),
     [
-        (HANDLER, OFF, "its template is switched off", OFF),
-        (None, HANDLER | OFF, "its template is switched off", HANDLER | OFF),
-        (HANDLER | OFF, None, "it is switched off", None),
+        (HANDLER, OFF, 'asya.sh/inject is "false" on the pod template', OFF),
+        (None, HANDLER | OFF, 'asya.sh/inject is "false" on the pod template', HANDLER | OFF),
+        (HANDLER | OFF, None, 'asya.sh/inject is "false"', None),
         # The note of what is inherited is kept right all the same.
         (
             HANDLER | OFF,
             HANDLER,
-            "its annotations switch it off",
+            "asya.sh/inject switches it off",
             HANDLER | note(HANDLER | OFF),
         ),
-        (None, OFF | note(HANDLER), "its annotations switch it off", OFF),
+        (None, OFF | note(HANDLER), "asya.sh/inject switches it off", OFF),
     ],
 )
 def test_a_workload_or_template_that_is_switched_off_is_no_actor(
@@ -259,8 +258,8 @@ def test_an_annotated_kind_that_cannot_be_injected_is_warned_of() -> None:
     done = asya("inject", stdin=json.dumps(item))
     assert done.out == json.dumps(item)
     assert done.err == (
-        "asya-injector: warning: stdin:1 Rollout r: Rollout is left as it is: not a kind that "
-        "becomes an actor by itself\n"
+        "asya-injector: warning: stdin:1 Rollout r: not injected, because its kind is not "
+        "supported\n"
     )
 
 
