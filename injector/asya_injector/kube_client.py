@@ -130,7 +130,10 @@ class ApiError(Exception):
 
 
 class Cluster:
-    """The API server of one cluster. `now` is its clock, as of its last answer."""
+    """The API server of one cluster.
+
+    now: its clock, as of its last answer; the local clock where an answer carries no date.
+    """
 
     def __init__(self, api: client.ApiClient) -> None:
         self.now = dt.datetime.now(dt.UTC)
@@ -220,6 +223,14 @@ class Cluster:
             raise ClusterError(f"the API server does not answer: {line}") from None
         except ApiException as error:
             raise ApiError(error.status, describe_error(error)) from None
-        date = email.utils.parsedate_to_datetime(headers["Date"])
-        self.now = date if date.tzinfo else date.replace(tzinfo=dt.UTC)
+        self.now = _parse_date(headers.get("Date", "")) or dt.datetime.now(dt.UTC)
         return answer
+
+
+def _parse_date(header: str) -> dt.datetime | None:
+    """The time in a Date header; None if there is none, since proxies may drop the header."""
+    try:
+        date = email.utils.parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=dt.UTC)

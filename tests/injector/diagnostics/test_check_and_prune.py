@@ -111,14 +111,20 @@ class ApiServer(http.server.ThreadingHTTPServer):
         self.expired = 0
         self.denied: dict[str, int] = {}
         self.after: dict[str, Any] = {}
+        # The Date header; some proxies drop it.
+        self.date: str | None = email.utils.format_datetime(NOW, usegmt=True)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
 
-    def date_time_string(self, timestamp: float | None = None) -> str:
-        return email.utils.format_datetime(NOW, usegmt=True)
+    def send_header(self, keyword: str, value: str) -> None:
+        assert isinstance(self.server, ApiServer)
+        if keyword != "Date":
+            super().send_header(keyword, value)
+        elif self.server.date is not None:
+            super().send_header(keyword, self.server.date)
 
     def do_GET(self) -> None:
         server, (path, query) = self._called()
@@ -183,6 +189,19 @@ def connected(server: ApiServer) -> Cluster:
     settings = client.Configuration(host=f"http://127.0.0.1:{server.server_port}")
     settings.retries = False
     return Cluster(client.ApiClient(settings))
+
+
+@pytest.mark.parametrize("date", [None, "", "yesterday", "Tue, 99 Nov 2026 12:00:00 GMT"])
+def test_without_a_readable_date_in_an_answer_the_local_clock_is_used(
+    server: ApiServer, date: str | None
+) -> None:
+    cluster = connected(server)
+    cluster.get("/api/v1/pods")
+    assert cluster.now == NOW
+    server.date = date
+    before = dt.datetime.now(dt.UTC)
+    cluster.get("/api/v1/pods")
+    assert before <= cluster.now <= dt.datetime.now(dt.UTC)
 
 
 CONFIG_MAPS, PODS = "/api/v1/configmaps", "/api/v1/pods"
