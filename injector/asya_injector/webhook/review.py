@@ -28,7 +28,7 @@ class BadRequestError(Exception):
 
 @dataclass
 class Review:
-    """What is asked, and by what is set in `answered`, what was said.
+    """A question of the API server and, once it is answered, the answer.
 
     resource: group, version and plural name.
     object: the pod or workload as it would be stored; not to be changed.
