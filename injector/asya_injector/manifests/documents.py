@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MantissaNoDotYAML1_1Warning, MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.resolver import VersionedResolver
+from ruamel.yaml.tag import Tag
 
 from asya_injector.manifests.yaml_edit import edit_yaml, render_block
 
@@ -187,6 +189,9 @@ def _json_like(text: str, value: Any) -> str:
     )
 
 
+_FROM_DOT = re.compile(r"[-+]?\.[0-9]+([eE][-+]?[0-9]+)?")
+
+
 class _Constructor(SafeConstructor):
     """YAML as Kubernetes reads it: what looks like a date is a text."""
 
@@ -196,7 +201,7 @@ _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.cons
 
 class _Resolver(VersionedResolver):
     """Plain words as Kubernetes takes them: YAML 1.1 (`no` is false, 0444 octal), but `y`, `n` and
-    1:20 are texts.
+    1:20 are texts, and numbers may start with the dot.
     """
 
     @property
@@ -206,6 +211,8 @@ class _Resolver(VersionedResolver):
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         if kind is ScalarNode and implicit[0] and (value in ("y", "Y", "n", "N") or ":" in value):
             return self.DEFAULT_SCALAR_TAG
+        if kind is ScalarNode and implicit[0] and _FROM_DOT.fullmatch(value):
+            return Tag(suffix="tag:yaml.org,2002:float")
         return super().resolve(kind, value, implicit)
 
 
@@ -214,7 +221,10 @@ def _parse(text: str, place: str) -> Any:
     loader.Constructor = _Constructor
     loader.Resolver = _Resolver
     try:
-        value = loader.load(text)
+        with warnings.catch_warnings():
+            # Kubernetes reads 1e3 as a number; ruamel.yaml asks for a dot in it.
+            warnings.simplefilter("ignore", MantissaNoDotYAML1_1Warning)
+            value = loader.load(text)
         json.dumps(value)  # what refers to itself is no manifest
         return value
     except MarkedYAMLError as error:

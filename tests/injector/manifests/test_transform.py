@@ -13,6 +13,7 @@ import yaml
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.annotations.table import INHERITED
 from asya_injector.kube_objects import get_template
+from asya_injector.manifests.documents import read_documents
 from asya_injector.mutation.inject import inject
 from asya_injector.mutation.workload import WORKLOADS
 from asya_injector.runtime_files import RuntimeFiles
@@ -522,6 +523,35 @@ def test_what_only_other_readers_of_yaml_1_1_convert_is_a_text(word: str) -> Non
     done = asya("inject", "--no-configmap", stdin=text)
     assert (done.status, done.err) == (0, "")
     assert f"        note: {word}\n" in done.out
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [  # as `kubectl annotate --local -o json` prints them
+        ("1e3", 1000),
+        ("1E3", 1000),
+        ("-1e3", -1000),
+        ("1e-3", 0.001),
+        ("12e03", 12000),
+        ("1_0e3", 10000),
+        (".5e3", 500),
+        ("-.5", -0.5),
+        ("1e", "1e"),
+    ],
+)
+def test_a_number_with_an_exponent_is_read_as_kubectl_reads_it(
+    word: str, value: float | str
+) -> None:
+    (document,) = read_documents("stdin", f"a: {word}\n")
+    assert document.value == {"a": value}
+    assert type(document.value["a"]) is (str if isinstance(value, str) else float)
+
+
+def test_a_number_with_an_exponent_causes_no_warning() -> None:
+    script = "from asya_injector.cli.main import main; main(['inject'])"
+    done = run_script(script, f"{SERVICE}---\na: 1e3\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("---\na: 1e3\n")
 
 
 def test_neither_kopf_nor_kubernetes_is_loaded_for_manifests() -> None:
