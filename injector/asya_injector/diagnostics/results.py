@@ -1,4 +1,4 @@
-"""A finding about a cluster: what was looked at, how it is, and how to mend it."""
+"""The results of `check`: what was checked, its state, what was found, and how to fix it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ OK, WRONG, UNKNOWN = "ok", "wrong", "unknown"
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One line of the table. `state` is one of those above; `fix` is empty where all is well."""
+    """One row of the table. `state` is one of those above; `fix` is empty if the state is OK."""
 
-    look: str
+    check: str
     state: str
     found: str
     fix: str = ""

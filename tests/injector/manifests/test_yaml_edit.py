@@ -215,7 +215,7 @@ MAPPINGS = st.dictionaries(NAMES, TREES, min_size=1, max_size=4)
 @settings(max_examples=40, deadline=None)
 @given(MAPPINGS, st.sampled_from([0, 2]))
 def test_whatever_is_written_is_read_back(value: Any, dash: int) -> None:
-    assert read(render_block(value, dash=dash)) == value
+    assert read(render_block(value, dash_offset=dash)) == value
     assert read(f"a: {render_flow(value)}\n") == {"a": value}
 
 
@@ -224,5 +224,5 @@ def test_whatever_is_written_is_read_back(value: Any, dash: int) -> None:
 def test_any_document_can_be_made_to_say_anything(
     before: Any, after: Any, dash: int, in_flow: bool
 ) -> None:
-    text = render_flow(before) + "\n" if in_flow else render_block(before, dash=dash)
+    text = render_flow(before) + "\n" if in_flow else render_block(before, dash_offset=dash)
     assert read(edit_yaml(text, before, after)) == after
