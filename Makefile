@@ -1,4 +1,4 @@
-# Every target installs what it needs. `make` alone lists them.
+# Every target installs what it needs. `make` without a target lists them.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -21,17 +21,17 @@ scripts = $(shell git ls-files '*.sh' .ci/run '*/bin/entrypoint')
 
 .PHONY: help
 help: ## list the targets
-	@printf 'asya-runtime: an annotation turns a Python function of a model image into an actor.\n\n'
-	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@printf 'asya-runtime: run a Python function of a model image as an actor, with one annotation.\n\n'
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{printf "  make %-16s %s\n", $$1, $$2}'
 	@printf '\nSettings: CLUSTER=%s KUBERNETES_VERSION=1.34 PYTHON=%s\n' '$(CLUSTER)' '$(PYTHON)'
 
 # --- Development
 
 .PHONY: deps
-deps: .venv/installed ## Python packages of development, into .venv
+deps: .venv/installed ## install the development dependencies into .venv
 
 .venv/installed: requirements-dev.txt $(if $(findstring .tools,$(UV)),$(UV))
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or newer is needed as $(PYTHON) (found: $(shell $(PYTHON) --version 2>&1)): install it, or say make PYTHON=/path/to/python' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo '$(PYTHON) is $(shell $(PYTHON) --version 2>&1), but Python 3.11 or newer is required: install it, or run make PYTHON=/path/to/python' >&2; exit 1; }
 	@echo 'installing Python packages into .venv (usually 10 s)' >&2
 	@$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .venv
 	@$(UV) pip sync --quiet --python $(bin)/python --require-hashes requirements-dev.txt
@@ -45,55 +45,68 @@ $(CURDIR)/.tools/uv/bin/uv: requirements-uv.txt
 	@touch $@
 
 .PHONY: lock
-lock: $(if $(findstring .tools,$(UV)),$(UV)) ## pin the newest allowed versions in requirements*.txt
-	@compile() { $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' "$$@"; }; \
+lock: $(if $(findstring .tools,$(UV)),$(UV)) ## update requirements*.txt (ARGS=--upgrade: to the newest versions)
+	@compile() { $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' $(ARGS) "$$@" >/dev/null; }; \
 	echo 'uv>=0.13' | compile - -o requirements-uv.txt; \
 	compile pyproject.toml -o requirements.txt; \
 	compile pyproject.toml --group dev -o requirements-dev.txt; \
 	compile bench/requirements.in -o requirements-bench.txt
 
 .PHONY: fmt
-fmt: deps ## format the code
+fmt: deps ## format the code and fix what ruff can fix
 	@$(bin)/ruff format --quiet .
 	@$(bin)/ruff check --quiet --fix .
 
 .PHONY: sync
-sync: ## copy the runtime's files into the chart
+sync: ## copy the runtime files into the chart
 	@cp runtime/asya_runtime.py runtime/asya_entrypoint.py chart/files/
 
 .PHONY: lint
-lint: deps helm ## ruff, mypy, imports, shellcheck, helm lint
+lint: deps helm ## run ruff, mypy, import-linter, codespell, shellcheck, helm lint
 	@$(bin)/ruff format --check --quiet . || { echo 'not formatted: make fmt' >&2; exit 1; }
 	@$(bin)/ruff check --quiet .
 	@$(bin)/mypy --no-error-summary
 	@for dir in $(own_paths); do MYPYPATH=$$dir:tests/chart:tests/docs:e2e $(bin)/mypy --no-error-summary $$dir/*.py; done
 	@$(bin)/lint-imports --no-logo >build/lint-imports.log 2>&1 || { cat build/lint-imports.log >&2; exit 1; }
+	@git ls-files -z | xargs -0 $(bin)/codespell
 	@$(bin)/shellcheck -x --source-path=SCRIPTDIR $(scripts)
 	@helm lint --quiet chart
 	@echo 'lint: clean'
 
+.PHONY: hooks
+hooks: deps ## install the git hooks of .pre-commit-config.yaml
+	@$(bin)/pre-commit install
+
+.PHONY: unit
+unit: deps ## run the tests that need neither Helm nor a cluster
+	@$(bin)/pytest tests --ignore tests/chart -n auto --dist worksteal $(ARGS)
+
+.PHONY: chart-test
+chart-test: deps helm helm3 ## run the chart tests with Helm 3 and Helm 4
+	@$(bin)/pytest tests/chart -n auto --dist worksteal $(ARGS)
+
 .PHONY: test
-test: deps helm helm3 ## tests that need no cluster, side by side (ARGS=-n0: one by one)
+test: deps helm helm3 ## run the unit and chart tests in parallel (ARGS=-n0: one at a time)
 	@$(bin)/pytest tests -n auto --dist worksteal $(ARGS)
 
 .PHONY: test-cov
-test-cov: deps helm helm3 ## the same with coverage of the injector
+test-cov: deps helm helm3 ## run the same tests and report the injector's coverage
 	@$(bin)/pytest tests --cov=asya_injector --cov-report=term-missing --cov-branch $(ARGS)
 
 .PHONY: fuzz
-fuzz: deps ## mutated frames against the runtime: FRAMES=1000000, at most half an hour
+fuzz: deps ## send FRAMES=1000000 mutated frames to the runtime, for 30 min at most
 	@$(bin)/python -m tests.runtime.fuzz --frames $(or $(FRAMES),1000000) $(ARGS)
 
 .PHONY: chart-render
-chart-render: deps helm sync ## refresh the chart's golden renderings and its README table
+chart-render: deps helm sync ## update the chart's golden files and its README table
 	@$(bin)/python tests/chart/render.py
 
 .PHONY: chart-schemas
-chart-schemas: deps ## fetch the schemas that the chart's objects are validated against
+chart-schemas: deps ## download the schemas that the chart is validated against
 	@$(bin)/python tests/chart/fetch_schemas.py
 
 .PHONY: package
-package: helm ## the chart as an archive in dist/: equal sources give equal bytes
+package: helm ## build the chart archive reproducibly in dist/
 	@cmp -s runtime/asya_runtime.py chart/files/asya_runtime.py && cmp -s runtime/asya_entrypoint.py chart/files/asya_entrypoint.py || { echo 'runtime/ and chart/files/ differ: make sync' >&2; exit 1; }
 	@mkdir -p $(DIST)
 	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct -- chart 2>/dev/null || echo 0) helm package --destination $(DIST) chart >/dev/null
@@ -111,54 +124,54 @@ helm3:
 	@e2e/cluster/tools.sh helm3
 
 .PHONY: cluster
-cluster: ## a kind cluster, from nothing if need be
+cluster: ## create a kind cluster, and install what it needs
 	@e2e/cluster/up.sh
 
 .PHONY: cluster-down
-cluster-down: ## remove it
+cluster-down: ## delete the kind cluster
 	@e2e/cluster/down.sh
 
 .PHONY: image
-image: deps ## the injector's image; loaded into the cluster if that is up
+image: deps ## build the injector image; load it into the cluster if that is running
 	@e2e/cluster/engine.sh
 	@e2e/cluster/injector-image.sh
 
 .PHONY: demo
-demo: deps cluster ## the main job: a web application becomes an actor by one annotation
+demo: deps cluster ## turn a web application into an actor with one annotation
 	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/python examples/demo.py
 
 .PHONY: demo-clean
-demo-clean: deps ## remove what the demo installed
+demo-clean: deps ## delete what the demo installed
 	@$(bin)/python examples/demo.py --clean
 
 .PHONY: e2e
-e2e: deps cluster helm3 ## tests in the cluster, side by side (ARGS=-n0: one by one)
+e2e: deps cluster helm3 ## run the cluster tests in parallel (ARGS=-n0: one at a time)
 	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e --ignore e2e/test_cert_manager.py -n 3 --dist loadgroup --no-loadscope-reorder --durations=20 --durations-min=5 $(ARGS)
 
 .PHONY: soak
-soak: deps cluster ## steady load for MINUTES=60: nothing may grow
+soak: deps cluster ## run steady load for MINUTES=60 and check that nothing grows
 	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" SOAK_MINUTES=$(or $(MINUTES),60) $(bin)/pytest e2e/test_soak.py $(ARGS)
 
 .PHONY: e2e-cert-manager
-e2e-cert-manager: deps cluster ## certificates by the real cert-manager, which is built first (usually 4 min, once)
+e2e-cert-manager: deps cluster ## test with cert-manager, which is built once (about 4 min)
 	@CERT_MANAGER="$$(e2e/cluster/cert-manager.sh)" INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e/test_cert_manager.py $(ARGS)
 
-# --- All of it
+# --- Everything
 
 .PHONY: check
-check: ## lint, unit, chart and cluster tests, and the demo
+check: ## run lint, unit, chart and cluster tests, and the demo
 	@for part in lint test e2e demo; do $(MAKE) $$part; done; \
 	echo "make check: all passed in $$((SECONDS / 60)) min $$((SECONDS % 60)) s"
 
 .PHONY: bench
-bench: deps ## speed of runtime and injector, as ratios measured side by side
+bench: deps ## compare the speed of runtime and injector with alternatives
 	@$(bin)/python bench/run.py $(ARGS)
 
 .PHONY: bench-cluster
-bench-cluster: deps cluster ## what injection costs a cluster, by the API server's own figures
+bench-cluster: deps cluster ## measure the cost of injection in a cluster
 	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" PYTHONPATH="$$PYTHONPATH:e2e" $(bin)/python bench/cluster.py $(ARGS)
 
 .PHONY: clean
-clean: ## remove what was built here; caches outside the checkout stay
+clean: ## delete what was built in this checkout; other caches stay
 	@rm -rf build dist .venv .tools .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .coverage htmlcov
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,7 +4,7 @@
 
 Pods have a scheduling gate and Jobs are suspended: API server and injector are what is measured,
 not a kubelet. Pods with and without an annotation take turns, in slices of the same run. Prints
-tables and writes build/bench-cluster.json; with --docs, docs/benchmarks-cluster.md and its picture.
+tables and writes build/bench-cluster.json; with --docs, docs/benchmarks.md and its picture too.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def main() -> int:
     parser.add_argument("--pods", type=int, default=500, help="of each kind, in all rounds")
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=4, help="turns of each kind")
-    parser.add_argument("--docs", action="store_true", help="write docs/benchmarks-cluster.md too")
+    parser.add_argument("--docs", action="store_true", help="write docs/benchmarks.md too")
     options = parser.parse_args()
     with prepared() as bench:
         version = bench.cluster.kubectl("version", "-o", "json").stdout

@@ -1,14 +1,15 @@
-"""Results of `make bench-cluster`: tables, the page docs/benchmarks-cluster.md, and its picture."""
+"""Results of `make bench-cluster`: tables, the end of docs/benchmarks.md, and its picture."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import picture
-from report import BEGIN, DOCS, END, Table, short
+from report import DOCS, Table, short
 
 Result = dict[str, Any]
-PAGE, PICTURE = DOCS / "benchmarks-cluster.md", DOCS / "benchmarks-cluster.svg"
+PAGE, PICTURE = DOCS / "benchmarks.md", DOCS / "benchmarks-cluster.svg"
+BEGIN, END = "<!-- measured in a cluster: begin -->", "<!-- measured in a cluster: end -->"
 
 
 def introduction(result: Result) -> str:

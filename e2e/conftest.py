@@ -218,9 +218,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def _write_page(table: list[str]) -> None:
-    """Replace what stands between the marks of docs/faults.md."""
+    """Replace the table between the markers of docs/operations.md."""
     begin, end = "<!-- measured: begin -->", "<!-- measured: end -->"
-    page = REPOSITORY / "docs/faults.md"
+    page = REPOSITORY / "docs/operations.md"
     before, _, rest = page.read_text().partition(begin)
     where = f"{dt.datetime.now(dt.UTC).date().isoformat()}, {os.cpu_count()} cores."
     lines = [f"{before}{begin}", where, "", *table, f"{end}{rest.partition(end)[2]}"]

@@ -123,9 +123,9 @@ def answered_after_leaving(cluster: Cluster, injector: str) -> float:
     log = cluster.kubectl("-n", SYSTEM, "logs", injector, check=False).stdout
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     times = {line["message"]: dt.datetime.fromisoformat(line["time"]) for line in lines}
-    if "leaving" not in times:
+    if "draining" not in times:
         return 0.0
-    return (times.get("changed", times["leaving"]) - times["leaving"]).total_seconds()
+    return (times.get("changed", times["draining"]) - times["draining"]).total_seconds()
 
 
 def test_both_injectors_that_are_killed_let_no_pod_in_bare(

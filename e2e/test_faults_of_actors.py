@@ -156,7 +156,7 @@ def test_what_is_due_is_renewed_unnoticed(
     secret = core.read_namespaced_secret("asya-runtime-tls", SYSTEM)
     before, now = KeyPair.from_secret(secret.data), dt.datetime.now(dt.UTC)
     # A certificate for other names is due at once, by the same rule as one that is about to end.
-    due = before.renewed(["elsewhere.svc"], now=now)
+    due = before.renew(["elsewhere.svc"], now=now)
     if part == "CA":  # of ten years, of which it has had nearly all; the present one is trusted too
         aged = create(["elsewhere.svc"], now=now - dt.timedelta(days=3600))
         due = replace(aged, bundle=aged.bundle + before.bundle)

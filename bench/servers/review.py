@@ -19,7 +19,7 @@ from typing import Any, cast
 import kopf
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.webhook.admission import HANDLED, PODS, Webhook, build_registry
-from asya_injector.webhook.app import collect_less
+from asya_injector.webhook.app import tune_garbage_collection
 from asya_injector.webhook.server import Server
 from asya_injector.webhook.telemetry import Metrics, log_as_json
 
@@ -47,10 +47,10 @@ def injector(port: int, certificate: Path, key: Path) -> tuple[kopf.OperatorRegi
     context.load_cert_chain(certificate, key)
     ready = asyncio.Event()
     ready.set()
-    identity = SimpleNamespace(context=context, ready=ready)
-    server = Server(port=port, identity=cast(Any, identity), handled=HANDLED, metrics=Metrics())
+    watcher = SimpleNamespace(context=context, ready=ready)
+    server = Server(port=port, watcher=cast(Any, watcher), handled=HANDLED, metrics=Metrics())
     server.bind()
-    collect_less()
+    tune_garbage_collection()
     return build_registry(webhook), server
 
 
@@ -71,7 +71,7 @@ def main(kind: str, port: str, directory: str) -> None:
         return kopf.login_with_kubeconfig(**kwargs)
 
     asyncio.run(
-        kopf.operator(registry=handlers, standalone=True, clusterwide=True, identity=cast(Any, "b"))
+        kopf.operator(registry=handlers, standalone=True, clusterwide=True, watcher=cast(Any, "b"))
     )
 
 

@@ -5,7 +5,6 @@ import io
 import re
 import shutil
 import tarfile
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -89,12 +88,10 @@ def test_all_names_of_the_runtimes_text_agree(archive: bytes) -> None:
 
 def test_one_version_has_one_name() -> None:
     about = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     module = (REPOSITORY / "injector/asya_injector/__init__.py").read_text()
     assert re.fullmatch(r"\d+\.\d+\.\d+", about["version"])
     assert about["kubeVersion"].endswith("-0")
-    assert about["appVersion"] == project["version"]
-    assert f'__version__ = "{project["version"]}"' in module
+    assert f'__version__ = "{about["appVersion"]}"' in module
     # A tag that somebody copies from here is the one that the chart asks for.
     for page in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]:
         for tag in re.findall(r"asya-injector:(\d[\w.]*)", page.read_text()):

@@ -3,7 +3,7 @@
 In a page, a fenced block whose info string has a second word is a file of that name; a block in the
 language `console` is a session: lines after `$ ` are commands, with `\\` going on in the next line,
 and the lines below one are what it prints, where `...` stands for anything. A command that is meant
-to fail ends in `# refused`. A command without such lines may print what it likes.
+to fail ends in `# fails`. A command without such lines may print what it likes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
-REFUSED = "# refused"
+FAILS = "# fails"
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Command:
     prints: str
 
     @property
-    def refused(self) -> bool:
+    def fails(self) -> bool:
         """Whether the page says that it fails."""
-        return self.text.endswith(REFUSED)
+        return self.text.endswith(FAILS)
 
 
 def pages() -> list[Path]:

@@ -66,7 +66,7 @@ _MARK = "\n@@{}:{}@@\n"
 def _script(session: list[Command]) -> str:
     lines = []
     for number, command in enumerate(session):
-        ends = "[ $status -ne 0 ]" if command.refused else "[ $status -eq 0 ]"
+        ends = "[ $status -ne 0 ]" if command.fails else "[ $status -eq 0 ]"
         mark = _MARK.format(number, "%d").replace("\n", "\\n")
         lines += [command.text, "status=$?", f"printf '{mark}' $status", f"{ends} || exit 0"]
     return "\n".join(lines)
@@ -80,7 +80,7 @@ def _compare(page: Path, session: list[Command], output: str) -> None:
         where = f"{page.name}: $ {command.text}\n"
         if not mark:
             raise PageError(f"{where}did not end:\n{rest}")
-        if (int(status) != 0) != command.refused:
+        if (int(status) != 0) != command.fails:
             raise PageError(f"{where}ended with {status}:\n{printed}")
         if not agrees(printed, command.prints):
             raise PageError(f"{where}printed:\n{printed}\nthe page says:\n{command.prints}")

@@ -108,9 +108,9 @@ def test_what_is_printed_is_compared_with_the_page(printed: str, expected: str, 
 
 
 def test_a_session_is_commands_and_what_they_print() -> None:
-    text = "$ one \\\n    two\nout\n\n$ three # refused\n"
+    text = "$ one \\\n    two\nout\n\n$ three # fails\n"
     found = commands(text)
-    assert [(each.text, each.prints, each.refused) for each in found] == [
+    assert [(each.text, each.prints, each.fails) for each in found] == [
         ("one \\\n    two", "out\n\n", False),
-        ("three # refused", "", True),
+        ("three # fails", "", True),
     ]

@@ -35,7 +35,7 @@ def test_a_page_does_what_it_says(name: str, checkout: Path, environ: dict[str, 
     [
         ("$ echo one\ntwo\n", "printed:\none"),
         ("$ false\n", "ended with 1"),
-        ("$ true # refused\n", "ended with 0"),
+        ("$ true # fails\n", "ended with 0"),
         ("$ exit 3\n", "did not end"),
     ],
 )

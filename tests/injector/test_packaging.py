@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from asya_injector import __version__
 
 REPOSITORY = Path(__file__).parents[2]
 FILES = ("asya_runtime.py", "asya_entrypoint.py")
@@ -41,6 +42,15 @@ def test_the_wheel_carries_the_runtime_as_the_chart_does(wheel: Path) -> None:
             assert text == (REPOSITORY / "chart" / "files" / name).read_bytes()
         names = archive.namelist()
     assert all(name.startswith(("asya_injector/", "asya_injector-")) for name in names)
+
+
+def test_the_wheel_says_that_it_is_typed_and_which_version_it_is(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read("asya_injector/py.typed") == b""
+        metadata = archive.read(f"asya_injector-{__version__}.dist-info/METADATA").decode()
+    assert f"\nVersion: {__version__}\n" in metadata
+    assert "\nClassifier: Typing :: Typed\n" in metadata
+    assert "\nProject-URL: Repository, https://" in metadata
 
 
 def test_the_installed_program_injects_outside_of_the_checkout(wheel: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Keys and certificates of the webhook: made here, kept in one Secret, renewed before they expire.
+"""The webhook's CA and serving certificate: issue, validate, renew. No I/O.
 
-Two certificates: a CA of ten years, whose certificate the API server is given as `caBundle`, and a
-serving certificate of 90 days. No I/O in this module.
+The CA is valid for ten years, and the API server gets its certificate as `caBundle`. The serving
+certificate is valid for 90 days. One Secret holds both.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 _CA_LIFE = dt.timedelta(days=3650)
 _LEAF_LIFE = dt.timedelta(days=90)
 _RENEW_BEFORE = dt.timedelta(days=30)
-# A CA is replaced while certificates of twice the usual life would still be valid under it.
+# Early enough that a new CA is trusted long before a serving certificate outlives the old one.
 _REPLACE_CA_BEFORE = dt.timedelta(days=180)
-# Clocks of API server and nodes differ.
+# Tolerates clocks that differ between the API server and nodes.
 _SKEW = dt.timedelta(hours=1)
 
 CERTIFICATE, KEY, CA_BUNDLE, CA_KEY = "tls.crt", "tls.key", "ca.crt", "ca.key"
 
 
 class DamagedError(ValueError):
-    """A Secret does not hold what this module has written."""
+    """The Secret does not hold a valid pair."""
 
 
 @dataclass(frozen=True)
 class KeyPair:
     """A serving certificate with its key, and the CA that signed it; all PEM.
 
-    `bundle` starts with the present CA's certificate; earlier ones follow until they expire.
+    `bundle` starts with the current CA's certificate; earlier ones follow until they expire.
     """
 
     certificate: bytes
@@ -53,10 +53,7 @@ class KeyPair:
 
     @classmethod
     def from_secret(cls, data: Mapping[str, str]) -> KeyPair:
-        """Read what `to_secret` wrote and check that the parts belong together.
-
-        Raises DamagedError.
-        """
+        """Parse and validate the `data` of a Secret; raises DamagedError."""
         try:
             parts = [base64.b64decode(data[name]) for name in (CERTIFICATE, KEY, CA_BUNDLE, CA_KEY)]
             pair = cls(*parts)
@@ -77,11 +74,11 @@ class KeyPair:
 
     @property
     def expires(self) -> dt.datetime:
-        """When the serving certificate ends."""
+        """Expiry of the serving certificate."""
         return x509.load_pem_x509_certificate(self.certificate).not_valid_after_utc
 
     def is_due(self, names: list[str], *, now: dt.datetime) -> bool:
-        """Whether it must be renewed: it ends soon, or does not serve these DNS names."""
+        """Whether it must be renewed: it expires soon, or lacks these DNS names."""
         leaf = x509.load_pem_x509_certificate(self.certificate)
         alternatives = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         return (
@@ -90,15 +87,18 @@ class KeyPair:
             or alternatives.get_values_for_type(x509.DNSName) != names
         )
 
-    def renewed(self, names: list[str], *, now: dt.datetime) -> KeyPair:
-        """A new serving certificate, by the same CA while that lasts; its successor trusts both."""
+    def renew(self, names: list[str], *, now: dt.datetime) -> KeyPair:
+        """A new serving certificate from the same CA, or from a new CA if that expires soon.
+
+        The bundle keeps the old CA.
+        """
         authority = self._authority()
         if (
             authority.not_valid_before_utc
             <= now
             <= authority.not_valid_after_utc - _REPLACE_CA_BEFORE
         ):
-            return _signed(authority, _load_key(self.ca_key), self.bundle, names, now=now)
+            return _sign(authority, _load_key(self.ca_key), self.bundle, names, now=now)
         fresh = create(names, now=now)
         valid = [
             certificate.public_bytes(serialization.Encoding.PEM)
@@ -111,16 +111,16 @@ class KeyPair:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a replica does about the Secret.
+    """What a replica does with the Secret.
 
-    pair: what it serves afterwards.
-    action: `keep` the Secret as it is, `create` it, or `replace` its data by the pair.
-    why: what is wrong with the Secret as it is; empty for `keep`.
+    pair: the pair that it serves afterwards.
+    action: `keep` the Secret, `create` it, or `replace` its data with the pair.
+    reason: what is wrong with the current Secret; empty for `keep`.
     """
 
     pair: KeyPair
     action: str
-    why: str = ""
+    reason: str = ""
 
 
 def decide(
@@ -130,31 +130,31 @@ def decide(
     names: list[str],
     now: dt.datetime,
 ) -> Decision:
-    """What to do about the Secret.
+    """What to do with the Secret.
 
-    stored: its data; None where there is no Secret.
-    remembered: what this replica serves, if it does.
+    stored: its data; None without a Secret.
+    remembered: the pair that this replica serves, if any.
 
-    What was lost is put back as long as a replica remembers it: a new CA would not be trusted by
-    those calls that reach a replica which has not read the Secret yet.
+    A replica restores a lost pair as long as it remembers it. With a new CA, calls would fail on
+    replicas that have not read the Secret yet.
     """
     action = "create" if stored is None else "replace"
-    pair, why = None, "it is not there" if stored is None else "it is empty"
+    pair, reason = None, "not found" if stored is None else "empty"
     if stored:
         try:
             pair = KeyPair.from_secret(stored)
         except DamagedError as error:
-            why = f"it is damaged: {error}"
+            reason = f"damaged: {error}"
         else:
             if not pair.is_due(names, now=now):
                 return Decision(pair, "keep")
-            why = "its certificate ends soon, or is not for the Service's names"
+            reason = "the certificate expires soon, or lacks the Service's DNS names"
     pair = pair or remembered
     if pair is None:
         pair = create(names, now=now)
     elif pair.is_due(names, now=now):
-        pair = pair.renewed(names, now=now)
-    return Decision(pair, action, why)
+        pair = pair.renew(names, now=now)
+    return Decision(pair, action, reason)
 
 
 def create(names: list[str], *, now: dt.datetime) -> KeyPair:
@@ -169,10 +169,10 @@ def create(names: list[str], *, now: dt.datetime) -> KeyPair:
         .sign(key, hashes.SHA256())
     )
     bundle = authority.public_bytes(serialization.Encoding.PEM)
-    return _signed(authority, key, bundle, names, now=now)
+    return _sign(authority, key, bundle, names, now=now)
 
 
-def _signed(
+def _sign(
     authority: x509.Certificate,
     ca_key: ec.EllipticCurvePrivateKey,
     bundle: bytes,

@@ -1,7 +1,7 @@
-"""Keeps what the API server needs to call us: the Secret with our certificate, and `caBundle`.
+"""Keeps the Secret with the webhook's certificate, and the `caBundle` that makes it trusted.
 
-Replicas race by design: whoever writes the Secret first wins, the others read it again. All
-decisions are made in `certificates`; here are the calls.
+Replicas may race: the first one to write the Secret wins, and the others read it again. `authority`
+decides; this module makes the calls.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 _WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{name}"
 _SECRETS = "/api/v1/namespaces/{namespace}/secrets"
 _API_TIMEOUT = (2, 5)
-# Each lost race is another replica's success, so a second reading finds a good Secret.
-_MOST_RACES = 5
+# A lost race means that another replica has written a valid Secret, so one retry is usually enough.
+_MAX_RACES = 5
 
 
 class CertRotator:
-    """A certificate that the API server trusts; called again and again, it stays so.
+    """Provides a certificate that the API server trusts, renewed before it expires.
 
-    Only one thread may call it at a time.
+    Not thread-safe: one call at a time.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class CertRotator:
         webhook_configuration: str,
         dns_names: list[str],
     ) -> None:
-        """Keep a pair in a Secret and its CA in a webhook configuration, both by name.
+        """Keep the pair in this Secret, and its CA in this webhook configuration.
 
-        dns_names: those that the certificate must hold; the API server calls the first.
+        dns_names: names that the certificate must hold; the API server calls the first.
         """
         self._api = api
         self._names = {"namespace": namespace, "name": secret}
@@ -49,22 +49,22 @@ class CertRotator:
         self._dns_names = dns_names
         self._remembered: KeyPair | None = None
 
-    def pair(self) -> CertificatePair:
-        """The pair to show; the API server trusts its CA before anybody is shown it.
+    def fetch(self) -> CertificatePair:
+        """The pair to serve. The API server trusts its CA before this returns.
 
-        Raises NotReadyError, ApiException or urllib3's HTTPError: then what was shown stays.
+        Raises NotReadyError, ApiException or urllib3's HTTPError; the previous pair stays valid.
         """
-        configuration, now = self._configuration()
-        pair = self._stored(owner=configuration["metadata"], now=now)
+        configuration, now = self._read_configuration()
+        pair = self._ensure_pair(owner=configuration["metadata"], now=now)
         self._publish(configuration, pair.bundle)
         self._remembered = pair
         return CertificatePair(pair.certificate, pair.key)
 
-    def _configuration(self) -> tuple[Any, dt.datetime]:
-        """The webhook configuration, and the time.
+    def _read_configuration(self) -> tuple[Any, dt.datetime]:
+        """The webhook configuration, and the API server's time.
 
-        Looked at first: where it is gone, the release is being uninstalled, and a Secret that this
-        replica made in its last seconds would be left behind.
+        Read before the Secret: without it, the release is being uninstalled, and a new Secret would
+        be left behind.
         """
         name = self._webhook_configuration
         try:
@@ -74,27 +74,27 @@ class CertRotator:
         except ApiException as error:
             if error.status != 404:
                 raise
-            raise NotReadyError(f"there is no MutatingWebhookConfiguration {name}") from None
+            raise NotReadyError(f"MutatingWebhookConfiguration {name} not found") from None
         return configuration, read_time(headers)
 
-    def _stored(self, *, owner: Any, now: dt.datetime) -> KeyPair:
-        """What the Secret holds; made or renewed there if it is not good.
+    def _ensure_pair(self, *, owner: Any, now: dt.datetime) -> KeyPair:
+        """The pair in the Secret, created or renewed if needed.
 
-        owner: metadata of the webhook configuration; a new Secret belongs to the same release.
+        owner: metadata of the webhook configuration; a new Secret joins the same Helm release.
         """
-        for _ in range(_MOST_RACES):
-            secret = self._read()
+        for _ in range(_MAX_RACES):
+            secret = self._read_secret()
             decision = decide(
                 None if secret is None else secret.get("data") or {},
                 remembered=self._remembered,
                 names=self._dns_names,
                 now=now,
             )
-            if decision.action == "keep" or self._written(decision, secret, owner):
+            if decision.action == "keep" or self._write_secret(decision, secret, owner):
                 return decision.pair
-        raise NotReadyError("other replicas write the Secret all the time")
+        raise NotReadyError("other replicas keep changing the Secret")
 
-    def _read(self) -> Any:
+    def _read_secret(self) -> Any:
         path = f"{_SECRETS}/{{name}}"
         try:
             return call(self._api, "GET", path, names=self._names, timeout=_API_TIMEOUT)[0]
@@ -103,8 +103,8 @@ class CertRotator:
                 raise
             return None
 
-    def _written(self, decision: Decision, secret: Any, owner: Any) -> bool:
-        """Whether this replica was the one that wrote the Secret."""
+    def _write_secret(self, decision: Decision, secret: Any, owner: Any) -> bool:
+        """Create or replace the Secret; False if another replica was faster."""
         name, namespace = self._names["name"], self._names["namespace"]
         data = decision.pair.to_secret()
         method, path = "POST", _SECRETS
@@ -118,7 +118,7 @@ class CertRotator:
             metadata = {"name": name, "labels": labels, "annotations": annotations}
             body = {"metadata": metadata, "type": "Opaque", "data": data}
         else:
-            # The resource version makes the slower of two replicas lose, and read again.
+            # The resource version makes the slower of two replicas fail, and read again.
             method, path, body = "PUT", f"{_SECRETS}/{{name}}", secret | {"data": data}
         try:
             call(self._api, method, path, names=self._names, body=body, timeout=_API_TIMEOUT)
@@ -128,12 +128,12 @@ class CertRotator:
             return False
         logger.info(
             "certificate written",
-            extra={"secret": f"{namespace}/{name}", "why": decision.why},
+            extra={"secret": f"{namespace}/{name}", "reason": decision.reason},
         )
         return True
 
     def _publish(self, configuration: Any, bundle: bytes) -> None:
-        """Tell the API server which CA to trust, if it does not know."""
+        """Write the CA into each webhook that lacks it."""
         wanted = base64.b64encode(bundle).decode()
         stale = [
             webhook["name"]

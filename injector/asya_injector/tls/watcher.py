@@ -1,7 +1,6 @@
-"""The certificate that the listener shows, exchanged while it serves.
+"""The certificate that the server presents, replaced while it runs.
 
-Who makes it is another matter: this process through a Secret (`trust`), or somebody else, who fills
-a directory (`Files`).
+It comes from a `CertRotator`, or from a mounted Secret (`CertificateDirectory`).
 """
 
 from __future__ import annotations
@@ -27,101 +26,101 @@ _FIRST_PAUSE = 0.25
 
 
 class CertificatePair(NamedTuple):
-    """A certificate, followed by those between it and its CA, and its key; PEM."""
+    """A certificate, followed by the intermediate ones, and its key; PEM."""
 
     certificate: bytes
     key: bytes
 
 
 class NotReadyError(Exception):
-    """There is nothing to show yet; the text says what is waited for."""
+    """No certificate is available yet; the text says what is missing."""
 
 
 class CertWatcher:
-    """What the listener shows.
+    """The certificate of the server.
 
-    context: serves the pair that was loaded last; connections that are open keep theirs.
-    ready: set once there is something to show, and whoever calls can trust it.
-    missing: what is waited for until then.
-    expires: when the certificate that is shown ends.
+    context: presents the pair that was loaded last; open connections keep theirs.
+    ready: set once a pair is loaded that callers trust.
+    missing: what `ready` waits for.
+    expires: expiry of the loaded certificate.
     """
 
     def __init__(self, directory: Path, *, name: str) -> None:
-        """Show nothing yet.
+        """Start without a certificate.
 
-        directory: for the key; only this process should be able to read it.
-        name: the DNS name that is called, which the certificate must have.
+        directory: for the key; only this process should have access.
+        name: the DNS name that callers use, which the certificate must hold.
         """
-        self.context = _server_context()
+        self.context = _make_context()
         self.ready = asyncio.Event()
         self.missing = "no certificate yet"
         self.expires: dt.datetime | None = None
         self._name = name
         self._files = (directory / CERTIFICATE, directory / KEY)
-        self._shown: CertificatePair | None = None
+        self._loaded: CertificatePair | None = None
 
-    def show(self, pair: CertificatePair) -> None:
-        """Show this from the next handshake on; raises DamagedError and shows what it did."""
-        if pair == self._shown:
+    def load(self, pair: CertificatePair) -> None:
+        """Present this pair from the next handshake on; raises DamagedError and keeps the old."""
+        if pair == self._loaded:
             return
-        expires = _checked(pair, self._name)
+        expires = _validate(pair, self._name)
         for path, content in zip(self._files, pair, strict=True):
             path.touch(mode=0o600)
             path.write_bytes(content)
         try:
-            # A context that took half of a pair could not shake hands any more: try elsewhere.
-            _server_context().load_cert_chain(*self._files)
+            # A context with half a pair could no longer shake hands, so try it elsewhere first.
+            _make_context().load_cert_chain(*self._files)
         except ssl.SSLError as error:
-            raise DamagedError(f"OpenSSL does not take the certificate: {error.reason}") from None
+            raise DamagedError(f"OpenSSL rejects the certificate: {error.reason}") from None
         self.context.load_cert_chain(*self._files)
-        self._shown, self.expires = pair, expires
+        self._loaded, self.expires = pair, expires
         logger.info("certificate loaded", extra={"expires": expires.isoformat()})
         if expires <= dt.datetime.now(dt.UTC):
-            logger.error("the certificate has expired, so the API server refuses it")
+            logger.error("the certificate has expired, so the API server rejects it")
 
-    async def keep(
+    async def watch(
         self, fetch: Callable[[], CertificatePair], *, pause: float = _CHECK_SECONDS
     ) -> None:
-        """Show what `fetch` gives, for ever; it is called in a thread, every `pause` seconds.
+        """Load what `fetch` returns, every `pause` seconds; `fetch` runs in a thread.
 
-        A trouble is logged when it begins, changes and ends. What is shown stays meanwhile.
+        A failure is logged when it starts, changes and ends. The loaded pair stays in use.
         """
-        trouble = ""
+        failure = ""
         wait = _FIRST_PAUSE
         while True:
             try:
-                self.show(await asyncio.to_thread(fetch))
-            except Exception as error:  # whatever it is, the certificate is looked after
-                said, is_known = _said(error)
-                if said != trouble:
+                self.load(await asyncio.to_thread(fetch))
+            except Exception as error:  # any failure: the certificate must be watched further
+                message, is_known = _describe(error)
+                if message != failure:
                     logger.warning(
-                        "the certificate cannot be checked; tried again all the time",
-                        extra={"error": said},
+                        "cannot check the certificate; retrying",
+                        extra={"error": message},
                         exc_info=not is_known,
                     )
-                trouble = self.missing = said
+                failure = self.missing = message
             else:
-                if trouble:
-                    logger.info("the certificate is in order again")
-                trouble = ""
+                if failure:
+                    logger.info("the certificate is valid again")
+                failure = ""
                 self.ready.set()
-            # What is waited for at the start comes soon, or takes long.
+            # At the start, most failures end within a second or take long.
             wait = pause if self.ready.is_set() else min(2 * wait, pause)
             await asyncio.sleep(wait)
 
 
 class CertificateDirectory:
-    """A pair as `tls.crt` and `tls.key` of a directory, where the kubelet keeps a Secret.
+    """Reads `tls.crt` and `tls.key` from a mounted Secret.
 
-    The kubelet exchanges both at once, but maybe between two reads here: `Identity.show` refuses
-    a torn pair, and the next read mends it.
+    The kubelet may replace both between two reads: `CertWatcher.load` rejects such a pair, and the
+    next read gets the new one.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def read(self) -> CertificatePair:
-        """Raises NotReadyError where a file is missing or cannot be read."""
+        """The current pair; raises NotReadyError if a file is missing or unreadable."""
         try:
             return CertificatePair(
                 *((self._directory / name).read_bytes() for name in (CERTIFICATE, KEY))
@@ -130,8 +129,8 @@ class CertificateDirectory:
             raise NotReadyError(f"{error.filename}: {error.strerror}") from None
 
 
-def _said(error: Exception) -> tuple[str, bool]:
-    """A trouble in one line that stays the same while the trouble does; whether it is foreseen."""
+def _describe(error: Exception) -> tuple[str, bool]:
+    """A failure in one line, equal while the failure lasts; and whether it is a known one."""
     if isinstance(error, ApiException | HTTPError):
         return describe_error(error), True
     if isinstance(error, NotReadyError | DamagedError):
@@ -139,8 +138,8 @@ def _said(error: Exception) -> tuple[str, bool]:
     return f"{type(error).__name__}; see the log", False
 
 
-def _checked(pair: CertificatePair, name: str) -> dt.datetime:
-    """When a certificate ends; raises DamagedError where key or DNS names do not fit."""
+def _validate(pair: CertificatePair, name: str) -> dt.datetime:
+    """The expiry of the certificate; raises DamagedError if the key or a DNS name is wrong."""
     try:
         leaf = x509.load_pem_x509_certificate(pair.certificate)
         private = serialization.load_pem_private_key(pair.key, password=None)
@@ -148,13 +147,13 @@ def _checked(pair: CertificatePair, name: str) -> dt.datetime:
         raise DamagedError(f"the certificate or its key cannot be read: {error}") from None
     if leaf.public_key() != private.public_key():
         raise DamagedError("the key does not belong to the certificate")
-    names = _names(leaf)
+    names = _list_dns_names(leaf)
     if name not in names and "*." + name.partition(".")[2] not in names:
         raise DamagedError(f"the certificate is not for {name}, which the API server calls")
     return leaf.not_valid_after_utc
 
 
-def _names(leaf: x509.Certificate) -> list[str]:
+def _list_dns_names(leaf: x509.Certificate) -> list[str]:
     try:
         found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:
@@ -162,7 +161,7 @@ def _names(leaf: x509.Certificate) -> list[str]:
     return found.value.get_values_for_type(x509.DNSName)
 
 
-def _server_context() -> ssl.SSLContext:
+def _make_context() -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     return context

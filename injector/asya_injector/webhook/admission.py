@@ -1,4 +1,4 @@
-"""kopf's front door: which objects arrive, and what they are answered."""
+"""The kopf handlers: which objects are admitted, and how each is injected or rejected."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from asya_injector.webhook.runtime_configmap import RuntimeConfigMapWriter
 
 logger = logging.getLogger(__name__)
 
-# The last part of each webhook's path in the chart. Updates that need no note in the template go to
-# a webhook of their own, which the API server may pass over.
+# The last part of each webhook's path in the chart. Updates that need no propagation go to a
+# separate webhook that is allowed to be unavailable.
 PODS, WORKLOADS, TEMPLATES = "pods", "workloads", "templates"
 _UPDATED = (
     ("apps", "v1", "deployments"),
@@ -36,35 +36,35 @@ HANDLED = {
 
 
 class Webhook:
-    """The two admissions. Dry runs leave no trace in the cluster."""
+    """Admits pods and workloads. Dry runs have no side effects."""
 
-    def __init__(self, policy: ClusterDefaults, publisher: RuntimeConfigMapWriter) -> None:
-        self._policy = policy
-        self._publisher = publisher
+    def __init__(self, defaults: ClusterDefaults, configmaps: RuntimeConfigMapWriter) -> None:
+        self._defaults = defaults
+        self._configmaps = configmaps
 
     async def admit_pod(self, review: Review, warnings: list[str]) -> Object:
-        """The pod to admit; raises Refusal."""
-        injection = inject(review.object, self._policy)
+        """The pod to admit, injected if it asks for it; raises InjectionError."""
+        injection = inject(review.object, self._defaults)
         if injection is None:
             return review.object
         if not review.dry_run:
-            await self._publisher.ensure(review.namespace, within=review.patience)
+            await self._configmaps.ensure(review.namespace, within=review.deadline)
         warnings.extend(injection.warnings)
         return injection.pod
 
     async def admit_workload(self, review: Review, warnings: list[str]) -> Object:
-        """The workload to admit: its pods' refusals and warnings come with `kubectl apply`."""
+        """The workload to admit; raises InjectionError if its pods would be rejected later."""
         workload = propagate(review.object)
-        injection = inject(get_template(workload), self._policy)
+        injection = inject(get_template(workload), self._defaults)
         warnings.extend(find_overridden(workload))
         warnings.extend(injection.warnings if injection else ())
         return workload
 
 
 def build_registry(webhook: Webhook) -> kopf.OperatorRegistry:
-    """kopf's handlers: for pods, and for all kinds of workloads."""
+    """The kopf handlers for pods and for all kinds of workloads."""
     handlers = kopf.OperatorRegistry()
-    of_pods, of_workloads = _answering(webhook.admit_pod), _answering(webhook.admit_workload)
+    of_pods, of_workloads = _make_handler(webhook.admit_pod), _make_handler(webhook.admit_workload)
     answers = {PODS: of_pods, WORKLOADS: of_workloads, TEMPLATES: of_workloads}
     for path, resources in HANDLED.items():
         for resource in resources:
@@ -72,21 +72,21 @@ def build_registry(webhook: Webhook) -> kopf.OperatorRegistry:
     return handlers
 
 
-def _answering(
+def _make_handler(
     admit: Callable[[Review, list[str]], Awaitable[Object]],
 ) -> Callable[..., Awaitable[None]]:
-    """Turn what an admission came to into kopf's answer and the review's result."""
+    """A kopf handler that records the outcome of an admission in the review."""
 
     async def handler(*, warnings: list[str], **_: Any) -> None:
         review = current_review.get()
         try:
             admitted = await admit(review, warnings)
             review.patch = build_json_patch(review.object, admitted)
-        except InjectionError as refusal:
-            review.refuse(str(refusal), refusal.reason)
-            raise kopf.AdmissionError(review.refusal, code=422) from None
+        except InjectionError as error:
+            review.reject(str(error), error.reason)
+            raise kopf.AdmissionError(review.rejection, code=422) from None
         except Exception:
-            logger.exception("failed", extra={"uid": review.uid})
+            logger.exception("admission failed", extra={"uid": review.uid})
             raise kopf.AdmissionError(review.fail(), code=500) from None
         review.result = "changed" if review.patch else "unchanged"
 

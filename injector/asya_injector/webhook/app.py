@@ -1,4 +1,4 @@
-"""The life of the process: what starts in which order, when it is ready, how it ends."""
+"""The injector process: start-up order, readiness, and shutdown."""
 
 from __future__ import annotations
 
@@ -28,28 +28,29 @@ from asya_injector.webhook.telemetry import Metrics, serve_operations
 logger = logging.getLogger(__name__)
 
 _API_TIMEOUT = (2, 5)
-_LONGEST_PAUSE = 10.0
+_MAX_PAUSE = 10.0
 
 
 def serve(config: Config, api: ApiClient) -> None:
-    """Run until SIGTERM or SIGINT; raises OSError, KeyError or Refusal for wrong settings."""
-    payload = RuntimeFiles.load(config.runtime_directory)
-    policy = ClusterDefaults(payload.hash, config.defaults)
+    """Run until SIGTERM or SIGINT; raises OSError, KeyError or InjectionError."""
+    runtime_files = RuntimeFiles.load(config.runtime_directory)
+    defaults = ClusterDefaults(runtime_files.hash, config.defaults)
     metrics = Metrics()
-    handlers = build_registry(Webhook(policy, RuntimeConfigMapWriter(payload, api, metrics)))
-    logger.info("starting", extra={"runtime": payload.hash, "namespace": config.namespace})
+    configmaps = RuntimeConfigMapWriter(runtime_files, api, metrics)
+    handlers = build_registry(Webhook(defaults, configmaps))
+    logger.info("starting", extra={"runtime": runtime_files.hash, "namespace": config.namespace})
     with tempfile.TemporaryDirectory(prefix="asya-injector-") as directory:
-        identity = CertWatcher(Path(directory), name=config.names[0])
-        metrics.describe(runtime_hash=payload.hash, identity=identity)
-        asyncio.run(Process(config, api, identity, metrics).run(handlers))
+        watcher = CertWatcher(Path(directory), name=config.dns_names[0])
+        metrics.describe(runtime_hash=runtime_files.hash, watcher=watcher)
+        asyncio.run(Process(config, api, watcher, metrics).run(handlers))
     logger.info("stopped")
 
 
-def collect_less() -> None:
-    """Let the garbage collector pass over what is there for good, and look at the rest less often.
+def tune_garbage_collection() -> None:
+    """Freeze start-up objects and collect less often.
 
-    A review makes some thousand objects and no cycles to speak of; by default it is interrupted
-    several times, and now and then for all of the libraries.
+    A review creates some thousand objects and hardly any cycles. By default the collector
+    interrupts it several times, sometimes to scan all libraries.
     """
     gc.collect()
     gc.freeze()
@@ -57,24 +58,24 @@ def collect_less() -> None:
 
 
 class Process:
-    """The event loop's part of it."""
+    """The part of the process that runs in the event loop."""
 
     def __init__(
-        self, config: Config, api: ApiClient, identity: CertWatcher, metrics: Metrics
+        self, config: Config, api: ApiClient, watcher: CertWatcher, metrics: Metrics
     ) -> None:
         self._config = config
         self._api = api
-        self._identity = identity
+        self._watcher = watcher
         self._metrics = metrics
         self._server = Server(
-            port=config.webhook_port, identity=identity, handled=HANDLED, metrics=metrics
+            port=config.webhook_port, watcher=watcher, handled=HANDLED, metrics=metrics
         )
         self._stop = asyncio.Event()
         self._end = asyncio.Event()
-        self._waits_for = ""
+        self._missing_api = ""
 
     async def run(self, handlers: kopf.OperatorRegistry) -> None:
-        """Serve until a signal; what has come in until then is answered."""
+        """Serve until a signal; answer the requests that have arrived by then."""
         self._listen_to_signals()
         config = self._config
         fetch = CertRotator(
@@ -82,50 +83,54 @@ class Process:
             namespace=config.namespace,
             secret=config.tls_secret,
             webhook_configuration=config.webhook_configuration,
-            dns_names=config.names,
-        ).pair
+            dns_names=config.dns_names,
+        ).fetch
         if config.tls_mode == "files":
             fetch = CertificateDirectory(config.tls_directory).read
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(
-                serve_operations(config.http_port, is_ready=self._missing, metrics=self._metrics)
+                serve_operations(
+                    config.http_port, find_missing=self._find_missing, metrics=self._metrics
+                )
             )
             self._server.bind()
             stack.callback(self._server.unbind)
-            for work in (self._identity.keep(fetch), self._take_leave()):
+            for work in (self._watcher.watch(fetch), self._drain()):
                 stack.callback(asyncio.create_task(work).cancel)
-            # kopf gives up after a minute, and would fill the log until then.
-            if await self._unless_stopped(self._api_answers()):
+            # kopf logs each attempt, and gives up after a minute.
+            if await self._finish_before_signal(self._wait_for_api()):
                 self._configure(handlers, stack)
                 await kopf.operator(
                     registry=handlers,
                     standalone=True,
                     clusterwide=True,
                     stop_flag=self._end,
-                    # Found out by itself, it asks for a user name, which an arbitrary UID has not.
+                    # By default kopf looks up the user name, and an arbitrary UID has none.
                     identity=cast(Any, "asya-injector"),
                 )
 
-    async def _take_leave(self) -> None:
-        """Between the signal and the end."""
+    async def _drain(self) -> None:
+        """Drain after the signal, then end the operator."""
         await self._stop.wait()
-        await self._server.take_leave()
+        await self._server.drain()
         self._end.set()
 
-    def _missing(self) -> str | None:
-        """What readiness waits for."""
+    def _find_missing(self) -> str | None:
+        """What readiness waits for; None when ready."""
         if self._stop.is_set():
             return "stopping"
-        if not self._identity.ready.is_set():
-            return self._identity.missing
-        return None if self._server.listening else self._waits_for or "the port is not open yet"
+        if not self._watcher.ready.is_set():
+            return self._watcher.missing
+        if self._server.listening:
+            return None
+        return self._missing_api or "the webhook port is not open yet"
 
     def _listen_to_signals(self) -> None:
         for each in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(each, self._stop.set)
 
-    async def _unless_stopped(self, awaited: Any) -> bool:
-        """Whether it came to its end before a signal came."""
+    async def _finish_before_signal(self, awaited: Any) -> bool:
+        """Whether the awaitable finished before a signal arrived."""
         task = asyncio.ensure_future(awaited)
         stopped = asyncio.create_task(self._stop.wait())
         await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -133,35 +138,35 @@ class Process:
             each.cancel()
         return not self._stop.is_set()
 
-    async def _api_answers(self) -> None:
+    async def _wait_for_api(self) -> None:
         pause = 0.25
         while True:
             try:
                 await asyncio.to_thread(call, self._api, "GET", "/version/", timeout=_API_TIMEOUT)
             except (ApiException, HTTPError) as error:
                 if isinstance(error, ApiException) and error.status < 500:
-                    return  # whatever it says, kopf will hear it too
-                if self._waits_for != describe_error(error):
+                    return  # it answers; kopf reports the error
+                if self._missing_api != describe_error(error):
                     logger.warning(
                         "waiting for the API server", extra={"error": describe_error(error)}
                     )
-                self._waits_for = describe_error(error)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                self._missing_api = describe_error(error)
+                pause = min(2 * pause, _MAX_PAUSE)
                 await asyncio.sleep(pause)
             else:
                 return
 
     async def _reviews(self, fn: Answer) -> AsyncIterator[Any]:
         """kopf's webhook server."""
-        collect_less()
-        self._listen_to_signals()  # again: kopf has set its own, which a second signal breaks
+        tune_garbage_collection()
+        self._listen_to_signals()  # again: kopf has set its own, which break at a second signal
         async with contextlib.aclosing(self._server(fn)) as configurations:  # type: ignore[type-var]
             async for configuration in configurations:
                 yield configuration
 
     def _configure(self, handlers: kopf.OperatorRegistry, stack: contextlib.AsyncExitStack) -> None:
         @kopf.on.startup(registry=handlers)
-        async def settle(settings: kopf.OperatorSettings, **_: Any) -> None:
+        async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
             settings.admission.server = self._reviews
             settings.admission.managed = None  # the chart owns the webhook configuration
             settings.scanning.disabled = True  # no watch on CustomResourceDefinitions
@@ -169,7 +174,7 @@ class Process:
 
         @kopf.on.cleanup(registry=handlers)
         async def end(**_: Any) -> None:
-            # kopf waits five seconds for whatever it finds running, idle connections too.
+            # kopf waits five seconds for all that still runs, idle connections included.
             await stack.aclose()
 
         @kopf.on.login(registry=handlers)

@@ -1,4 +1,4 @@
-"""The settings of this process: read from the environment once, checked before anything starts."""
+"""The settings of the injector process, read once from the environment and validated at start."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ T = TypeVar("T")
 
 
 class ConfigError(Exception):
-    """A setting is missing or wrong: one line that names it and says what is valid."""
+    """A setting is missing or invalid: one line that names it and says what is valid."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Where the injector runs and what it answers for. The chart writes these variables.
+    """The settings. The chart sets these variables.
 
-    namespace: `INJECTOR_NAMESPACE`, namespace of the release.
-    tls_mode: `INJECTOR_TLS_MODE`, who makes the certificate: `self`, this process; `files`,
-        somebody else, and this process writes neither a Secret nor `caBundle`.
+    namespace: `INJECTOR_NAMESPACE`, the release's namespace.
+    tls_mode: `INJECTOR_TLS_MODE`; `self`: this process issues the certificate; `files`: another
+        program does, and this process writes neither a Secret nor `caBundle`.
     service: `INJECTOR_SERVICE`, name of the Service that the API server calls.
-    webhook_configuration: `INJECTOR_WEBHOOK_CONFIGURATION`, object whose `caBundle` is kept. Only
-        with `self`.
-    tls_secret: `INJECTOR_TLS_SECRET`, Secret that holds CA and certificate. Only with `self`.
-    tls_directory: `INJECTOR_TLS_DIRECTORY`, a mounted Secret with `tls.crt` and `tls.key`. Only
-        with `files`.
-    runtime_directory: `INJECTOR_RUNTIME_DIRECTORY`, the mounted ConfigMap with the runtime.
+    webhook_configuration: `INJECTOR_WEBHOOK_CONFIGURATION`, whose `caBundle` is kept up to date.
+        Only with `self`.
+    tls_secret: `INJECTOR_TLS_SECRET`, Secret with CA and certificate. Only with `self`.
+    tls_directory: `INJECTOR_TLS_DIRECTORY`, mounted Secret with `tls.crt` and `tls.key`. Only with
+        `files`.
+    runtime_directory: `INJECTOR_RUNTIME_DIRECTORY`, mounted ConfigMap with the runtime files.
     defaults: `INJECTOR_DEFAULTS`, JSON object of annotation names (without prefix) and values.
-    webhook_port, http_port: TLS for the API server; plain HTTP for probes and metrics.
-    log_level: `INJECTOR_LOG_LEVEL`, as Python's `logging` names them, any case.
+    webhook_port, http_port: `INJECTOR_WEBHOOK_PORT`, TLS for the API server; `INJECTOR_HTTP_PORT`,
+        plain HTTP for probes and metrics.
+    log_level: `INJECTOR_LOG_LEVEL`, a level of Python's `logging` in any case.
     """
 
     namespace: str
@@ -47,14 +48,14 @@ class Config:
     log_level: str
 
     @property
-    def names(self) -> list[str]:
+    def dns_names(self) -> list[str]:
         """The Service's DNS names; the API server calls the first."""
         short = f"{self.service}.{self.namespace}"
         return [f"{short}.svc", short, f"{short}.svc.cluster.local"]
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:
-        """Read all settings; raises ConfigError for the first that is missing or wrong."""
+        """Read all settings; raises ConfigError for the first that is missing or invalid."""
 
         def read(name: str, parse: Callable[[str], T], default: str | None = None) -> T:
             text = environ.get(name) or default
@@ -105,6 +106,6 @@ def _defaults(text: str) -> dict[str, str]:
         value = json.loads(text)
     except ValueError:
         value = None
-    if isinstance(value, dict) and all(isinstance(word, str) for word in value.values()):
+    if isinstance(value, dict) and all(isinstance(each, str) for each in value.values()):
         return value
-    raise ValueError("a JSON object of annotation names and texts")
+    raise ValueError("a JSON object of annotation names and string values")

@@ -1,4 +1,4 @@
-"""One question of the API server (AdmissionReview, v1) and what became of it. No I/O.
+"""An AdmissionReview (v1): the request, and the response that it gets. No I/O.
 
 https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/
 """
@@ -14,10 +14,10 @@ from asya_injector.kube_objects import Object
 
 
 class BadRequestError(Exception):
-    """What was sent cannot be answered as a review.
+    """The request body is not a review that this server can answer.
 
-    The text says what is wrong, with nothing in it that was sent; `code` is HTTP's; `uid` is that
-    of the review, if one can be made out.
+    The text never quotes the request. `code` is an HTTP status; `uid` is the review's, if it could
+    be read.
     """
 
     def __init__(self, code: int, text: str, *, uid: str = "") -> None:
@@ -28,15 +28,14 @@ class BadRequestError(Exception):
 
 @dataclass
 class Review:
-    """A question of the API server and, once it is answered, the answer.
+    """The request, and the outcome once the object has been admitted or rejected.
 
     resource: group, version and plural name.
-    object: the pod or workload as it would be stored; not to be changed.
-    result: `changed`, `unchanged`, `refused` or `failed`; empty until it is known.
-    reason: code of a refusal.
-    refusal: its text.
-    patch: JSON patch of what is changed.
-    patience: seconds until there must be an answer.
+    object: the pod or workload as it would be stored; never modified.
+    result: `changed`, `unchanged`, `rejected` or `failed`; empty until decided.
+    reason, rejection: code and text of a rejection.
+    patch: JSON patch that injects the object.
+    deadline: seconds within which the API server needs the answer.
     """
 
     uid: str
@@ -49,21 +48,21 @@ class Review:
     user_info: Object
     result: str = ""
     reason: str = ""
-    refusal: str = ""
+    rejection: str = ""
     patch: list[Object] = field(default_factory=list)
-    patience: float = 3.5
+    deadline: float = 3.5
 
     @classmethod
-    def read(cls, sent: Any) -> Review:
-        """Check what is used of it; raises BadRequestError."""
-        request = _field(sent, "request", dict, "the review")
+    def parse(cls, body: Any) -> Review:
+        """Validate the fields that are used; raises BadRequestError."""
+        request = _field(body, "request", dict, "the review")
         uid = _field(request, "uid", str, "request")
         if not uid:
             raise BadRequestError(400, "request.uid is empty")
         try:
             resource = _field(request, "resource", dict, "request")
-            body = _field(request, "object", dict, "request")
-            _field(body, "metadata", dict, "request.object")
+            item = _field(request, "object", dict, "request")
+            _field(item, "metadata", dict, "request.object")
             _field(request, "userInfo", dict, "request")
             group, version, plural = (
                 _field(resource, name, str, "request.resource")
@@ -79,14 +78,15 @@ class Review:
             operation=operation,
             namespace=str(request.get("namespace") or ""),
             dry_run=request.get("dryRun") is True,
-            object=body,
+            object=item,
             user_info=request["userInfo"],
         )
 
     @property
-    def head(self) -> Object:
-        """The review with what kopf needs of the object: it copies the whole of what it gets, and
-        remembers an object that it is shown with a uid for ever.
+    def for_kopf(self) -> Object:
+        """The review with a stub in place of the object.
+
+        kopf copies all that it gets, and never forgets an object whose uid it has seen.
         """
         metadata = {"name": self.name, "namespace": self.namespace}
         stub = {"apiVersion": self.object.get("apiVersion"), "kind": self.object.get("kind")}
@@ -106,12 +106,12 @@ class Review:
 
     @property
     def name(self) -> str:
-        """What to call the object; a pod of a controller has no name of its own yet."""
+        """The object's name, or its `generateName`: the API server names such a pod only later."""
         metadata = self.object["metadata"]
         return str(metadata.get("name") or metadata.get("generateName") or "")
 
-    def said(self) -> Object:
-        """What the log says of it."""
+    def log_fields(self) -> Object:
+        """The fields of the log line for this review."""
         return {
             "uid": self.uid,
             "resource": self.resource[2],
@@ -119,30 +119,28 @@ class Review:
             "namespace": self.namespace,
             "object": self.name,
             "dryrun": self.dry_run,
-        } | ({"reason": self.reason, "refusal": self.refusal} if self.reason else {})
+        } | ({"reason": self.reason, "rejection": self.rejection} if self.reason else {})
 
-    def refuse(self, message: str, reason: Reason) -> None:
-        """Set the answer to a refusal for a fault of the user's or the cluster's."""
-        self.result, self.reason, self.refusal = "refused", str(reason), message
+    def reject(self, message: str, reason: Reason) -> None:
+        """Record a rejection that the user or the cluster's administrator can fix."""
+        self.result, self.reason, self.rejection = "rejected", str(reason), message
 
     def fail(self) -> str:
-        """Set the answer to a refusal for a fault of ours; returns its text, which tells where to
-        look and nothing of what is there.
-        """
+        """Record an internal error; returns its text, which discloses only where to look."""
         self.result, self.reason = "failed", str(Reason.INTERNAL_ERROR)
-        self.refusal = (
-            "the injector failed on this object; its log says why, "
-            f"under uid {self.uid} ({Reason.INTERNAL_ERROR})"
+        self.rejection = (
+            "the injector failed on this object; "
+            f"search its log for uid {self.uid} ({Reason.INTERNAL_ERROR})"
         )
-        return self.refusal
+        return self.rejection
 
 
-# The review that is being answered, for kopf's handlers: kopf hands them but a part of it.
+# The review being answered. kopf passes only a part of it to its handlers.
 current_review: ContextVar[Review] = ContextVar("current_review")
 
 
-def refused(uid: str, message: str, code: int) -> Object:
-    """An AdmissionReview that refuses."""
+def build_rejection(uid: str, message: str, code: int) -> Object:
+    """An AdmissionReview that rejects the object."""
     return {
         "apiVersion": "admission.k8s.io/v1",
         "kind": "AdmissionReview",
@@ -157,24 +155,21 @@ def refused(uid: str, message: str, code: int) -> Object:
 def _field(node: Any, name: str, kind: type, where: str) -> Any:
     value = node.get(name) if isinstance(node, dict) else None
     if not isinstance(value, kind):
-        what = "text" if kind is str else "an object"
-        raise BadRequestError(400, f"{where} has no {name} that is {what}")
+        what = "a string" if kind is str else "an object"
+        raise BadRequestError(400, f"{where} needs {name}, as {what}")
     return value
 
 
-# MERGED What changed, as a JSON patch (RFC 6902). Pure.
-
-# Below this many steps, what differs is replaced whole. Mutating webhooks are called one after the
-# other, each with what the one before made, so nobody else's change can be lost.
-_DEEPEST = 4
+# A difference below this depth replaces the whole value. The API server calls mutating webhooks one
+# after the other, each with the result of the previous one, so no change of another is lost.
+_MAX_DEPTH = 4
 
 
 def build_json_patch(before: Object, after: Object) -> list[Object]:
-    """Operations that make the one of the other; none where they are equal.
+    """Operations (RFC 6902) that turn `before` into `after`; none if they are equal.
 
-    Field by field down to the fields of a container; what differs below is replaced whole. A list
-    is gone through where it keeps its length, and else replaced. That is ten times cheaper than
-    looking for the least difference.
+    Compares field by field down to the fields of a container, and items of lists of equal length;
+    replaces the rest whole. That is ten times cheaper than the smallest possible patch.
     """
     found: list[Object] = []
     _compare(before, after, "", found)
@@ -183,14 +178,14 @@ def build_json_patch(before: Object, after: Object) -> list[Object]:
 
 def _compare(before: Any, after: Any, path: str, found: list[Object]) -> None:
     steps = path.count("/")
-    if isinstance(before, dict) and isinstance(after, dict) and steps < _DEEPEST:
+    if isinstance(before, dict) and isinstance(after, dict) and steps < _MAX_DEPTH:
         for key, old in before.items():
             if key not in after:
-                found.append({"op": "remove", "path": f"{path}/{_escaped(key)}"})
+                found.append({"op": "remove", "path": f"{path}/{_escape(key)}"})
             elif old != after[key]:
-                _compare(old, after[key], f"{path}/{_escaped(key)}", found)
+                _compare(old, after[key], f"{path}/{_escape(key)}", found)
         found.extend(
-            {"op": "add", "path": f"{path}/{_escaped(key)}", "value": new}
+            {"op": "add", "path": f"{path}/{_escape(key)}", "value": new}
             for key, new in after.items()
             if key not in before
         )
@@ -198,7 +193,7 @@ def _compare(before: Any, after: Any, path: str, found: list[Object]) -> None:
         isinstance(before, list)
         and isinstance(after, list)
         and len(before) == len(after)
-        and steps < _DEEPEST
+        and steps < _MAX_DEPTH
     ):
         for index, (old, new) in enumerate(zip(before, after, strict=True)):
             if old != new:
@@ -207,5 +202,5 @@ def _compare(before: Any, after: Any, path: str, found: list[Object]) -> None:
         found.append({"op": "replace", "path": path, "value": after})
 
 
-def _escaped(key: str) -> str:
+def _escape(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1")

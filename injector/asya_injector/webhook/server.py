@@ -1,4 +1,4 @@
-"""The TLS listener for the API server's reviews."""
+"""The TLS server that answers the API server's admission reviews."""
 
 from __future__ import annotations
 
@@ -15,63 +15,65 @@ import aiohttp.web
 import kopf
 
 from asya_injector.tls.watcher import CertWatcher
-from asya_injector.webhook.review import BadRequestError, Review, current_review, refused
+from asya_injector.webhook.review import BadRequestError, Review, build_rejection, current_review
 from asya_injector.webhook.telemetry import Metrics
 
 logger = logging.getLogger(__name__)
 
-# An UPDATE carries the object twice, and the API server takes objects of up to 3 MiB.
-_LARGEST_REVIEW = 8 << 20
-# The API server itself waits no longer for an answer.
+# An UPDATE carries the object twice, and the API server accepts objects of up to 3 MiB.
+_MAX_REVIEW_BYTES = 8 << 20
+# The API server does not wait longer for an answer.
 _BODY_SECONDS = 5.0
 _HANDSHAKE_SECONDS = 5.0
-# Longer than the API server keeps an idle connection (90 s), so that it is never the one surprised.
+# Longer than the API server keeps an idle connection (90 s), so that it closes first.
 _IDLE_SECONDS = 120.0
-# In which a connection that is in use is used again, and who is still led here comes again.
-_FAREWELL_SECONDS = 2.0
-# Nodes have been seen to lead to a pod for over five seconds after it was told to go, as endpoints
-# and kube-proxy lag behind. With the next, and the chart's three, less than a pod is given to end.
-_LONGEST_FAREWELL_SECONDS = 12.0
+# Quiet period: long enough for a busy keep-alive connection to be reused and for stale routes to
+# show.
+_QUIET_SECONDS = 2.0
+# Nodes have routed to a pod for more than five seconds after its SIGTERM, because endpoints and
+# kube-proxy lag. Together with the next limit and the chart's preStop of three seconds, this stays
+# below the pod's grace period.
+_MAX_DRAIN_SECONDS = 12.0
 # Longer than any review.
-_DRAIN_SECONDS = 10.0
+_SHUTDOWN_SECONDS = 10.0
 
 Answer = Callable[..., Awaitable[Any]]
 
 
 class Server:
-    """A webhook server by kopf's protocol for such: called with a function that answers reviews, it
-    yields once the port is open and serves until it is closed.
+    """A webhook server that follows kopf's protocol.
 
-    https://docs.kopf.dev/en/stable/admission/#custom-servers-tunnels
+    Called with a function that answers reviews, it yields once the port is open, and serves until
+    it is closed. https://docs.kopf.dev/en/stable/admission/#custom-servers-tunnels
 
-    kopf's own has no limits of time, one of size that is too small, allows what comes to an unknown
-    path, tells callers the texts of exceptions, closes its listener to change a certificate, and
-    cannot be told when to stop. Here each review ends in one answer, one log line and one count.
+    kopf's own server has no time limits and too small a size limit. It allows requests to unknown
+    paths, discloses exception texts, closes its listener to change a certificate, and cannot drain.
+    This server gives each review one answer, one log line and one count.
 
-    handled: for each path the resources (group, version, plural name) that are answered there.
+    handled: for each path, the resources (group, version, plural) that it answers.
     """
 
     def __init__(
         self,
         *,
         port: int,
-        identity: CertWatcher,
+        watcher: CertWatcher,
         handled: Mapping[str, Collection[tuple[str, str, str]]],
         metrics: Metrics,
     ) -> None:
         self.listening = False
         self._port = port
-        self._identity = identity
+        self._watcher = watcher
         self._handled = handled
         self._metrics = metrics
         self._socket: socket.socket | None = None
-        self._leaving = False
+        self._draining = False
         self._last_connected = 0.0
 
     def bind(self) -> None:
-        """Take the port, so that a wrong one is seen at the start; raises OSError.
+        """Bind the port at the start, so that a wrong one fails early; raises OSError.
 
-        Who connects is refused until there is something to show.
+        Connections are refused until a certificate is loaded.
         """
         dual = socket.has_dualstack_ipv6()
         self._socket = socket.socket(socket.AF_INET6 if dual else socket.AF_INET)
@@ -85,17 +87,17 @@ class Server:
             raise OSError(error.errno, f"port {self._port}: {error.strerror}") from None
 
     def unbind(self) -> None:
-        """Give the port back, if it was never served."""
+        """Release the port if it was never served."""
         if self._socket is not None:
             self._socket.close()
 
     async def __call__(self, fn: Answer) -> AsyncIterator[Any]:
-        """Serve nothing before there is a certificate; on the way out, answer what has come in."""
-        await self._identity.ready.wait()
+        """Serve once a certificate is loaded; at the end, answer the requests that have arrived."""
+        await self._watcher.ready.wait()
 
         async def handle(request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
             response = await self._handle(fn, request)
-            if self._leaving:
+            if self._draining:
                 response.force_close()
             return response
 
@@ -115,7 +117,7 @@ class Server:
         listener = await loop.create_server(
             connected,
             sock=cast(socket.socket, self._socket),
-            ssl=self._identity.context,
+            ssl=self._watcher.context,
             ssl_handshake_timeout=_HANDSHAKE_SECONDS,
             backlog=1024,
         )
@@ -126,25 +128,27 @@ class Server:
         finally:
             self.listening = False
             listener.close()
-            web.pre_shutdown()  # what is idle goes, what is being answered stays
-            await web.shutdown(_DRAIN_SECONDS)
+            web.pre_shutdown()  # closes idle connections only
+            await web.shutdown(_SHUTDOWN_SECONDS)
 
-    async def take_leave(self) -> None:
-        """End each connection with its next answer; return when nobody comes any more.
+    async def drain(self) -> None:
+        """Close each connection after its next answer; return after a quiet period.
 
-        A POST that was written into a connection that is being closed is not sent again, nor is one
-        that finds the port closed: the API server would refuse the object. That nobody has come so
-        far says nothing: it may have kept to another replica, which leaves as well.
+        The API server rejects an object whose POST meets a closing connection or a closed port. A
+        replica without a connection so far drains too: the API server may have used another
+        replica, which is ending as well.
         """
         if not self.listening:
             return
-        self._leaving = True
-        logger.info("leaving")
+        self._draining = True
+        logger.info("draining")
         clock = asyncio.get_running_loop().time
         began = self._last_connected = clock()
-        while clock() < self._last_connected + _FAREWELL_SECONDS:
-            if clock() >= began + _LONGEST_FAREWELL_SECONDS:
-                logger.warning("still called", extra={"seconds": _LONGEST_FAREWELL_SECONDS})
+        while clock() < self._last_connected + _QUIET_SECONDS:
+            if clock() >= began + _MAX_DRAIN_SECONDS:
+                logger.warning(
+                    "still receiving connections; closing", extra={"seconds": _MAX_DRAIN_SECONDS}
+                )
                 return
             await asyncio.sleep(0.05)
 
@@ -153,7 +157,7 @@ class Server:
     ) -> aiohttp.web.StreamResponse:
         began = time.perf_counter()
         try:
-            review = Review.read(await _sent(request))
+            review = Review.parse(await _read_body(request))
             path = request.path.strip("/")
             self._check_handled(path, review)
         except BadRequestError as error:
@@ -162,32 +166,38 @@ class Server:
                 "bad request", extra={"uid": error.uid, "code": error.code, "error": str(error)}
             )
             if error.uid:
-                return _response(refused(error.uid, str(error), error.code))
+                return _response(build_rejection(error.uid, str(error), error.code))
             return aiohttp.web.Response(status=error.code, text=f"asya-injector: {error}\n")
-        review.patience = _patience(request.query.get("timeout", ""))
+        review.deadline = _parse_deadline(request.query.get("timeout", ""))
         answer = await _answer(fn, path, review)
         seconds = time.perf_counter() - began
         resource = review.resource[2]
         self._metrics.duration.observe(seconds)
         self._metrics.admissions.labels(resource, review.result, review.reason).inc()
-        logger.info(review.result, extra=review.said() | {"seconds": round(seconds, 4)})
+        logger.info(review.result, extra=review.log_fields() | {"seconds": round(seconds, 4)})
         return _response(answer)
 
     def _check_handled(self, path: str, review: Review) -> None:
-        """Raise BadRequestError for what kopf would let pass, because it has no handler for it."""
+        """Raise BadRequestError for a review that has no handler: kopf would allow it."""
         handled = self._handled.get(path)
         if handled is None:
-            raise BadRequestError(404, "no webhook at this path; see the chart", uid=review.uid)
+            raise BadRequestError(
+                404,
+                "this path is not a webhook; use the chart's webhook configuration",
+                uid=review.uid,
+            )
         if review.resource not in handled or review.subresource:
             raise BadRequestError(
-                404, "this webhook does not answer for such objects; see the chart", uid=review.uid
+                404,
+                "this webhook does not handle such objects; use the chart's webhook configuration",
+                uid=review.uid,
             )
 
 
-async def _sent(request: aiohttp.web.BaseRequest) -> Any:
-    """What a request holds; raises BadRequestError."""
+async def _read_body(request: aiohttp.web.BaseRequest) -> Any:
+    """The JSON value in the body of a request; raises BadRequestError."""
     if request.method != "POST":
-        raise BadRequestError(405, "only POST is answered here")
+        raise BadRequestError(405, "the method is not POST")
     if request.content_type != "application/json":
         raise BadRequestError(415, "the content type is not application/json")
     body = bytearray()
@@ -195,26 +205,26 @@ async def _sent(request: aiohttp.web.BaseRequest) -> Any:
         async with asyncio.timeout(_BODY_SECONDS):
             async for chunk in request.content.iter_any():
                 body += chunk
-                if len(body) > _LARGEST_REVIEW:
-                    raise BadRequestError(413, f"more than {_LARGEST_REVIEW} bytes")
+                if len(body) > _MAX_REVIEW_BYTES:
+                    raise BadRequestError(413, f"the body is larger than {_MAX_REVIEW_BYTES} bytes")
     except TimeoutError:
-        raise BadRequestError(408, f"not all of it came in {_BODY_SECONDS:g} s") from None
+        raise BadRequestError(408, f"the body did not arrive within {_BODY_SECONDS:g} s") from None
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
-        raise BadRequestError(400, "it is not JSON") from None
+        raise BadRequestError(400, "the body is not JSON") from None
 
 
 async def _answer(fn: Answer, path: str, review: Review) -> Any:
-    """kopf's answer with our patch; a refusal where there is none to be had."""
+    """kopf's answer with the patch added; a rejection if kopf fails."""
     current_review.set(review)
     try:
-        answer = await fn(review.head, webhook=path)
+        answer = await fn(review.for_kopf, webhook=path)
         if not review.result:
-            raise RuntimeError("kopf has not called the handler")
+            raise RuntimeError("kopf did not call the handler")
     except Exception:
-        logger.exception("failed", extra={"uid": review.uid})
-        return refused(review.uid, review.fail(), 500)
+        logger.exception("admission failed", extra={"uid": review.uid})
+        return build_rejection(review.uid, review.fail(), 500)
     if review.patch:
         patch = base64.b64encode(json.dumps(review.patch).encode()).decode()
         answer["response"] |= {"patch": patch, "patchType": "JSONPatch"}
@@ -225,12 +235,12 @@ def _response(answer: Any) -> aiohttp.web.Response:
     return aiohttp.web.Response(body=json.dumps(answer).encode(), content_type="application/json")
 
 
-def _patience(timeout: str) -> float:
-    """Seconds until there must be an answer.
+def _parse_deadline(timeout: str) -> float:
+    """Seconds within which to answer, from the API server's timeout such as `5s`.
 
-    timeout: what the API server says that it waits, such as `5s`. Whoever waits would rather have
-    our refusal than its "context deadline exceeded".
+    An answer before the timeout explains the problem; after it, users see only "context deadline
+    exceeded".
     """
     number = timeout.removesuffix("s")
-    waits = float(number) if number.isascii() and number.isdigit() else 5.0
-    return 0.7 * waits
+    seconds = float(number) if number.isascii() and number.isdigit() else 5.0
+    return 0.7 * seconds

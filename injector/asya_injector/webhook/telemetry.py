@@ -1,4 +1,4 @@
-"""What there is to watch. The names and labels are a promise: docs/operations.md lists them."""
+"""Logs, metrics and probes. docs/operations.md lists the metrics: names and labels are stable."""
 
 from __future__ import annotations
 
@@ -20,70 +20,67 @@ _SECONDS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 
 class Metrics:
-    """All of them, in a registry of their own, so that tests can have several."""
+    """All metrics of one process, in a registry that is not the global one."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.admissions = Counter(
             "asya_injector_admissions",
-            "Reviews answered, by kind of object, result and reason code.",
+            "Admission reviews answered, by resource, result and reason code.",
             ("resource", "result", "reason"),
             registry=self.registry,
         )
         self.duration = Histogram(
             "asya_injector_admission_duration_seconds",
-            "Time from a review's arrival to its answer.",
+            "Time from the arrival of a review to its answer.",
             buckets=_SECONDS,
             registry=self.registry,
         )
         self.bad_requests = Counter(
             "asya_injector_bad_requests",
-            "Requests to the webhook's port that were no review, by HTTP status.",
+            "Requests to the webhook port that were not valid reviews, by HTTP status.",
             ("code",),
             registry=self.registry,
         )
         self.runtime_configmap_writes = Counter(
             "asya_injector_runtime_configmap_writes",
-            "Times that a namespace was asked for its ConfigMap, by what came of it.",
+            "Requests to the API server for a runtime ConfigMap, by result.",
             ("result",),
             registry=self.registry,
         )
         self.certificate_expiry = Gauge(
             "asya_injector_certificate_expiry_timestamp_seconds",
-            "When the certificate that is shown ends, as Unix time; 0 while there is none.",
+            "Expiry of the serving certificate, as Unix time; 0 until one is loaded.",
             registry=self.registry,
         )
         self.build = Info(
             "asya_injector_build",
-            "Version of the injector and hash of the runtime that it brings.",
+            "Version of the injector and hash of the runtime files that it injects.",
             registry=self.registry,
         )
 
-    def describe(self, *, runtime_hash: str, identity: CertWatcher) -> None:
-        """Fill in what is known from the start, and where the rest is looked up."""
+    def describe(self, *, runtime_hash: str, watcher: CertWatcher) -> None:
+        """Set the build information, and read the expiry from this watcher at each scrape."""
         self.build.info({"version": __version__, "runtime_hash": runtime_hash})
         self.certificate_expiry.set_function(
-            lambda: identity.expires.timestamp() if identity.expires else 0.0
+            lambda: watcher.expires.timestamp() if watcher.expires else 0.0
         )
-
-
-# MERGED The plain listener: probes and metrics.
 
 
 @contextlib.asynccontextmanager
 async def serve_operations(
-    port: int, *, is_ready: Callable[[], str | None], metrics: Metrics
+    port: int, *, find_missing: Callable[[], str | None], metrics: Metrics
 ) -> AsyncIterator[None]:
     """Serve `/livez`, `/readyz` and `/metrics` over plain HTTP while the context is open.
 
-    is_ready: None when ready, else what is missing.
+    find_missing: what readiness waits for; None when ready.
     """
 
     async def livez(_: aiohttp.web.Request) -> aiohttp.web.Response:
         return aiohttp.web.Response(text="ok\n")
 
     async def readyz(_: aiohttp.web.Request) -> aiohttp.web.Response:
-        missing = is_ready()
+        missing = find_missing()
         return aiohttp.web.Response(text=f"{missing or 'ok'}\n", status=503 if missing else 200)
 
     async def expose(_: aiohttp.web.Request) -> aiohttp.web.Response:
@@ -105,14 +102,15 @@ async def serve_operations(
         await runner.cleanup()
 
 
-# MERGED The log: one JSON object a line, in ASCII, so that no text of a user's can forge a line.
-
-_NOT_SAID = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
+_STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
 _encode = json.JSONEncoder(default=str).encode
 
 
 class JsonLines(logging.Formatter):
-    """Time, level, logger and message first, then what `extra` says, then the traceback."""
+    """One JSON object a line, in ASCII: a user's text can forge neither a line nor a field.
+
+    Time, level, logger and message come first, then the fields of `extra`, then the traceback.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line."""
@@ -123,18 +121,20 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= {key: value for key, value in record.__dict__.items() if key not in _NOT_SAID}
+        line |= {
+            key: value for key, value in record.__dict__.items() if key not in _STANDARD_FIELDS
+        }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return _encode(line)
 
 
 def log_as_json(level: str) -> None:
-    """Write this level and above to standard error. level: as `logging` names it."""
+    """Log to standard error from this level (a name of `logging`) upwards."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # One line a decision is ours; these would say the same again.
+    # The server logs one line per review; these would repeat it.
     for noisy in ("kopf", "aiohttp.access", "urllib3", "asyncio"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))
     logging.getLogger("kopf.objects").setLevel(logging.CRITICAL)

@@ -112,7 +112,7 @@ def test_it_is_due_a_month_before_its_end_and_for_other_names(
 
 
 def test_a_renewal_is_by_the_same_ca_so_nobody_has_to_be_told(pair: KeyPair) -> None:
-    renewed = pair.renewed(NAMES, now=NOW + 61 * DAY)
+    renewed = pair.renew(NAMES, now=NOW + 61 * DAY)
     assert renewed.bundle == pair.bundle
     assert renewed.certificate != pair.certificate
     assert trusts(pair.bundle, renewed, at=NOW + 100 * DAY)
@@ -121,18 +121,18 @@ def test_a_renewal_is_by_the_same_ca_so_nobody_has_to_be_told(pair: KeyPair) -> 
 
 def test_a_new_ca_comes_with_the_old_one_until_that_has_ended(pair: KeyPair) -> None:
     late = NOW + 3600 * DAY
-    renewed = pair.renewed(NAMES, now=late)
+    renewed = pair.renew(NAMES, now=late)
     assert not trusts(pair.bundle, renewed, at=late)
     assert trusts(renewed.bundle, renewed, at=late)
     assert renewed.bundle.endswith(pair.bundle)
     assert KeyPair.from_secret(renewed.to_secret()) == renewed
-    after = renewed.renewed(NAMES, now=NOW + 7400 * DAY)
+    after = renewed.renew(NAMES, now=NOW + 7400 * DAY)
     assert pair.bundle not in after.bundle
 
 
 def test_a_ca_that_is_not_valid_yet_is_replaced_with_the_certificate(pair: KeyPair) -> None:
     early = NOW - 2 * DAY  # the API server's clock was set back
-    renewed = pair.renewed(NAMES, now=early)
+    renewed = pair.renew(NAMES, now=early)
     assert trusts(renewed.bundle, renewed, at=early)
     assert renewed.bundle.endswith(pair.bundle)
 
@@ -178,7 +178,7 @@ def test_what_a_replica_does_about_the_secret(
         secrets[stored], remembered=pair if remembered else None, names=NAMES, now=now
     )
     assert decision.action == action
-    assert bool(decision.why) == (action != "keep")
+    assert bool(decision.reason) == (action != "keep")
     assert trusts(decision.pair.bundle, decision.pair, at=now)
     known = {"own": pair, "other": other}
     name, _, how = outcome.partition(", ")

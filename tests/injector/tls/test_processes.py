@@ -18,7 +18,7 @@ SERVICE = f"{NAME}.{NAMESPACE}.svc"
 HASTY = """
 from asya_injector.cli.main import main
 from asya_injector.tls import watcher
-watcher.CertWatcher.keep.__kwdefaults__["pause"] = 0.1
+watcher.CertWatcher.watch.__kwdefaults__["pause"] = 0.1
 main(["run"])
 """
 
@@ -180,7 +180,7 @@ DAMAGES: dict[str, dict[str, bytes]] = {
         "crt": (elsewhere := made("elsewhere.svc")).certificate,
         "key": elsewhere.key,
     },
-    "OpenSSL does not take the certificate: ": {
+    "OpenSSL rejects the certificate: ": {
         "crt": OTHER.certificate
         + b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
         "key": OTHER.key,
@@ -210,6 +210,6 @@ def test_a_damaged_mounted_certificate_is_told_once_and_the_old_one_goes_on(
 
     mounted.hold(crt=OTHER.certificate, key=OTHER.key)
     until("the next good one", lambda: shown(files, good.bundle, OTHER.bundle) == der(OTHER))
-    until("relief", lambda: files.log[-1]["message"] == "the certificate is in order again")
+    until("relief", lambda: files.log[-1]["message"] == "the certificate is valid again")
     assert not [line for line in files.log if line["level"] == "ERROR"]
     assert "Traceback" not in files.text

@@ -80,7 +80,7 @@ def world(api: Api, connection: ApiClient) -> World:
 def test_a_first_replica_fills_the_secret_of_the_chart_and_tells_the_api_server(
     world: World,
 ) -> None:
-    shown = world.replica().pair()
+    shown = world.replica().fetch()
     assert all(world.bundles)
     assert world.is_trusted(shown)
     assert base64.b64decode(world.secret["data"]["tls.crt"]) == shown.certificate
@@ -94,9 +94,9 @@ def test_a_first_replica_fills_the_secret_of_the_chart_and_tells_the_api_server(
 
 def test_what_is_in_order_is_not_written_again(world: World) -> None:
     replica = world.replica()
-    shown = replica.pair()
+    shown = replica.fetch()
     world.api.calls.clear()
-    assert replica.pair() == shown
+    assert replica.fetch() == shown
     assert {call[0] for call in world.api.calls} == {"get"}
 
 
@@ -117,7 +117,7 @@ def test_replicas_that_start_at_once_agree(world: World, rendered: bool) -> None
     world.api.fault = fault
     shown: list[CertificatePair] = []
     replicas = [
-        threading.Thread(target=lambda: shown.append(world.replica().pair())) for _ in range(count)
+        threading.Thread(target=lambda: shown.append(world.replica().fetch())) for _ in range(count)
     ]
     for replica in replicas:
         replica.start()
@@ -130,37 +130,37 @@ def test_replicas_that_start_at_once_agree(world: World, rendered: bool) -> None
 
 def test_a_renewal_changes_the_certificate_and_not_the_ca(world: World) -> None:
     first, second = world.replica(), world.replica()
-    old = first.pair()
-    assert second.pair() == old
+    old = first.fetch()
+    assert second.fetch() == old
     bundles = world.bundles
     world.set_clock(NOW + 61 * DAY)
-    fresh = first.pair()
+    fresh = first.fetch()
     assert fresh.certificate != old.certificate
     assert world.bundles == bundles
-    assert second.pair() == fresh
+    assert second.fetch() == fresh
     assert world.is_trusted(fresh)
 
 
 def test_with_a_new_ca_the_old_certificate_is_trusted_until_its_end(world: World) -> None:
     first, second = world.replica(), world.replica()
-    first.pair()
-    second.pair()
+    first.fetch()
+    second.fetch()
     world.set_clock(NOW + dt.timedelta(days=3650 - 175))
-    early = second.pair()  # of the old CA? no: it is replaced from here on
-    late = first.pair()
+    early = second.fetch()  # of the old CA? no: it is replaced from here on
+    late = first.fetch()
     assert early == late
     assert world.is_trusted(late)
     assert base64.b64decode(world.secret["data"]["ca.crt"]).count(b"BEGIN CERT") == 2
     assert all(each.count(b"BEGIN CERT") == 2 for each in world.bundles)
     # Once the old one has ended, it is dropped with the next CA.
     world.set_clock(NOW + dt.timedelta(days=2 * 3650 - 300))
-    assert world.is_trusted(first.pair())
+    assert world.is_trusted(first.fetch())
     assert all(each.count(b"BEGIN CERT") == 2 for each in world.bundles)
 
 
 def test_the_api_server_is_told_of_a_new_ca_before_it_is_shown(world: World) -> None:
     replica = world.replica()
-    old = replica.pair()
+    old = replica.fetch()
     world.set_clock(NOW + dt.timedelta(days=3650 - 175))
 
     def fault(verb: str, *_: str) -> None:
@@ -169,9 +169,9 @@ def test_the_api_server_is_told_of_a_new_ca_before_it_is_shown(world: World) -> 
 
     world.api.fault = fault
     with pytest.raises(ApiException):
-        replica.pair()  # nothing to show
+        replica.fetch()  # nothing to show
     world.api.fault = lambda *_: None
-    fresh = replica.pair()
+    fresh = replica.fetch()
     assert fresh != old
     assert world.is_trusted(fresh)
 
@@ -179,8 +179,8 @@ def test_the_api_server_is_told_of_a_new_ca_before_it_is_shown(world: World) -> 
 @pytest.mark.parametrize("damage", ["deleted", "emptied", "torn", "no key"])
 def test_a_lost_secret_is_put_back_as_it_was(world: World, damage: str) -> None:
     first, second = world.replica(), world.replica()
-    shown = first.pair()
-    second.pair()
+    shown = first.fetch()
+    second.fetch()
     data = dict(world.secret["data"])
     match damage:
         case "deleted":
@@ -191,7 +191,7 @@ def test_a_lost_secret_is_put_back_as_it_was(world: World, damage: str) -> None:
             world.secret["data"]["tls.key"] = create(["x"], now=NOW).to_secret()["tls.key"]
         case "no key":
             del world.secret["data"]["ca.key"]
-    assert second.pair() == first.pair() == shown
+    assert second.fetch() == first.fetch() == shown
     assert world.secret["data"] == data
 
 
@@ -201,7 +201,7 @@ def test_a_secret_that_goes_away_before_it_is_written_is_made_anew_at_once(world
             world.api.objects.pop(("secrets", NAMESPACE, SECRET), None)
 
     world.api.fault = fault
-    assert world.is_trusted(world.replica().pair())
+    assert world.is_trusted(world.replica().fetch())
     assert world.secret["data"]
     assert all(world.bundles)
 
@@ -212,9 +212,9 @@ def test_a_secret_that_is_made_anew_belongs_to_the_release(world: World) -> None
     metadata["labels"] = labels
     metadata["annotations"]["cert-manager.io/inject-ca-from"] = "a/b"
     replica = world.replica()
-    replica.pair()
+    replica.fetch()
     del world.api.objects["secrets", NAMESPACE, SECRET]
-    replica.pair()
+    replica.fetch()
     made = world.secret["metadata"]
     assert made["annotations"] == {"meta.helm.sh/release-name": NAME}
     assert made["labels"] == labels
@@ -223,11 +223,11 @@ def test_a_secret_that_is_made_anew_belongs_to_the_release(world: World) -> None
 
 def test_a_cleared_ca_bundle_is_restored_from_the_secret_as_it_is_now(world: World) -> None:
     first, second = world.replica(), world.replica()
-    first.pair()
+    first.fetch()
     del world.api.objects["secrets", NAMESPACE, SECRET]
-    newer = world.replica().pair()  # it remembers nothing, so it made another CA
+    newer = world.replica().fetch()  # it remembers nothing, so it made another CA
     del world.configuration["webhooks"][1]["clientConfig"]["caBundle"]
-    assert first.pair() == second.pair() == newer
+    assert first.fetch() == second.fetch() == newer
     assert world.is_trusted(newer)
     assert all(world.bundles)
 
@@ -237,25 +237,25 @@ def test_without_a_webhook_configuration_no_secret_is_written(world: World) -> N
     del world.api.objects["mutatingwebhookconfigurations", "", NAME]
     del world.api.objects["secrets", NAMESPACE, SECRET]
     replica = world.replica()
-    with pytest.raises(NotReadyError, match="there is no MutatingWebhookConfiguration"):
-        replica.pair()
+    with pytest.raises(NotReadyError, match="MutatingWebhookConfiguration"):
+        replica.fetch()
     assert world.secret is None
     world.api.objects["mutatingwebhookconfigurations", "", NAME] = configuration
-    assert world.is_trusted(replica.pair())
+    assert world.is_trusted(replica.fetch())
 
 
 def test_a_webhook_configuration_made_anew_is_told_the_same_ca(world: World) -> None:
     replica = world.replica()
-    shown = replica.pair()
+    shown = replica.fetch()
     world.api.install()  # rewrites the Secret too, empty
     assert not any(world.bundles)
-    assert replica.pair() == shown
+    assert replica.fetch() == shown
     assert world.is_trusted(shown)
 
 
 def test_the_api_servers_clock_decides_not_this_machines(world: World) -> None:
     world.set_clock(dt.datetime(2040, 1, 1, tzinfo=dt.UTC))
-    assert world.is_trusted(world.replica().pair())
+    assert world.is_trusted(world.replica().fetch())
 
 
 def test_replicas_that_never_win_give_up_for_now(world: World) -> None:
@@ -265,7 +265,7 @@ def test_replicas_that_never_win_give_up_for_now(world: World) -> None:
 
     world.api.fault = fault
     with pytest.raises(NotReadyError, match="other replicas"):
-        world.replica().pair()
+        world.replica().fetch()
     assert not any(world.bundles)
 
 
@@ -284,7 +284,7 @@ def test_a_call_that_fails_is_made_once_and_not_again_behind_our_back(tmp_path: 
         server.start()
         nobody = connected(write_kubeconfig(tmp_path, listener.getsockname()[1]))
         with pytest.raises(HTTPError):
-            rotator(nobody).pair()
+            rotator(nobody).fetch()
         listener.shutdown(socket.SHUT_RDWR)
         server.join()
     assert accepted == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from asya_injector.kube_client import ApiException
-from asya_injector.tls import watcher
+from asya_injector.tls import watcher as watcher_module
 from asya_injector.tls.authority import DamagedError, create
 from asya_injector.tls.watcher import (
     CertificateDirectory,
@@ -28,17 +28,15 @@ def shown(*names: str, age: dt.timedelta = dt.timedelta()) -> CertificatePair:
 
 
 @pytest.fixture
-def identity(tmp_path: Path) -> CertWatcher:
+def watcher(tmp_path: Path) -> CertWatcher:
     directory = tmp_path / "private"
     directory.mkdir()
     return CertWatcher(directory, name=NAME)
 
 
-def test_a_key_on_disk_can_be_read_by_its_owner_alone(
-    identity: CertWatcher, tmp_path: Path
-) -> None:
+def test_a_key_on_disk_can_be_read_by_its_owner_alone(watcher: CertWatcher, tmp_path: Path) -> None:
     pair = shown()
-    identity.show(pair)
+    watcher.load(pair)
     key = tmp_path / "private" / "tls.key"
     assert key.read_bytes() == pair.key
     assert oct(key.stat().st_mode & 0o777) == "0o600"
@@ -58,35 +56,35 @@ def test_a_key_on_disk_can_be_read_by_its_owner_alone(
     ],
 )
 def test_what_is_no_pair_for_the_service_is_not_shown(
-    identity: CertWatcher, pair: CertificatePair, text: str
+    watcher: CertWatcher, pair: CertificatePair, text: str
 ) -> None:
-    identity.show(good := shown())
-    expires = identity.expires
+    watcher.load(good := shown())
+    expires = watcher.expires
     with pytest.raises(DamagedError, match=text):
-        identity.show(pair)
-    assert identity.expires == expires
-    identity.show(good)
+        watcher.load(pair)
+    assert watcher.expires == expires
+    watcher.load(good)
 
 
-def test_a_wildcard_is_for_the_service_too(identity: CertWatcher) -> None:
-    identity.show(shown("*.asya-system.svc"))
+def test_a_wildcard_is_for_the_service_too(watcher: CertWatcher) -> None:
+    watcher.load(shown("*.asya-system.svc"))
 
 
 def test_a_certificate_that_has_expired_is_told(
-    identity: CertWatcher, caplog: pytest.LogCaptureFixture
+    watcher: CertWatcher, caplog: pytest.LogCaptureFixture
 ) -> None:
-    identity.show(shown(age=dt.timedelta(days=91)))
-    assert "the certificate has expired, so the API server refuses it" in caplog.text
+    watcher.load(shown(age=dt.timedelta(days=91)))
+    assert "the certificate has expired, so the API server rejects it" in caplog.text
 
 
 def test_the_end_that_is_told_is_that_of_the_pair_that_was_loaded_last(
-    identity: CertWatcher,
+    watcher: CertWatcher,
 ) -> None:
     for days in (30, 1):
         made = dt.datetime.now(dt.UTC).replace(microsecond=0) - dt.timedelta(days=days)
         pair = create([NAME], now=made)
-        identity.show(CertificatePair(pair.certificate, pair.key))
-        assert identity.expires == pair.expires == made + dt.timedelta(days=90)
+        watcher.load(CertificatePair(pair.certificate, pair.key))
+        assert watcher.expires == pair.expires == made + dt.timedelta(days=90)
 
 
 def test_files_are_read_as_the_kubelet_exchanges_them(tmp_path: Path) -> None:
@@ -140,8 +138,8 @@ class Source:
 
 
 @contextlib.asynccontextmanager
-async def kept(identity: CertWatcher, source: Callable[[], CertificatePair]) -> AsyncIterator[None]:
-    task = asyncio.create_task(identity.keep(source, pause=0.01))
+async def kept(watcher: CertWatcher, source: Callable[[], CertificatePair]) -> AsyncIterator[None]:
+    task = asyncio.create_task(watcher.watch(source, pause=0.01))
     try:
         async with asyncio.timeout(20):
             yield
@@ -152,46 +150,46 @@ async def kept(identity: CertWatcher, source: Callable[[], CertificatePair]) -> 
 
 
 async def test_troubles_are_told_once_each_and_what_is_shown_stays(
-    identity: CertWatcher, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    watcher: CertWatcher, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watcher, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(watcher_module, "_FIRST_PAUSE", 0.001)
     caplog.set_level(logging.INFO)
     gone = ApiException(status=503, reason="Service Unavailable")
     other = NotReadyError("there is no MutatingWebhookConfiguration x")
     source = Source(
         gone, gone, gone, other, other, shown(), gone, gone, ZeroDivisionError(), shown()
     )
-    async with kept(identity, source):
-        await identity.ready.wait()
+    async with kept(watcher, source):
+        await watcher.ready.wait()
         while source.calls < 12:
             await asyncio.sleep(0.01)
     assert [
         (record.getMessage(), getattr(record, "error", ""), bool(record.exc_info))
         for record in caplog.records
     ] == [
-        ("the certificate cannot be checked; tried again all the time", said, traceback)
+        ("cannot check the certificate; retrying", said, traceback)
         if said
         else (message, "", False)
         for message, said, traceback in (
             ("", "503 Service Unavailable", False),
             ("", "there is no MutatingWebhookConfiguration x", False),
             ("certificate loaded", "", False),
-            ("the certificate is in order again", "", False),
+            ("the certificate is valid again", "", False),
             ("", "503 Service Unavailable", False),
             ("", "ZeroDivisionError; see the log", True),
             ("certificate loaded", "", False),
-            ("the certificate is in order again", "", False),
+            ("the certificate is valid again", "", False),
         )
     ]
 
 
 async def test_until_there_is_a_certificate_it_says_what_is_waited_for(
-    identity: CertWatcher, monkeypatch: pytest.MonkeyPatch
+    watcher: CertWatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watcher, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(watcher_module, "_FIRST_PAUSE", 0.001)
     source = Source(NotReadyError("/tls/tls.crt: No such file or directory"))
-    async with kept(identity, source):
+    async with kept(watcher, source):
         while source.calls < 2:
             await asyncio.sleep(0.01)
-        assert not identity.ready.is_set()
-        assert identity.missing == "/tls/tls.crt: No such file or directory"
+        assert not watcher.ready.is_set()
+        assert watcher.missing == "/tls/tls.crt: No such file or directory"

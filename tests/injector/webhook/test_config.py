@@ -45,7 +45,7 @@ def test_a_mounted_certificate_needs_no_secret_and_no_webhook_configuration() ->
         given | {"INJECTOR_TLS_MODE": "files", "INJECTOR_TLS_DIRECTORY": "/certificate"}
     )
     assert (config.tls_mode, config.tls_directory) == ("files", Path("/certificate"))
-    assert config.names[0] == "asya-runtime.asya-system.svc"
+    assert config.dns_names[0] == "asya-runtime.asya-system.svc"
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_a_pod_becomes_an_actor_and_its_namespace_gets_the_runtime(start: Start,
     assert [(line["message"], line["resource"]) for line in decisions] == [
         ("changed", "pods"),
         ("unchanged", "pods"),
-        ("refused", "deployments"),
+        ("rejected", "deployments"),
     ]
 
 
@@ -170,7 +170,7 @@ def test_what_nobody_foresaw_is_refused_and_its_traceback_is_in_the_log_alone(
         "allowed": False,
         "status": {
             "code": 500,
-            "message": "the injector failed on this object; its log says why, under uid u-1 "
+            "message": "the injector failed on this object; search its log for uid u-1 "
             "(InternalError)",
         },
     }
@@ -231,7 +231,7 @@ def test_metrics_are_those_of_the_documentation(start: Start, api: Api) -> None:
         ours.items()
         >= {
             'admissions_total{reason="",resource="pods",result="changed"}': 2,
-            'admissions_total{reason="AnnotationInvalid",resource="pods",result="refused"}': 1,
+            'admissions_total{reason="AnnotationInvalid",resource="pods",result="rejected"}': 1,
             "admission_duration_seconds_count": 3,
             'bad_requests_total{code="404"}': 1,
             'runtime_configmap_writes_total{result="created"}': 1,

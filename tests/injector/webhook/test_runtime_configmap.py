@@ -83,7 +83,7 @@ class Namespaces:
             if sample.name.endswith("_total")
         }
 
-    async def refusal(self, namespace: str = "models", *, within: float = 5.0) -> str:
+    async def rejection(self, namespace: str = "models", *, within: float = 5.0) -> str:
         with pytest.raises(InjectionError) as caught:
             await self.publisher.ensure(namespace, within=within)
         return str(caught.value)
@@ -151,8 +151,8 @@ async def test_namespaces_are_forgotten(namespaces: Namespaces) -> None:
     for number in range(50):
         namespaces.now += 0.2
         await namespaces.publisher.ensure(f"ns-{number}", within=20)
-    assert len(namespaces.publisher._ensured) <= 6
-    assert namespaces.publisher._looking == {}
+    assert len(namespaces.publisher._cached) <= 6
+    assert namespaces.publisher._checks == {}
 
 
 async def test_other_content_under_the_name_is_refused_with_what_to_do(
@@ -160,8 +160,8 @@ async def test_other_content_under_the_name_is_refused_with_what_to_do(
 ) -> None:
     metadata = {"name": namespaces.name}
     namespaces.api.put("configmaps", "models", {"metadata": metadata, "data": {"x": "1"}})
-    assert await namespaces.refusal() == (
-        f"ConfigMap models/{namespaces.name}: exists with other content, which pods would run; "
+    assert await namespaces.rejection() == (
+        f"ConfigMap models/{namespaces.name}: exists with different content, which pods would run; "
         f"delete it: kubectl delete configmap -n models {namespaces.name} "
         "(RuntimeConfigMapConflict)"
     )
@@ -171,8 +171,8 @@ async def test_other_content_under_the_name_is_refused_with_what_to_do(
     assert namespaces.written() == {"RuntimeConfigMapConflict": 1, "created": 1}
 
 
-BY_HAND = "let the injector create it (rights, quota), or create it by hand"
-BY_ITSELF = "it is tried again with the next pod"
+BY_HAND = "allow the injector to create it (rights, quota), or create it by hand"
+BY_ITSELF = "the next pod retries"
 FAULTS = [
     (403, "Forbidden", "exceeded quota: compute, requested: count/configmaps=1", BY_HAND),
     (403, "Forbidden", 'cannot create resource "configmaps"', BY_HAND),
@@ -189,10 +189,10 @@ async def test_what_the_api_server_says_is_told_to_all_who_wait(
     namespaces: Namespaces, code: int, reason: str, said: str, fix: str
 ) -> None:
     namespaces.api.fault = failing(failure(code, reason, said))
-    refusals = await asyncio.gather(*(namespaces.refusal() for _ in range(10)))
+    refusals = await asyncio.gather(*(namespaces.rejection() for _ in range(10)))
     assert set(refusals) == {
-        f"ConfigMap models/{namespaces.name}: cannot be written: {json.dumps(said)}; {fix} "
-        "(RuntimeConfigMapUnavailable)"
+        f"ConfigMap models/{namespaces.name}: could not be created or checked: "
+        f"{json.dumps(said)}; {fix} (RuntimeConfigMapUnavailable)"
     }
     assert len(namespaces.api.calls) == 1
     await namespaces.publisher.ensure("models", within=20)  # nothing bad is remembered
@@ -200,8 +200,8 @@ async def test_what_the_api_server_says_is_told_to_all_who_wait(
 
 async def test_what_is_no_api_server_is_told(namespaces: Namespaces) -> None:
     namespaces.api.fault = failing(Answer(200, b"<html>Sign in</html>"))
-    assert await namespaces.refusal() == (
-        f"ConfigMap models/{namespaces.name}: cannot be written: "
+    assert await namespaces.rejection() == (
+        f"ConfigMap models/{namespaces.name}: could not be created or checked: "
         f'"200 OK, but not JSON: is that an API server?"; {BY_ITSELF} (RuntimeConfigMapUnavailable)'
     )
 
@@ -234,7 +234,7 @@ async def test_what_passes_is_tried_again_within_the_time(
 async def test_a_busy_api_server_is_asked_again_when_it_says(namespaces: Namespaces) -> None:
     busy = failure(429, "TooManyRequests", "busy", {"Retry-After": "30"})
     namespaces.api.fault = failing(*[busy] * 100)
-    assert "did not answer in time" in await namespaces.refusal(within=0.5)
+    assert "did not answer in time" in await namespaces.rejection(within=0.5)
     assert len(namespaces.api.calls) == 1
 
 
@@ -243,12 +243,13 @@ async def test_the_answer_comes_within_the_time_whatever_the_api_server_does(
 ) -> None:
     go = namespaces.held()
     began = time.monotonic()
-    refusals = await asyncio.gather(*(namespaces.refusal(within=0.3) for _ in range(5)))
+    refusals = await asyncio.gather(*(namespaces.rejection(within=0.3) for _ in range(5)))
     assert time.monotonic() - began < 5
     go.set()
     assert set(refusals) == {
-        f'ConfigMap models/{namespaces.name}: cannot be written: "the API server did not answer in '
-        'time"; it is tried again with the next pod (RuntimeConfigMapUnavailable)'
+        f"ConfigMap models/{namespaces.name}: could not be created or checked: "
+        '"the API server did not answer in time"; the next pod retries '
+        "(RuntimeConfigMapUnavailable)"
     }
 
 
@@ -275,7 +276,7 @@ async def test_one_who_cannot_wait_as_long_takes_nothing_from_those_who_can(
     patient = asyncio.create_task(namespaces.publisher.ensure("models", within=20))
     while not namespaces.api.calls:
         await asyncio.sleep(0.01)
-    assert "in time" in await namespaces.refusal(within=0.1)
+    assert "in time" in await namespaces.rejection(within=0.1)
     go.set()
     await patient
     assert namespaces.written() == {"created": 1}

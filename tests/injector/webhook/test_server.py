@@ -70,8 +70,8 @@ async def kopf_stand_in(head: Any, *, webhook: str) -> Any:
         await asyncio.to_thread(GATE.wait, 10)
     if name == "nobody":  # as if no handler was there for it
         return {"response": {"uid": uid, "allowed": True}}
-    if name == "refused":
-        current.refuse("no", Reason.ENV_CONFLICT)
+    if name == "rejected":
+        current.reject("no", Reason.ENV_CONFLICT)
         return {"response": {"uid": uid, "allowed": False}}
     current.result = "changed"
     current.patch = [{"op": "add", "path": "/x", "value": head["request"]["object"]}]
@@ -132,7 +132,7 @@ def pair() -> KeyPair:
 
 
 @pytest.fixture
-async def identity(tmp_path: Path) -> CertWatcher:
+async def watcher(tmp_path: Path) -> CertWatcher:
     return CertWatcher(tmp_path, name="localhost")
 
 
@@ -142,11 +142,11 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-async def client(identity: CertWatcher, pair: KeyPair, metrics: Metrics) -> AsyncIterator[Client]:
-    identity.show(CertificatePair(pair.certificate, pair.key))
-    identity.ready.set()
+async def client(watcher: CertWatcher, pair: KeyPair, metrics: Metrics) -> AsyncIterator[Client]:
+    watcher.load(CertificatePair(pair.certificate, pair.key))
+    watcher.ready.set()
     port = free_port()
-    async with serving(Server(port=port, identity=identity, handled=HANDLED, metrics=metrics)):
+    async with serving(Server(port=port, watcher=watcher, handled=HANDLED, metrics=metrics)):
         client = Client(port, pair)
         async with client.session:
             yield client
@@ -184,26 +184,26 @@ async def test_kopf_is_shown_the_head_of_the_object_and_its_answer_gets_our_patc
 async def test_a_decision_is_one_log_line_and_one_count(
     client: Client, metrics: Metrics, said: list[Any]
 ) -> None:
-    await client.post(review(object={"metadata": {"name": "refused"}}, dryRun=True))
+    await client.post(review(object={"metadata": {"name": "rejected"}}, dryRun=True))
     (record,) = said
     assert {
         key: getattr(record, key)
         for key in (
             *("uid", "resource", "operation", "namespace", "object", "dryrun"),
-            *("reason", "refusal", "levelname"),
+            *("reason", "rejection", "levelname"),
         )
     } == {
         "uid": "u-1",
         "resource": "pods",
         "operation": "CREATE",
         "namespace": "models",
-        "object": "refused",
+        "object": "rejected",
         "dryrun": True,
         "reason": "EnvConflict",
-        "refusal": "no",
+        "rejection": "no",
         "levelname": "INFO",
     }
-    labels = {"resource": "pods", "result": "refused", "reason": "EnvConflict"}
+    labels = {"resource": "pods", "result": "rejected", "reason": "EnvConflict"}
     assert metrics.registry.get_sample_value("asya_injector_admissions_total", labels) == 1
     count = "asya_injector_admission_duration_seconds_count"
     assert metrics.registry.get_sample_value(count) == 1
@@ -215,7 +215,7 @@ async def test_a_path_that_the_chart_does_not_name_is_refused_not_silently_allow
 ) -> None:
     assert await client.post(review(), path) == (
         200,
-        refused("u-1", 404, "no webhook at this path; see the chart"),
+        refused("u-1", 404, "this path is not a webhook; use the chart's webhook configuration"),
     )
 
 
@@ -231,7 +231,7 @@ async def test_a_path_that_the_chart_does_not_name_is_refused_not_silently_allow
 async def test_what_a_path_has_no_handler_for_is_refused_not_silently_allowed(
     client: Client, path: str, changes: dict[str, Any]
 ) -> None:
-    message = "this webhook does not answer for such objects; see the chart"
+    message = "this webhook does not handle such objects; use the chart's webhook configuration"
     assert await client.post(review(**changes), path) == (200, refused("u-1", 404, message))
 
 
@@ -239,7 +239,7 @@ async def test_what_a_path_has_no_handler_for_is_refused_not_silently_allowed(
 async def test_a_fault_becomes_a_refusal_that_tells_nothing_but_the_uid(
     client: Client, metrics: Metrics, said: list[Any], name: str
 ) -> None:
-    message = "the injector failed on this object; its log says why, under uid u-1 (InternalError)"
+    message = "the injector failed on this object; search its log for uid u-1 (InternalError)"
     assert await client.post(review(object={"metadata": {"name": name}})) == (
         200,
         refused("u-1", 500, message),
@@ -253,17 +253,17 @@ async def test_a_fault_becomes_a_refusal_that_tells_nothing_but_the_uid(
 @pytest.mark.parametrize(
     ("body", "text"),
     [
-        (b"{", "it is not JSON"),
-        (b"\xff", "it is not JSON"),
-        (b"", "it is not JSON"),
-        (b"[" * 100_000, "it is not JSON"),
-        (b"[]", "the review has no request that is an object"),
-        (b'"x"', "the review has no request that is an object"),
-        (b"{}", "the review has no request that is an object"),
-        (b'{"request": null}', "the review has no request that is an object"),
-        (b'{"request": []}', "the review has no request that is an object"),
-        (b'{"request": {}}', "request has no uid that is text"),
-        (b'{"request": {"uid": 1}}', "request has no uid that is text"),
+        (b"{", "the body is not JSON"),
+        (b"\xff", "the body is not JSON"),
+        (b"", "the body is not JSON"),
+        (b"[" * 100_000, "the body is not JSON"),
+        (b"[]", "the review needs request, as an object"),
+        (b'"x"', "the review needs request, as an object"),
+        (b"{}", "the review needs request, as an object"),
+        (b'{"request": null}', "the review needs request, as an object"),
+        (b'{"request": []}', "the review needs request, as an object"),
+        (b'{"request": {}}', "request needs uid, as a string"),
+        (b'{"request": {"uid": 1}}', "request needs uid, as a string"),
         (b'{"request": {"uid": ""}}', "request.uid is empty"),
     ],
     ids=lambda value: repr(value[:30]),
@@ -279,14 +279,14 @@ async def test_what_is_no_review_is_a_bad_request_in_one_line(
 @pytest.mark.parametrize(
     ("field", "value", "text"),
     [
-        ("object", None, "request has no object that is an object"),
-        ("object", [], "request has no object that is an object"),
-        ("object", {}, "request.object has no metadata that is an object"),
-        ("object", {"metadata": []}, "request.object has no metadata that is an object"),
-        ("resource", "pods", "request has no resource that is an object"),
-        ("resource", {}, "request.resource has no group that is text"),
-        ("operation", 7, "request has no operation that is text"),
-        ("userInfo", None, "request has no userInfo that is an object"),
+        ("object", None, "request needs object, as an object"),
+        ("object", [], "request needs object, as an object"),
+        ("object", {}, "request.object needs metadata, as an object"),
+        ("object", {"metadata": []}, "request.object needs metadata, as an object"),
+        ("resource", "pods", "request needs resource, as an object"),
+        ("resource", {}, "request.resource needs group, as a string"),
+        ("operation", 7, "request needs operation, as a string"),
+        ("userInfo", None, "request needs userInfo, as an object"),
     ],
 )
 async def test_a_malformed_review_is_refused_under_its_uid(
@@ -316,7 +316,10 @@ async def test_nothing_is_unpacked(client: Client) -> None:
     packed = gzip.compress(json.dumps(review()).encode())
     head = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     async with client.session.post(f"{client.url}/pods", data=packed, headers=head) as answer:
-        assert (answer.status, await answer.text()) == (400, "asya-injector: it is not JSON\n")
+        assert (answer.status, await answer.text()) == (
+            400,
+            "asya-injector: the body is not JSON\n",
+        )
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"])
@@ -351,14 +354,14 @@ async def test_a_body_that_does_not_come_ends_in_time(
 
 
 async def test_connections_that_say_nothing_are_closed_and_others_are_answered_meanwhile(
-    identity: CertWatcher, pair: KeyPair, monkeypatch: pytest.MonkeyPatch
+    watcher: CertWatcher, pair: KeyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "_IDLE_SECONDS", 1.0)
     monkeypatch.setattr(server_module, "_HANDSHAKE_SECONDS", 1.0)
-    identity.show(CertificatePair(pair.certificate, pair.key))
-    identity.ready.set()
+    watcher.load(CertificatePair(pair.certificate, pair.key))
+    watcher.ready.set()
     port = free_port()
-    server = Server(port=port, identity=identity, handled=HANDLED, metrics=Metrics())
+    server = Server(port=port, watcher=watcher, handled=HANDLED, metrics=Metrics())
     async with serving(server), asyncio.timeout(30):
         client = Client(port, pair)
         plain = [await asyncio.open_connection("localhost", port) for _ in range(50)]
@@ -399,7 +402,7 @@ async def test_a_review_must_be_answered_before_the_api_server_gives_up(
 
     class Noted:
         def set(self, review: Any) -> None:
-            seen.append(review.patience)
+            seen.append(review.deadline)
             current_review.set(review)
 
     monkeypatch.setattr(server_module, "current_review", Noted())
@@ -407,9 +410,9 @@ async def test_a_review_must_be_answered_before_the_api_server_gives_up(
     assert seen == pytest.approx([seconds])
 
 
-async def test_nothing_is_served_before_a_certificate_is_there(identity: CertWatcher) -> None:
+async def test_nothing_is_served_before_a_certificate_is_there(watcher: CertWatcher) -> None:
     port = free_port()
-    server = Server(port=port, identity=identity, handled=HANDLED, metrics=Metrics())
+    server = Server(port=port, watcher=watcher, handled=HANDLED, metrics=Metrics())
     server.bind()
     task = asyncio.ensure_future(anext(aiter(server(kopf_stand_in))))
     done, _ = await asyncio.wait([task], timeout=0.3)
@@ -424,11 +427,11 @@ async def test_nothing_is_served_before_a_certificate_is_there(identity: CertWat
 
 
 async def test_a_new_certificate_is_shown_while_old_connections_live_on(
-    client: Client, identity: CertWatcher, pair: KeyPair
+    client: Client, watcher: CertWatcher, pair: KeyPair
 ) -> None:
     reader, writer = await client.connect()
     fresh = create(NAMES, now=dt.datetime.now(dt.UTC))
-    identity.show(CertificatePair(fresh.certificate, fresh.key))
+    watcher.load(CertificatePair(fresh.certificate, fresh.key))
     other = Client(client.port, fresh)
     async with other.session:
         assert (await other.post(review()))[0] == 200
@@ -441,12 +444,12 @@ async def test_a_new_certificate_is_shown_while_old_connections_live_on(
 
 
 async def test_what_has_come_in_is_answered_when_the_server_is_closed(
-    identity: CertWatcher, pair: KeyPair
+    watcher: CertWatcher, pair: KeyPair
 ) -> None:
-    identity.show(CertificatePair(pair.certificate, pair.key))
-    identity.ready.set()
+    watcher.load(CertificatePair(pair.certificate, pair.key))
+    watcher.ready.set()
     port = free_port()
-    server = Server(port=port, identity=identity, handled=HANDLED, metrics=Metrics())
+    server = Server(port=port, watcher=watcher, handled=HANDLED, metrics=Metrics())
     client = Client(port, pair)
     async with client.session:
         async with serving(server):
@@ -469,7 +472,7 @@ async def test_what_has_come_in_is_answered_when_the_server_is_closed(
     ids=["until nobody comes", "but not for ever"],
 )
 async def test_who_is_still_led_here_is_answered_and_not_kept(
-    identity: CertWatcher,
+    watcher: CertWatcher,
     pair: KeyPair,
     monkeypatch: pytest.MonkeyPatch,
     said: list[Any],
@@ -478,15 +481,15 @@ async def test_who_is_still_led_here_is_answered_and_not_kept(
     levels: list[str],
 ) -> None:
     """Endpoints and kube-proxy may learn later that a pod leaves than it waits for them."""
-    monkeypatch.setattr(server_module, "_FAREWELL_SECONDS", farewell)
-    monkeypatch.setattr(server_module, "_LONGEST_FAREWELL_SECONDS", longest)
-    identity.show(CertificatePair(pair.certificate, pair.key))
-    identity.ready.set()
+    monkeypatch.setattr(server_module, "_QUIET_SECONDS", farewell)
+    monkeypatch.setattr(server_module, "_MAX_DRAIN_SECONDS", longest)
+    watcher.load(CertificatePair(pair.certificate, pair.key))
+    watcher.ready.set()
     port = free_port()
-    server = Server(port=port, identity=identity, handled=HANDLED, metrics=Metrics())
+    server = Server(port=port, watcher=watcher, handled=HANDLED, metrics=Metrics())
     client = Client(port, pair)
     async with client.session, serving(server), asyncio.timeout(30):
-        leaving = asyncio.create_task(server.take_leave())
+        leaving = asyncio.create_task(server.drain())
         for _ in range(4):  # longer in all than the first of the two farewells
             await asyncio.wait([leaving], timeout=0.15)
             assert not leaving.done()
@@ -496,9 +499,9 @@ async def test_who_is_still_led_here_is_answered_and_not_kept(
         assert [each.levelname for each in said if each.levelname != "INFO"] == levels
 
 
-async def test_nobody_is_waited_for_where_nobody_could_have_come(identity: CertWatcher) -> None:
+async def test_nobody_is_waited_for_where_nobody_could_have_come(watcher: CertWatcher) -> None:
     """Without a certificate it is not ready, so nobody was led to it."""
-    server = Server(port=free_port(), identity=identity, handled=HANDLED, metrics=Metrics())
-    leaving = asyncio.create_task(server.take_leave())
+    server = Server(port=free_port(), watcher=watcher, handled=HANDLED, metrics=Metrics())
+    leaving = asyncio.create_task(server.drain())
     await asyncio.wait([leaving], timeout=0.5)
     assert leaving.done()

@@ -1,0 +1,126 @@
+"""Every third-party package that the code imports is declared, and every declared one is locked."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+# Distributions of bench/requirements.in are not installed for the tests; one has another name.
+BENCH_MODULES = {"grpc": "grpcio"}
+
+
+def normalize(requirement: str) -> str:
+    """The normalized name of a distribution in a requirement such as `ruamel.yaml>=0.18`."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[<>=~!;\[ ]", requirement, maxsplit=1)[0]).lower()
+
+
+RUNTIME = {normalize(each) for each in PROJECT["project"]["dependencies"]}
+DEVELOPMENT = RUNTIME | {normalize(each) for each in PROJECT["dependency-groups"]["dev"]}
+BENCH = {
+    normalize(line)
+    for line in (REPOSITORY / "bench" / "requirements.in").read_text().splitlines()
+    if line and not line.startswith("#")
+}
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((REPOSITORY / folder).rglob("*.py"))
+
+
+# Modules of this repository are named by their file or folder.
+OWN = {"asya_injector"} | {
+    name
+    for folder in ("bench", "e2e", "examples", "runtime", "tests")
+    for path in sources(folder)
+    for name in (path.stem, path.parent.name)
+}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Top-level names of the third-party modules that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names = [node.module]
+        for name in names:
+            top = name.partition(".")[0]
+            if top not in sys.stdlib_module_names and top not in OWN:
+                yield top
+
+
+@pytest.mark.parametrize(
+    ("folder", "declared"),
+    [
+        ("injector", RUNTIME),
+        ("runtime", {"orjson"}),  # optional: the runtime uses it where the image has it
+        ("tests", DEVELOPMENT),
+        ("e2e", DEVELOPMENT),
+        ("examples", DEVELOPMENT),
+        ("bench", DEVELOPMENT | BENCH),
+    ],
+)
+def test_each_import_is_declared(folder: str, declared: set[str]) -> None:
+    distributions = packages_distributions()
+    missing = {
+        f"{path.relative_to(REPOSITORY)}: {module}"
+        for path in sources(folder)
+        for module in imported(path)
+        if not {
+            normalize(name)
+            for name in distributions.get(module, [BENCH_MODULES.get(module, module)])
+        }
+        & declared
+    }
+    assert sorted(missing) == []
+
+
+@pytest.mark.parametrize(
+    ("lock", "declared"),
+    [
+        ("requirements.txt", RUNTIME),
+        ("requirements-dev.txt", DEVELOPMENT),
+        ("requirements-bench.txt", BENCH),
+    ],
+)
+def test_each_declared_package_is_locked(lock: str, declared: set[str]) -> None:
+    text = (REPOSITORY / lock).read_text()
+    pinned = {normalize(name) for name in re.findall(r"^([\w.-]+)==", text, re.MULTILINE)}
+    assert sorted(declared - pinned) == [], "make lock"
+
+
+@pytest.mark.parametrize(
+    "lock",
+    ["requirements.txt", "requirements-dev.txt", "requirements-bench.txt", "requirements-uv.txt"],
+)
+def test_a_lock_pins_by_hash_and_names_no_index(lock: str) -> None:
+    text = (REPOSITORY / lock).read_text()
+    requirements = re.split(r"\n(?=[A-Za-z0-9])", text)[1:]
+    assert [each for each in requirements if "--hash=sha256:" not in each] == []
+    assert re.findall(r"\S+://\S+|--\S*index\S*|--find-links", text) == []
+
+
+def test_the_address_of_the_repository_is_in_one_place() -> None:
+    urls = PROJECT["project"]["urls"]
+    home = urls["Repository"]
+    assert [url for url in urls.values() if not url.startswith(home)] == []
+    folders = ("chart", "docs", "e2e", "examples", "injector", "runtime", ".github")
+    elsewhere = [
+        path
+        for path in [
+            *REPOSITORY.glob("*.md"),
+            *(path for folder in folders for path in (REPOSITORY / folder).rglob("*")),
+        ]
+        if path.is_file() and home.encode() in path.read_bytes()
+    ]
+    assert elsewhere == []
