@@ -25,7 +25,6 @@ __all__ = [
     "Cluster",
     "ConfigException",
     "HTTPError",
-    "build_path",
     "call",
     "connect",
     "describe_error",
@@ -125,13 +124,6 @@ def read_time(headers: Mapping[str, str]) -> dt.datetime:
     return date if date.tzinfo else date.replace(tzinfo=dt.UTC)
 
 
-def build_path(api_version: str, resource: str, *, namespace: str = "", name: str = "") -> str:
-    """Return the path of a resource, or of one object; an empty namespace means all of them."""
-    root = "/apis" if "/" in api_version else "/api"
-    scope = f"/namespaces/{namespace}" if namespace else ""
-    return f"{root}/{api_version}{scope}/{resource}" + (f"/{name}" if name else "")
-
-
 class Cluster:
     """The objects of a cluster, for the command line.
 
@@ -142,28 +134,39 @@ class Cluster:
         self.now = dt.datetime.now(dt.UTC)
         self._api = api
 
-    def get(self, path: str) -> Object:
+    def get(self, api_version: str, resource: str, *, namespace: str, name: str) -> Object:
         """Return one object."""
-        return self._call("GET", path)
+        return self._call("GET", f"{_build_path(api_version, resource, namespace)}/{name}")
 
-    def dry_run_create(self, path: str, item: Object) -> Object:
+    def dry_run_create(
+        self, api_version: str, resource: str, item: Object, *, namespace: str
+    ) -> Object:
         """Return an object as the API server would admit it; nothing is created."""
+        path = _build_path(api_version, resource, namespace)
         return self._call("POST", path, query={"dryRun": "All"}, body=item)
 
-    def delete(self, path: str, item: Object) -> None:
+    def delete(self, api_version: str, resource: str, item: Object) -> None:
         """Delete an object, unless it was changed or replaced since it was read."""
         metadata = get_mapping(item, "metadata")
+        path = f"{_build_path(api_version, resource, metadata['namespace'])}/{metadata['name']}"
         preconditions = {key: metadata[key] for key in ("uid", "resourceVersion")}
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions}
         self._call("DELETE", path, body=body)
 
     def list(
-        self, path: str, *, labels: Mapping[str, str] | None = None, metadata_only: bool = False
+        self,
+        api_version: str,
+        resource: str,
+        *,
+        namespace: str = "",
+        labels: Mapping[str, str] | None = None,
+        metadata_only: bool = False,
     ) -> Iterator[Object]:
-        """Yield all objects at a path that have these labels, page by page.
+        """Yield all objects of a namespace, or of all, that have these labels, page by page.
 
         If the API server drops a half-read list, it is read again, so an object may come twice.
         """
+        path = _build_path(api_version, resource, namespace)
         query = {"limit": str(_PAGE)}
         if labels:
             query["labelSelector"] = ",".join(f"{key}={value}" for key, value in labels.items())
@@ -187,6 +190,12 @@ class Cluster:
         answer, headers = call(self._api, method, path, **options)
         self.now = read_time(headers)
         return answer
+
+
+def _build_path(api_version: str, resource: str, namespace: str) -> str:
+    root = "/apis" if "/" in api_version else "/api"
+    scope = f"/namespaces/{namespace}" if namespace else ""
+    return f"{root}/{api_version}{scope}/{resource}"
 
 
 def _load_service_account(settings: client.Configuration) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from asya_injector.annotations.table import PREFIX
 from asya_injector.diagnostics import injector, workloads
 from asya_injector.diagnostics.results import OK, UNKNOWN, WRONG, CheckResult
-from asya_injector.kube_client import ApiException, Cluster, build_path, describe_error
+from asya_injector.kube_client import ApiException, Cluster, describe_error
 from asya_injector.kube_objects import Object, find_by_name, get_mapping
 from asya_injector.mutation.workload import DISABLED, WORKLOADS
 from asya_injector.runtime_files import (
@@ -18,7 +18,6 @@ from asya_injector.runtime_files import (
     RuntimeFiles,
 )
 
-_WEBHOOKS = build_path("admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations")
 _SERVICE_LABEL = "kubernetes.io/service-name"
 
 
@@ -67,7 +66,10 @@ class _Checks:
 
     def check_webhook(self) -> Iterator[CheckResult]:
         """Check the webhook configuration; it names the Service and the release's namespace."""
-        found, result = injector.find_webhook_configuration(list(self._cluster.list(_WEBHOOKS)))
+        configurations = self._cluster.list(
+            "admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations"
+        )
+        found, result = injector.find_webhook_configuration(list(configurations))
         if found:
             self._configuration = found
             webhook = find_by_name(found["webhooks"], injector.POD_WEBHOOK) or {}
@@ -76,33 +78,38 @@ class _Checks:
         yield result
 
     def check_deployments(self) -> Iterator[CheckResult]:
-        """Check the injector's Deployment."""
         if self._configuration:
-            path = build_path("apps/v1", "deployments", namespace=self._release)
-            self._deployments = list(self._cluster.list(path, labels=INJECTOR))
+            self._deployments = list(
+                self._cluster.list(
+                    "apps/v1", "deployments", namespace=self._release, labels=INJECTOR
+                )
+            )
             yield from injector.check_deployments(self._deployments)
 
     def check_endpoints(self) -> Iterator[CheckResult]:
-        """Check that the Service has ready addresses."""
         if self._configuration:
-            path = build_path("discovery.k8s.io/v1", "endpointslices", namespace=self._release)
-            slices = list(self._cluster.list(path, labels={_SERVICE_LABEL: self._service}))
-            yield injector.check_endpoints(slices, f"{self._release}/{self._service}")
+            slices = self._cluster.list(
+                "discovery.k8s.io/v1",
+                "endpointslices",
+                namespace=self._release,
+                labels={_SERVICE_LABEL: self._service},
+            )
+            yield injector.check_endpoints(list(slices), f"{self._release}/{self._service}")
 
     def check_certificate(self) -> Iterator[CheckResult]:
-        """Check the certificate in the Secret that the injector uses."""
-        secret = _find_secret(self._deployments)
-        if secret:
-            path = build_path("v1", "secrets", namespace=self._release, name=secret)
+        name = _find_secret(self._deployments)
+        if name:
+            secret = self._cluster.get("v1", "secrets", namespace=self._release, name=name)
+            bundles = [
+                str(get_mapping(webhook, "clientConfig").get("caBundle") or "")
+                for webhook in self._configuration["webhooks"]
+            ]
             yield injector.check_certificate(
-                self._cluster.get(path).get("data") or {},
-                [
-                    str(get_mapping(webhook, "clientConfig").get("caBundle") or "")
-                    for webhook in self._configuration["webhooks"]
-                ],
+                secret.get("data") or {},
+                bundles,
                 host=f"{self._service}.{self._release}.svc",
                 now=self._cluster.now,
-                secret=f"Secret {self._release}/{secret}",
+                secret=f"Secret {self._release}/{name}",
             )
 
     def check_admission(self) -> Iterator[CheckResult]:
@@ -119,7 +126,7 @@ class _Checks:
         """Check the chart's ConfigMaps; their versions are the current ones."""
         charts = [
             item
-            for item in self._cluster.list(build_path("v1", "configmaps"), labels=CHART)
+            for item in self._cluster.list("v1", "configmaps", labels=CHART)
             if CHART_SHA256 in get_mapping(item, "metadata", "annotations")
         ]
         if charts:
@@ -130,18 +137,14 @@ class _Checks:
         yield from injector.check_versions(charts, self._installed)
 
     def check_pods(self) -> Iterator[CheckResult]:
-        """Check that annotated pods have the current runtime."""
-        pods = self._cluster.list(build_path("v1", "pods", namespace=self._namespace))
+        pods = self._cluster.list("v1", "pods", namespace=self._namespace)
         yield from workloads.check_pods(pods, current=self._current, disabled=self._disabled)
 
     def check_workloads(self) -> Iterator[CheckResult]:
-        """Check that annotations of workloads are propagated to their pod templates."""
         items = (
             {**item, "kind": kind, "apiVersion": version}  # items of lists have neither
             for kind, version in WORKLOADS.items()
-            for item in self._cluster.list(
-                build_path(version, f"{kind.lower()}s", namespace=self._namespace)
-            )
+            for item in self._cluster.list(version, f"{kind.lower()}s", namespace=self._namespace)
         )
         yield from workloads.check_workloads(items, disabled=self._disabled)
 
@@ -149,7 +152,7 @@ class _Checks:
 def _list_disabled_namespaces(cluster: Cluster) -> list[str]:
     """Names of the namespaces where injection is disabled; empty if they cannot be listed."""
     try:
-        found = list(cluster.list(build_path("v1", "namespaces"), labels=DISABLED))
+        found = list(cluster.list("v1", "namespaces", labels=DISABLED))
     except ApiException:
         return []
     return [str(item["metadata"]["name"]) for item in found]
@@ -172,8 +175,7 @@ def _find_secret(deployments: list[Object]) -> str:
 def _try_admission(cluster: Cluster, namespace: str) -> CheckResult:
     pod = f"an annotated pod in namespace {namespace}"
     try:
-        path = build_path("v1", "pods", namespace=namespace)
-        admitted = cluster.dry_run_create(path, _build_probe())
+        admitted = cluster.dry_run_create("v1", "pods", _build_probe(), namespace=namespace)
     except ApiException as error:
         message = describe_error(error)
         if error.status == 403 and "cannot create resource" in message:

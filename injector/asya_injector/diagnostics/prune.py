@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from asya_injector.kube_client import ApiException, Cluster, build_path, describe_error
+from asya_injector.kube_client import ApiException, Cluster, describe_error
 from asya_injector.kube_objects import Object, get_mapping
 from asya_injector.mutation.workload import is_runtime_configmap
 from asya_injector.runtime_files import (
@@ -70,8 +70,7 @@ def prune(
     configmaps = _list_runtime_configmaps(cluster, namespace)
     keep = set(keep)
     charts = _find_chart_versions(cluster, required=not keep)
-    all_pods = build_path("v1", "pods", namespace=namespace)
-    references, injected = _read_pods(cluster.list(all_pods))
+    references, injected = _read_pods(cluster.list("v1", "pods", namespace=namespace))
     current = keep | charts | injected
     refreshed: dict[str, References] = {}
     for configmap in configmaps:
@@ -79,9 +78,9 @@ def prune(
         if decision.delete and not dry_run:
             where = configmap["metadata"]["namespace"]
             if where not in refreshed:
-                path = build_path("v1", "pods", namespace=where)
-                refreshed[where], _ = _read_pods(cluster.list(path))
-                _, injected = _read_pods(cluster.list(all_pods, labels=INJECTOR))
+                refreshed[where], _ = _read_pods(cluster.list("v1", "pods", namespace=where))
+                injectors = cluster.list("v1", "pods", namespace=namespace, labels=INJECTOR)
+                _, injected = _read_pods(injectors)
                 current |= injected
             decision = decide(
                 configmap, refreshed[where], current, now=cluster.now, older_than=older_than
@@ -136,21 +135,18 @@ def find_references(pod: Object) -> set[str]:
 
 
 def _list_runtime_configmaps(cluster: Cluster, namespace: str) -> list[Object]:
-    path = build_path("v1", "configmaps", namespace=namespace)
+    items = cluster.list(
+        "v1", "configmaps", namespace=namespace, labels=MANAGED_BY, metadata_only=True
+    )
     # Each only once, and with its kind, which items of lists lack.
-    found = {
-        item["metadata"]["uid"]: {**item, "kind": "ConfigMap"}
-        for item in cluster.list(path, labels=MANAGED_BY, metadata_only=True)
-    }
+    found = {item["metadata"]["uid"]: {**item, "kind": "ConfigMap"} for item in items}
     return [item for item in found.values() if is_runtime_configmap(item)]
 
 
 def _find_chart_versions(cluster: Cluster, *, required: bool) -> set[str]:
     """Hashes of the runtime in the charts of the cluster."""
     try:
-        charts = list(
-            cluster.list(build_path("v1", "configmaps"), labels=CHART, metadata_only=True)
-        )
+        charts = list(cluster.list("v1", "configmaps", labels=CHART, metadata_only=True))
     except ApiException as error:
         if not required:
             return set()
@@ -177,10 +173,8 @@ def _read_pods(pods: Iterable[Object]) -> tuple[References, set[str]]:
 
 
 def _delete(cluster: Cluster, decision: PruneDecision) -> PruneDecision:
-    metadata = decision.configmap["metadata"]
-    path = build_path("v1", "configmaps", namespace=metadata["namespace"], name=metadata["name"])
     try:
-        cluster.delete(path, decision.configmap)
+        cluster.delete("v1", "configmaps", decision.configmap)
     except ApiException as error:
         if error.status == 409:
             return replace(decision, reason="changed since it was listed")

@@ -107,7 +107,7 @@ CHART = {
 
 def run_prune(server: PagedApi, **options: Any) -> dict[str, str]:
     """The reason for each ConfigMap that was kept, "" for those that were deleted."""
-    options = {"older_than": TEN_MINUTES, "dry_run": False} | options
+    options = {"older_than": TEN_MINUTES, "dry_run": False, **options}
     return {
         decision.name.replace("asya-runtime-", ""): "failed: " * decision.failed + decision.reason
         for decision in prune(server.connect(), **options)
