@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from asya_injector.annotations.table import PREFIX
 from asya_injector.diagnostics import injector, workloads
-from asya_injector.diagnostics.results import OK, UNKNOWN, WRONG, CheckResult
+from asya_injector.diagnostics.results import OK, UNKNOWN, WRONG, CheckResult, Finding
 from asya_injector.kube_client import ApiException, Cluster, describe_error
 from asya_injector.kube_objects import Object, find_by_name, get_mapping
 from asya_injector.mutation.workload import DISABLED, WORKLOADS
@@ -42,7 +42,9 @@ def check(
         "workloads": checks.check_workloads,
     }.items():
         try:
-            yield from run()
+            for finding in run():
+                state = WRONG if finding.fix else OK
+                yield CheckResult(name, state, finding.text, finding.fix)
         except ApiException as error:
             fix = "rerun with an account that has permission" if error.status == 403 else "retry"
             yield CheckResult(name, UNKNOWN, describe_error(error), fix)
@@ -64,20 +66,19 @@ class _Checks:
         self._deployments: list[Object] = []
         self._current = {installed.hash}
 
-    def check_webhook(self) -> Iterator[CheckResult]:
+    def check_webhook(self) -> Iterator[Finding]:
         """Check the webhook configuration; it names the Service and the release's namespace."""
-        configurations = self._cluster.list(
-            "admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations"
+        found = injector.find_webhook_configurations(
+            self._cluster.list("admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations")
         )
-        found, result = injector.find_webhook_configuration(list(configurations))
         if found:
-            self._configuration = found
-            webhook = find_by_name(found["webhooks"], injector.POD_WEBHOOK) or {}
+            self._configuration = found[0]
+            webhook = find_by_name(found[0]["webhooks"], injector.POD_WEBHOOK) or {}
             service = get_mapping(webhook, "clientConfig", "service")
             self._service, self._release = str(service.get("name")), str(service.get("namespace"))
-        yield result
+        yield injector.check_webhooks(found)
 
-    def check_deployments(self) -> Iterator[CheckResult]:
+    def check_deployments(self) -> Iterator[Finding]:
         if self._configuration:
             self._deployments = list(
                 self._cluster.list(
@@ -86,7 +87,7 @@ class _Checks:
             )
             yield from injector.check_deployments(self._deployments)
 
-    def check_endpoints(self) -> Iterator[CheckResult]:
+    def check_endpoints(self) -> Iterator[Finding]:
         if self._configuration:
             slices = self._cluster.list(
                 "discovery.k8s.io/v1",
@@ -94,9 +95,9 @@ class _Checks:
                 namespace=self._release,
                 labels={_SERVICE_LABEL: self._service},
             )
-            yield injector.check_endpoints(list(slices), f"{self._release}/{self._service}")
+            yield injector.check_endpoints(slices, f"{self._release}/{self._service}")
 
-    def check_certificate(self) -> Iterator[CheckResult]:
+    def check_certificate(self) -> Iterator[Finding]:
         name = _find_secret(self._deployments)
         if name:
             secret = self._cluster.get("v1", "secrets", namespace=self._release, name=name)
@@ -112,17 +113,15 @@ class _Checks:
                 secret=f"Secret {self._release}/{name}",
             )
 
-    def check_admission(self) -> Iterator[CheckResult]:
-        """Create a pod in a dry run, to test the whole path."""
+    def check_admission(self) -> Iterator[Finding]:
         if self._configuration:
             namespace = self._namespace or self._release
             if namespace in self._disabled:
-                found = f"injection is disabled by a label of namespace {namespace}"
-                yield CheckResult("admission", OK, found)
+                yield Finding(f"injection is disabled by a label of namespace {namespace}")
             else:
                 yield _try_admission(self._cluster, namespace)
 
-    def check_versions(self) -> Iterator[CheckResult]:
+    def check_versions(self) -> Iterator[Finding]:
         """Check the chart's ConfigMaps; their versions are the current ones."""
         charts = [
             item
@@ -136,11 +135,11 @@ class _Checks:
             }
         yield from injector.check_versions(charts, self._installed)
 
-    def check_pods(self) -> Iterator[CheckResult]:
+    def check_pods(self) -> Iterator[Finding]:
         pods = self._cluster.list("v1", "pods", namespace=self._namespace)
         yield from workloads.check_pods(pods, current=self._current, disabled=self._disabled)
 
-    def check_workloads(self) -> Iterator[CheckResult]:
+    def check_workloads(self) -> Iterator[Finding]:
         items = (
             {**item, "kind": kind, "apiVersion": version}  # items of lists have neither
             for kind, version in WORKLOADS.items()
@@ -172,7 +171,8 @@ def _find_secret(deployments: list[Object]) -> str:
     return ""
 
 
-def _try_admission(cluster: Cluster, namespace: str) -> CheckResult:
+def _try_admission(cluster: Cluster, namespace: str) -> Finding:
+    """Create an annotated pod in a dry run, to test the whole path."""
     pod = f"an annotated pod in namespace {namespace}"
     try:
         admitted = cluster.dry_run_create("v1", "pods", _build_probe(), namespace=namespace)
@@ -180,14 +180,11 @@ def _try_admission(cluster: Cluster, namespace: str) -> CheckResult:
         message = describe_error(error)
         if error.status == 403 and "cannot create resource" in message:
             raise
-        found = f"{pod} is rejected (dry run): {message}"
-        return CheckResult("admission", WRONG, found, "see the rows above")
+        return Finding(f"{pod} is rejected (dry run): {message}", "see the rows above")
     version = get_mapping(admitted, "metadata", "labels").get(RUNTIME_HASH_LABEL)
     if version:
-        return CheckResult("admission", OK, f"{pod} gets runtime {version} (dry run)")
-    return CheckResult(
-        "admission",
-        WRONG,
+        return Finding(f"{pod} gets runtime {version} (dry run)")
+    return Finding(
         f"{pod} is admitted without the runtime (dry run)",
         f"check the namespace for the label {next(iter(DISABLED))}, and the webhook's selectors",
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from asya_injector.diagnostics.results import OK, WRONG, CheckResult
+from asya_injector.diagnostics.results import Finding
 from asya_injector.kube_objects import Object, find_by_name, get_items, get_mapping
 from asya_injector.runtime_files import CHART_SHA256, RuntimeFiles
 
@@ -20,59 +20,56 @@ POD_WEBHOOK = "pods.asya.sh"
 _MIN_LIFETIME = dt.timedelta(days=14)
 
 
-def find_webhook_configuration(
-    configurations: Sequence[Object],
-) -> tuple[Object | None, CheckResult]:
-    """Find the webhook configuration that calls the injector, and check it."""
-    found = [
+def find_webhook_configurations(configurations: Iterable[Object]) -> list[Object]:
+    """Find the webhook configurations that call the injector."""
+    return [
         item for item in configurations if find_by_name(get_items(item, "webhooks"), POD_WEBHOOK)
     ]
-    if not found:
-        return None, CheckResult(
-            "webhook",
-            WRONG,
+
+
+def check_webhooks(configurations: Sequence[Object]) -> Finding:
+    """Check that exactly one configuration calls the injector, each webhook with a caBundle."""
+    names = [str(get_mapping(item, "metadata").get("name")) for item in configurations]
+    if not configurations:
+        return Finding(
             f"no webhook configuration contains {POD_WEBHOOK}: annotated pods are not injected",
             "helm install asya-runtime, unless you only use `asya-injector inject`",
         )
-    names = [str(get_mapping(item, "metadata").get("name")) for item in found]
-    if len(found) > 1:
+    if len(configurations) > 1:
         problem = f"more than one configuration calls the injector: {', '.join(names)}"
-        return found[0], CheckResult("webhook", WRONG, problem, "uninstall all but one")
+        return Finding(problem, "uninstall all but one")
     incomplete = [
         str(webhook.get("name"))
-        for webhook in found[0]["webhooks"]
+        for webhook in configurations[0]["webhooks"]
         if not get_mapping(webhook, "clientConfig").get("caBundle")
     ]
     if incomplete:
-        return found[0], CheckResult(
-            "webhook",
-            WRONG,
-            f"{names[0]} has no caBundle for {', '.join(incomplete)}: the API server cannot call "
-            "the injector",
+        problem = f"{names[0]} has no caBundle for {', '.join(incomplete)}"
+        return Finding(
+            f"{problem}: the API server cannot call the injector",
             "the injector writes it within seconds; if not, see its log",
         )
-    return found[0], CheckResult("webhook", OK, f"{names[0]} is installed")
+    return Finding(f"{names[0]} is installed")
 
 
-def check_deployments(items: Sequence[Object]) -> Iterator[CheckResult]:
+def check_deployments(items: Sequence[Object]) -> Iterator[Finding]:
     """Check that all replicas of the injector are available."""
     if not items:
-        yield CheckResult("injector", WRONG, "Deployment not found", "helm upgrade the release")
+        yield Finding("Deployment not found", "helm upgrade the release")
     for item in items:
         metadata = get_mapping(item, "metadata")
         desired = get_mapping(item, "spec").get("replicas", 1)
         available = get_mapping(item, "status").get("availableReplicas") or 0
         name = f"{metadata.get('namespace')}/{metadata.get('name')}"
-        found = f"Deployment {name}: {available} of {desired} replicas available"
-        if desired and available >= desired:
-            yield CheckResult("injector", OK, found)
-        else:
-            fix = f"kubectl -n {metadata.get('namespace')} describe deployment,pods"
-            yield CheckResult("injector", WRONG, found, fix)
+        fix = f"kubectl -n {metadata.get('namespace')} describe deployment,pods"
+        yield Finding(
+            f"Deployment {name}: {available} of {desired} replicas available",
+            "" if desired and available >= desired else fix,
+        )
 
 
-def check_endpoints(slices: Sequence[Object], service: str) -> CheckResult:
-    """Check the addresses of the Service that the API server calls."""
+def check_endpoints(slices: Iterable[Object], service: str) -> Finding:
+    """Check that the Service that the API server calls has ready addresses."""
     ready = {
         address
         for each in slices
@@ -81,10 +78,8 @@ def check_endpoints(slices: Sequence[Object], service: str) -> CheckResult:
         for address in endpoint.get("addresses") or []
     }
     if ready:
-        return CheckResult("endpoints", OK, f"Service {service}: ready addresses: {len(ready)}")
-    return CheckResult(
-        "endpoints",
-        WRONG,
+        return Finding(f"Service {service}: ready addresses: {len(ready)}")
+    return Finding(
         f"Service {service} has no ready address: annotated pods are rejected",
         "check why the injector's pods are not ready",
     )
@@ -92,19 +87,20 @@ def check_endpoints(slices: Sequence[Object], service: str) -> CheckResult:
 
 def check_certificate(
     data: Object, bundles: Sequence[str], *, host: str, now: dt.datetime, secret: str
-) -> CheckResult:
+) -> Finding:
     """Check that the certificate is valid now, for this host, and signed by a CA of each bundle.
 
     data: of its Secret. bundles: the base64 `caBundle` of each webhook. secret: its name.
     """
+    fix = "see the injector's log; delete the Secret to have it reissued"
     try:
         chain = x509.load_pem_x509_certificates(base64.b64decode(data["tls.crt"], validate=True))
         trusted = [x509.load_pem_x509_certificates(base64.b64decode(each)) for each in bundles]
         names = chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except KeyError:
-        return _report_certificate(secret, "has no tls.crt")
+        return Finding(f"{secret}: has no tls.crt", fix)
     except (ValueError, TypeError, binascii.Error, x509.ExtensionNotFound):
-        return _report_certificate(secret, "the certificate or caBundle cannot be parsed")
+        return Finding(f"{secret}: the certificate or caBundle cannot be parsed", fix)
     end = chain[0].not_valid_after_utc
     problems = {
         f"expired on {end:%Y-%m-%d}": now > end,
@@ -118,33 +114,28 @@ def check_certificate(
     }
     for problem, applies in problems.items():
         if applies:
-            return _report_certificate(secret, problem)
-    found = f"{secret}: valid until {end:%Y-%m-%d}, signed by a CA in caBundle"
-    return CheckResult("certificate", OK, found)
+            return Finding(f"{secret}: {problem}", fix)
+    return Finding(f"{secret}: valid until {end:%Y-%m-%d}, signed by a CA in caBundle")
 
 
-def check_versions(charts: Sequence[Object], installed: RuntimeFiles) -> Iterator[CheckResult]:
+def check_versions(charts: Sequence[Object], installed: RuntimeFiles) -> Iterator[Finding]:
     """Check that the chart's ConfigMaps are intact and have the runtime of this program."""
     for item in charts:
         metadata = get_mapping(item, "metadata")
         name = f"ConfigMap {metadata.get('namespace')}/{metadata.get('name')}"
         sha256 = str(get_mapping(metadata, "annotations").get(CHART_SHA256))
         if RuntimeFiles(item.get("data") or {}).sha256 != sha256:
-            found = f"{name}: the content does not match its annotation {CHART_SHA256}"
-            fix = "helm upgrade the release; only the chart should write this ConfigMap"
-            yield CheckResult("version", WRONG, found, fix)
+            yield Finding(
+                f"{name}: the content does not match its annotation {CHART_SHA256}",
+                "helm upgrade the release; only the chart should write this ConfigMap",
+            )
         elif sha256 != installed.sha256:
-            found = f"{name} has runtime {sha256[:10]}, this program has {installed.hash}"
-            fix = "use the same version of the program and the chart"
-            yield CheckResult("version", WRONG, found, fix)
+            yield Finding(
+                f"{name} has runtime {sha256[:10]}, this program has {installed.hash}",
+                "use the same version of the program and the chart",
+            )
         else:
-            found = f"{name} and this program have runtime {sha256[:10]}"
-            yield CheckResult("version", OK, found)
-
-
-def _report_certificate(secret: str, problem: str) -> CheckResult:
-    fix = "see the injector's log; delete the Secret to have it reissued"
-    return CheckResult("certificate", WRONG, f"{secret}: {problem}", fix)
+            yield Finding(f"{name} and this program have runtime {sha256[:10]}")
 
 
 def _is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:

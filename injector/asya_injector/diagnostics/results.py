@@ -1,4 +1,4 @@
-"""The results of `check`: what was checked, its state, what was found, and how to fix it."""
+"""What the checks of `check` return."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ OK, WRONG, UNKNOWN = "ok", "wrong", "unknown"
 
 
 @dataclass(frozen=True)
+class Finding:
+    """What a check has found. fix: how to solve the problem; empty if there is none."""
+
+    text: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
 class CheckResult:
-    """One row of the table. `state` is one of those above; `fix` is empty if the state is OK."""
+    """A row of the table: the check, its state (one of those above), what it found, and the fix."""
 
     check: str
     state: str

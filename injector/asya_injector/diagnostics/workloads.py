@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from asya_injector.annotations.parse import is_switched_off, merge, select_own
 from asya_injector.annotations.table import INHERITED
-from asya_injector.diagnostics.results import OK, WRONG, CheckResult
+from asya_injector.diagnostics.results import Finding
 from asya_injector.errors import InjectionError
 from asya_injector.kube_objects import Object, find_by_name, get_items, get_mapping
 from asya_injector.mutation.workload import find_pod, find_skip_reason, propagate, read_annotations
@@ -16,7 +16,7 @@ from asya_injector.runtime_files import RUNTIME_HASH_LABEL, RUNTIME_VOLUME
 
 def check_pods(
     pods: Iterable[Object], *, current: Collection[str], disabled: Collection[str]
-) -> Iterator[CheckResult]:
+) -> Iterator[Finding]:
     """Check that annotated pods have the runtime; report problems by owner.
 
     current: hashes of the current runtime. disabled: namespaces where injection is disabled.
@@ -33,15 +33,16 @@ def check_pods(
         else:
             healthy += 1
     for (namespace, owner, problem), count in sorted(problems.items()):
-        found = f"{namespace}: {owner} {problem} ({count} pod{'s' * (count > 1)})"
         restart = f"kubectl -n {namespace} {_choose_restart(owner)}"
-        fix = f"{restart}; if the manifest was injected, inject it again"
-        yield CheckResult("pods", WRONG, found, fix)
+        yield Finding(
+            f"{namespace}: {owner} {problem} ({count} pod{'s' * (count > 1)})",
+            f"{restart}; if the manifest was injected, inject it again",
+        )
     if not problems:
-        yield CheckResult("pods", OK, f"actors with the current runtime: {healthy}")
+        yield Finding(f"actors with the current runtime: {healthy}")
 
 
-def check_workloads(items: Iterable[Object], *, disabled: Collection[str]) -> Iterator[CheckResult]:
+def check_workloads(items: Iterable[Object], *, disabled: Collection[str]) -> Iterator[Finding]:
     """Check that annotations of workloads are propagated to their pod templates.
 
     items: of all kinds, each with its `kind` and `apiVersion`. disabled: namespaces where injection
@@ -61,14 +62,12 @@ def check_workloads(items: Iterable[Object], *, disabled: Collection[str]) -> It
         fixes = {"CronJob": "apply it again"} | dict.fromkeys(
             ("Job", "ReplicaSet"), "delete it and create it again"
         )
-        yield CheckResult(
-            "workloads",
-            WRONG,
+        yield Finding(
             f"{namespace}: annotations of {workload} are not propagated to its pod template",
             fixes.get(item["kind"], f"kubectl -n {namespace} rollout restart {workload}"),
         )
     if not failed:
-        yield CheckResult("workloads", OK, f"workloads with propagated annotations: {healthy}")
+        yield Finding(f"workloads with propagated annotations: {healthy}")
 
 
 def _should_be_actor(pod: Object, disabled: Collection[str]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from asya_injector.diagnostics import injector, workloads
 from asya_injector.diagnostics.check import check
-from asya_injector.diagnostics.results import OK, UNKNOWN, WRONG
+from asya_injector.diagnostics.results import OK, UNKNOWN, WRONG, Finding
 from asya_injector.mutation.workload import propagate
 from asya_injector.runtime_files import RuntimeFiles
 from asya_injector.tls.authority import create
@@ -56,10 +56,9 @@ def configuration(*bundles: str) -> Object:
     ],
 )
 def test_the_webhook_configuration(items: list[Object], state: str, found: str) -> None:
-    _, result = injector.find_webhook_configuration(items)
-    assert result.state == state
-    assert found in result.found
-    assert bool(result.fix) == (state != OK)
+    finding = injector.check_webhooks(injector.find_webhook_configurations(items))
+    assert found in finding.text
+    assert bool(finding.fix) == (state != OK)
 
 
 @pytest.mark.parametrize(
@@ -72,10 +71,10 @@ def test_the_deployment(replicas: int, available: int | None, state: str) -> Non
         "spec": {"replicas": replicas},
         "status": {"availableReplicas": available},
     }
-    (result,) = injector.check_deployments([item])
-    assert result.state == state
-    assert f"s/d: {available or 0} of {replicas} replicas available" in result.found
-    assert [each.state for each in injector.check_deployments([])] == [WRONG]
+    (finding,) = injector.check_deployments([item])
+    assert bool(finding.fix) == (state != OK)
+    assert f"s/d: {available or 0} of {replicas} replicas available" in finding.text
+    assert [bool(each.fix) for each in injector.check_deployments([])] == [True]
 
 
 def test_the_endpoints() -> None:
@@ -83,9 +82,9 @@ def test_the_endpoints() -> None:
         {"endpoints": [{"addresses": ["1"], "conditions": {"ready": True}}]},
         {"endpoints": None},
     ]
-    assert injector.check_endpoints(slices, "s/x").state == OK
+    assert injector.check_endpoints(slices, "s/x").fix == ""
     slices[0]["endpoints"][0]["conditions"]["ready"] = False
-    assert injector.check_endpoints(slices, "s/x").state == WRONG
+    assert injector.check_endpoints(slices, "s/x").fix != ""
 
 
 HOST = "x.s.svc"
@@ -98,11 +97,11 @@ def check_certificate(
     data = pair.to_secret() | ({"tls.crt": "AAAA"} if damaged else {})
     # One webhook with the CA of another certificate is enough for pods to be refused.
     bundles = [base64.b64encode(each).decode() for each in (pair.bundle, bundle or pair.bundle)]
-    result = injector.check_certificate(
+    finding = injector.check_certificate(
         data, bundles, host=host, now=NOW + dt.timedelta(days=days), secret="s/tls"
     )
-    assert (result.state == OK) == (not result.fix)
-    return result.found
+    assert ("valid until" in finding.text) == (not finding.fix)
+    return finding.text
 
 
 def test_the_certificate() -> None:
@@ -117,7 +116,7 @@ def test_the_certificate() -> None:
     other = create([HOST], now=NOW).bundle
     assert check_certificate(bundle=other) == "s/tls: is not signed by a CA in caBundle"
     empty = injector.check_certificate({}, [], host=HOST, now=NOW, secret="w")
-    assert empty.found == "w: has no tls.crt"
+    assert empty.text == "w: has no tls.crt"
 
 
 def test_the_versions() -> None:
@@ -126,8 +125,8 @@ def test_the_versions() -> None:
     def state(holds: RuntimeFiles, says: RuntimeFiles) -> str:
         annotations = {"asya.sh/runtime-sha256": says.sha256}
         item = {"metadata": {"annotations": annotations}, "data": dict(holds.files)}
-        (result,) = injector.check_versions([item], mine)
-        return f"{result.state} {result.found}"
+        (finding,) = injector.check_versions([item], mine)
+        return f"{'wrong' if finding.fix else 'ok'} {finding.text}"
 
     assert state(mine, mine).startswith("ok ")
     assert f"has runtime {other.hash}, this program has {mine.hash}" in state(other, other)
@@ -138,8 +137,8 @@ def test_the_versions() -> None:
 
 
 def check_pods(*pods: Object) -> list[str]:
-    results = workloads.check_pods(pods, current={NEW}, disabled={"off"})
-    return [f"{each.state} {each.found} | {each.fix}" for each in results]
+    findings = workloads.check_pods(pods, current={NEW}, disabled={"off"})
+    return [f"{each.text} | {each.fix}" for each in findings]
 
 
 def of_deployment(item: Object) -> Object:
@@ -158,24 +157,22 @@ def test_actors_with_the_current_runtime_are_counted() -> None:
     leaving = pod(OLD, deletionTimestamp="x")
     others = [finished, leaving, pod(OLD, "kube-system"), pod(OLD, "off"), pod(OLD, annotations={})]
     off = pod(None, annotations=HANDLER | {"asya.sh/inject": "no"})
-    assert check_pods(pod(NEW), pod(NEW), *others, off) == [
-        "ok actors with the current runtime: 2 | "
-    ]
+    assert check_pods(pod(NEW), pod(NEW), *others, off) == ["actors with the current runtime: 2 | "]
 
 
 def test_annotated_pods_without_the_runtime_or_with_an_old_one_are_reported_by_owner() -> None:
     found = check_pods(of_deployment(pod(OLD)), of_deployment(pod(OLD)), pod(None), pod(NEW))
     assert found == [
-        f"wrong m: deployment/d runs the old runtime {OLD} (2 pods) | "
+        f"m: deployment/d runs the old runtime {OLD} (2 pods) | "
         f"kubectl -n m rollout restart deployment/d{FIX}",
-        "wrong m: pod/p is annotated, but runs without the runtime (1 pod) | "
+        "m: pod/p is annotated, but runs without the runtime (1 pod) | "
         f"kubectl -n m delete pod/p, and create it again{FIX}",
     ]
 
 
 def test_a_pod_with_an_invalid_annotation_is_reported() -> None:
     assert check_pods(pod(None, annotations={"asya.sh/inherited": "{"}))[0].startswith(
-        "wrong m: pod/p is annotated, but runs without"
+        "m: pod/p is annotated, but runs without"
     )
 
 
@@ -196,14 +193,15 @@ def test_workloads_whose_annotations_are_not_propagated_are_reported() -> None:
         (workload("CronJob", HANDLER), "apply it again"),
     ]
     items = [item for item, _ in cases]
-    results = list(workloads.check_workloads([*items, workload("Job", {})], disabled=()))
-    assert [(each.state, each.fix) for each in results] == [(WRONG, fix) for _, fix in cases]
-    assert results[0].found == (
+    findings = list(workloads.check_workloads([*items, workload("Job", {})], disabled=()))
+    assert [each.fix for each in findings] == [fix for _, fix in cases]
+    assert findings[0].text == (
         "m: annotations of deployment/w are not propagated to its pod template"
     )
-    (result,) = workloads.check_workloads([propagate(old), workload("Job", {})], disabled=())
-    assert (result.state, result.found) == (OK, "workloads with propagated annotations: 1")
-    assert [each.state for each in workloads.check_workloads([old], disabled=["m"])] == [OK]
+    (finding,) = workloads.check_workloads([propagate(old), workload("Job", {})], disabled=())
+    assert finding == Finding("workloads with propagated annotations: 1")
+    (finding,) = workloads.check_workloads([old], disabled=["m"])
+    assert finding == Finding("workloads with propagated annotations: 0")
 
 
 # --- All checks
