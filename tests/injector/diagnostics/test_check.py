@@ -323,6 +323,25 @@ def test_a_check_that_the_api_server_denies_is_unknown_and_the_others_run(
     assert results.keys() - paths.keys() == {"webhook", "admission"}
 
 
+def test_the_current_runtime_is_that_of_the_chart(server: PagedApi) -> None:
+    install(server)
+    (chart,) = server.lists["/api/v1/configmaps"]
+    chart["metadata"]["annotations"] = {"asya.sh/runtime-sha256": NEW + "f" * 54}
+    server.lists["/api/v1/pods"] = [pod(NEW)]
+    results = run_check(server)
+    assert (results["version"][0], results["pods"][0]) == (WRONG, OK)
+    server.lists["/api/v1/pods"] = [pod(RUNTIME.hash)]
+    assert run_check(server)["pods"][0] == WRONG
+
+
+def test_the_certificate_is_compared_with_each_ca_bundle(server: PagedApi) -> None:
+    install(server)
+    other = base64.b64encode(create([HOST], now=NOW).bundle).decode()
+    server.lists[WEBHOOKS][0]["webhooks"][1]["clientConfig"]["caBundle"] = other
+    state, found, _ = run_check(server)["certificate"]
+    assert (state, found) == (WRONG, "Secret s/tls: is not signed by a CA in caBundle")
+
+
 def test_the_secret_of_a_mounted_certificate_is_found(server: PagedApi) -> None:
     install(server)
     (deployment,) = server.lists["/apis/apps/v1/namespaces/s/deployments"]
