@@ -9,6 +9,7 @@ import http.server
 import json
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -43,6 +44,22 @@ class PagedApi(http.server.ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    def write_kubeconfig(self, path: Path) -> Path:
+        """Write a kubeconfig with the contexts `here` and `elsewhere`."""
+        clusters = {"here": self.url, "elsewhere": "http://127.0.0.1:9"}
+        kubeconfig = {
+            "current-context": "here",
+            "clusters": [
+                {"name": name, "cluster": {"server": url}} for name, url in clusters.items()
+            ],
+            "contexts": [
+                {"name": name, "context": {"cluster": name, "user": "me"}} for name in clusters
+            ],
+            "users": [{"name": "me", "user": {"token": "t"}}],
+        }
+        path.write_text(json.dumps(kubeconfig))
+        return path
 
     def connect(self) -> Cluster:
         settings = client.Configuration(host=self.url)
