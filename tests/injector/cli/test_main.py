@@ -178,8 +178,14 @@ def test_options_take_precedence_over_a_values_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("runtime: {defaults: {concurency: 4}}", "runtime.defaults has no 'concurency'; known are"),
-        ("runtime: {defaults: {handler: a.b}}", "runtime.defaults has no 'handler'; known are"),
+        (
+            "runtime: {defaults: {concurency: 4}}",
+            "v.yaml: unknown name 'concurency' in runtime.defaults; known names are",
+        ),
+        (
+            "runtime: {defaults: {handler: a.b}}",
+            "v.yaml: unknown name 'handler' in runtime.defaults; known names are",
+        ),
         ("runtime: {defaults: [1]}", "runtime.defaults must be a mapping of names and values"),
         ("runtime: {defaults: {concurrency: 0}}", 'asya.sh/concurrency: "0" is not valid'),
         ("a: [", "expected the node content"),
