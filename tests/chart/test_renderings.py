@@ -284,7 +284,7 @@ def test_default_values_are_the_defaults_of_the_annotations(defaults: str) -> No
     # What opts in, out and chooses a container is for each workload to say.
     own = {"handler", "inject", "container"}
     assert said == {entry.name: entry.default for entry in TABLE if entry.name not in own}
-    ClusterDefaults(runtime_hash="0", defaults=said)
+    ClusterDefaults("0", said)
 
 
 @pytest.mark.parametrize(
@@ -309,4 +309,4 @@ def test_a_default_reaches_the_injector_as_it_was_written(
     rendered = render(nested(f"runtime/defaults/{name}", value), chart=chart)
     said = json.loads(environment(rendered)["INJECTOR_DEFAULTS"])
     assert said.get(name) == text
-    ClusterDefaults(runtime_hash="0", defaults=said)
+    ClusterDefaults("0", said)

@@ -24,7 +24,7 @@ from asya_injector.manifests.documents import (
 )
 from asya_injector.runtime_files import RuntimeFiles
 
-_COLORS = {"injected": "green", "refused": "red"}
+_COLORS = {"injected": "green", "rejected": "red"}
 
 _INJECT_EPILOG = f"""
 \b
@@ -141,24 +141,23 @@ def explain(
     rejected. Nothing is changed.
     """
     if schema:
-        click.echo(json.dumps(explanations.schema(), indent=2))
+        click.echo(json.dumps(explanations.build_schema(), indent=2))
         return
     settings = _read_defaults(_load_runtime(), values_file, defaults)
     documents = _read_input(filenames)
     disabled = transform.list_disabled_namespaces(documents)
     found = list(transform.iter_objects(documents, namespace))
     explained = [
-        explanations.explained(each, transform.try_change(each, settings, disabled), settings)
-        for each in found
+        explanations.explain(each, transform.try_change(each, settings, disabled)) for each in found
     ]
     if output == "json":
-        click.echo(json.dumps(explanations.report(explained, settings), indent=2))
+        click.echo(json.dumps(explanations.build_report(explained, settings), indent=2))
     else:
         for each, explanation in zip(found, explained, strict=True):
-            first, *rest = explanations.lines(each, explanation)
+            first, *rest = explanations.render_lines(each, explanation)
             click.secho(first, fg=_COLORS.get(explanation["result"]))
             click.echo("".join(f"{line}\n" for line in rest), nl=False)
-    if any(explanation["result"] == "refused" for explanation in explained):
+    if any(explanation["result"] == "rejected" for explanation in explained):
         raise SystemExit(FAILED)
 
 

@@ -8,8 +8,8 @@ from asya_injector.annotations.table import PREFIX
 from asya_injector.diagnostics import injector, workloads
 from asya_injector.diagnostics.results import OK, UNKNOWN, WRONG, CheckResult, Finding
 from asya_injector.kube_client import ApiException, Cluster, describe_error
-from asya_injector.kube_objects import Object, find_by_name, get_mapping
-from asya_injector.mutation.workload import DISABLED, WORKLOADS
+from asya_injector.kube_objects import WORKLOAD_KINDS, Object, find_by_name, get_mapping
+from asya_injector.mutation.workload import DISABLED
 from asya_injector.runtime_files import (
     CHART,
     CHART_SHA256,
@@ -141,9 +141,9 @@ class _Checks:
 
     def check_workloads(self) -> Iterator[Finding]:
         items = (
-            {**item, "kind": kind, "apiVersion": version}  # items of lists have neither
-            for kind, version in WORKLOADS.items()
-            for item in self._cluster.list(version, f"{kind.lower()}s", namespace=self._namespace)
+            {**item, "kind": kind.name, "apiVersion": kind.api_version}  # lists omit both
+            for kind in WORKLOAD_KINDS
+            for item in self._cluster.list(kind.api_version, kind.plural, namespace=self._namespace)
         )
         yield from workloads.check_workloads(items, disabled=self._disabled)
 

@@ -9,8 +9,16 @@ from asya_injector.annotations.parse import is_switched_off, merge, select_own
 from asya_injector.annotations.table import INHERITED
 from asya_injector.diagnostics.results import Finding
 from asya_injector.errors import InjectionError
-from asya_injector.kube_objects import Object, find_by_name, get_items, get_mapping
-from asya_injector.mutation.workload import find_pod, find_skip_reason, propagate, read_annotations
+from asya_injector.kube_objects import (
+    POD,
+    Object,
+    find_by_name,
+    get_annotations,
+    get_items,
+    get_mapping,
+    get_template,
+)
+from asya_injector.mutation.workload import find_skip_reason, propagate
 from asya_injector.runtime_files import RUNTIME_HASH_LABEL, RUNTIME_VOLUME
 
 
@@ -52,7 +60,7 @@ def check_workloads(items: Iterable[Object], *, disabled: Collection[str]) -> It
     for item in items:
         metadata = get_mapping(item, "metadata")
         namespace = str(metadata.get("namespace"))
-        if find_skip_reason(item, namespace, disabled) or not select_own(read_annotations(item)):
+        if find_skip_reason(item, namespace, disabled) or not select_own(get_annotations(item)):
             continue
         if _read_propagated(propagate(item)) == _read_propagated(item):
             healthy += 1
@@ -76,11 +84,11 @@ def _should_be_actor(pod: Object, disabled: Collection[str]) -> bool:
     phase = get_mapping(pod, "status").get("phase")
     if phase in ("Succeeded", "Failed") or metadata.get("deletionTimestamp"):
         return False
-    item = {**pod, "apiVersion": "v1", "kind": "Pod"}  # items of lists have neither
+    item = {**pod, "apiVersion": POD.api_version, "kind": POD.name}  # lists omit both
     if find_skip_reason(item, str(metadata.get("namespace")), disabled):
         return False
     try:
-        annotations = merge(read_annotations(pod))
+        annotations = merge(get_annotations(pod))
     except InjectionError:
         return True
     return bool(annotations) and not is_switched_off(annotations)
@@ -116,4 +124,4 @@ def _choose_restart(owner: str) -> str:
 
 
 def _read_propagated(workload: Object) -> str | None:
-    return read_annotations(find_pod(workload)).get(INHERITED)
+    return get_annotations(get_template(workload)).get(INHERITED)

@@ -11,20 +11,19 @@ from typing import Any
 
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.errors import InjectionError, Reason, quote
-from asya_injector.kube_objects import Object, get_in
+from asya_injector.kube_objects import Object, find_kind, get_in
 from asya_injector.manifests.documents import (
     Document,
     edit_document,
     remove_documents,
     render_document,
 )
-from asya_injector.mutation.uninject import uninject, uninject_workload
+from asya_injector.mutation.uninject import uninject_object
 from asya_injector.mutation.workload import (
     ObjectChange,
     change_object,
     get_namespace,
     is_disabled_namespace,
-    is_pod_or_workload,
     is_runtime_configmap,
 )
 from asya_injector.runtime_files import FROM_MANIFEST, RuntimeFiles
@@ -130,10 +129,7 @@ def uninject_all(documents: Sequence[Document], *, namespace: str = "") -> Outpu
         labels = get_in(found.value, "metadata", "labels")
         if is_runtime_configmap(found.value) and FROM_MANIFEST.items() <= labels.items():
             return []
-        if not is_pod_or_workload(found.value):
-            return [found.value]
-        change = uninject if found.value["kind"] == "Pod" else uninject_workload
-        return [change(found.value)]
+        return [uninject_object(found.value) if find_kind(found.value) else found.value]
 
     outputs = _replace_objects(documents, namespace, restore, warnings)
     pairs = [

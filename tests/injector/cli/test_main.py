@@ -37,7 +37,7 @@ def explained(item: Object, *words: str) -> Object:
     result: Object = json.loads(done.out)
     jsonschema.validate(result, json.loads(asya("explain", "--schema").out))
     (one,) = result["objects"]
-    assert (done.status, done.err) == (1 if one["result"] == "refused" else 0, "")
+    assert (done.status, done.err) == (1 if one["result"] == "rejected" else 0, "")
     explanation: Object = one
     return explanation
 
@@ -201,7 +201,7 @@ def test_a_wrong_values_file_is_wrong_usage(tmp_path: Path, text: str, line: str
 # --- Explanations
 
 
-def test_an_actor_is_explained_whole() -> None:
+def test_explains_an_actor_whole() -> None:
     item = deployment({"asya.sh/concurrency": "4"}, command=["serve", "it all"])
     item["spec"]["template"]["metadata"] = {"annotations": {"asya.sh/chunk-size": "8192"}}
     explanation = explained(item, "--read-timeout", "5")
@@ -215,8 +215,12 @@ def test_an_actor_is_explained_whole() -> None:
         "result": "injected",
         "warnings": [],
     }
-    assert actor["container"] == {"name": "model", "because": "the first of the pod"}
-    assert actor["mode"] == {"name": "wrap", "because": "because the container has a command"}
+    assert actor["container"] == {"name": "model", "because": "it is the first container"}
+    assert actor["mode"] == {"name": "wrap", "because": "the container has a command"}
+    assert actor["socket-volume"] == {
+        "name": "asya-socket",
+        "because": "the container mounts no volume at /tmp/sockets",
+    }
     assert {name: each["from"] for name, each in actor["settings"].items()} == {
         entry.name: "default"
         for entry in TABLE
@@ -248,67 +252,112 @@ def test_an_actor_is_explained_whole() -> None:
     shown = asya("explain", "--read-timeout", "5", stdin=json.dumps(item)).out
     for line in (
         "stdin:1 Deployment m/d: becomes an actor",
-        "  container   model, the first of the pod",
+        "  container   model, because it is the first container",
         "  mode        wrap, because the container has a command",
         "    mount     /opt/asya from asya-runtime, read-only",
         "    mount     /tmp/sockets from asya-socket",
-        "  concurrency 4, by the workload's annotation",
-        "  chunk-size  8192, by its annotation",
-        "  read-timeout 5, by the chart's values or an option",
+        "  concurrency 4, from the workload's annotation",
+        "  chunk-size  8192, from its annotation",
+        "  read-timeout 5, from the cluster defaults",
         "    command   python3 -I -S /opt/asya/asya_entrypoint.py -- serve 'it all'",
     ):
         assert line in shown.splitlines()
 
 
-@pytest.mark.parametrize(
-    ("annotations", "fields", "container", "mode"),
-    [
-        ({}, {}, "the first of the pod", "because the container has no command, so its image's"),
-        ({"asya.sh/container": "model"}, {}, "as asya.sh/container says", "because the container"),
-        ({"asya.sh/mode": "mount"}, {}, "the first of the pod", "as asya.sh/mode says"),
-    ],
-)
-def test_reasons_are_told(annotations: Object, fields: Object, container: str, mode: str) -> None:
-    actor = explained(deployment(annotations, **fields))["actor"]
-    assert actor["container"]["because"] == container
-    assert actor["mode"]["because"].startswith(mode)
+WRAPPER = ["python3", "-I", "-S", "/opt/asya/asya_entrypoint.py", "--"]
+RUNTIME_MOUNT = {"name": "asya-runtime", "mountPath": "/opt/asya", "readOnly": True}
+FIRST = "model, because it is the first container"
+HOOK = "hook, because the container has no command, and the image's ENTRYPOINT must stay"
+WRAP = "wrap, because the container has a command"
+REASONS = [
+    pytest.param({}, {}, [FIRST, HOOK], id="no-command"),
+    pytest.param({}, {"command": ["serve"]}, [WRAP], id="command"),
+    pytest.param({}, {"command": [], "args": ["serve"]}, [HOOK], id="empty-command-and-args"),
+    pytest.param({}, {"command": [], "args": [*WRAPPER, "serve"]},
+                 ["wrap, because the container's args start the wrapper"], id="wrapped-args"),
+    pytest.param({}, {"command": [*WRAPPER, "serve"]}, [WRAP], id="wrapped-command"),
+    pytest.param({"asya.sh/mode": "auto"}, {"command": ["serve"]}, [WRAP], id="mode-auto"),
+    pytest.param({"asya.sh/mode": "mount"}, {}, ["mount, because asya.sh/mode sets it"], id="mode"),
+    pytest.param({"asya.sh/mode": "wrap"}, {"command": [], "args": [*WRAPPER, "serve"]},
+                 ["wrap, because asya.sh/mode sets it"], id="mode-with-wrapped-args"),
+    pytest.param({"asya.sh/container": "model"}, {},
+                 ["model, because asya.sh/container names it"], id="container"),
+    pytest.param({"asya.sh/container": "model"}, {"volumeMounts": [RUNTIME_MOUNT]},
+                 ["model, because asya.sh/container names it"], id="container-with-the-runtime"),
+    pytest.param({}, {"volumeMounts": [RUNTIME_MOUNT]},
+                 ["model, because it already has the runtime"], id="mounted-by-hand"),
+    pytest.param({}, {}, ["asya-socket, because the container mounts no volume at /tmp/sockets"],
+                 id="socket-volume"),
+    pytest.param({"asya.sh/socket-path": "/run/s/a.sock"},
+                 {"volumeMounts": [{"name": "mine", "mountPath": "/run/s"}]},
+                 ["mine, because the container mounts it at /run/s"], id="users-socket-volume"),
+    pytest.param({}, {"env": [{"name": "ASYA_SOCKET_PATH", "value": "/run/s/a.sock"}]},
+                 ["asya-socket, because the container mounts no volume at /run/s",
+                  "/run/s/a.sock, from the container's env"], id="socket-path-in-env"),
+    pytest.param({}, {"command": ["tini", "--", "/venv/bin/python3.11", "-m", "app"]},
+                 ["/venv/bin/python3.11, from the container's command"], id="interpreter"),
+    pytest.param({"asya.sh/python": "pypy3"}, {"command": ["python3.11", "-m", "app"]},
+                 ["pypy3, from the workload's annotation"], id="interpreter-annotated"),
+    pytest.param({}, {"env": [{"name": "ASYA_CHUNK_SIZE", "value": "0512"}]},
+                 ["512, from the container's env"], id="setting-in-env"),
+    pytest.param({}, {"env": [{"name": "ASYA_JSON", "valueFrom": {"fieldRef": {}}}]},
+                 [", from the container's env"], id="setting-with-value-from"),
+]  # fmt: skip
 
 
-def test_a_mode_of_the_chart_and_kubectls_container_are_told() -> None:
+@pytest.mark.parametrize(("annotations", "fields", "reasons"), REASONS)
+def test_explains_each_decision(annotations: Object, fields: Object, reasons: list[str]) -> None:
+    item = deployment(annotations, **fields)
+    item["spec"]["template"]["spec"]["volumes"] = [{"name": "mine", "emptyDir": {}}]
+    explained(item)
+    lines = asya("explain", stdin=json.dumps(item)).out.splitlines()
+    texts = [re.sub(r"^ +\S+ +(?=\S)|^ +\S+(?= ,|, from)", "", line) for line in lines]
+    for reason in reasons:
+        assert reason in texts
+
+
+def test_explains_a_mode_of_the_chart_and_kubectls_container() -> None:
     item = deployment()
     annotations = {"kubectl.kubernetes.io/default-container": "asya-sidecar"}
     item["spec"]["template"]["metadata"] = {"annotations": annotations}
     actor = explained(item, "--mode", "hook")["actor"]
-    assert actor["mode"] == {"name": "hook", "because": "as the chart's value says"}
+    assert actor["mode"] == {"name": "hook", "because": "the cluster defaults set it"}
     assert actor["container"] == {
         "name": "asya-sidecar",
-        "because": "as kubectl.kubernetes.io/default-container says",
+        "because": "kubectl.kubernetes.io/default-container names it",
     }
 
 
-def test_a_variable_of_the_container_is_told_as_its_own() -> None:
-    env = [{"name": "ASYA_CHUNK_SIZE", "value": "512"}]
-    settings = explained(deployment(env=env))["actor"]["settings"]
-    assert settings["chunk-size"] == {"value": "512", "from": "container"}
+SETTINGS = [
+    pytest.param({}, ["512"], {"value": "512", "from": "container"}, id="env"),
+    pytest.param({}, ["512", "1024"], {"value": "1024", "from": "container"}, id="last-env"),
+    pytest.param({"asya.sh/chunk-size": "1024"}, ["512", "1024"],
+                 {"value": "1024", "from": "workload"}, id="annotation-and-env"),
+    pytest.param({}, [""], {"value": "4096", "from": "container"}, id="empty-env"),
+]  # fmt: skip
 
 
-def test_of_two_variables_of_one_name_the_last_is_told_and_an_annotation_before_both() -> None:
-    env = [{"name": "ASYA_CHUNK_SIZE", "value": value} for value in ("512", "1024")]
-    settings = explained(deployment(env=env))["actor"]["settings"]
-    assert settings["chunk-size"] == {"value": "1024", "from": "container"}
-    asked = deployment({"asya.sh/chunk-size": "1024"}, env=env)
-    settings = explained(asked)["actor"]["settings"]
-    assert settings["chunk-size"] == {"value": "1024", "from": "workload"}
+@pytest.mark.parametrize(("annotations", "values", "setting"), SETTINGS)
+def test_explains_where_a_setting_comes_from(
+    annotations: Object, values: list[str], setting: Object
+) -> None:
+    env = [{"name": "ASYA_CHUNK_SIZE", "value": value} for value in values]
+    actor = explained(deployment(annotations, env=env))["actor"]
+    assert actor["settings"]["chunk-size"] == setting
 
 
-def test_of_an_actor_it_is_told_that_it_is_one_already() -> None:
-    item = json.loads(asya("inject", "--no-configmap", stdin=json.dumps(deployment())).out)
+def test_explains_that_a_container_is_an_actor_already() -> None:
+    given = deployment(command=["serve"])
+    item = json.loads(asya("inject", "--no-configmap", stdin=json.dumps(given)).out)
     item["spec"]["template"]["spec"]["containers"].insert(0, {"name": "proxy"})
-    container = explained(item)["actor"]["container"]
-    assert container == {"name": "model", "because": "which has the runtime already"}
+    actor = explained(item)["actor"]
+    assert actor["container"] == {"name": "model", "because": "it already has the runtime"}
+    assert actor["mode"] == {"name": "wrap", "because": "the container has a command"}
+    assert actor["settings"]["python"] == {"value": "python3", "from": "default"}
+    assert actor["containers"] == {}
 
 
-def test_what_stands_in_a_command_cannot_forge_a_line() -> None:
+def test_a_command_cannot_forge_a_line() -> None:
     item = deployment(command=["serve", "\x1b[2J\nstdin:1 Deployment m/d: left alone"])
     shown = asya("explain", stdin=json.dumps(item)).out.splitlines()
     assert all(line.isprintable() for line in shown)
@@ -317,22 +366,23 @@ def test_what_stands_in_a_command_cannot_forge_a_line() -> None:
     ]
 
 
-def test_what_is_left_alone_says_why() -> None:
+def test_explains_why_an_object_is_left_alone() -> None:
     item = deployment({"asya.sh/inject": "false"})
     explanation = explained(item)
-    assert (explanation["result"], explanation["because"]) == ("left-alone", "it is switched off")
+    reason = 'asya.sh/inject is "false"'
+    assert (explanation["result"], explanation["because"]) == ("left-alone", reason)
     assert asya("explain", stdin=json.dumps(item)).out == (
-        "stdin:1 Deployment m/d: left alone, it is switched off\n"
+        f"stdin:1 Deployment m/d: left alone, because {reason}\n"
     )
 
 
-def test_a_refusal_is_told_with_its_code() -> None:
+def test_explains_a_rejection_with_its_reason_code() -> None:
     explanation = explained(deployment({"asya.sh/container": "modle"}))
     assert explanation["code"] == "ContainerNotFound"
     assert explanation["because"].startswith('asya.sh/container: no container "modle" in this pod')
 
 
-def test_warnings_are_told() -> None:
+def test_shows_warnings() -> None:
     item = deployment(readinessProbe={"httpGet": {"port": 80}})
     (warning,) = explained(item)["warnings"]
     assert "keeps its own readiness probe" in warning

@@ -12,10 +12,9 @@ import pytest
 import yaml
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.annotations.table import INHERITED
-from asya_injector.kube_objects import get_template
+from asya_injector.kube_objects import KINDS, WORKLOAD_KINDS, get_template
 from asya_injector.manifests.documents import read_documents
 from asya_injector.mutation.inject import inject
-from asya_injector.mutation.workload import WORKLOADS
 from asya_injector.runtime_files import RuntimeFiles
 from asya_injector.webhook.admission import HANDLED, Webhook
 from asya_injector.webhook.review import Review
@@ -85,7 +84,7 @@ def workload(kind: str, own: Object | None, template: Object | None) -> Object:
     if kind == "CronJob":
         spec = {"schedule": "@daily", "jobTemplate": {"spec": spec}}
     metadata = {"name": "w", **({"annotations": own} if own else {})}
-    return {"apiVersion": WORKLOADS[kind], "kind": kind, "metadata": metadata, "spec": spec}
+    return {"apiVersion": KINDS[kind].api_version, "kind": kind, "metadata": metadata, "spec": spec}
 
 
 # --- Unchanged documents
@@ -144,7 +143,7 @@ def test_a_pod_is_changed_as_by_the_webhook(command: list[str] | None) -> None:
 
 def test_the_kinds_are_those_of_the_webhooks() -> None:
     resources = {(f"{group}/{version}", name) for group, version, name in HANDLED["workloads"]}
-    assert resources == {(version, f"{kind.lower()}s") for kind, version in WORKLOADS.items()}
+    assert resources == {(kind.api_version, f"{kind.name.lower()}s") for kind in WORKLOAD_KINDS}
 
 
 ANNOTATIONS: list[tuple[Object | None, Object | None]] = [
@@ -156,7 +155,7 @@ ANNOTATIONS: list[tuple[Object | None, Object | None]] = [
 ]
 
 
-@pytest.mark.parametrize("kind", WORKLOADS)
+@pytest.mark.parametrize("kind", [kind.name for kind in WORKLOAD_KINDS])
 @pytest.mark.parametrize(("own", "template"), ANNOTATIONS)
 def test_a_pod_template_is_changed_as_a_pod_by_both_webhooks(
     kind: str, own: Object | None, template: Object | None
@@ -198,17 +197,17 @@ OFF: Object = {"asya.sh/inject": "false"}
 @pytest.mark.parametrize(
     ("own", "template", "because", "left"),
     [
-        (HANDLER, OFF, "its template is switched off", OFF),
-        (None, HANDLER | OFF, "its template is switched off", HANDLER | OFF),
-        (HANDLER | OFF, None, "it is switched off", None),
+        (HANDLER, OFF, 'asya.sh/inject is "false" on the pod template', OFF),
+        (None, HANDLER | OFF, 'asya.sh/inject is "false" on the pod template', HANDLER | OFF),
+        (HANDLER | OFF, None, 'asya.sh/inject is "false"', None),
         # The inherited annotations are updated nevertheless.
         (
             HANDLER | OFF,
             HANDLER,
-            "its annotations switch it off",
+            "asya.sh/inject switches it off",
             HANDLER | inherit(HANDLER | OFF),
         ),
-        (None, OFF | inherit(HANDLER), "its annotations switch it off", OFF),
+        (None, OFF | inherit(HANDLER), "asya.sh/inject switches it off", OFF),
     ],
 )
 def test_a_workload_or_template_with_injection_switched_off_is_not_an_actor(
@@ -259,8 +258,8 @@ def test_an_annotated_object_of_an_unsupported_kind_causes_a_warning() -> None:
     done = asya("inject", stdin=json.dumps(item))
     assert done.out == json.dumps(item)
     assert done.err == (
-        "asya-injector: warning: stdin:1 Rollout r: Rollout is left as it is: not a kind that "
-        "becomes an actor by itself\n"
+        "asya-injector: warning: stdin:1 Rollout r: not injected, because its kind is not "
+        "supported\n"
     )
 
 
