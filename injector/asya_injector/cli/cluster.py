@@ -154,21 +154,18 @@ def prune(
 
 @contextmanager
 def _connect(kubeconfig: str | None, context: str | None) -> Iterator[Cluster]:
-    from asya_injector.kube_client import (
-        Cluster,
-        ConfigException,
-        HTTPError,
-        connect,
-        describe_error,
-    )
+    from asya_injector import kube_client
 
     try:
-        yield Cluster(connect(kubeconfig, context))
-    except ConfigException as error:
+        api = kube_client.connect(kubeconfig, context)
+    except (kube_client.ConfigException, OSError) as error:
         line = " ".join(str(error).split()).rstrip(".")
         raise CommandError(f"cluster unreachable: {line}; see --kubeconfig") from None
-    except HTTPError as error:
-        raise CommandError(f"cluster unreachable: {describe_error(error)}") from None
+    try:
+        yield kube_client.Cluster(api)
+    except kube_client.HTTPError as error:
+        line = kube_client.describe_error(error)
+        raise CommandError(f"cluster unreachable: {line}") from None
 
 
 def _print_row(result: CheckResult) -> None:

@@ -179,17 +179,10 @@ def _read_json(source: str, text: str) -> list[Document]:
 def _render_json(value: Any, like: str) -> str:
     """Write JSON with the indentation and the spaces of another text."""
     indent = re.search(r"[{\[]\r?\n([ \t]+)", like)
-    colon = ": " if indent or '": ' in like else ":"
-    comma = ", " if colon == ": " and not indent else ","
-    return (
-        json.dumps(
-            value,
-            ensure_ascii=False,
-            indent=indent[1] if indent else None,
-            separators=(comma, colon),
-        )
-        + "\n"
-    )
+    if indent:
+        return json.dumps(value, ensure_ascii=False, indent=indent[1]) + "\n"
+    separators = (", ", ": ") if '": ' in like else (",", ":")
+    return json.dumps(value, ensure_ascii=False, separators=separators) + "\n"
 
 
 class _Constructor(SafeConstructor):

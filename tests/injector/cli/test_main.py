@@ -84,6 +84,10 @@ def test_without_a_command_the_help_is_printed_as_an_error() -> None:
         (["inject", "--mode", "bogus"], 'default of asya.sh/mode: "bogus" is not valid; must be'),
         (["inject", "--values", "/none"], "File '/none' does not exist"),
         (["check", "--kubeconfig", "/none"], "cluster unreachable: Invalid kube-config file."),
+        (
+            ["check", "--kubeconfig", "/"],
+            "cluster unreachable: [Errno 21] Is a directory: '/'; see",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(words: list[str], line: str) -> None:
@@ -165,8 +169,8 @@ def test_options_take_precedence_over_a_values_file(tmp_path: Path) -> None:
     settings = explained(deployment(), "--values", str(values), "--json", "auto")["actor"][
         "settings"
     ]
-    said = {name: each["value"] for name, each in settings.items() if each["from"] == "chart"}
-    assert said == {
+    from_chart = {name: each["value"] for name, each in settings.items() if each["from"] == "chart"}
+    assert from_chart == {
         "concurrency": "4",
         "probe": "false",
         "max-message-size": "1048576",

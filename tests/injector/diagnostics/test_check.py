@@ -95,7 +95,7 @@ def check_certificate(
 ) -> str:
     pair = create([HOST], now=NOW)
     data = pair.to_secret() | ({"tls.crt": "AAAA"} if damaged else {})
-    # One webhook with the CA of another certificate is enough for pods to be refused.
+    # One webhook with another CA is enough for pods to be rejected.
     bundles = [base64.b64encode(each).decode() for each in (pair.bundle, bundle or pair.bundle)]
     finding = injector.check_certificate(
         data, bundles, host=host, now=NOW + dt.timedelta(days=days), secret="s/tls"
