@@ -347,7 +347,7 @@ def test_on_the_way_out_a_kept_connection_ends_with_an_answer(start: Start, api:
         ),
         (
             {"INJECTOR_DEFAULTS": '{"chunk": "1"}'},
-            "INJECTOR_DEFAULTS: no annotation is named 'chunk'",
+            "INJECTOR_DEFAULTS: unknown annotation 'chunk'",
         ),
         (
             {"INJECTOR_DEFAULTS": '{"chunk-size": "4k"}'},
@@ -356,8 +356,8 @@ def test_on_the_way_out_a_kept_connection_ends_with_an_answer(start: Start, api:
         ),
         (
             {"KUBECONFIG": "/nowhere"},
-            "no way to the API server: Invalid kube-config file. No configuration found; in a pod, "
-            "its service account's token must be mounted",
+            "cannot connect to the API server: Invalid kube-config file. No configuration found; "
+            "in a pod, the token of its service account must be mounted",
         ),
         (
             {"INJECTOR_RUNTIME_DIRECTORY": "/nowhere"},
