@@ -209,7 +209,7 @@ def test_explains_an_actor_whole() -> None:
     }
     assert actor["container"] == {"name": "model", "because": "it is the first container"}
     assert actor["mode"] == {"name": "wrap", "because": "the container has a command"}
-    assert actor["socket-volume"] == {
+    assert actor["socket"] == {
         "name": "asya-socket",
         "because": "the container mounts no volume at /tmp/sockets",
     }
