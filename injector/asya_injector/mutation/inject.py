@@ -24,6 +24,7 @@ from asya_injector.kube_objects import (
 from asya_injector.mutation import containers, environment, startup, volumes
 from asya_injector.mutation.ownership import (
     SOCKET_VOLUME,
+    Additions,
     InjectionRecord,
     find_added_volumes,
     find_additions,
@@ -83,7 +84,7 @@ def _inject(
     """Add what is missing. record: of an earlier injection with the same settings."""
     pod = shallow_copy(given)
     target, why = containers.find_target(pod, settings, injected)
-    listed = record.added.get(get_name(target), ()) if record else ()
+    listed: Additions = record.added if record else {}
     sidecars = containers.find_sidecars(pod, target, settings)
     containers.reject_windows(pod)
     own = environment.read_settings(target, settings)
@@ -104,27 +105,28 @@ def _inject(
         mode=mode.value,
         runtime=settings.defaults.runtime_hash,
         asked=settings.digest,
-        added=_find_new_additions(given, pod, target, sidecars, record),
+        added=_find_new_additions(given, pod, target, sidecars, listed),
         volumes=_select_new(
             find_added_volumes(given), find_added_volumes(pod), record.volumes if record else ()
         ),
     )
-    metadata = get_mapping(pod, "metadata")
-    label = {RUNTIME_HASH_LABEL: settings.defaults.runtime_hash}
-    pod["metadata"] = {
-        **metadata,
-        "annotations": {**get_mapping(metadata, "annotations"), INJECTED: new_record.serialize()},
-        "labels": {**get_mapping(metadata, "labels"), **label},
-    }
+    _add_record(pod, new_record)
     return Injection(
         pod=pod,
         container=Decision(get_name(target), why),
         mode=mode,
         socket_volume=socket_volume,
         settings=settings,
-        overrides=_find_overrides(own, interpreter, settings, listed),
+        overrides=_find_overrides(own, interpreter, settings, listed.get(get_name(target), ())),
         warnings=tuple(warnings),
     )
+
+
+def _add_record(pod: Object, record: InjectionRecord) -> None:
+    metadata = get_mapping(pod, "metadata")
+    annotations = {**get_mapping(metadata, "annotations"), INJECTED: record.serialize()}
+    labels = {**get_mapping(metadata, "labels"), RUNTIME_HASH_LABEL: record.runtime}
+    pod["metadata"] = {**metadata, "annotations": annotations, "labels": labels}
 
 
 def _find_overrides(
@@ -145,13 +147,9 @@ def _find_overrides(
 
 
 def _find_new_additions(
-    given: Object,
-    pod: Object,
-    target: Object,
-    sidecars: list[Object],
-    record: InjectionRecord | None,
-) -> dict[str, list[str]]:
-    """The additions of this injection and of the one that the record describes, by container."""
+    given: Object, pod: Object, target: Object, sidecars: list[Object], listed: Additions
+) -> Additions:
+    """The additions of this injection and of an earlier one, which the record lists."""
     added = {}
     for before, after in zip(all_containers(given), all_containers(pod), strict=True):
         is_target = after is target
@@ -160,7 +158,7 @@ def _find_new_additions(
         found = _select_new(
             find_additions(before, is_target=is_target),
             find_additions(after, is_target=is_target),
-            record.added.get(get_name(after), ()) if record else (),
+            listed.get(get_name(after), ()),
         )
         if found:
             added[get_name(after)] = found

@@ -37,20 +37,22 @@ SHARED_SOCKET_MODE = {"name": "ASYA_SOCKET_MODE", "value": "0666"}
 HOOKS = {"postStart": "--detach", "preStop": "--stop"}
 _VARIABLES = frozenset({*(entry.env for entry in ENV), SHARED_SOCKET_MODE["name"]})
 
+# Identifiers of additions, by container.
+Additions = Mapping[str, Sequence[str]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class InjectionRecord:
     """The annotation `asya.sh/injected`: what was done to a pod.
 
-    asked: digest of the settings. added: identifiers of the additions, by container. volumes: names
-    of the added volumes.
+    asked: digest of the settings. volumes: names of the added volumes.
     """
 
     container: str
     mode: str
     runtime: str
     asked: str
-    added: Mapping[str, Sequence[str]]
+    added: Additions
     volumes: Sequence[str]
 
     @classmethod
