@@ -221,7 +221,7 @@ def test_explains_an_actor_whole() -> None:
     }
     assert actor["container"] == {"name": "model", "because": "it is the first container"}
     assert actor["mode"] == {"name": "wrap", "because": "the container has a command"}
-    assert actor["socket-volume"] == {
+    assert actor["socket"] == {
         "name": "asya-socket",
         "because": "the container mounts no volume at /tmp/sockets",
     }
@@ -351,14 +351,23 @@ def test_explains_where_a_setting_comes_from(
 
 
 def test_explains_that_a_container_is_an_actor_already() -> None:
-    given = deployment(command=["serve"])
-    item = json.loads(asya("inject", "--no-configmap", stdin=json.dumps(given)).out)
+    env = [{"name": "ASYA_CHUNK_SIZE", "value": "512"}]
+    given = deployment(command=["serve"], env=env)
+    words = ["--concurrency", "4"]
+    item = json.loads(asya("inject", "--no-configmap", *words, stdin=json.dumps(given)).out)
     item["spec"]["template"]["spec"]["containers"].insert(0, {"name": "proxy"})
-    actor = explained(item)["actor"]
+    actor = explained(item, *words)["actor"]
     assert actor["container"] == {"name": "model", "because": "it already has the runtime"}
     assert actor["mode"] == {"name": "wrap", "because": "the container has a command"}
-    assert actor["settings"]["python"] == {"value": "python3", "from": "default"}
+    assert actor["settings"] == explained(given, *words)["actor"]["settings"]
     assert actor["containers"] == {}
+
+
+def test_explains_the_interpreter_of_an_actor_in_mode_runtime_as_before() -> None:
+    given = deployment({"asya.sh/mode": "runtime"})
+    item = json.loads(asya("inject", "--no-configmap", stdin=json.dumps(given)).out)
+    settings = explained(item)["actor"]["settings"]
+    assert settings["python"] == {"value": "python3", "from": "default"}
 
 
 def test_a_command_cannot_forge_a_line() -> None:

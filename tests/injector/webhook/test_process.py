@@ -137,8 +137,8 @@ def test_warnings_reach_who_applies(start: Start, api: Api) -> None:
     pod = copy.deepcopy(POD)
     pod["spec"]["containers"][0]["readinessProbe"] = {"tcpSocket": {"port": 80}}
     late = (
-        'container "model" keeps its own readiness probe, so the pod may be ready before its '
-        "actor is"
+        'container "model" keeps its own readiness probe, so the pod may become ready before '
+        "the actor"
     )
     assert caller(pod)["warnings"] == [late]
     deployment = {
@@ -148,7 +148,7 @@ def test_warnings_reach_who_applies(start: Start, api: Api) -> None:
         "spec": {"template": pod},
     }
     assert caller(deployment)["warnings"] == [
-        'asya.sh/handler: "app.predict" on the pod template wins over "a.b" here',
+        'asya.sh/handler: the pod template sets "app.predict", which overrides "a.b"',
         late,
     ]
 
