@@ -199,6 +199,6 @@ def prune_once(cluster: Cluster) -> int:
 
     result = until("the prune job to end", ended, seconds=90) - 1
     log = cluster.kubectl("-n", SYSTEM, "logs", "job/prune-now").stdout
-    assert re.search(r"^\d+ removed, \d+ stay$", log, re.M), log
+    assert re.search(r"^\d+ deleted, \d+ kept$", log, re.M), log
     cluster.kubectl("-n", SYSTEM, "delete", "job", "prune-now")
     return result

@@ -34,7 +34,7 @@ _SOURCES: Mapping[str, str] = {
     "command": "the container's command",
     "default": "default",
 }
-_DECISIONS = ("container", "mode", "socket-volume")
+_DECISIONS = ("container", "mode", "socket")
 _SETTINGS = tuple(each for each in TABLE if each.name not in ("inject", "container", "mode"))
 _FIELDS = ("command", "args", "lifecycle", "readinessProbe")
 

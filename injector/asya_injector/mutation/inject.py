@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from asya_injector.annotations.parse import is_switched_off, merge, parse_values
 from asya_injector.annotations.settings import ClusterDefaults, Decision, Settings
-from asya_injector.annotations.table import INJECTED
+from asya_injector.annotations.table import BY_NAME, INJECTED
 from asya_injector.kube_objects import (
     Object,
     all_containers,
@@ -24,9 +24,11 @@ from asya_injector.kube_objects import (
 from asya_injector.mutation import containers, environment, startup, volumes
 from asya_injector.mutation.ownership import (
     SOCKET_VOLUME,
+    Additions,
     InjectionRecord,
     find_added_volumes,
     find_additions,
+    identify_variable,
     remove_injection,
 )
 from asya_injector.runtime_files import RUNTIME_HASH_LABEL
@@ -82,21 +84,19 @@ def _inject(
     """Add what is missing. record: of an earlier injection with the same settings."""
     pod = shallow_copy(given)
     target, why = containers.find_target(pod, settings, injected)
+    listed: Additions = record.added if record else {}
     sidecars = containers.find_sidecars(pod, target, settings)
     containers.reject_windows(pod)
-    overrides = environment.read_settings(target, settings)
-    path = overrides.get("socket-path") or settings["socket-path"]
+    own = environment.read_settings(target, settings)
+    path = own.get("socket-path") or settings["socket-path"]
+    interpreter = startup.find_interpreter(target)
+    python = settings.annotated.get("python") or interpreter or settings["python"]
     volumes.mount_runtime(pod, target, settings)
     socket_volume = volumes.mount_socket(pod, target, sidecars, path)
     is_shared = socket_volume.value == SOCKET_VOLUME
-    environment.set_runtime_env(target, settings, own=overrides, path=path, is_shared=is_shared)
+    environment.set_runtime_env(target, settings, own=own, path=path, is_shared=is_shared)
     for sidecar in sidecars:
         environment.set_sidecar_env(sidecar, path=path)
-    interpreter = startup.find_interpreter(target)
-    if interpreter:
-        overrides["python"] = interpreter
-    overrides = {name: overrides[name] for name in overrides if name not in settings.annotated}
-    python = overrides.get("python", settings["python"])
     mode = startup.choose_mode(target, settings)
     startup.configure_startup(pod, target, settings, mode=mode.value, python=python)
     warnings = startup.add_probe(target, settings, python)
@@ -105,37 +105,51 @@ def _inject(
         mode=mode.value,
         runtime=settings.defaults.runtime_hash,
         asked=settings.digest,
-        added=_find_new_additions(given, pod, target, sidecars, record),
+        added=_find_new_additions(given, pod, target, sidecars, listed),
         volumes=_select_new(
             find_added_volumes(given), find_added_volumes(pod), record.volumes if record else ()
         ),
     )
-    metadata = get_mapping(pod, "metadata")
-    label = {RUNTIME_HASH_LABEL: settings.defaults.runtime_hash}
-    pod["metadata"] = {
-        **metadata,
-        "annotations": {**get_mapping(metadata, "annotations"), INJECTED: new_record.serialize()},
-        "labels": {**get_mapping(metadata, "labels"), **label},
-    }
+    _add_record(pod, new_record)
     return Injection(
         pod=pod,
         container=Decision(get_name(target), why),
         mode=mode,
         socket_volume=socket_volume,
         settings=settings,
-        overrides=overrides,
+        overrides=_find_overrides(own, interpreter, settings, listed.get(get_name(target), ())),
         warnings=tuple(warnings),
     )
 
 
+def _add_record(pod: Object, record: InjectionRecord) -> None:
+    metadata = get_mapping(pod, "metadata")
+    annotations = {**get_mapping(metadata, "annotations"), INJECTED: record.serialize()}
+    labels = {**get_mapping(metadata, "labels"), RUNTIME_HASH_LABEL: record.runtime}
+    pod["metadata"] = {**metadata, "annotations": annotations, "labels": labels}
+
+
+def _find_overrides(
+    own: Mapping[str, str], interpreter: str, settings: Settings, listed: Sequence[str]
+) -> dict[str, str]:
+    """The values of the target's env and command that no annotation and no injection has set.
+
+    listed: the target's additions, from the record of an earlier injection.
+    """
+    found = {
+        name: value
+        for name, value in own.items()
+        if identify_variable({"name": BY_NAME[name].env, "value": value}) not in listed
+    }
+    if interpreter and "command" not in listed:
+        found["python"] = interpreter
+    return {name: value for name, value in found.items() if name not in settings.annotated}
+
+
 def _find_new_additions(
-    given: Object,
-    pod: Object,
-    target: Object,
-    sidecars: list[Object],
-    record: InjectionRecord | None,
-) -> dict[str, list[str]]:
-    """The additions of this injection and of the one that the record describes, by container."""
+    given: Object, pod: Object, target: Object, sidecars: list[Object], listed: Additions
+) -> Additions:
+    """The additions of this injection and of an earlier one, which the record lists."""
     added = {}
     for before, after in zip(all_containers(given), all_containers(pod), strict=True):
         is_target = after is target
@@ -144,7 +158,7 @@ def _find_new_additions(
         found = _select_new(
             find_additions(before, is_target=is_target),
             find_additions(after, is_target=is_target),
-            record.added.get(get_name(after), ()) if record else (),
+            listed.get(get_name(after), ()),
         )
         if found:
             added[get_name(after)] = found

@@ -37,20 +37,22 @@ SHARED_SOCKET_MODE = {"name": "ASYA_SOCKET_MODE", "value": "0666"}
 HOOKS = {"postStart": "--detach", "preStop": "--stop"}
 _VARIABLES = frozenset({*(entry.env for entry in ENV), SHARED_SOCKET_MODE["name"]})
 
+# Identifiers of additions, by container.
+Additions = Mapping[str, Sequence[str]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class InjectionRecord:
     """The annotation `asya.sh/injected`: what was done to a pod.
 
-    asked: digest of the settings. added: identifiers of the additions, by container. volumes: names
-    of the added volumes.
+    asked: digest of the settings. volumes: names of the added volumes.
     """
 
     container: str
     mode: str
     runtime: str
     asked: str
-    added: Mapping[str, Sequence[str]]
+    added: Additions
     volumes: Sequence[str]
 
     @classmethod
@@ -104,7 +106,7 @@ def find_additions(container: Object, *, is_target: bool) -> list[str]:
 
     is_target: the command may be the runtime itself (mode runtime).
     """
-    found = [_identify_variable(item) for item in get_items(container, "env")]
+    found = [identify_variable(item) for item in get_items(container, "env")]
     found += [_identify_mount(item) for item in get_items(container, "volumeMounts")]
     if has_wrapper(container):
         found.append("wrapper")
@@ -123,6 +125,13 @@ def find_added_volumes(pod: Object) -> list[str]:
         for volume in get_items(get_mapping(pod, "spec"), "volumes")
         if is_runtime_volume(volume) or is_socket_volume(volume)
     ]
+
+
+def identify_variable(item: Object) -> str:
+    """The identifier of a variable; empty if it cannot be an addition."""
+    if get_name(item) not in _VARIABLES or item.get("valueFrom") is not None:
+        return ""
+    return f"env {get_name(item)}={get_string(item, 'value')}"
 
 
 def is_runtime_volume(volume: Object) -> bool:
@@ -189,12 +198,6 @@ def _starts_runtime(command: list[str]) -> bool:
     return len(command) == 2 and command[1].startswith("/") and command[1].endswith(".py")
 
 
-def _identify_variable(item: Object) -> str:
-    if get_name(item) not in _VARIABLES or item.get("valueFrom") is not None:
-        return ""
-    return f"env {get_name(item)}={get_string(item, 'value')}"
-
-
 def _identify_mount(item: Object) -> str:
     if "subPathExpr" in item:
         return ""
@@ -206,7 +209,7 @@ def _remove_additions(container: Object, listed: Collection[str]) -> None:
     present = set(find_additions(container, is_target=True)).intersection(listed)
     if not present:
         return
-    for field, identify in (("env", _identify_variable), ("volumeMounts", _identify_mount)):
+    for field, identify in (("env", identify_variable), ("volumeMounts", _identify_mount)):
         kept = [item for item in get_items(container, field) if identify(item) not in present]
         set_or_remove(container, field, kept)
     if "wrapper" in present:

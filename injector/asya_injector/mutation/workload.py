@@ -148,13 +148,11 @@ def _find_skip_reasons(item: Object, namespace: str, disabled: Collection[str]) 
     annotations, template = get_annotations(item), get_annotations(get_template(item))
     if item["kind"] == "Pod" and MIRROR in annotations:
         yield "it is the mirror of a static pod"
-    is_off_below = template.items() >= _OFF and INHERITED not in template
-    if item["kind"] == "Pod" and is_off_below:
-        yield 'asya.sh/inject is "false"'
     if annotations.items() >= _OFF and not (select_own(template) or INHERITED in template):
         yield 'asya.sh/inject is "false"'
-    if is_off_below:
-        yield 'asya.sh/inject is "false" on the pod template'
+    if template.items() >= _OFF and INHERITED not in template:
+        place = "" if item["kind"] == "Pod" else " on the pod template"
+        yield f'asya.sh/inject is "false"{place}'
 
 
 def _has_controller(item: Object) -> bool:

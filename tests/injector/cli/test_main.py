@@ -1,4 +1,4 @@
-"""The program's manners: help, errors, exit statuses, options of the table, explanations."""
+"""Help, errors, exit statuses, options for cluster defaults, explanations."""
 
 import json
 import os
@@ -46,29 +46,31 @@ def explained(item: Object, *words: str) -> Object:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_has_a_page_with_the_sections_of_a_manual(command: str) -> None:
+def test_each_command_has_help_with_examples_and_exit_statuses(command: str) -> None:
     page = asya(command, "--help").out
-    titles = re.findall(r"^([A-Z ]+):$", page, re.MULTILINE)
-    wanted = [
-        "NAME",
-        "SYNOPSIS",
-        "DESCRIPTION",
-        "OPTIONS",
-        "EXAMPLES",
-        "EXIT STATUS",
-        "ENVIRONMENT",
-    ]
-    assert titles == [title for title in wanted if title != "EXAMPLES" or command != "run"]
+    known = "Usage|Options|Examples|Exit status|Environment"
+    titles = re.findall(rf"^ *({known}):", page, re.MULTILINE)
+    last = ["Exit status", "Environment"] if command == "run" else ["Examples", "Exit status"]
+    assert titles == ["Usage", "Options", *last]
     assert page == asya(command, "-h").out
     assert "\x1b" not in page
-    assert "   " not in page.partition("OPTIONS")[0].replace("  ", "", 99)
+    assert max(map(len, page.splitlines())) <= 100
+    # Examples and exit statuses keep their lines.
+    status = "  78  a setting" if command == "run" else "  2  wrong usage"
+    assert f"\n  {status}" in page
 
 
 def test_the_program_lists_its_commands() -> None:
     page = asya("--help").out
-    assert [word for word in re.findall(r"^  ([a-z]+) ", page, re.MULTILINE) if word in COMMANDS]
-    assert all(f"\n  {command} " in page for command in COMMANDS)
+    listed = re.findall(r"^  ([a-z]+)  .*\.$", page, re.MULTILINE)
+    assert sorted(listed) == sorted(COMMANDS)
+    assert "  NO_COLOR  " in page
     assert re.fullmatch(r"asya-injector, version \d+\.\d+\.\d+\n", asya("--version").out)
+
+
+def test_without_a_command_the_help_is_printed_as_an_error() -> None:
+    done = asya()
+    assert (done.status, done.out, done.err) == (2, "", asya("--help").out)
 
 
 @pytest.mark.parametrize(
@@ -77,11 +79,15 @@ def test_the_program_lists_its_commands() -> None:
         (["bogus"], "No such command 'bogus' (see asya-injector --help)"),
         (["inject", "--bogus"], "--bogus"),
         (["explain", "-o", "xml"], "Invalid value for '-o' / '--output': 'xml' is not one of"),
-        (["prune", "--older-than", "1"], "'1' is not a time span such as 90s, 10m, 2h or 1d"),
+        (["prune", "--older-than", "1"], "'1' is not a duration such as 90s, 10m, 2h or 1d"),
         (["prune", "--keep", "x"], "--keep: 'x' is not a hash of 10 hexadecimal digits"),
         (["inject", "--mode", "bogus"], 'default of asya.sh/mode: "bogus" is not valid; must be'),
         (["inject", "--values", "/none"], "File '/none' does not exist"),
-        (["check", "--kubeconfig", "/none"], "no way to a cluster: Invalid kube-config file."),
+        (["check", "--kubeconfig", "/none"], "cluster unreachable: Invalid kube-config file."),
+        (
+            ["check", "--kubeconfig", "/"],
+            "cluster unreachable: [Errno 21] Is a directory: '/'; see",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(words: list[str], line: str) -> None:
@@ -92,7 +98,7 @@ def test_wrong_usage_is_one_line_and_status_2(words: list[str], line: str) -> No
     assert done.err.count("\n") == 1
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+def test_a_closed_pipe_is_not_reported() -> None:
     text = "\n---\n".join(["kind: Service\nmetadata: {}\n" + "# filler\n" * 500] * 50)
     words = [sys.executable, "-m", "asya_injector", "inject"]
     environ = {"PYTHONPATH": str(REPOSITORY / "injector"), "PATH": os.environ["PATH"]}
@@ -111,7 +117,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_colours_are_for_terminals_and_not_for_who_wants_none(tmp_path: Path) -> None:
+def test_output_is_colored_on_terminals_unless_no_color_is_set(tmp_path: Path) -> None:
     (tmp_path / "d.json").write_text(json.dumps(deployment()))
     script = (
         "import os, pty, subprocess, sys\n"
@@ -128,15 +134,15 @@ def test_colours_are_for_terminals_and_not_for_who_wants_none(tmp_path: Path) ->
     environ = {"PYTHONPATH": str(REPOSITORY / "injector"), "PATH": os.environ["PATH"]}
     words = [sys.executable, "-c", script, str(tmp_path / "d.json")]
 
-    def is_coloured(**more: str) -> bool:
+    def is_colored(**more: str) -> bool:
         done = subprocess.run(
             words, env=environ | more, stdin=subprocess.DEVNULL, capture_output=True, check=False
         )
         assert done.returncode in (0, 3), done.stderr
         return done.returncode == 3
 
-    assert is_coloured(TERM="xterm")
-    assert not is_coloured(TERM="xterm", NO_COLOR="1")
+    assert is_colored(TERM="xterm")
+    assert not is_colored(TERM="xterm", NO_COLOR="1")
     assert "\x1b" not in asya("explain", stdin=json.dumps(deployment())).out
 
 
@@ -154,7 +160,7 @@ def test_each_value_of_the_chart_is_an_option() -> None:
         assert {f"--{name}" for name in of_chart} <= options
 
 
-def test_a_values_file_holds_and_options_win_over_it(tmp_path: Path) -> None:
+def test_options_take_precedence_over_a_values_file(tmp_path: Path) -> None:
     values = tmp_path / "values.yaml"
     values.write_text(
         "injector: {replicas: 3}\nruntime:\n  defaults:\n    concurrency: 4\n    probe: false\n"
@@ -163,8 +169,8 @@ def test_a_values_file_holds_and_options_win_over_it(tmp_path: Path) -> None:
     settings = explained(deployment(), "--values", str(values), "--json", "auto")["actor"][
         "settings"
     ]
-    said = {name: each["value"] for name, each in settings.items() if each["from"] == "chart"}
-    assert said == {
+    from_chart = {name: each["value"] for name, each in settings.items() if each["from"] == "chart"}
+    assert from_chart == {
         "concurrency": "4",
         "probe": "false",
         "max-message-size": "1048576",
@@ -176,8 +182,14 @@ def test_a_values_file_holds_and_options_win_over_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("runtime: {defaults: {concurency: 4}}", "runtime.defaults has no 'concurency'; known are"),
-        ("runtime: {defaults: {handler: a.b}}", "runtime.defaults has no 'handler'; known are"),
+        (
+            "runtime: {defaults: {concurency: 4}}",
+            "v.yaml: unknown name 'concurency' in runtime.defaults; known names are",
+        ),
+        (
+            "runtime: {defaults: {handler: a.b}}",
+            "v.yaml: unknown name 'handler' in runtime.defaults; known names are",
+        ),
         ("runtime: {defaults: [1]}", "runtime.defaults must be a mapping of names and values"),
         ("runtime: {defaults: {concurrency: 0}}", 'asya.sh/concurrency: "0" is not valid'),
         ("a: [", "expected the node content"),
@@ -209,7 +221,7 @@ def test_explains_an_actor_whole() -> None:
     }
     assert actor["container"] == {"name": "model", "because": "it is the first container"}
     assert actor["mode"] == {"name": "wrap", "because": "the container has a command"}
-    assert actor["socket-volume"] == {
+    assert actor["socket"] == {
         "name": "asya-socket",
         "because": "the container mounts no volume at /tmp/sockets",
     }
@@ -339,14 +351,23 @@ def test_explains_where_a_setting_comes_from(
 
 
 def test_explains_that_a_container_is_an_actor_already() -> None:
-    given = deployment(command=["serve"])
-    item = json.loads(asya("inject", "--no-configmap", stdin=json.dumps(given)).out)
+    env = [{"name": "ASYA_CHUNK_SIZE", "value": "512"}]
+    given = deployment(command=["serve"], env=env)
+    words = ["--concurrency", "4"]
+    item = json.loads(asya("inject", "--no-configmap", *words, stdin=json.dumps(given)).out)
     item["spec"]["template"]["spec"]["containers"].insert(0, {"name": "proxy"})
-    actor = explained(item)["actor"]
+    actor = explained(item, *words)["actor"]
     assert actor["container"] == {"name": "model", "because": "it already has the runtime"}
     assert actor["mode"] == {"name": "wrap", "because": "the container has a command"}
-    assert actor["settings"]["python"] == {"value": "python3", "from": "default"}
+    assert actor["settings"] == explained(given, *words)["actor"]["settings"]
     assert actor["containers"] == {}
+
+
+def test_explains_the_interpreter_of_an_actor_in_mode_runtime_as_before() -> None:
+    given = deployment({"asya.sh/mode": "runtime"})
+    item = json.loads(asya("inject", "--no-configmap", stdin=json.dumps(given)).out)
+    settings = explained(item)["actor"]["settings"]
+    assert settings["python"] == {"value": "python3", "from": "default"}
 
 
 def test_a_command_cannot_forge_a_line() -> None:
