@@ -56,8 +56,8 @@ fmt: deps ## format the code and fix what ruff can fix
 	@$(bin)/ruff check --quiet --fix .
 
 .PHONY: sync
-sync: ## copy the runtime files into the chart
-	@cp runtime/asya_runtime.py runtime/asya_entrypoint.py chart/files/
+sync: deps ## regenerate values, schema, tables of the docs, versions, copies of the runtime
+	@$(bin)/python -m tests.generated.sync
 
 .PHONY: lint
 lint: deps helm ## run ruff, mypy, import-linter, codespell, shellcheck, helm lint
@@ -95,7 +95,7 @@ fuzz: deps ## send FRAMES=1000000 mutated frames to the runtime, for 30 min at m
 	@$(bin)/python -m tests.runtime.fuzz --frames $(or $(FRAMES),1000000) $(ARGS)
 
 .PHONY: chart-render
-chart-render: deps helm sync ## update the chart's golden files and its README table
+chart-render: deps helm sync ## update the chart's golden files
 	@$(bin)/python -m tests.chart.render
 
 .PHONY: chart-schemas

@@ -121,7 +121,7 @@ def test_helm_3_installs_upgrades_tests_and_uninstalls(free: Cluster, namespace:
     with pytest.raises(AssertionError):
         release.helm("test", RELEASE)
     log = free.kubectl("-n", SYSTEM, "logs", f"{RELEASE}-test").stdout
-    assert "this pod was let in without the runtime" in log
+    assert "this pod was admitted without the runtime" in log
     free.kubectl("-n", SYSTEM, "delete", "pod", f"{RELEASE}-test")
     release.helm("uninstall", RELEASE, "--wait")
     free.settle(replicas=0)
@@ -199,6 +199,6 @@ def prune_once(cluster: Cluster) -> int:
 
     result = until("the prune job to end", find_result, seconds=90) - 1
     log = cluster.kubectl("-n", SYSTEM, "logs", "job/prune-now").stdout
-    assert re.search(r"^\d+ removed, \d+ stay$", log, re.M), log
+    assert re.search(r"^\d+ deleted, \d+ kept$", log, re.M), log
     cluster.kubectl("-n", SYSTEM, "delete", "job", "prune-now")
     return result

@@ -32,7 +32,7 @@ def run_check(*words: str) -> tuple[int, dict[str, list[Object]]]:
     assert done.stderr == ""
     rows: dict[str, list[Object]] = {}
     for row in json.loads(done.stdout)["rows"]:
-        rows.setdefault(row["look"], []).append(row)
+        rows.setdefault(row["check"], []).append(row)
     return done.returncode, rows
 
 
@@ -79,7 +79,7 @@ def test_a_healthy_cluster_passes_all_checks(cluster: Cluster, namespace: str) -
     ]
     assert states == {check: ["ok"] for check in checks}, rows
     assert status == 0
-    assert rows["pods"][0]["found"] == "1 actors, all with the current runtime"
+    assert rows["pods"][0]["found"] == "actors with the current runtime: 1"
     table = asya("check", "-n", namespace)
     assert table.returncode == 0
     assert [line.split()[:2] for line in table.stdout.splitlines()] == [
@@ -102,19 +102,19 @@ def test_pods_and_workloads_that_the_injector_has_not_seen_are_found(
     # The exit status is not checked: another test may be renewing the injector's certificate.
     rows = run_check("-n", namespace)[1]
     assert [row["found"] for row in rows["pods"] + rows["workloads"]] == [
-        "0 actors, all with the current runtime",
-        "0 annotated, all known to their templates",
+        "actors with the current runtime: 0",
+        "workloads with propagated annotations: 0",
     ]
     switch_injection(cluster, namespace, on=True)
     status, rows = run_check("-n", namespace)
     assert status == 1
     assert sorted(row["found"] for row in rows["pods"]) == [
-        f"{namespace}: 1 of pod/old runs the old runtime {OLD}",
-        f"{namespace}: 1 of pod/plain runs without the runtime, though annotated",
+        f"{namespace}: pod/old runs the old runtime {OLD} (1 pod)",
+        f"{namespace}: pod/plain is annotated, but runs without the runtime (1 pod)",
     ]
     (row,) = rows["workloads"]
-    assert (
-        row["found"] == f"{namespace}: deployment/asleep is annotated, its template does not know"
+    assert row["found"] == (
+        f"{namespace}: annotations of deployment/asleep are not propagated to its pod template"
     )
     # The suggested fix works.
     cluster.kubectl(*row["fix"].removeprefix("kubectl ").split())
@@ -132,9 +132,9 @@ def test_an_unreachable_injector_is_found(cluster: Cluster, namespace: str) -> N
         cluster.kubectl("patch", configuration, "--type=json", "-p", json.dumps([change]))
         status, rows = run_check("-n", namespace)
     assert status == 1
-    wrong = {check: found[0]["found"] for check, found in rows.items() if found[0]["state"] != "ok"}
+    wrong = {name: found[0]["found"] for name, found in rows.items() if found[0]["state"] != "ok"}
     assert sorted(wrong) == ["admission", "certificate", "endpoints", "injector"]
-    assert wrong["certificate"].endswith("is not signed by a CA of caBundle")
+    assert wrong["certificate"].endswith("is not signed by a CA in caBundle")
     assert "has no ready address" in wrong["endpoints"]
     assert 'failed calling webhook "pods.asya.sh"' in wrong["admission"]
     until("all checks to pass again", lambda: run_check("-n", namespace)[0] == 0)
@@ -178,21 +178,21 @@ def test_prune_deletes_only_unused_config_maps_and_needs_only_the_documented_per
         if (name := item["metadata"]["name"]).startswith("asya-runtime-")
         and name not in [each["metadata"]["name"] for each in copies]
     ]
-    assert asya("prune", *pruner).stdout.splitlines()[-1] == "0 removed, 4 stay"  # all are new
+    assert asya("prune", *pruner).stdout.splitlines()[-1] == "0 deleted, 4 kept"  # all are new
     words = ["prune", *pruner, "--older-than", "0s"]
     dry = asya(*words, "--dry-run")
     assert (dry.returncode, dry.stderr) == (0, "")
-    assert dry.stdout.splitlines()[-1] == "1 would be removed, 3 stay"
+    assert dry.stdout.splitlines()[-1] == "1 deleted (dry run), 3 kept"
     # The current one stays even without a pod that refers to it.
     cluster.kubectl("-n", namespace, "delete", "pod", "model", "--wait")
     done = asya(*words)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(done.stdout.splitlines()) == sorted([
-        f"{namespace}/asya-runtime-{OLD}: removed",
-        f"{namespace}/asya-runtime-{used}: stays, pod user refers to it",
-        f"{namespace}/asya-runtime-bbbbbbbbbb: stays, manifests brought it, and it goes with them",
-        f"{namespace}/{current}: stays, it is current",
-        "1 removed, 3 stay",
+        f"{namespace}/asya-runtime-{OLD}: deleted",
+        f"{namespace}/asya-runtime-{used}: kept, used by pod user",
+        f"{namespace}/asya-runtime-bbbbbbbbbb: kept, belongs to a manifest and is deleted with it",
+        f"{namespace}/{current}: kept, current version",
+        "1 deleted, 3 kept",
     ])  # fmt: skip
     left = {
         item["metadata"]["name"] for item in cluster.get("-n", namespace, "configmaps")["items"]
@@ -205,7 +205,7 @@ def test_a_check_without_permission_is_unknown_and_shows_the_error(
 ) -> None:
     status, rows = run_check(*pruner)
     assert status == 1
-    states = {check: found[0]["state"] for check, found in rows.items()}
+    states = {name: found[0]["state"] for name, found in rows.items()}
     assert states == {"webhook": "unknown", "version": "ok", "pods": "ok", "workloads": "unknown"}
     assert "cannot list resource" in rows["webhook"][0]["found"]
 

@@ -77,8 +77,8 @@ def test_warnings_are_shown_by_kubectl(cluster: Cluster, namespace: str) -> None
     model["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] = probe
     printed = cluster.apply(model, namespace=namespace).stderr
     assert (
-        'Warning: asya.sh/handler: "handlers.echo" on the pod template wins over '
-        '"handlers.slow" here'
+        'Warning: asya.sh/handler: the pod template sets "handlers.echo", which overrides '
+        '"handlers.slow"'
     ) in printed
     assert 'Warning: container "model" keeps its own readiness probe' in printed
     pod = cluster.ready_pod(namespace, "model")

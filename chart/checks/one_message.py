@@ -1,6 +1,7 @@
-"""What `helm test` runs in a pod that asks to be an actor: one message, and is its reply right?
+"""Program of the pod of `helm test`, which is annotated as an actor: sends a message to the actor.
 
-Ends with status 0, or with 1 and a line that says what is wrong. Standard library only.
+Exits with status 0 if the reply is correct, otherwise with 1 and a line that says what is wrong.
+Standard library only.
 """
 
 import json
@@ -11,16 +12,16 @@ import sys
 import time
 
 SECONDS = 60
-MESSAGE = {"payload": {"is": ["anybody", "there"]}}
-LET_IN_AS_IT_WAS = (
-    "this pod was let in without the runtime: the API server did not ask the injector about it, "
-    "or got no answer. Is this namespace left out by webhook.namespaceSelector, or by its label "
-    "asya.sh/injection? Is webhook.failurePolicy Ignore?"
+MESSAGE = {"payload": {"numbers": [1, 2], "text": "hello"}}
+NOT_INJECTED = (
+    "this pod was admitted without the runtime. Check that webhook.namespaceSelector and the "
+    "namespace's label asya.sh/injection include this namespace. With webhook.failurePolicy "
+    "Ignore, check that the injector is ready"
 )
 
 
-def connected(path: str) -> socket.socket:
-    """A connection to the actor; the socket's file appears when the actor serves."""
+def connect(path: str) -> socket.socket:
+    """Connect to the actor, whose socket appears when it is ready."""
     deadline = time.monotonic() + SECONDS
     while True:
         connection = socket.socket(socket.AF_UNIX)
@@ -30,26 +31,26 @@ def connected(path: str) -> socket.socket:
         except OSError as error:
             connection.close()
             if time.monotonic() > deadline:
-                sys.exit(f"no actor at {path} after {SECONDS} s: {error}")
+                sys.exit(f"cannot connect to the actor at {path} within {SECONDS} s: {error}")
             time.sleep(0.05)
         else:
             return connection
 
 
 def main() -> None:
-    """Send the message; the handler is one that gives back what it gets."""
+    """Send the message to the handler, which returns it unchanged."""
     path = os.environ.get("ASYA_SOCKET_PATH")
     if not path:
-        sys.exit(LET_IN_AS_IT_WAS)
+        sys.exit(NOT_INJECTED)
     body = json.dumps(MESSAGE).encode()
-    with connected(path) as connection:
+    with connect(path) as connection:
         connection.sendall(struct.pack(">I", len(body)) + body)
         stream = connection.makefile("rb")
         (size,) = struct.unpack(">I", stream.read(4))
         reply = json.loads(stream.read(size))
     if reply != {"status": "ok", "result": MESSAGE}:
-        sys.exit(f"the actor answered {reply} to {MESSAGE}, which it should have sent back")
-    print("the injector made this pod an actor, and the actor answers")  # noqa: T201
+        sys.exit(f"the actor replied {reply}, expected the message {MESSAGE} as the result")
+    print("the injector turned this pod into an actor, and the actor answers correctly")  # noqa: T201
 
 
 main()

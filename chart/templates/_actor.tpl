@@ -1,15 +1,17 @@
 {{/*
-For charts that depend on this one and make actors without the injector: what it would add to a pod, as text to be
-indented. `.` is the root context of the chart that asks; settings are this chart's values there (runtime.defaults).
+Helpers for charts that depend on this one and create actors without the injector. Each renders what the injector would
+add to a pod; indent it with `nindent`. `.` is the root context of the calling chart. The settings are the values of
+this chart there, under runtime.defaults.
 
-  include "asya-runtime.volumes" .                             for the pod
-  include "asya-runtime.volumeMounts" .                        for the model's container
-  include "asya-runtime.env" (list . "my_app.handler.predict")
-  include "asya-runtime.command" (list . "python3" "-m" "app") the container's command, with the runtime beside it;
-                                                               without words, the runtime alone
+  include "asya-runtime.volumes" .                             volumes of the pod
+  include "asya-runtime.volumeMounts" .                        volume mounts of the container with the handler
+  include "asya-runtime.env" (list . "my_app.handler.predict") its environment variables
+  include "asya-runtime.command" (list . "python3" "-m" "app") its command, which starts the runtime beside the program
+                                                               `python3 -m app`; without a program, the runtime alone
   include "asya-runtime.readinessProbe" (list . "python3" "-m" "app")
-  include "asya-runtime.sidecar.volumeMounts" .                for the container that sends the messages
-  include "asya-runtime.sidecar.env" .
+                                                               its readiness probe, for the same program
+  include "asya-runtime.sidecar.volumeMounts" .                volume mounts of the sidecar that sends the messages
+  include "asya-runtime.sidecar.env" .                         its environment variables
 */}}
 {{- define "asya-runtime.volumes" -}}
 {{- $values := fromJson (include "asya-runtime.actor" .) -}}
@@ -52,19 +54,19 @@ indented. `.` is the root context of the chart that asks; settings are this char
 {{- define "asya-runtime.env" -}}
 {{- $values := fromJson (include "asya-runtime.actor" (index . 0)) -}}
 {{- $handler := toString (index . 1) -}}
-{{- if not (regexMatch "^[A-Za-z_][A-Za-z0-9_]*([.][A-Za-z_][A-Za-z0-9_]*)+$" $handler) }}
-{{- fail (printf "asya-runtime.env: %q is no handler; it must be module.path.function" $handler) }}
+{{- if not (regexMatch $values.tables.handler $handler) }}
+{{- fail (printf "asya-runtime.env: %q is not a valid handler; must be module.path.function" $handler) }}
 {{- end -}}
 - name: ASYA_HANDLER
   value: {{ $handler | quote }}
-{{- range $setting := $values.settings }}
-{{- $said := get $values.defaults $setting.name }}
-{{- if or (eq $setting.name "socket-path") (ne $said $setting.default) }}
+{{- range $setting := $values.tables.settings }}
+{{- $value := get $values.defaults $setting.name }}
+{{- if or (eq $setting.name "socket-path") (ne $value (get $values.tables.defaults $setting.name)) }}
 - name: {{ $setting.env }}
-  value: {{ $said | quote }}
+  value: {{ $value | quote }}
 {{- end }}
 {{- end }}
-# Only the containers that mount this directory can reach the socket, whatever their users.
+# Any user may connect: only the containers that mount this directory can reach the socket.
 - name: ASYA_SOCKET_MODE
   value: "0666"
 {{- end }}
@@ -91,27 +93,46 @@ exec:
   command:
     {{- toYaml (list (include "asya-runtime.actor.python" (list $values (rest .))) "-I" "-S" $values.file "--ready") | nindent 4 }}
 periodSeconds: 5
-# A probe starts an interpreter, which can take seconds on a busy node.
+# The probe starts an interpreter, which can take seconds on a busy node.
 timeoutSeconds: 10
 {{- end }}
 
-{{/* The interpreter: the one that the command names, if any. Argument: list of what `actor` gives and the command. */}}
+{{/*
+The interpreter for runtime and wrapper: the program of the command if it is one, otherwise the default. Init programs
+such as tini are skipped with their options. Arguments: the result of "asya-runtime.actor", and the command.
+*/}}
 {{- define "asya-runtime.actor.python" -}}
-{{- $first := first (index . 1) | default "" | toString }}
-{{- if regexMatch "^(python|pypy)[0-9]*([.][0-9]+)*$" (base $first) }}
-{{- $first }}
+{{- $values := index . 0 }}
+{{- $tables := $values.tables }}
+{{- $program := "" }}
+{{- $found := false }}
+{{- $inOptions := false }}
+{{- $isOptionValue := false }}
+{{- range $word := index . 1 }}
+{{- $word = toString $word }}
+{{- if $found }}
+{{- else if $isOptionValue }}
+{{- $isOptionValue = false }}
+{{- else if and $inOptions (hasPrefix "-" $word) }}
+{{- $inOptions = ne $word "--" }}
+{{- $isOptionValue = has $word $tables.initOptionsWithValue }}
+{{- else if has (last (splitList "/" $word)) $tables.initPrograms }}
+{{- $inOptions = true }}
 {{- else }}
-{{- get (index . 0).defaults "python" }}
+{{- $program = $word }}
+{{- $found = true }}
 {{- end }}
+{{- end }}
+{{- ternary $program (get $values.defaults "python") (regexMatch $tables.interpreter (printf "/%s" $program)) }}
 {{- end }}
 
 {{/*
-What holds for actors in the chart that asks, as JSON. The settings that become variables are the injector's table of
-annotations, in its order and with its defaults; a test compares them.
+The settings of actors in the calling chart, as JSON: `defaults` has the values that apply, `tables` those of the
+injector (_tables.tpl).
 */}}
 {{- define "asya-runtime.actor" -}}
 {{- $values := dict }}
-{{- /* Known by its values: under an alias it has another name. */}}
+{{- /* An alias changes the dependency's name, so look for its values. */}}
 {{- range .Subcharts }}
 {{- $runtime := ternary .Values.runtime nil (hasKey .Values "runtime") }}
 {{- if and (kindIs "map" $runtime) (hasKey ($runtime | default dict) "configMap") (hasKey ($runtime | default dict) "defaults") }}
@@ -119,28 +140,14 @@ annotations, in its order and with its defaults; a test compares them.
 {{- end }}
 {{- end }}
 {{- if not $values }}
-{{- fail (printf "chart %s uses a helper of asya-runtime, which is none of its dependencies or is switched off" .Chart.Name) }}
+{{- fail (printf "chart %s uses a template helper of asya-runtime, which is not an enabled dependency; add asya-runtime to the dependencies in Chart.yaml" .Chart.Name) }}
 {{- end }}
-{{- $settings := list
-  (dict "name" "socket-path" "env" "ASYA_SOCKET_PATH" "default" "/tmp/sockets/app.sock")
-  (dict "name" "include-metadata" "env" "ASYA_INCLUDE_METADATA" "default" "false")
-  (dict "name" "chunk-size" "env" "ASYA_CHUNK_SIZE" "default" "4096")
-  (dict "name" "handler-timeout" "env" "ASYA_HANDLER_TIMEOUT" "default" "0")
-  (dict "name" "enable-oom-detection" "env" "ASYA_ENABLE_OOM_DETECTION" "default" "true")
-  (dict "name" "cuda-cleanup-on-oom" "env" "ASYA_CUDA_CLEANUP_ON_OOM" "default" "true")
-  (dict "name" "concurrency" "env" "ASYA_CONCURRENCY" "default" "1")
-  (dict "name" "max-message-size" "env" "ASYA_MAX_MESSAGE_SIZE" "default" "4294967295")
-  (dict "name" "read-timeout" "env" "ASYA_READ_TIMEOUT" "default" "60")
-  (dict "name" "json" "env" "ASYA_JSON" "default" "stdlib") }}
-{{- $defaults := dict "python" "python3" "mount-path" "/opt/asya" }}
-{{- range $settings }}
-{{- $_ := set $defaults .name .default }}
-{{- end }}
-{{- $defaults = mergeOverwrite $defaults (fromJson (include "asya-runtime.defaults" $values)) }}
+{{- $tables := fromJson (include "asya-runtime.actor.tables" .) }}
+{{- $defaults := mergeOverwrite (deepCopy $tables.defaults) (fromJson (include "asya-runtime.defaults" $values)) }}
 {{- $path := get $defaults "mount-path" }}
 {{- $isOneFile := hasSuffix ".py" $path }}
-{{- $directory := ternary "/opt/asya" $path $isOneFile }}
+{{- $directory := ternary (get $tables.defaults "mount-path") $path $isOneFile }}
 {{- $file := ternary $path (printf "%s/asya_runtime.py" $path) $isOneFile }}
-{{- toJson (dict "configMap" $values.runtime.configMap.name "settings" $settings "defaults" $defaults
+{{- toJson (dict "configMap" $values.runtime.configMap.name "tables" $tables "defaults" $defaults
   "directory" $directory "file" $file "isOneFile" (ne (dir $file) $directory)) }}
 {{- end }}

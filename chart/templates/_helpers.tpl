@@ -1,6 +1,6 @@
 {{/*
-Names are fixed, whatever the release is called: one release serves a cluster, and Helm refuses a second one by its
-cluster-wide objects before anything of it is created.
+Names do not depend on the release name: a cluster has one release. Helm rejects a second one because of its
+cluster-wide objects, before it creates anything.
 */}}
 {{- define "asya-runtime.name" -}}
 asya-runtime
@@ -15,18 +15,19 @@ asya-runtime-prune
 {{- end }}
 
 {{/*
-With existingSecret the object has another name. The caBundle of the usual one is the injector's: taking it over in an
-upgrade would be a conflict that leaves the upgrade half done, and one object less is all that there is to a change.
+With existingSecret the object has another name, because there Helm sets the caBundle. In the other modes the injector
+or cert-manager does, and an upgrade that took over this field would fail half-way with a conflict. With two names, a
+change of the mode creates one object and deletes the other.
 */}}
 {{- define "asya-runtime.webhookConfiguration" -}}
 {{- if eq .Values.certificates.mode "existingSecret" -}}
-asya-runtime-given-ca
+asya-runtime-external-ca
 {{- else -}}
 asya-runtime
 {{- end -}}
 {{- end }}
 
-{{/* The Secret that the webhook's certificate comes from. No two modes share one: their types and owners differ. */}}
+{{/* The Secret with the webhook's certificate. Each mode has its own, because the types and owners differ. */}}
 {{- define "asya-runtime.tlsSecret" -}}
 {{- if eq .Values.certificates.mode "self" -}}
 asya-runtime-tls
@@ -37,13 +38,13 @@ asya-runtime-cert-manager
 {{- end -}}
 {{- end }}
 
-{{/* Selectors are immutable: nothing that changes with a version may come in here. */}}
+{{/* Selectors are immutable, so do not add labels that change with the version. */}}
 {{- define "asya-runtime.selectorLabels" -}}
 app.kubernetes.io/name: asya-injector
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{/* Labels of the injector's pods. No version among them: a new chart alone does not restart the injector. */}}
+{{/* Labels of the injector's pods. They omit the version, so that a new chart version alone does not restart them. */}}
 {{- define "asya-runtime.podLabels" -}}
 {{ include "asya-runtime.selectorLabels" . }}
 app.kubernetes.io/part-of: asya-runtime
@@ -59,7 +60,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
-{{/* Labels and annotations of an object. Argument: list of the root context and the object's own annotations. */}}
+{{/* Labels and annotations of an object. Arguments: the root context, and annotations of this object only. */}}
 {{- define "asya-runtime.metadata" -}}
 {{- $root := index . 0 -}}
 labels:
@@ -70,23 +71,23 @@ annotations:
 {{- end }}
 {{- end }}
 
-{{/* The runtime's files as the ConfigMap's data, byte for byte. */}}
+{{/* The runtime files as data of the ConfigMap, byte for byte. */}}
 {{- define "asya-runtime.data" -}}
 {{- $size := 0 }}
 {{- range $name := list "asya_entrypoint.py" "asya_runtime.py" }}
 {{- $text := $.Files.Get (printf "files/%s" $name) }}
 {{- if not $text }}
-{{- fail (printf "the chart's files/%s is missing or empty: in a checkout, copy it from runtime/ with `make sync`; else get the chart anew" $name) }}
+{{- fail (printf "files/%s of the chart is missing or empty: in a checkout, run `make sync`; otherwise, download the chart again" $name) }}
 {{- end }}
 {{- $size = add $size (len $text) }}
 {{- end }}
 {{- if gt $size 921600 }}
-{{- fail (printf "the runtime's files have %d bytes; 921600 fit into a ConfigMap beside its metadata" $size) }}
+{{- fail (printf "the runtime files have %d bytes, but a ConfigMap holds at most 921600 beside its metadata" $size) }}
 {{- end }}
 {{- (.Files.Glob "files/*.py").AsConfig }}
 {{- end }}
 
-{{/* One digest over both files. By hand: cd files && sha256sum *.py | sha256sum */}}
+{{/* One digest over both files, as printed by: cd files && sha256sum *.py | sha256sum */}}
 {{- define "asya-runtime.sha256" -}}
 {{- $listing := "" }}
 {{- range $path, $bytes := .Files.Glob "files/*.py" }}
@@ -102,7 +103,7 @@ annotations:
 {{- end }}
 {{- end }}
 
-{{/* What the prune job and the test pod share with the injector's pods: image and place, and contexts that fit both. */}}
+{{/* Pod fields that the injector, the prune job and the test pod share. */}}
 {{- define "asya-runtime.placement" -}}
 enableServiceLinks: false
 {{- with .Values.injector.image.pullSecrets }}
@@ -123,6 +124,7 @@ securityContext:
 {{- end }}
 {{- end }}
 
+{{/* Container fields that the injector, the prune job and the test pod share. */}}
 {{- define "asya-runtime.container" -}}
 image: {{ include "asya-runtime.image" . | quote }}
 imagePullPolicy: {{ .Values.injector.image.pullPolicy }}
@@ -133,24 +135,24 @@ securityContext:
 {{- end }}
 
 {{/*
-What holds for every actor, as a JSON object of texts. A number from a values file is a float in here, and would be
-written as 4.194304e+06. Argument: values of this chart.
+runtime.defaults as a JSON object of strings. Helm reads numbers in values files as floats, which would be printed as
+4.194304e+06. Argument: values of this chart.
 */}}
 {{- define "asya-runtime.defaults" -}}
-{{- $texts := dict }}
+{{- $strings := dict }}
 {{- range $name, $value := .runtime.defaults }}
 {{- if or (kindIs "string" $value) (kindIs "bool" $value) }}
-{{- $_ := set $texts $name (toString $value) }}
+{{- $_ := set $strings $name (toString $value) }}
 {{- else if not (kindIs "invalid" $value) }}
-{{- $_ := set $texts $name (regexReplaceAll "\\.?0+$" (printf "%.9f" (float64 $value)) "") }}
+{{- $_ := set $strings $name (regexReplaceAll "\\.?0+$" (printf "%.9f" (float64 $value)) "") }}
 {{- end }}
 {{- end }}
-{{- toJson $texts }}
+{{- toJson $strings }}
 {{- end }}
 
-{{/* What the injector's process is told, as a JSON object; its namespace it gets from its pod. */}}
+{{/* Environment variables of the injector as a JSON object. Its namespace is not included: it is a field of the pod. */}}
 {{- define "asya-runtime.environment" -}}
-{{- $said := dict
+{{- $env := dict
   "INJECTOR_SERVICE" (include "asya-runtime.name" .)
   "INJECTOR_RUNTIME_DIRECTORY" "/etc/asya-runtime"
   "INJECTOR_DEFAULTS" (include "asya-runtime.defaults" .Values)
@@ -158,12 +160,12 @@ written as 4.194304e+06. Argument: values of this chart.
   "INJECTOR_WEBHOOK_PORT" (toString (int .Values.webhook.port))
   "INJECTOR_HTTP_PORT" (toString (int .Values.metrics.port)) }}
 {{- if eq .Values.certificates.mode "self" }}
-{{- $_ := set $said "INJECTOR_TLS_MODE" "self" }}
-{{- $_ := set $said "INJECTOR_TLS_SECRET" (include "asya-runtime.tlsSecret" .) }}
-{{- $_ := set $said "INJECTOR_WEBHOOK_CONFIGURATION" (include "asya-runtime.webhookConfiguration" .) }}
+{{- $_ := set $env "INJECTOR_TLS_MODE" "self" }}
+{{- $_ := set $env "INJECTOR_TLS_SECRET" (include "asya-runtime.tlsSecret" .) }}
+{{- $_ := set $env "INJECTOR_WEBHOOK_CONFIGURATION" (include "asya-runtime.webhookConfiguration" .) }}
 {{- else }}
-{{- $_ := set $said "INJECTOR_TLS_MODE" "files" }}
-{{- $_ := set $said "INJECTOR_TLS_DIRECTORY" "/etc/asya-tls" }}
+{{- $_ := set $env "INJECTOR_TLS_MODE" "files" }}
+{{- $_ := set $env "INJECTOR_TLS_DIRECTORY" "/etc/asya-tls" }}
 {{- end }}
-{{- toJson $said }}
+{{- toJson $env }}
 {{- end }}

@@ -1,11 +1,11 @@
 {{/*
-What no schema can say, each with a sentence of its own. Nothing comes of it where all is well. Every template asks here
-first, because Helm promises no order among them.
+Checks that a JSON schema cannot express. It renders nothing, or fails with a message that names the value. All
+templates include it first, because Helm does not define the order in which it renders them.
 */}}
 {{- define "asya-runtime.valid" -}}
 {{- include "asya-runtime.valid.complete" . }}
 {{- if not (or .Values.runtime.configMap.create (not .Values.injector.enabled)) }}
-{{- fail "runtime.configMap.create is off while injector.enabled is on: the injector mounts that ConfigMap" }}
+{{- fail "runtime.configMap.create must be true if injector.enabled is true: the injector mounts this ConfigMap" }}
 {{- end }}
 {{- range $key := keys (.Values.commonLabels | default dict) | sortAlpha }}
 {{- include "asya-runtime.valid.label" (list "commonLabels" $key) }}
@@ -18,15 +18,15 @@ first, because Helm promises no order among them.
 {{- end }}
 {{- end }}
 
-{{/* Says yes where the injector is wanted, once everything is found valid. */}}
+{{/* Validates all values; renders "yes" if the injector is enabled, otherwise nothing. */}}
 {{- define "asya-runtime.hasInjector" -}}
 {{- include "asya-runtime.valid" . }}
 {{- if .Values.injector.enabled }}yes{{ end }}
 {{- end }}
 
-{{/* Null takes a value away, and so does an upgrade with --reuse-values from a chart that did not know it. */}}
+{{/* A value is missing if it is set to null, or after an upgrade with --reuse-values from a chart without it. */}}
 {{- define "asya-runtime.valid.complete" -}}
-{{- $needed := list
+{{- $required := list
   "runtime.configMap.create" "runtime.configMap.name" "runtime.defaults" "injector.enabled" "injector.image.repository"
   "injector.image.pullPolicy" "injector.replicas" "injector.podDisruptionBudget.enabled"
   "injector.podDisruptionBudget.maxUnavailable" "injector.logLevel" "injector.hostNetwork" "webhook.failurePolicy"
@@ -34,7 +34,7 @@ first, because Helm promises no order among them.
   "certificates.certManager.renewBefore" "certificates.existingSecret" "serviceAccount.create" "rbac.create"
   "prune.enabled" "prune.schedule" "networkPolicy.enabled" "metrics.port" "metrics.service.enabled"
   "metrics.serviceMonitor.enabled" "metrics.serviceMonitor.interval" "tests.enabled" }}
-{{- range $path := $needed }}
+{{- range $path := $required }}
 {{- $found := $.Values }}
 {{- range $key := splitList "." $path }}
 {{- if $found }}
@@ -42,43 +42,43 @@ first, because Helm promises no order among them.
 {{- end }}
 {{- end }}
 {{- if kindIs "invalid" $found }}
-{{- fail (printf "%s has no value: leave it out rather than setting it to null; in an upgrade from a chart that did not know it, use --reset-then-reuse-values in place of --reuse-values" $path) }}
+{{- fail (printf "%s must not be null: omit it to use the default; when upgrading with --reuse-values from a chart without this value, use --reset-then-reuse-values instead" $path) }}
 {{- end }}
 {{- end }}
 {{- end }}
 
-{{/* Argument: list of the value's path and a label's key. */}}
+{{/* Rejects labels that the chart sets. Arguments: path of the value, and key of the label. */}}
 {{- define "asya-runtime.valid.label" -}}
-{{- $own := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/part-of"
+{{- $reserved := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/part-of"
   "app.kubernetes.io/managed-by" "app.kubernetes.io/version" "helm.sh/chart" }}
-{{- if has (index . 1) $own }}
-{{- fail (printf "%s: the label %s is the chart's own; choose another key" (index . 0) (index . 1)) }}
+{{- if has (index . 1) $reserved }}
+{{- fail (printf "%s: the chart sets the label %s; choose another key" (index . 0) (index . 1)) }}
 {{- end }}
 {{- end }}
 
-{{/* Argument: list of the value's path and an annotation's key. */}}
+{{/* Rejects annotations that would break the release. Arguments: path of the value, and key of the annotation. */}}
 {{- define "asya-runtime.valid.annotation" -}}
-{{- $own := list "checksum/runtime" "kubectl.kubernetes.io/default-container" }}
+{{- $reserved := list "checksum/runtime" "kubectl.kubernetes.io/default-container" }}
 {{- range $prefix := list "asya.sh/" "helm.sh/" "meta.helm.sh/" }}
 {{- if hasPrefix $prefix (index $ 1) }}
-{{- $own = append $own (index $ 1) }}
+{{- $reserved = append $reserved (index $ 1) }}
 {{- end }}
 {{- end }}
-{{- if has (index . 1) $own }}
-{{- /* With one of ours the injector's own pods would wait for the injector. */}}
-{{- fail (printf "%s: the annotation %s is not for this chart's own objects; leave it out" (index . 0) (index . 1)) }}
+{{- if has (index . 1) $reserved }}
+{{- /* With an annotation asya.sh/..., the injector's pods would need an injector to be created. */}}
+{{- fail (printf "%s: the annotation %s is reserved; remove it" (index . 0) (index . 1)) }}
 {{- end }}
 {{- end }}
 
 {{- define "asya-runtime.valid.injector" -}}
 {{- with .Values.injector }}
 {{- if has $.Release.Namespace (list "kube-system" "kube-public" "kube-node-lease") }}
-{{- fail (printf "namespace %s is never injected, so `helm test` could show nothing there: install into one of its own, --namespace asya-system --create-namespace" $.Release.Namespace) }}
+{{- fail (printf "cannot install into namespace %s, which the injector ignores; use a separate one: --namespace asya-system --create-namespace" $.Release.Namespace) }}
 {{- end }}
 {{- range $key := keys (.podLabels | default dict) | sortAlpha }}
 {{- include "asya-runtime.valid.label" (list "injector.podLabels" $key) }}
 {{- if hasKey ($.Values.commonLabels | default dict) $key }}
-{{- fail (printf "injector.podLabels: the label %s is in commonLabels too; leave one out" $key) }}
+{{- fail (printf "injector.podLabels: the label %s is also in commonLabels; remove one of the two" $key) }}
 {{- end }}
 {{- end }}
 {{- range $key := keys (.podAnnotations | default dict) | sortAlpha }}
@@ -93,50 +93,50 @@ first, because Helm promises no order among them.
 {{- end }}
 {{- range .extraEnv }}
 {{- if has .name $seen }}
-{{- fail (printf "injector.extraEnv: %s is there already, by the chart or twice; a container's variable has one value" .name) }}
+{{- fail (printf "injector.extraEnv: the variable %s is already set, by the chart or by another entry; remove one of the two" .name) }}
 {{- end }}
 {{- $seen = append $seen .name }}
 {{- end }}
 {{- $seen = list "runtime" "tls" "tmp" }}
 {{- range .extraVolumes }}
 {{- if has .name $seen }}
-{{- fail (printf "injector.extraVolumes: there is a volume %s already, the chart's or twice; choose another name" .name) }}
+{{- fail (printf "injector.extraVolumes: a volume %s already exists, in the chart or in another entry; choose another name" .name) }}
 {{- end }}
 {{- $seen = append $seen .name }}
 {{- end }}
 {{- $paths := list "/etc/asya-runtime" "/etc/asya-tls" "/tmp" }}
 {{- range .extraVolumeMounts }}
 {{- if has (trimSuffix "/" .mountPath) $paths }}
-{{- fail (printf "injector.extraVolumeMounts: something is mounted at %s already, by the chart or twice; choose another path" .mountPath) }}
+{{- fail (printf "injector.extraVolumeMounts: %s is already a mount path, of the chart or of another entry; choose another path" .mountPath) }}
 {{- end }}
 {{- if not (has .name $seen) }}
-{{- fail (printf "injector.extraVolumeMounts: there is no volume %s; add it to injector.extraVolumes" .name) }}
+{{- fail (printf "injector.extraVolumeMounts: the volume %s does not exist; add it to injector.extraVolumes" .name) }}
 {{- end }}
 {{- $paths = append $paths (trimSuffix "/" .mountPath) }}
 {{- end }}
 {{- end }}
 {{- if eq (int .Values.webhook.port) (int .Values.metrics.port) }}
-{{- fail (printf "webhook.port and metrics.port are both %d; one pod cannot listen twice" (int .Values.webhook.port)) }}
+{{- fail (printf "webhook.port and metrics.port are both %d; choose two different ports" (int .Values.webhook.port)) }}
 {{- end }}
 {{- if not (or .Values.serviceAccount.create .Values.serviceAccount.name) }}
-{{- fail "serviceAccount.name is empty while serviceAccount.create is off: name the account; the namespace's default one would share the injector's rights with every pod there" }}
+{{- fail "serviceAccount.name is required if serviceAccount.create is false: the namespace's default account would share the injector's permissions with other pods" }}
 {{- end }}
 {{- if eq .Values.certificates.mode "existingSecret" }}
 {{- with .Values.certificates.existingSecret }}
 {{- if not .name }}
-{{- fail "certificates.existingSecret.name is empty: name a Secret of the release namespace with tls.crt and tls.key" }}
+{{- fail "certificates.existingSecret.name is required: set it to a Secret in the release namespace with tls.crt and tls.key" }}
 {{- end }}
-{{- $brought := list }}
+{{- $injected := list }}
 {{- range $key := keys ($.Values.webhook.annotations | default dict) }}
 {{- if hasPrefix "cert-manager.io/inject-" $key }}
-{{- $brought = append $brought $key }}
+{{- $injected = append $injected $key }}
 {{- end }}
 {{- end }}
-{{- if not (or .caBundle $brought) }}
-{{- fail "certificates.existingSecret.caBundle is empty: the API server must know the CA; --set-file certificates.existingSecret.caBundle=ca.crt, or let cert-manager bring it by webhook.annotations" }}
+{{- if not (or .caBundle $injected) }}
+{{- fail "certificates.existingSecret.caBundle is required: set it with --set-file certificates.existingSecret.caBundle=ca.crt, or add a cert-manager.io/inject-ca-from annotation to webhook.annotations" }}
 {{- end }}
-{{- if and .caBundle $brought }}
-{{- fail (printf "certificates.existingSecret.caBundle is given, and webhook.annotations has %s: two would write it; leave one out" (first $brought)) }}
+{{- if and .caBundle $injected }}
+{{- fail (printf "certificates.existingSecret.caBundle conflicts with %s in webhook.annotations; remove one of the two" (first $injected)) }}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -1,4 +1,4 @@
-"""The answer when a pod cannot be made right: one line, and a code that can be looked up."""
+"""The errors that reject an object: one line, and a reason code to look up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import islice
 
 
 class Reason(StrEnum):
-    """The codes that end a refusal; each has its section in the troubleshooting page."""
+    """The reason codes; each has a section in the troubleshooting page."""
 
     ANNOTATION_INVALID = "AnnotationInvalid"
     ANNOTATION_UNKNOWN = "AnnotationUnknown"
@@ -32,10 +32,10 @@ class Reason(StrEnum):
 
 
 class InjectionError(Exception):
-    """The object cannot be made right: one line that says where, what, how to mend it, and a code.
+    """An object is rejected: `where: what is wrong; how to fix it (ReasonCode)`.
 
-    `where` is an annotation or a field; `what` and `fix` hold no text of the user's that has not
-    been through `quoted`, so that the line can forge neither a log line nor a terminal sequence.
+    `where` is an annotation or a field. Pass text of the user's through `quote`, so that it can
+    forge neither a log line nor a terminal sequence.
     """
 
     def __init__(self, where: str, what: str, *, fix: str, reason: Reason) -> None:
@@ -44,19 +44,19 @@ class InjectionError(Exception):
 
 
 def quote(text: object) -> str:
-    """The user's text as a JSON string in ASCII, cut to 100 characters."""
-    shown = text if isinstance(text, str) else str(type(text).__name__)
+    """The text as a JSON string in ASCII, cut to 100 characters; the type of other values."""
+    shown = text if isinstance(text, str) else type(text).__name__
     shown = json.dumps(shown if len(shown) <= 100 else shown[:97] + "...")
-    return shown.replace("\x7f", "\\u007f")  # which JSON allows and terminals obey
+    return shown.replace("\x7f", "\\u007f")  # JSON allows it; terminals obey it
 
 
 def join(texts: Collection[str]) -> str:
-    """The first ten of the user's texts, and how many more there are."""
+    """The first ten texts, quoted, and the number of the others."""
     shown = ", ".join(map(quote, islice(texts, 10)))
     return f"{shown} and {len(texts) - 10} more" if len(texts) > 10 else shown
 
 
 def suggest(wrong: str, known: Iterable[str], *, fallback: str) -> str:
-    """`did you mean "x"?` for the nearest of the first 100 known names, else the fallback."""
+    """`did you mean "x"?` with the nearest of the first 100 known names, or the fallback."""
     near = difflib.get_close_matches(wrong[:100], list(islice(known, 100)), n=1)
     return f"did you mean {quote(near[0])}?" if near else fallback

@@ -1,7 +1,6 @@
-"""What every call to the API server has in common: plain objects, and faults as one line.
+"""A client of the API server: objects as plain data, errors as one line.
 
-The client's models and typed calls are not used: they are some 20 MB in memory, and what is looked
-at is little.
+The models and typed calls of the `kubernetes` package are not used: they take 20 MB of memory.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kubernetes import client, config
-from kubernetes import config as kube_config
 from kubernetes.client import ApiClient
 from kubernetes.client.exceptions import ApiException
+from kubernetes.config import ConfigException
 from urllib3.exceptions import HTTPError
 
 from asya_injector.kube_objects import Object, get_mapping
@@ -23,27 +22,37 @@ from asya_injector.kube_objects import Object, get_mapping
 __all__ = [
     "ApiClient",
     "ApiException",
+    "Cluster",
+    "ConfigException",
     "HTTPError",
     "call",
     "connect",
     "describe_error",
     "get_reason",
+    "read_time",
 ]
 
+_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+# Seconds to connect and to answer, for the command line.
+_TIMEOUT = (5, 60)
+_PAGE = 500
+_MAX_RESTARTS = 3
 
-def connect() -> ApiClient:
-    """A client with the rights of the pod's service account, else those of the kubeconfig.
 
-    Raises kubernetes.config.ConfigException where there is neither.
+def connect(kubeconfig: str | None = None, context: str | None = None) -> ApiClient:
+    """Return a client of the cluster that a kubeconfig, or a context in it, names.
+
+    If neither is given, the pod's service account is used, else the default kubeconfig.
+    Raises ConfigException or OSError.
     """
     settings = client.Configuration()
-    try:
-        config.load_incluster_config(settings)  # type: ignore[no-untyped-call]
-    except config.ConfigException:
-        config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]
-    # urllib3 would try again three times, and each call has its own deadline.
+    if kubeconfig or context or not _load_service_account(settings):
+        config.load_kube_config(  # type: ignore[no-untyped-call]
+            kubeconfig, context, client_configuration=settings
+        )
+    # Each call has a deadline; by default, urllib3 would retry three times.
     settings.retries = False
-    return client.ApiClient(settings)
+    return ApiClient(settings)
 
 
 def call(
@@ -51,17 +60,17 @@ def call(
     method: str,
     path: str,
     *,
-    timeout: tuple[float, float],
+    timeout: tuple[float, float] = _TIMEOUT,
     names: Mapping[str, str] | None = None,
     query: Mapping[str, str] | None = None,
     body: Any = None,
     content_type: str = "application/json",
     accept: str = "application/json",
-) -> tuple[dict[str, Any], Mapping[str, str]]:
-    """The object that the API server answers with, and its headers.
+) -> tuple[Object, Mapping[str, str]]:
+    """Call the API server; return the object that it answers with, and the headers.
 
-    path: may have `{words}` that `names` are put in for. timeout: seconds to connect, and for the
-    answer. Raises ApiException, or urllib3's HTTPError where there is no answer.
+    path: may contain `{placeholders}`, which are replaced by `names`. timeout: seconds to connect,
+    and to answer. Raises ApiException, or HTTPError if the API server does not answer.
     """
     untyped: Any = api
     request = untyped.param_serialize(
@@ -80,157 +89,126 @@ def call(
     try:
         return json.loads(response.data), response.headers
     except ValueError:
-        raise ApiException(response.status, "OK, but not JSON: is that an API server?") from None
+        raise ApiException(response.status, "OK, but the body is not JSON") from None
 
 
 def describe_error(error: ApiException | HTTPError) -> str:
-    """A failed call in one line: the API server's own sentence, else what hindered the call."""
+    """Describe a failed call in one line: the message of the API server, else the cause."""
     if isinstance(error, ApiException):
-        sentence = _status(error).get("message")
-        return str(sentence) if sentence else f"{error.status} {error.reason}"
-    # The text of urllib3's errors has addresses of objects in it, so no two are alike.
+        message = _parse_status(error).get("message")
+        return str(message) if message else f"{error.status} {error.reason}"
     cause = getattr(error, "reason", None) or error
-    return f"the API server did not answer ({type(cause).__name__})"
+    # The parts in front name Python objects, some with an address that is never the same twice.
+    detail = str(cause.args[-1] if cause.args else "").rpartition(": ")[2]
+    return f"the API server did not answer: {detail or type(cause).__name__}"
 
 
 def get_reason(error: ApiException) -> str:
-    """The machine-readable reason of a failed call, such as AlreadyExists; empty if there is none.
+    """Return the machine-readable reason of a failed call, such as AlreadyExists, or "".
 
     https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/status/
     """
-    return str(_status(error).get("reason") or "")
+    return str(_parse_status(error).get("reason") or "")
 
 
-def _status(error: ApiException) -> dict[str, object]:
+def read_time(headers: Mapping[str, str]) -> dt.datetime:
+    """Return the time of the API server from the headers of its answer.
+
+    All replicas see this clock, and the API server checks certificates by it. If a proxy has
+    dropped the Date header, return the local time.
+    """
     try:
-        body = json.loads(error.body or "")
-    except (ValueError, TypeError):
-        return {}
-    return body if isinstance(body, dict) else {}
-
-
-# MERGED A cluster as the command line sees it: plain objects, page by page, and errors in one line.
-
-_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-_TIMEOUT = (5, 60)
-_PAGE = 500
-_RESTARTS = 3
-
-
-class ClusterError(Exception):
-    """A cluster cannot be reached, or there is no way to one: one line."""
-
-
-class ApiError(Exception):
-    """The API server said no: its status and its own sentence."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+        date = email.utils.parsedate_to_datetime(headers.get("Date", ""))
+    except ValueError:
+        return dt.datetime.now(dt.UTC)
+    return date if date.tzinfo else date.replace(tzinfo=dt.UTC)
 
 
 class Cluster:
-    """The API server of one cluster.
+    """The objects of a cluster, for the command line.
 
-    now: its clock, as of its last answer; the local clock where an answer carries no date.
+    now: the time of the API server's last answer. All methods raise ApiException and HTTPError.
     """
 
-    def __init__(self, api: client.ApiClient) -> None:
+    def __init__(self, api: ApiClient) -> None:
         self.now = dt.datetime.now(dt.UTC)
         self._api = api
 
-    @classmethod
-    def connect(cls, kubeconfig: str | None, context: str | None) -> Cluster:
-        """By a kubeconfig, else by the service account of the pod; raises ClusterError."""
-        settings = client.Configuration()
-        settings.retries = False
-        try:
-            if not (kubeconfig or context):
-                try:
-                    kube_config.load_incluster_config(settings)  # type: ignore[no-untyped-call]
-                    return cls(client.ApiClient(settings))
-                except kube_config.ConfigException:
-                    pass
-            kube_config.load_kube_config(  # type: ignore[no-untyped-call]
-                kubeconfig, context, client_configuration=settings
-            )
-        except (kube_config.ConfigException, OSError) as error:
-            line = " ".join(str(error).split())
-            raise ClusterError(f"no way to a cluster: {line}; see --kubeconfig") from None
-        return cls(client.ApiClient(settings))
+    def get(self, api_version: str, resource: str, *, namespace: str, name: str) -> Object:
+        """Return one object."""
+        return self._call("GET", f"{_build_path(api_version, resource, namespace)}/{name}")
 
-    def get(self, path: str) -> Object:
-        """One object; raises ApiError or ClusterError."""
-        return self._call("GET", path, {})
+    def dry_run_create(
+        self, api_version: str, resource: str, item: Object, *, namespace: str
+    ) -> Object:
+        """Return an object as the API server would admit it; nothing is created."""
+        path = _build_path(api_version, resource, namespace)
+        return self._call("POST", path, query={"dryRun": "All"}, body=item)
 
-    def create(self, path: str, item: Object, *, dry_run: bool) -> Object:
-        """A new object as it was admitted; raises ApiError or ClusterError."""
-        return self._call("POST", path, {"dryRun": "All"} if dry_run else {}, body=item)
-
-    def delete(self, path: str, item: Object) -> None:
-        """Delete an object if it is still this very one, unchanged; raises ApiError."""
+    def delete(self, api_version: str, resource: str, item: Object) -> None:
+        """Delete an object, unless it was changed or replaced since it was read."""
         metadata = get_mapping(item, "metadata")
-        preconditions = {
-            "uid": metadata["uid"],
-            "resourceVersion": metadata["resourceVersion"],
-        }
+        path = f"{_build_path(api_version, resource, metadata['namespace'])}/{metadata['name']}"
+        preconditions = {key: metadata[key] for key in ("uid", "resourceVersion")}
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions}
-        self._call("DELETE", path, {}, body=body)
+        self._call("DELETE", path, body=body)
 
     def list(
-        self, path: str, *, labels: str = "", metadata_only: bool = False, page: int = _PAGE
+        self,
+        api_version: str,
+        resource: str,
+        *,
+        namespace: str = "",
+        labels: Mapping[str, str] | None = None,
+        metadata_only: bool = False,
     ) -> Iterator[Object]:
-        """All objects at a path. labels: a selector. Raises ApiError or ClusterError.
+        """Yield all objects of a namespace, or of all, that have these labels, page by page.
 
-        A list that the API server forgets half-way is begun anew, so that an object may come twice.
+        If the API server drops a half-read list, it is read again, so an object may come twice.
         """
-        query = {"limit": str(page), **({"labelSelector": labels} if labels else {})}
-        restarts, token = 0, ""
+        path = _build_path(api_version, resource, namespace)
+        query = {"limit": str(_PAGE)}
+        if labels:
+            query["labelSelector"] = ",".join(f"{key}={value}" for key, value in labels.items())
+        accept = _METADATA_ONLY if metadata_only else "application/json"
+        token, restarts = "", 0
         while True:
+            page = query | ({"continue": token} if token else {})
             try:
-                answer = self._call(
-                    "GET",
-                    path,
-                    query | ({"continue": token} if token else {}),
-                    accept=_METADATA_ONLY if metadata_only else "application/json",
-                )
-            except ApiError as error:
-                if error.status != 410 or restarts == _RESTARTS:
+                answer = self._call("GET", path, query=page, accept=accept)
+            except ApiException as error:
+                if error.status != 410 or restarts == _MAX_RESTARTS:
                     raise
-                restarts, token = restarts + 1, ""
+                token, restarts = "", restarts + 1
                 continue
             yield from answer.get("items") or []
             token = get_mapping(answer, "metadata").get("continue") or ""
             if not token:
                 return
 
-    def _call(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        *,
-        body: Object | None = None,
-        accept: str = "application/json",
-    ) -> Object:
-        try:
-            answer, headers = call(
-                self._api, method, path, query=query, body=body, accept=accept, timeout=_TIMEOUT
-            )
-        except HTTPError as error:
-            cause = getattr(error, "reason", None) or error
-            line = str(cause).rpartition(": ")[2] or type(cause).__name__
-            raise ClusterError(f"the API server does not answer: {line}") from None
-        except ApiException as error:
-            raise ApiError(error.status, describe_error(error)) from None
-        self.now = _parse_date(headers.get("Date", "")) or dt.datetime.now(dt.UTC)
+    def _call(self, method: str, path: str, **options: Any) -> Object:
+        answer, headers = call(self._api, method, path, **options)
+        self.now = read_time(headers)
         return answer
 
 
-def _parse_date(header: str) -> dt.datetime | None:
-    """The time in a Date header; None if there is none, since proxies may drop the header."""
+def _build_path(api_version: str, resource: str, namespace: str) -> str:
+    root = "/apis" if "/" in api_version else "/api"
+    scope = f"/namespaces/{namespace}" if namespace else ""
+    return f"{root}/{api_version}{scope}/{resource}"
+
+
+def _load_service_account(settings: client.Configuration) -> bool:
     try:
-        date = email.utils.parsedate_to_datetime(header)
-    except ValueError:
-        return None
-    return date if date.tzinfo else date.replace(tzinfo=dt.UTC)
+        config.load_incluster_config(settings)  # type: ignore[no-untyped-call]
+    except ConfigException:
+        return False
+    return True
+
+
+def _parse_status(error: ApiException) -> dict[str, object]:
+    try:
+        body = json.loads(error.body or "")
+    except (ValueError, TypeError):
+        return {}
+    return body if isinstance(body, dict) else {}

@@ -1,10 +1,12 @@
-"""Plain data as the API server sends it, or a person typed it: readers that take what is missing or
-null for empty, and refuse what is of another kind than the field can be.
+"""Kubernetes objects as plain data, and the kinds that the injector supports.
+
+The readers take a missing or null field for an empty one. For a field of the wrong type they raise
+an InjectionError (ObjectInvalid).
 """
 
 from __future__ import annotations
 
-import posixpath
+from dataclasses import dataclass
 from typing import Any
 
 from asya_injector.errors import InjectionError, Reason, quote
@@ -12,115 +14,132 @@ from asya_injector.errors import InjectionError, Reason, quote
 Object = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A kind whose objects become actors.
+
+    template: path of the pod template; empty for a Pod, which is its own.
+    is_immutable: the template cannot change, so updates are not sent to the injector.
+    """
+
+    name: str
+    api_version: str
+    template: tuple[str, ...] = ("spec", "template")
+    is_immutable: bool = False
+
+    @property
+    def plural(self) -> str:
+        """The name of the kind's resource."""
+        return f"{self.name.lower()}s"
+
+    @property
+    def resource(self) -> tuple[str, str, str]:
+        """Group, version and plural name."""
+        group, _, version = self.api_version.rpartition("/")
+        return group, version, self.plural
+
+
+POD = Kind("Pod", "v1", template=())
+WORKLOAD_KINDS = (
+    Kind("Deployment", "apps/v1"),
+    Kind("StatefulSet", "apps/v1"),
+    Kind("DaemonSet", "apps/v1"),
+    Kind("ReplicaSet", "apps/v1"),
+    Kind("Job", "batch/v1", is_immutable=True),
+    Kind("CronJob", "batch/v1", template=("spec", "jobTemplate", "spec", "template")),
+)
+KINDS = {kind.name: kind for kind in (POD, *WORKLOAD_KINDS)}
+
+
+def find_kind(item: Object) -> Kind | None:
+    """The supported kind of an object; None for an object of another kind."""
+    kind = KINDS.get(str(item.get("kind")))
+    return kind if kind and kind.api_version == item.get("apiVersion") else None
+
+
+def get_template(item: Object) -> Object:
+    """The pod template in a workload, not a copy; a Pod is its own template."""
+    return get_mapping(item, *_get_template_path(item))
+
+
+def replace_template(item: Object, template: Object) -> Object:
+    """A copy of the object with another pod template."""
+    return _replace_in(item, _get_template_path(item), template)
+
+
 def get_mapping(node: Object, *path: str) -> Object:
-    """The mapping at a path; an empty one, not put there, where a step is missing or null."""
+    """The mapping at a path; if there is none, an empty one that is not part of the node."""
     for step in path:
         value = node.get(step)
         if value is None:
             return {}
         if not isinstance(value, dict):
-            raise malformed(step, "a mapping")
+            raise _wrong_type(step, "a mapping")
         node = value
     return node
 
 
 def get_items(node: Object, field: str) -> list[Object]:
-    """The mappings in the list of a field; an empty list, not put there, where it is missing."""
-    value = node.get(field)
-    if value is None:
-        return []
-    if not isinstance(value, list) or not _all(dict, value):
-        raise malformed(field, "a list of mappings")
-    return value
+    """The list of mappings in a field; if there is none, an empty one, not part of the node."""
+    return _get_list(node, field, dict, "a list of mappings")
 
 
 def get_strings(node: Object, field: str) -> list[str]:
-    """The texts in the list of a field; an empty list, not put there, where it is missing."""
-    value = node.get(field)
-    if value is None:
-        return []
-    if not isinstance(value, list) or not _all(str, value):
-        raise malformed(field, "a list of texts")
-    return value
+    """The list of strings in a field; if there is none, an empty one, not part of the node."""
+    return _get_list(node, field, str, "a list of strings")
 
 
 def get_string(node: Object, field: str) -> str:
-    """The text of a field; empty where it is missing or null."""
+    """The string in a field; empty where there is none."""
     value = node.get(field)
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise malformed(field, "a text")
+        raise _wrong_type(field, "a string")
     return value
 
 
+def get_name(item: Object) -> str:
+    """The `name` of a container, volume, mount or variable; empty where there is none."""
+    return get_string(item, "name")
+
+
 def get_annotations(node: Object) -> dict[str, str]:
-    """An object's annotations, all of them texts; refuses what is no object at all."""
+    """The annotations of an object or pod template; rejects one that is not a string."""
     if not isinstance(node, dict):
-        raise malformed("object", "a mapping")
+        raise _wrong_type("object", "a mapping")
     found = get_mapping(node, "metadata", "annotations")
     for key, value in found.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise InjectionError(
                 f"annotation {quote(key)}",
-                "is not a text",
-                fix='put the value into quotes, such as "4096" or "true"',
+                "is not a string",
+                fix='quote the value, such as "4096" or "true"',
                 reason=Reason.OBJECT_INVALID,
             )
     return found
 
 
-def malformed(field: str, kind: str) -> InjectionError:
-    """What is said of a field that is of the wrong kind."""
-    return InjectionError(
-        field,
-        f"is not {kind}",
-        fix="write it as the Kubernetes API describes it",
-        reason=Reason.OBJECT_INVALID,
-    )
+def get_in(node: Any, *path: str) -> Object:
+    """The mapping at a path in data of any shape; empty where there is none. Never raises."""
+    for step in path:
+        node = node.get(step) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else {}
 
 
-def find_by_name(candidates: list[Object], name: str) -> Object | None:
-    """The first item of this name."""
-    return next((item for item in candidates if item.get("name") == name), None)
+def find_by_name(items: list[Object], name: str) -> Object | None:
+    """The first item with this name."""
+    return next((item for item in items if item.get("name") == name), None)
 
 
-def get_name(item: Object) -> str:
-    """An item's name; empty where it has none."""
-    return get_string(item, "name")
-
-
-def is_within(path: str, directory: str) -> bool:
-    """Whether a path lies inside a directory, both normalised."""
-    return path.startswith(directory.rstrip("/") + "/")
-
-
-def get_mount_path(mount: Object) -> str:
-    """The normalised path of a volume mount; the kubelet takes a relative one from the root."""
-    return posixpath.normpath("/" + get_string(mount, "mountPath").lstrip("/"))
-
-
-def get_template(workload: Object) -> Object:
-    """The pod template inside a workload, as it stands there (not a copy)."""
-    spec = get_mapping(workload, "spec")
-    if workload.get("kind") == "CronJob":
-        spec = get_mapping(spec, "jobTemplate", "spec")
-    return get_mapping(spec, "template")
-
-
-def replace_template(workload: Object, template: Object) -> Object:
-    """The workload with another pod template; the one given is not changed."""
-    path = ["spec", "template"]
-    if workload.get("kind") == "CronJob":
-        path = ["spec", "jobTemplate", *path]
-    return _with(workload, path, template)
+def all_containers(pod: Object) -> list[Object]:
+    """The init containers and the containers of a pod."""
+    spec = get_mapping(pod, "spec")
+    return get_items(spec, "initContainers") + get_items(spec, "containers")
 
 
 def shallow_copy(pod: Object) -> Object:
-    """A pod whose spec and containers can be given other fields without changing the one given.
-
-    What lies deeper is shared with it: to be replaced, not changed.
-    """
+    """A copy of a pod, its spec and its containers; deeper values are shared with the original."""
     spec = dict(get_mapping(pod, "spec"))
     for field in ("containers", "initContainers"):
         if spec.get(field) is not None:
@@ -128,32 +147,43 @@ def shallow_copy(pod: Object) -> Object:
     return {**pod, "spec": spec}
 
 
-def all_containers(pod: Object) -> list[Object]:
-    """All containers of a pod, those that only initialise it first."""
-    spec = get_mapping(pod, "spec")
-    return get_items(spec, "initContainers") + get_items(spec, "containers")
-
-
 def set_or_remove(node: Object, field: str, value: Any) -> None:
-    """Set a field, or take it away where the value is empty."""
+    """Set a field, or remove it if the value is empty."""
     if value:
         node[field] = value
     else:
         node.pop(field, None)
 
 
-def _all(kind: type, values: list[Any]) -> bool:
-    # Most often there is no subclass, and types are compared faster than asked.
-    return {kind}.issuperset(map(type, values)) or all(isinstance(each, kind) for each in values)
+def _get_template_path(item: Object) -> tuple[str, ...]:
+    kind = KINDS.get(str(item.get("kind")))
+    return kind.template if kind else ("spec", "template")
 
 
-def _with(node: Object, path: list[str], value: Any) -> Object:
+def _replace_in(node: Object, path: tuple[str, ...], value: Object) -> Object:
+    if not path:
+        return value
     step, *rest = path
-    return {**node, step: _with(get_mapping(node, step), rest, value) if rest else value}
+    return {**node, step: _replace_in(get_mapping(node, step), tuple(rest), value)}
 
 
-def get_in(node: Any, *path: str) -> Object:
-    """The mapping at a path of what may be anything; empty where there is none."""
-    for step in path:
-        node = node.get(step) if isinstance(node, dict) else None
-    return node if isinstance(node, dict) else {}
+def _get_list(node: Object, field: str, item_type: type, expected: str) -> list[Any]:
+    value = node.get(field)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not (
+        # Comparing types is faster; subclasses are rare.
+        {item_type}.issuperset(map(type, value))
+        or all(isinstance(each, item_type) for each in value)
+    ):
+        raise _wrong_type(field, expected)
+    return value
+
+
+def _wrong_type(field: str, expected: str) -> InjectionError:
+    return InjectionError(
+        field,
+        f"is not {expected}",
+        fix="use the type that the Kubernetes API specifies",
+        reason=Reason.OBJECT_INVALID,
+    )

@@ -1,4 +1,4 @@
-"""A version of the runtime: its files, the hash that names it, the ConfigMap that carries it."""
+"""The runtime files: their content, their hash and the ConfigMap that holds them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ RUNTIME_FILE = "asya_runtime.py"
 ENTRYPOINT_FILE = "asya_entrypoint.py"
 RUNTIME_HASH_LABEL = "asya.sh/runtime-hash"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "asya-injector"}
-# On a copy that manifests brought: `prune` leaves it, since they may bring a pod again.
+# On a ConfigMap from a manifest; `prune` keeps it, because the manifest's pods may come back.
 FROM_MANIFEST = {"asya.sh/source": "manifest"}
-# How the chart marks its objects, the injector's pods, and its own ConfigMap with the runtime.
+# Labels of the chart's objects and of the injector's pods; annotation of the chart's ConfigMap.
 CHART = {"app.kubernetes.io/part-of": "asya-runtime"}
 INJECTOR = {"app.kubernetes.io/name": "asya-injector"} | CHART
 CHART_SHA256 = "asya.sh/runtime-sha256"
@@ -24,29 +24,25 @@ CHART_SHA256 = "asya.sh/runtime-sha256"
 
 @dataclass(frozen=True)
 class RuntimeFiles:
-    """The runtime's files, by name, and the hash that names them.
-
-    The hash is the first 10 hex digits of what `sha256sum *.py | sha256sum` says in a directory
-    that holds them; the chart's ConfigMap has the whole of it as an annotation.
-    """
+    """The content of the runtime files, by file name."""
 
     files: Mapping[str, str]
 
     @classmethod
     def load(cls, directory: Path) -> RuntimeFiles:
-        """Read both files of the runtime; raises OSError or UnicodeDecodeError."""
+        """Read the files from a directory; raises OSError or UnicodeDecodeError."""
         names = (RUNTIME_FILE, ENTRYPOINT_FILE)
         return cls({name: (directory / name).read_bytes().decode() for name in names})
 
     @classmethod
     def packaged(cls) -> RuntimeFiles:
-        """The version that was installed with this program; in a checkout, that of the checkout."""
+        """The files installed with this program, or those of the checkout it runs from."""
         installed = Path(__file__).parent / "data"
         return cls.load(installed if installed.is_dir() else Path(__file__).parents[2] / "runtime")
 
     @property
     def sha256(self) -> str:
-        """The whole of the hash."""
+        """What `sha256sum *.py | sha256sum` prints in a directory that holds only these files."""
         sums = "".join(
             f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n"
             for name, text in sorted(self.files.items())
@@ -55,11 +51,11 @@ class RuntimeFiles:
 
     @property
     def hash(self) -> str:
-        """What tells two versions of the runtime apart."""
+        """The first 10 hex digits of `sha256`; they identify a version of the runtime."""
         return self.sha256[:10]
 
     def config_map(self) -> dict[str, Any]:
-        """The object that each namespace with an actor holds."""
+        """The runtime ConfigMap, without a namespace."""
         return {
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -73,5 +69,5 @@ class RuntimeFiles:
 
 
 def is_runtime_configmap_name(name: str) -> bool:
-    """Whether a ConfigMap of this name is for a version of the runtime."""
+    """Whether a runtime ConfigMap has a name like this."""
     return re.fullmatch(RUNTIME_VOLUME + r"-[0-9a-f]{10}", name) is not None

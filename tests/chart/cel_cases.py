@@ -1,6 +1,6 @@
-"""Objects, and by which webhook the API server must ask the injector about them.
+"""Admission requests, and the webhook that the API server must call for each.
 
-What decides is the CEL in the chart's matchConditions, which only an API server evaluates.
+The matchConditions of the chart decide this, in CEL, which only an API server evaluates.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ Object = dict[str, Any]
 NONE, OF_PODS, OF_WORKLOADS, OF_TEMPLATES = "", "pods", "workloads", "templates"
 HANDLER = {"asya.sh/handler": "my_app.handler.predict"}
 OFF = {"asya.sh/inject": "false"}
-NOTE = {"asya.sh/inherited": '{"asya.sh/handler":"my_app.handler.predict"}'}
-OTHER_NOTE = {"asya.sh/inherited": '{"asya.sh/handler":"my_app.handler.other"}'}
+PROPAGATED = {"asya.sh/inherited": '{"asya.sh/handler":"my_app.handler.predict"}'}
+OTHER_PROPAGATED = {"asya.sh/inherited": '{"asya.sh/handler":"my_app.handler.other"}'}
 OTHERS = {"example.com/asya.sh": "x", "asya.shop/handler": "x", "xasya.sh/handler": "x"}
 VERSIONS = {"Pod": "v1", "Job": "batch/v1", "CronJob": "batch/v1"}
-# Restricted PodSecurity is no concern of these cases, but may be enforced where they are tried.
+# Satisfies Pod Security `restricted`, which a cluster may enforce.
 POD: Object = {
     "restartPolicy": "Never",
     "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
@@ -38,9 +38,9 @@ POD: Object = {
 
 @dataclass(frozen=True)
 class Case:
-    """One request: `new` is created or, where there is an `old`, takes its place.
+    """A request that creates `new`, or updates `old` to `new`.
 
-    webhook: the one that is called, by the first part of its name; empty if none is.
+    webhook: the first part of the name of the webhook that must be called; empty for none.
     """
 
     id: str
@@ -59,7 +59,7 @@ def build(
     labels: dict[str, str] | None = None,
     **metadata: Any,
 ) -> Object:
-    """An object that the API server accepts, with annotations of its own and of its template."""
+    """A valid object with annotations `own`, and `template` on its pod template."""
     shared: Object = {"name": "case"} | ({"labels": labels} if labels else {})
     shared |= {} if own is None else {"annotations": own}
     whole: Object = {"apiVersion": VERSIONS.get(kind, "apps/v1"), "kind": kind}
@@ -75,13 +75,13 @@ def build(
         return whole | {"spec": {"template": pod}}
     if kind == "CronJob":
         job = {"spec": {"template": pod}}
-        # A year that has no 31st of February: never.
+        # The 31st of February: never.
         return whole | {"spec": {"schedule": "0 0 31 2 *", "suspend": True, "jobTemplate": job}}
     del spec["restartPolicy"]
     body: Object = {"selector": {"matchLabels": {"app": "case"}}, "template": pod}
     if kind == "StatefulSet":
         body["serviceName"] = "case"
-    if kind == "DaemonSet":  # which has no replicas to be set to 0: its pods would be seen too
+    if kind == "DaemonSet":  # it has no replicas to set to 0, and its pods would be admitted too
         spec["nodeSelector"] = {"example.com/no-such-node": "true"}
     if kind != "DaemonSet":
         body["replicas"] = 0 if replicas is None else replicas
@@ -97,16 +97,20 @@ WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "Cro
 
 PODS = [
     Case("pod-without-annotations", NONE, build("Pod")),
-    Case("pod-with-no-annotation-at-all-but-the-field", NONE, build("Pod", {})),
-    Case("pod-with-annotations-of-others", NONE, build("Pod", OTHERS)),
-    Case("pod-with-a-label-of-ours", NONE, build("Pod", labels={"asya.sh/runtime-hash": "0"})),
-    Case("pod-with-handler", OF_PODS, build("Pod", HANDLER)),
-    Case("pod-with-a-misspelt-key", OF_PODS, build("Pod", {"asya.sh/handlr": "a.b"})),
-    Case("pod-with-an-inherited-note", OF_PODS, build("Pod", NOTE)),
-    Case("pod-switched-off", NONE, build("Pod", HANDLER | OFF)),
-    Case("pod-switched-on", OF_PODS, build("Pod", HANDLER | {"asya.sh/inject": "true"})),
+    Case("pod-with-empty-annotations", NONE, build("Pod", {})),
+    Case("pod-with-other-annotations", NONE, build("Pod", OTHERS)),
     Case(
-        "pod-switched-by-a-wrong-word", OF_PODS, build("Pod", HANDLER | {"asya.sh/inject": "nope"})
+        "pod-with-a-label-with-our-prefix", NONE, build("Pod", labels={"asya.sh/runtime-hash": "0"})
+    ),
+    Case("pod-with-handler", OF_PODS, build("Pod", HANDLER)),
+    Case("pod-with-a-misspelt-annotation", OF_PODS, build("Pod", {"asya.sh/handlr": "a.b"})),
+    Case("pod-with-propagated-annotations", OF_PODS, build("Pod", PROPAGATED)),
+    Case("pod-disabled", NONE, build("Pod", HANDLER | OFF)),
+    Case("pod-enabled", OF_PODS, build("Pod", HANDLER | {"asya.sh/inject": "true"})),
+    Case(
+        "pod-with-an-invalid-inject-annotation",
+        OF_PODS,
+        build("Pod", HANDLER | {"asya.sh/inject": "nope"}),
     ),
 ]
 
@@ -115,37 +119,47 @@ CREATED = [
     for kind in WORKLOADS
     for where, webhook, own, template in (
         ("without-annotations", NONE, None, None),
-        ("with-annotations-of-others", NONE, OTHERS, OTHERS),
+        ("with-other-annotations", NONE, OTHERS, OTHERS),
         ("annotated-itself", OF_WORKLOADS, HANDLER, None),
         ("annotated-in-its-template", OF_WORKLOADS, None, HANDLER),
-        ("with-a-misspelt-key-in-its-template", OF_WORKLOADS, OTHERS, {"asya.sh/handlr": "a.b"}),
-        ("switched-off-in-its-template", NONE, HANDLER, OFF),
-        ("switched-off-in-its-template-that-has-a-note", OF_WORKLOADS, HANDLER, OFF | NOTE),
-        ("switched-off-itself", NONE, HANDLER | OFF, None),
-        ("switched-off-itself-with-an-annotated-template", OF_WORKLOADS, OFF, HANDLER),
-        ("switched-off-everywhere", NONE, OFF, HANDLER | OFF),
+        (
+            "with-a-misspelt-annotation-in-its-template",
+            OF_WORKLOADS,
+            OTHERS,
+            {"asya.sh/handlr": "a.b"},
+        ),
+        ("disabled-in-its-template", NONE, HANDLER, OFF),
+        (
+            "disabled-in-its-template-while-propagated",
+            OF_WORKLOADS,
+            HANDLER,
+            OFF | PROPAGATED,
+        ),
+        ("disabled-itself", NONE, HANDLER | OFF, None),
+        ("disabled-itself-with-an-annotated-template", OF_WORKLOADS, OFF, HANDLER),
+        ("disabled-everywhere", NONE, OFF, HANDLER | OFF),
     )
 ]
 
-# Kinds that are sent on UPDATE; the templates of Jobs are immutable.
+# Kinds whose updates are sent; the pod templates of Jobs are immutable.
 UPDATED = [
     Case(f"{kind}-{what}".lower(), webhook, new, old)
     for kind in ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "CronJob")
     for what, webhook, old, new in (
-        ("same-again", NONE, build(kind, HANDLER), build(kind, HANDLER)),
+        ("unchanged", NONE, build(kind, HANDLER), build(kind, HANDLER)),
         ("label-changed", NONE, build(kind, HANDLER), build(kind, HANDLER, labels={"a": "b"})),
         (
-            "annotation-of-others-changed",
+            "other-annotation-changed",
             NONE,
             build(kind, HANDLER | {"a": "b"}, HANDLER),
             build(kind, HANDLER | {"a": "c"}, HANDLER),
         ),
         ("image-changed", OF_WORKLOADS, build(kind, HANDLER), build(kind, HANDLER, image="newer")),
         (
-            "image-changed-under-a-note",
+            "image-changed-while-propagated",
             OF_TEMPLATES,
-            build(kind, HANDLER, NOTE),
-            build(kind, HANDLER, NOTE, image="newer"),
+            build(kind, HANDLER, PROPAGATED),
+            build(kind, HANDLER, PROPAGATED, image="newer"),
         ),
         (
             "image-changed-annotated-in-its-template",
@@ -153,17 +167,22 @@ UPDATED = [
             build(kind, None, HANDLER),
             build(kind, None, HANDLER, image="newer"),
         ),
-        ("note-lost", OF_WORKLOADS, build(kind, HANDLER, NOTE), build(kind, HANDLER)),
         (
-            "note-changed",
+            "propagated-annotations-lost",
             OF_WORKLOADS,
-            build(kind, HANDLER, NOTE),
-            build(kind, HANDLER, OTHER_NOTE),
+            build(kind, HANDLER, PROPAGATED),
+            build(kind, HANDLER),
+        ),
+        (
+            "propagated-annotations-changed",
+            OF_WORKLOADS,
+            build(kind, HANDLER, PROPAGATED),
+            build(kind, HANDLER, OTHER_PROPAGATED),
         ),
         ("image-changed-unannotated", NONE, build(kind), build(kind, image="newer")),
         ("annotation-added", OF_WORKLOADS, build(kind), build(kind, HANDLER)),
         (
-            "annotation-added-beside-others",
+            "annotation-added-to-others",
             OF_WORKLOADS,
             build(kind, OTHERS),
             build(kind, OTHERS | HANDLER),
@@ -175,34 +194,39 @@ UPDATED = [
             build(kind, {"asya.sh/handler": "my_app.handler.other"}),
         ),
         (
-            "annotation-taken-away",
+            "annotation-removed",
             OF_WORKLOADS,
-            build(kind, HANDLER, NOTE),
-            build(kind, None, NOTE),
+            build(kind, HANDLER, PROPAGATED),
+            build(kind, None, PROPAGATED),
         ),
-        ("last-annotation-taken-away", OF_WORKLOADS, build(kind, HANDLER), build(kind)),
+        ("last-annotation-removed", OF_WORKLOADS, build(kind, HANDLER), build(kind)),
         ("template-annotation-added", OF_TEMPLATES, build(kind), build(kind, None, HANDLER)),
-        ("template-annotation-taken-away", NONE, build(kind, None, HANDLER), build(kind)),
+        ("template-annotation-removed", NONE, build(kind, None, HANDLER), build(kind)),
         (
-            "template-annotation-taken-away-own-stays",
+            "only-template-annotation-removed",
             OF_WORKLOADS,
             build(kind, HANDLER, HANDLER),
             build(kind, HANDLER),
         ),
         (
-            "switched-off",
+            "disabled",
             OF_WORKLOADS,
-            build(kind, HANDLER, NOTE),
-            build(kind, HANDLER | OFF, NOTE),
+            build(kind, HANDLER, PROPAGATED),
+            build(kind, HANDLER | OFF, PROPAGATED),
         ),
         (
-            "template-switched-off-under-its-note",
+            "template-disabled-while-propagated",
             OF_TEMPLATES,
-            build(kind, HANDLER, NOTE),
-            build(kind, HANDLER, NOTE | OFF),
+            build(kind, HANDLER, PROPAGATED),
+            build(kind, HANDLER, PROPAGATED | OFF),
         ),
-        ("switched-off-nothing-to-convey", NONE, build(kind, HANDLER), build(kind, HANDLER | OFF)),
-        ("switched-on", OF_WORKLOADS, build(kind, HANDLER | OFF, NOTE), build(kind, HANDLER, NOTE)),
+        ("disabled-nothing-to-propagate", NONE, build(kind, HANDLER), build(kind, HANDLER | OFF)),
+        (
+            "enabled",
+            OF_WORKLOADS,
+            build(kind, HANDLER | OFF, PROPAGATED),
+            build(kind, HANDLER, PROPAGATED),
+        ),
     )
 ]
 
@@ -219,12 +243,12 @@ SPECIAL = [
         build("ReplicaSet", HANDLER, HANDLER, ownerReferences=_owner(controller=True)),
     ),
     Case(
-        "replicaset-of-an-owner-that-is-no-controller",
+        "replicaset-of-an-owner-that-is-not-a-controller",
         OF_WORKLOADS,
         build("ReplicaSet", HANDLER, ownerReferences=_owner(controller=False)),
     ),
     Case(
-        "replicaset-of-an-owner-that-does-not-say",
+        "replicaset-of-an-owner-without-controller-field",
         OF_WORKLOADS,
         build("ReplicaSet", HANDLER, ownerReferences=_owner()),
     ),

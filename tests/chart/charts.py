@@ -1,11 +1,14 @@
-"""The chart as its tests see it: rendered by the real Helm, from values in a file."""
+"""Renders the chart with Helm, and reads and writes its golden renderings."""
 
 from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import subprocess
+import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,10 @@ SYSTEM = "asya-system"
 EXAMPLE = REPOSITORY / "examples/chart-with-helpers"
 CA = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 
-# What somebody might want, by the name of its golden rendering: namespace of the release, values.
+# Installations by name: namespace of the release, and values. Each has a golden rendering.
 CASES: dict[str, tuple[str, Object]] = {
     "defaults": (SYSTEM, {}),
-    "in-default": ("default", {}),
+    "namespace-default": ("default", {}),
     "one-replica": (SYSTEM, {"injector": {"replicas": 1}}),
     "more-namespaces": ("default", {"runtime": {"namespaces": ["models", "default", "more"]}}),
     "image-by-digest": (
@@ -43,7 +46,7 @@ CASES: dict[str, tuple[str, Object]] = {
             }
         },
     ),
-    "scheduled": (
+    "scheduling": (
         SYSTEM,
         {
             "injector": {
@@ -72,8 +75,8 @@ CASES: dict[str, tuple[str, Object]] = {
             }
         },
     ),
-    "in-a-parent-chart": (SYSTEM, {"enabled": True, "global": {"imageRegistry": "example.com"}}),
-    "config-maps-alone": (
+    "parent-chart": (SYSTEM, {"enabled": True, "global": {"imageRegistry": "example.com"}}),
+    "no-injector": (
         SYSTEM,
         {
             "injector": {"enabled": False},
@@ -81,7 +84,7 @@ CASES: dict[str, tuple[str, Object]] = {
             "runtime": {"configMap": {"name": "runtime-files"}, "namespaces": ["models"]},
         },
     ),
-    "nothing": (
+    "empty": (
         SYSTEM,
         {"injector": {"enabled": False}, "runtime": {"configMap": {"create": False}}},
     ),
@@ -117,7 +120,7 @@ CASES: dict[str, tuple[str, Object]] = {
         },
     ),
     "prune": (SYSTEM, {"prune": {"enabled": True, "schedule": "@weekly"}}),
-    "watched": (
+    "monitoring": (
         SYSTEM,
         {
             "metrics": {
@@ -150,7 +153,7 @@ CASES: dict[str, tuple[str, Object]] = {
             }
         },
     ),
-    "labelled": (
+    "common-labels": (
         SYSTEM,
         {
             "commonLabels": {"team": "models"},
@@ -162,7 +165,7 @@ CASES: dict[str, tuple[str, Object]] = {
             "certificates": {"mode": "certManager"},
         },
     ),
-    "extended": (
+    "extra-env-and-volumes": (
         SYSTEM,
         {
             "injector": {
@@ -176,7 +179,7 @@ CASES: dict[str, tuple[str, Object]] = {
             }
         },
     ),
-    "contexts-taken-away": (
+    "null-security-contexts": (
         SYSTEM,
         {
             "injector": {
@@ -189,7 +192,7 @@ CASES: dict[str, tuple[str, Object]] = {
         },
     ),
     "host-network": (SYSTEM, {"injector": {"hostNetwork": True}}),
-    "accounts-of-others": (
+    "existing-accounts": (
         SYSTEM,
         {
             "serviceAccount": {"create": False, "name": "theirs"},
@@ -202,12 +205,13 @@ CASES: dict[str, tuple[str, Object]] = {
 
 
 class HelmError(Exception):
-    """Helm would not; its own words."""
+    """Helm failed, with its output as the text."""
 
 
 def helm(name: str = "helm") -> str:
-    """Path of `helm` or `helm3`: the one that HELM or HELM3 names, else the project's, else the one
-    on PATH; empty if there is none.
+    """Path of `helm` or `helm3`, empty if it is not installed.
+
+    The variables HELM and HELM3 take precedence over .tools/bin and PATH.
     """
     here = f"{REPOSITORY / '.tools/bin'}{os.pathsep}{os.environ.get('PATH', '')}"
     return os.environ.get(name.upper()) or shutil.which(name, path=here) or ""
@@ -222,21 +226,21 @@ def render(
     tool: str = "helm",
     kubernetes: str = "1.30.0",
 ) -> str:
-    """What `helm template` prints; raises HelmError."""
-    # Helm offers no server here: it renders for the version it is told, by default one of its own.
+    """Render the chart with `helm template`; raises HelmError."""
+    # Without a server, Helm renders for the given version of Kubernetes.
     words = ["-n", namespace, "--kube-version", kubernetes, "-f", "-"]
     return run("template", release, chart, *words, stdin=yaml.safe_dump(values), tool=tool)
 
 
 @functools.cache
-def case(name: str, chart: Path, tool: str = "helm") -> str:
-    """The rendering of one of the CASES."""
+def render_case(name: str, chart: Path, tool: str = "helm") -> str:
+    """Render one of the CASES."""
     namespace, values = CASES[name]
     return render(values, chart=chart, namespace=namespace, tool=tool)
 
 
 def run(*words: str | Path, stdin: str | None = None, tool: str = "helm", **env: str) -> str:
-    """Standard output of Helm; raises HelmError."""
+    """Run Helm and return its standard output; raises HelmError."""
     done = subprocess.run(
         [helm(tool), *words],
         input=stdin,
@@ -252,55 +256,83 @@ def run(*words: str | Path, stdin: str | None = None, tool: str = "helm", **env:
 
 
 class _Strict(yaml.SafeLoader):
-    """YAML as the API server's strict decoding has it: no key twice."""
+    """Rejects duplicate keys, as strict decoding in the API server does."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         result = super().construct_mapping(node, deep=True)
         if len(result) != len(node.value):
-            raise yaml.constructor.ConstructorError(
-                None, None, "a key is there twice", node.start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, "duplicate key", node.start_mark)
         return result
 
 
 def identity(item: Object) -> tuple[str, str, str]:
-    """Kind, namespace and name."""
+    """Kind, namespace and name of an object."""
     metadata = item["metadata"]
     return item["kind"], metadata.get("namespace", ""), metadata["name"]
 
 
-def objects(text: str) -> dict[tuple[str, str, str], Any]:
-    """A rendering's objects; their order is Helm's business."""
+def load_objects(text: str) -> dict[tuple[str, str, str], Any]:
+    """Objects of a rendering by identity; their order does not matter."""
     found = [item for item in yaml.load_all(text, _Strict) if item is not None]
     result = {identity(item): item for item in found}
-    assert len(result) == len(found), "an object is there twice"
+    assert len(result) == len(found), "duplicate object"
     return result
 
 
-def difference(found: Objects, usual: Objects) -> Objects:
-    """What is other than usual; None for what is there usually."""
-    absent = dict.fromkeys(usual.keys() - found.keys())
-    return {key: item for key, item in found.items() if usual.get(key) != item} | absent
+def case_objects(name: str, chart: Path, tool: str = "helm") -> dict[tuple[str, str, str], Any]:
+    """Objects of one of the CASES."""
+    return load_objects(render_case(name, chart, tool))
 
 
-def written(changes: Objects) -> str:
-    """A difference as the text of a golden file."""
-    gone = sorted(key for key, item in changes.items() if item is None)
-    there = [item for _, item in sorted(changes.items()) if item is not None]
-    return yaml.safe_dump_all([{"absent": [list(key) for key in gone]}, *there], width=110)
+def find_object(text: str, kind: str) -> Any:
+    """The only object of a kind in a rendering."""
+    (found,) = [item for item in load_objects(text).values() if item["kind"] == kind]
+    return found
 
 
-def read(text: str) -> Objects:
-    """A golden file as the difference it holds."""
-    head, *there = yaml.load_all(text, _Strict)
-    gone: Objects = {tuple(key): None for key in head["absent"]}
-    return gone | {identity(item): item for item in there}
+def find_by_name(items: Iterable[Object], name: str) -> Object:
+    """The only item of a list with a name."""
+    (found,) = [item for item in items if item["name"] == name]
+    return found
 
 
-def copied(to: Path, files: dict[str, str] | None = None) -> Path:
-    """A copy of the chart that holds other files than the runtime's: short ones by default."""
+def diff_objects(found: Objects, default: Objects) -> Objects:
+    """Objects that differ from the default rendering; None for those that are missing."""
+    missing = dict.fromkeys(default.keys() - found.keys())
+    return {key: item for key, item in found.items() if default.get(key) != item} | missing
+
+
+def dump_golden(changes: Objects) -> str:
+    """The text of a golden file with these differences."""
+    missing = sorted(key for key, item in changes.items() if item is None)
+    changed = [item for _, item in sorted(changes.items()) if item is not None]
+    return yaml.safe_dump_all([{"missing": [list(key) for key in missing]}, *changed], width=110)
+
+
+def load_golden(text: str) -> Objects:
+    """The differences in the text of a golden file."""
+    head, *changed = yaml.load_all(text, _Strict)
+    missing: Objects = {tuple(key): None for key in head["missing"]}
+    return missing | {identity(item): item for item in changed}
+
+
+# Only a few, so that golden renderings do not change when a setting is added.
+_FEW_DEFAULTS = {"mode": "auto", "sidecars": "asya-sidecar", "probe": True, "chunk-size": 4096}
+
+
+def copy_chart(to: Path, files: dict[str, str] | None = None) -> Path:
+    """Copy the chart with a few runtime.defaults, and with these files in place of the runtime's.
+
+    files: their text by name; short ones by default.
+    """
     chart = to / "chart"
     shutil.copytree(CHART, chart)
+    values = chart / "values.yaml"
+    generated = r"(?s) *# BEGIN generated: runtime defaults.*?# END generated\n"
+    few = textwrap.indent(yaml.safe_dump(_FEW_DEFAULTS), 4 * " ")
+    text, found = re.subn(generated, few, values.read_text())
+    assert found == 1
+    values.write_text(text)
     shutil.rmtree(chart / "files")
     (chart / "files").mkdir()
     if files is None:
@@ -310,8 +342,8 @@ def copied(to: Path, files: dict[str, str] | None = None) -> Path:
     return chart
 
 
-def nested(path: str, value: object) -> Object:
-    """Values that say one thing, by its path."""
+def value_at(path: str, value: object) -> Object:
+    """Values with only one value, at a path."""
     for key in reversed(path.split("/")):
         value = {key: value}
     assert isinstance(value, dict)

@@ -1,10 +1,10 @@
-"""Helm is needed: `make test` provides it."""
+"""Requires Helm, which `make test` installs."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.chart.charts import copied, helm
+from tests.chart.charts import copy_chart, helm
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,5 +16,5 @@ def _helm() -> None:
 
 @pytest.fixture(scope="session")
 def chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The chart with short files in place of the runtime's."""
-    return copied(tmp_path_factory.mktemp("chart"))
+    """A copy of the chart with short files in place of the runtime's, and a few defaults."""
+    return copy_chart(tmp_path_factory.mktemp("chart"))

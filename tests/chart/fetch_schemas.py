@@ -1,8 +1,8 @@
-"""Takes from the projects' own sources what the chart's objects are validated against.
+"""Fetches the schemas for validating the chart's objects from the sources of the projects.
 
-Run as `make chart-schemas` when a Kubernetes release is added to RELEASES; needs Go, whose module
-proxy serves the sources, and some minutes. Both projects and Kubernetes are Apache-2.0. What nobody
-here renders is left out, and so are descriptions.
+Run `make chart-schemas` after adding a Kubernetes release to RELEASES. It needs Go, whose module
+proxy serves the sources, and takes some minutes. Kubernetes and both projects are licensed under
+Apache-2.0. Unused definitions and descriptions are left out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import yaml
 Object = dict[str, Any]
 
 HERE = Path(__file__).parent / "schemas"
-# The last patch release of each minor that can be had.
+# The latest available patch release of each minor release.
 RELEASES = (
     "1.30.14", "1.31.14", "1.32.13", "1.33.13", "1.34.4", "1.35.4", "1.36.3", "1.37.2",
 )  # fmt: skip
@@ -53,12 +53,12 @@ CRDS = (
         "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml",
     ),
 )
-# Of Kubernetes' own additions to JSON Schema, those that the tests look at.
+# Extensions of Kubernetes to JSON Schema that the tests use.
 KEPT = {"x-kubernetes-list-map-keys", "x-kubernetes-int-or-string"}
 
 
 def stripped(schema: Any) -> Any:
-    """A schema without descriptions and additions that nobody looks at."""
+    """The schema without descriptions and unused extensions."""
     if isinstance(schema, list):
         return [stripped(each) for each in schema]
     if not isinstance(schema, dict):
@@ -72,14 +72,14 @@ def stripped(schema: Any) -> Any:
 
 
 def module(name: str) -> Path:
-    """Where Go has put a module's files."""
+    """Download a Go module and return its directory."""
     words = ["go", "mod", "download", "-json", name]
     done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=600)
     return Path(json.loads(done.stdout)["Dir"])
 
 
 def definitions(swagger: Object) -> Object:
-    """What the KINDS are made of, and their own names under `kinds`."""
+    """Definitions that the KINDS refer to, and the names of the kinds under `kinds`."""
     found: Object = swagger["definitions"]
     kinds = {
         f"{kind['group']}/{kind['version']}/{kind['kind']}": name
@@ -99,7 +99,7 @@ def definitions(swagger: Object) -> Object:
 
 
 def pooled(releases: dict[str, Object]) -> Iterator[str]:
-    """All releases as lines of JSON: each variant of a definition once, with who has it."""
+    """All releases as lines of JSON: each variant of a definition once, with its releases."""
     pool: dict[tuple[str, str], list[str]] = {}
     for release, said in releases.items():
         for name, schema in said["definitions"].items():
@@ -116,12 +116,12 @@ def pooled(releases: dict[str, Object]) -> Iterator[str]:
 
 
 def crd(path: Path) -> Object:
-    """One resource's schema, by the key that `kinds` has for others."""
+    """Schema of one custom resource, by the same key as in `kinds`."""
     spec = yaml.safe_load(path.read_text())["spec"]
     (version,) = [each for each in spec["versions"] if each["name"] == "v1"]
     schema = stripped(version["schema"]["openAPIV3Schema"])
     properties = schema["properties"]["spec"]["properties"]
-    if spec["names"]["kind"] == "Issuer":  # the other kinds of issuers are most of it
+    if spec["names"]["kind"] == "Issuer":  # drop the other kinds of issuers, most of the schema
         for name in set(properties) - {"ca", "selfSigned"}:
             del properties[name]
     schema["properties"].pop("status", None)
@@ -130,7 +130,7 @@ def crd(path: Path) -> Object:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
-        # A source tree of Kubernetes each, which nobody needs afterwards.
+        # A source tree of Kubernetes per release, not needed afterwards.
         os.environ |= {"GOMODCACHE": cache, "GOFLAGS": "-modcacherw"}
         releases: dict[str, Object] = {}
         for release in RELEASES:

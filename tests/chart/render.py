@@ -1,6 +1,6 @@
-"""Refreshes what is kept of the chart: the golden renderings and the README's table of values.
+"""Writes the golden renderings of the chart.
 
-Run as `make chart-render`, then look at the difference before committing it.
+Run `make chart-render`, then review the changes before committing them.
 """
 
 from __future__ import annotations
@@ -8,8 +8,15 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tests.chart.charts import CASES, CHART, GOLDEN, case, copied, difference, objects, written
-from tests.chart.values_table import updated
+from tests.chart.charts import (
+    CASES,
+    GOLDEN,
+    case_objects,
+    copy_chart,
+    diff_objects,
+    dump_golden,
+    render_case,
+)
 
 
 def main() -> None:
@@ -17,14 +24,12 @@ def main() -> None:
     for old in GOLDEN.glob("*.yaml"):
         old.unlink()
     with tempfile.TemporaryDirectory() as directory:
-        chart = copied(Path(directory))
-        (GOLDEN / "defaults.yaml").write_text(case("defaults", chart))
-        usual = objects(case("defaults", chart))
+        chart = copy_chart(Path(directory))
+        (GOLDEN / "defaults.yaml").write_text(render_case("defaults", chart))
+        default = case_objects("defaults", chart)
         for name in CASES.keys() - {"defaults"}:
-            changes = difference(objects(case(name, chart)), usual)
-            (GOLDEN / f"{name}.yaml").write_text(written(changes))
-    readme = CHART / "README.md"
-    readme.write_text(updated(readme.read_text(), (CHART / "values.yaml").read_text()))
+            changes = diff_objects(case_objects(name, chart), default)
+            (GOLDEN / f"{name}.yaml").write_text(dump_golden(changes))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What an API server of a given release would say of an object's form, without one."""
+"""Validates objects as the API server of a Kubernetes release would, without a server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RELEASES: tuple[str, ...] = tuple(_KUBERNETES["releases"])
 
 
 def _closed(schema: Any) -> Any:
-    """The schema as strict decoding has it: unknown fields are errors, as are duplicate keys."""
+    """The schema with unknown fields as errors, as in strict decoding."""
     if isinstance(schema, list):
         return [_closed(each) for each in schema]
     if not isinstance(schema, dict):
@@ -33,11 +33,11 @@ def _closed(schema: Any) -> Any:
 
 
 def _unique(_: Any, keys: list[str], items: Any, __: Any) -> Iterator[jsonschema.ValidationError]:
-    """Lists that are maps by some field hold each key once; server-side apply refuses others."""
+    """Reject duplicate keys in lists that are maps by key, as server-side apply does."""
     if isinstance(items, list):
         found = [tuple(item.get(key) for key in keys) for item in items if isinstance(item, dict)]
         for each in sorted({key for key in found if found.count(key) > 1}, key=repr):
-            yield jsonschema.ValidationError(f"{dict(zip(keys, each, strict=True))} is there twice")
+            yield jsonschema.ValidationError(f"duplicate key {dict(zip(keys, each, strict=True))}")
 
 
 _Validator: Any = jsonschema.validators.extend(
@@ -55,7 +55,7 @@ def _definitions(release: str) -> Object:
 
 
 def _quantities(name: str, schema: Object) -> Object:
-    # The one type that is said to be a string and may be a number.
+    # The schema declares this type as a string, but it may be a number.
     return {"type": ["string", "number"]} if name.endswith(".resource.Quantity") else schema
 
 
@@ -63,7 +63,7 @@ def _quantities(name: str, schema: Object) -> Object:
 def _validator(release: str, kind: str) -> Any:
     if kind in _CUSTOM["kinds"]:
         schema = _closed(_CUSTOM["kinds"][kind])
-        # Which the API server checks for every resource alike.
+        # The API server validates metadata in the same way for all resources.
         schema["properties"]["metadata"] = {"type": "object"}
         return _Validator(schema)
     name = _KUBERNETES["kinds"][kind]
@@ -72,7 +72,7 @@ def _validator(release: str, kind: str) -> Any:
 
 
 def problems(item: Object, release: str) -> list[str]:
-    """What is wrong with an object's form; KeyError for a kind that nobody here renders."""
+    """Validation errors of an object; raises KeyError for a kind without a schema."""
     group, _, version = item["apiVersion"].rpartition("/")
     validator = _validator(release, f"{group}/{version}/{item['kind']}")
     return [

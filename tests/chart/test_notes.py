@@ -1,85 +1,103 @@
-"""What Helm says after an installation: what is on, what to type next, what to beware of."""
+"""The notes that Helm prints after an installation: features, next steps and warnings."""
 
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.chart.charts import CASES, SYSTEM, Object, case, nested, objects, run
+from tests.chart.charts import (
+    CASES,
+    SYSTEM,
+    Object,
+    case_objects,
+    run,
+    value_at,
+)
 
-# By the values: what is said, and is not said without them.
-SAID: list[tuple[Object, str]] = [
-    ({}, "made and renewed by the injector"),
-    ({}, "refused, and tried again by their controllers"),
+# Values, and words of the notes that depend on them.
+NOTES: list[tuple[Object, str]] = [
+    ({}, "created and renewed by the injector"),
+    ({}, "are rejected, and their controllers retry"),
     ({}, f"helm test asya-runtime --namespace {SYSTEM}"),
-    (nested("certificates/mode", "certManager"), "made by cert-manager, from a CA of its own"),
     (
-        nested(
+        value_at("certificates/mode", "certManager"),
+        "issued by cert-manager, with a CA that this chart creates",
+    ),
+    (
+        value_at(
             "certificates", {"mode": "certManager", "certManager": {"issuerRef": {"name": "a"}}}
         ),
-        "made by cert-manager, from Issuer a",
+        "issued by cert-manager, with Issuer a",
     ),
-    (CASES["existing-secret"][1], "from your Secret our-certificate"),
-    (nested("injector/replicas", 1), "WARNING: injector.replicas is 1: while that pod is away"),
-    (nested("injector/replicas", 0), "WARNING: injector.replicas is 0: while there is no pod"),
-    (nested("webhook/failurePolicy", "Ignore"), "WARNING: webhook.failurePolicy is Ignore"),
-    (nested("injector/podDisruptionBudget/enabled", False), "WARNING: injector.podDisruption"),
-    (nested("injector/hostNetwork", True), "WARNING: injector.hostNetwork is true"),
-    (nested("rbac/create", False), "WARNING: rbac.create is false"),
-    (CASES["existing-secret-with-cainjector"][1], "WARNING: no caBundle is given"),
+    (CASES["existing-secret"][1], "taken from Secret our-certificate"),
     (
-        nested("prune/enabled", True),
-        'prune          unused copies of the runtime are removed, at "17',
+        value_at("injector/replicas", 1),
+        "WARNING: injector.replicas is 1. Annotated pods are rejected while this pod is",
     ),
-    (nested("networkPolicy/enabled", True), "network        only the ports"),
     (
-        nested("metrics/serviceMonitor/enabled", True),
+        value_at("injector/replicas", 0),
+        "WARNING: injector.replicas is 0. Annotated pods are rejected.\n",
+    ),
+    (value_at("webhook/failurePolicy", "Ignore"), "WARNING: webhook.failurePolicy is Ignore"),
+    (value_at("injector/podDisruptionBudget/enabled", False), "WARNING: injector.podDisruption"),
+    (value_at("injector/hostNetwork", True), "WARNING: injector.hostNetwork is true"),
+    (value_at("rbac/create", False), "WARNING: rbac.create is false"),
+    (
+        CASES["existing-secret-with-cainjector"][1],
+        "WARNING: certificates.existingSecret.caBundle is empty",
+    ),
+    (value_at("prune/enabled", True), "prune           deletes unused copies of the runtime"),
+    (value_at("prune/enabled", True), 'ConfigMap at "17 3 * * *"'),
+    (value_at("networkPolicy/enabled", True), "network policy  admits traffic only to"),
+    (value_at("webhook/failurePolicy", "Ignore"), "pods are admitted without the runtime"),
+    (
+        value_at("metrics/serviceMonitor/enabled", True),
         f"http://asya-runtime-metrics.{SYSTEM}:8080/metrics, with a ServiceMonitor",
     ),
-    (nested("runtime/namespaces", ["models"]), f"is in: {SYSTEM}, models"),
-    (nested("injector/enabled", False), f"are in ConfigMap asya-runtime, in: {SYSTEM}"),
-    (CASES["nothing"][1], "Nothing is installed"),
+    (value_at("runtime/namespaces", ["models"]), f"ConfigMap asya-runtime in: {SYSTEM}, models"),
+    (value_at("injector/enabled", False), "The ConfigMap asya-runtime with asya-runtime"),
+    (value_at("injector/enabled", False), f"is installed in: {SYSTEM}"),
+    (CASES["empty"][1], "The release is empty"),
 ]
 
 
 def notes(values: Object, chart: Path, *, namespace: str = SYSTEM) -> str:
-    """What `helm install` would print after the objects."""
+    """The notes that `helm install` would print."""
     words = ["-n", namespace, "--dry-run=client", "-f", "-"]
-    _, _, said = run(
+    _, _, printed = run(
         "install", "asya-runtime", chart, *words, stdin=yaml.safe_dump(values)
     ).partition("\nNOTES:\n")
-    return said
+    return printed
 
 
 @pytest.fixture(scope="module")
-def usual(chart: Path) -> str:
+def default_notes(chart: Path) -> str:
     return notes({}, chart)
 
 
-@pytest.mark.parametrize(("values", "words"), SAID)
-def test_it_says_what_is_on_and_what_to_beware_of(
-    values: Object, words: str, chart: Path, usual: str
+@pytest.mark.parametrize(("values", "words"), NOTES)
+def test_the_notes_list_features_and_warnings_of_the_values(
+    values: Object, words: str, chart: Path, default_notes: str
 ) -> None:
-    assert (words in usual) == (values == {})
+    assert (words in default_notes) == (values == {})
     assert words in notes(values, chart)
 
 
-def test_all_is_well_by_default(usual: str) -> None:
-    assert "WARNING" not in usual
+def test_default_values_cause_no_warning(default_notes: str) -> None:
+    assert "WARNING" not in default_notes
 
 
-def test_without_its_test_it_names_none(chart: Path) -> None:
-    assert "helm test" not in notes(nested("tests/enabled", False), chart)
+def test_without_the_test_pod_the_notes_do_not_mention_helm_test(chart: Path) -> None:
+    assert "helm test" not in notes(value_at("tests/enabled", False), chart)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_case_has_notes_without_a_gap(name: str, chart: Path) -> None:
+def test_all_cases_have_complete_notes_that_name_existing_objects(name: str, chart: Path) -> None:
     namespace, values = CASES[name]
-    said = notes(values, chart, namespace=namespace)
-    assert said.strip()
-    assert "<no value>" not in said
-    assert "\n\n\n" not in said.strip()
-    # What the notes name is there.
-    for kind, _, who in objects(case(name, chart)):
+    text = notes(values, chart, namespace=namespace)
+    assert text.strip()
+    assert "<no value>" not in text
+    assert "\n\n\n" not in text.strip()
+    for kind, _, deployment in case_objects(name, chart):
         if kind == "Deployment":
-            assert f"rollout status deployment/{who} --namespace {namespace}" in said
+            assert f"rollout status deployment/{deployment} --namespace {namespace}" in text

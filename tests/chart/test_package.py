@@ -1,4 +1,4 @@
-"""The archive: the same bytes of the same sources, and nothing in it that nobody needs."""
+"""The chart archive: reproducible, complete, and free of other files."""
 
 import hashlib
 import io
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from asya_injector import __version__
 from asya_injector.runtime_files import RuntimeFiles
 
-from tests.chart.charts import CHART, REPOSITORY, RUNTIME_FILES, SYSTEM, objects, render, run
+from tests.chart.charts import CHART, REPOSITORY, RUNTIME_FILES, SYSTEM, load_objects, render, run
 
 CONTENTS = {
     "Chart.yaml",
@@ -24,7 +25,7 @@ CONTENTS = {
 
 
 def package(chart: Path, to: Path) -> bytes:
-    """As `make package` does it."""
+    """Package the chart as `make package` does."""
     to.mkdir()
     run("package", "--destination", to, chart, SOURCE_DATE_EPOCH="1700000000")
     (archive,) = to.iterdir()
@@ -36,15 +37,15 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return package(CHART, tmp_path_factory.mktemp("package") / "one")
 
 
-def test_equal_sources_give_equal_bytes(archive: bytes, tmp_path: Path) -> None:
+def test_the_archive_is_reproducible(archive: bytes, tmp_path: Path) -> None:
     again = tmp_path / "chart"
-    shutil.copytree(CHART, again, copy_function=shutil.copy)  # with other times
+    shutil.copytree(CHART, again, copy_function=shutil.copy)  # with other modification times
     for path in again.rglob("*"):
         path.chmod(0o700)
     assert package(again, tmp_path / "two") == archive
 
 
-def test_it_holds_what_is_needed_and_no_more(archive: bytes, tmp_path: Path) -> None:
+def test_the_archive_contains_only_the_files_of_the_chart(archive: bytes, tmp_path: Path) -> None:
     littered = tmp_path / "chart"
     shutil.copytree(CHART, littered)
     for name in ("x.tgz", ".env", "values.yaml.orig", "files/.swp", "a~"):
@@ -63,18 +64,18 @@ def test_it_holds_what_is_needed_and_no_more(archive: bytes, tmp_path: Path) -> 
     assert len(archive) < 100_000
 
 
-def test_no_part_of_the_chart_is_a_link() -> None:
+def test_the_chart_contains_no_symbolic_link() -> None:
     assert [path for path in CHART.rglob("*") if path.is_symlink()] == []
 
 
-def test_the_archive_renders_as_the_directory_does(archive: bytes, tmp_path: Path) -> None:
+def test_archive_and_directory_render_the_same(archive: bytes, tmp_path: Path) -> None:
     path = tmp_path / "chart.tgz"
     path.write_bytes(archive)
     assert render({}, chart=path) == render({})
 
 
-def test_all_names_of_the_runtimes_text_agree(archive: bytes) -> None:
-    """In the checkout, in the archive, on the ConfigMap, and what the injector puts on pods."""
+def test_all_digests_of_the_runtime_files_agree(archive: bytes) -> None:
+    """Of the checkout, of the archive, on the ConfigMap, and on injected pods."""
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         listing = ""
         for name in RUNTIME_FILES:
@@ -82,18 +83,19 @@ def test_all_names_of_the_runtimes_text_agree(archive: bytes) -> None:
             assert member
             listing += f"{hashlib.sha256(member.read()).hexdigest()}  {name}\n"
     digest = hashlib.sha256(listing.encode()).hexdigest()
-    metadata = objects(render({}))["ConfigMap", SYSTEM, "asya-runtime"]["metadata"]
+    metadata = load_objects(render({}))["ConfigMap", SYSTEM, "asya-runtime"]["metadata"]
     assert metadata["annotations"]["asya.sh/runtime-sha256"] == digest
     assert RuntimeFiles.load(REPOSITORY / "runtime").hash == digest[:10]
 
 
-def test_one_version_has_one_name() -> None:
+def test_chart_injector_and_documented_image_tags_have_one_version() -> None:
     about = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    module = (REPOSITORY / "injector/asya_injector/__init__.py").read_text()
-    assert re.fullmatch(r"\d+\.\d+\.\d+", about["version"])
-    assert about["kubeVersion"].endswith("-0")
-    assert f'__version__ = "{about["appVersion"]}"' in module
-    # A tag that somebody copies from here is the one that the chart asks for.
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
+    assert about["version"] == about["appVersion"] == __version__, "run `make sync`"
     for page in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]:
         for tag in re.findall(r"asya-injector:(\d[\w.]*)", page.read_text()):
-            assert tag == about["appVersion"], page
+            assert tag == __version__, f"{page}: run `make sync`"
+
+
+def test_the_required_kubernetes_version_allows_vendor_suffixes() -> None:
+    assert yaml.safe_load((CHART / "Chart.yaml").read_text())["kubeVersion"].endswith("-0")

@@ -1,4 +1,4 @@
-"""What Helm makes of the chart, for every case that is kept as a file."""
+"""Renderings of the chart: golden files, the runtime files and the injector's environment."""
 
 import hashlib
 import json
@@ -20,14 +20,17 @@ from tests.chart.charts import (
     SYSTEM,
     HelmError,
     Object,
-    case,
-    copied,
-    difference,
-    nested,
-    objects,
-    read,
+    case_objects,
+    copy_chart,
+    diff_objects,
+    find_by_name,
+    find_object,
+    load_golden,
+    load_objects,
     render,
+    render_case,
     run,
+    value_at,
 )
 from tests.chart.schemas import RELEASES, problems
 
@@ -41,31 +44,24 @@ CLUSTER_WIDE = {
 }
 
 
-def one(text: str, kind: str) -> Object:
-    """The one object of its kind."""
-    (found,) = [item for item in objects(text).values() if item["kind"] == kind]
-    result: Object = found
-    return result
-
-
 def injector(text: str) -> Object:
-    """The injector's container."""
-    (container,) = one(text, "Deployment")["spec"]["template"]["spec"]["containers"]
+    """The container of the injector."""
+    (container,) = find_object(text, "Deployment")["spec"]["template"]["spec"]["containers"]
     result: Object = container
     return result
 
 
 def environment(text: str) -> dict[str, str]:
-    """The injector's variables as its process has them."""
+    """The environment variables of the injector's process."""
     return {
-        each["name"]: each.get("value", SYSTEM)  # the one without value is the pod's namespace
+        each["name"]: each.get("value", SYSTEM)  # the namespace comes from a field of the pod
         for each in injector(text)["env"]
     }
 
 
 @pytest.fixture(scope="module")
 def defaults() -> str:
-    """The chart as it is, with default values."""
+    """Rendering of the unmodified chart with default values."""
     return render({})
 
 
@@ -73,35 +69,35 @@ def defaults() -> str:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_rendering_is_what_is_kept_of_it(name: str, chart: Path) -> None:
-    now = objects(case(name, chart))
-    kept = (GOLDEN / f"{name}.yaml").read_text()
+def test_a_rendering_equals_its_golden_file(name: str, chart: Path) -> None:
+    now = case_objects(name, chart)
+    golden = (GOLDEN / f"{name}.yaml").read_text()
     if name == "defaults":
-        assert now == objects(kept), "if this is wanted: make chart-render"
+        assert now == load_objects(golden), "if this is intended, run `make chart-render`"
     else:
-        changes = difference(now, objects(case("defaults", chart)))
-        assert changes == read(kept), "if this is wanted: make chart-render"
+        changes = diff_objects(now, case_objects("defaults", chart))
+        assert changes == load_golden(golden), "if this is intended, run `make chart-render`"
 
 
-def test_no_rendering_is_kept_of_a_case_that_has_gone() -> None:
+def test_each_golden_file_belongs_to_a_case() -> None:
     assert {path.stem for path in GOLDEN.iterdir()} == set(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_renderings_are_the_same_bytes(name: str, chart: Path) -> None:
+def test_rendering_is_deterministic(name: str, chart: Path) -> None:
     namespace, values = CASES[name]
-    assert render(values, chart=chart, namespace=namespace) == case(name, chart)
+    assert render(values, chart=chart, namespace=namespace) == render_case(name, chart)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_helm_3_makes_the_same_objects(name: str, chart: Path) -> None:
-    assert objects(case(name, chart, "helm3")) == objects(case(name, chart))
+def test_helm_3_renders_the_same_objects(name: str, chart: Path) -> None:
+    assert case_objects(name, chart, "helm3") == case_objects(name, chart)
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_an_api_server_of_any_release_knows_every_field(release: str, chart: Path) -> None:
+def test_objects_are_valid_in_every_supported_kubernetes_release(release: str, chart: Path) -> None:
     for name in CASES:
-        for item in objects(case(name, chart)).values():
+        for item in case_objects(name, chart).values():
             assert problems(item, release) == [], name
 
 
@@ -112,31 +108,31 @@ def test_an_api_server_of_any_release_knows_every_field(release: str, chart: Pat
         pytest.param({"replicas": "2"}, "'2' is not of type 'integer'", id="wrong-type"),
         pytest.param(
             {"template": {"spec": {"containers": [{"name": "a"}, {"name": "a"}]}}},
-            "{'name': 'a'} is there twice",
-            id="key-of-a-list-twice",
+            "duplicate key {'name': 'a'}",
+            id="duplicate-key-in-a-list",
         ),
     ],
 )
-def test_a_wrong_object_would_be_seen(change: Object, words: str, chart: Path) -> None:
-    deployment = one(case("defaults", chart), "Deployment")
+def test_invalid_objects_are_detected(change: Object, words: str, chart: Path) -> None:
+    deployment = find_object(render_case("defaults", chart), "Deployment")
     wrong = deployment | {"spec": deployment["spec"] | change}
     (problem,) = problems(wrong, RELEASES[0])
     assert words in problem
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_namespaces_are_on_what_lives_in_one_and_nowhere_else(name: str, chart: Path) -> None:
-    for kind, where, _ in objects(case(name, chart)):
+def test_only_namespaced_objects_have_a_namespace(name: str, chart: Path) -> None:
+    for kind, where, _ in case_objects(name, chart):
         assert bool(where) == (kind not in CLUSTER_WIDE)
 
 
-def test_a_release_of_another_name_makes_objects_of_the_same_names(chart: Path) -> None:
+def test_object_names_do_not_depend_on_the_release_name(chart: Path) -> None:
     other = render({}, chart=chart, release="other")
-    assert set(objects(other)) == set(objects(case("defaults", chart)))
+    assert set(load_objects(other)) == set(case_objects("defaults", chart))
 
 
 @pytest.mark.parametrize("tool", ["helm", "helm3"])
-def test_a_vendors_version_of_kubernetes_is_taken_and_an_old_one_is_not(
+def test_vendor_versions_of_kubernetes_are_accepted_and_old_versions_rejected(
     tool: str, chart: Path
 ) -> None:
     render({}, chart=chart, tool=tool, kubernetes="v1.31.2-eks-1234")
@@ -144,23 +140,23 @@ def test_a_vendors_version_of_kubernetes_is_taken_and_an_old_one_is_not(
         render({}, chart=chart, tool=tool, kubernetes="v1.29.9")
 
 
-def test_helm_finds_nothing_to_warn_about() -> None:
+def test_helm_lint_reports_no_warning() -> None:
     run("lint", "--strict", CHART)
 
 
-# --- The runtime's files ----------------------------------------------------------------------
+# --- The runtime files ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", RUNTIME_FILES)
-def test_the_chart_carries_the_runtime_as_it_is(name: str) -> None:
-    ours = (CHART / "files" / name).read_bytes()
-    assert ours == (REPOSITORY / "runtime" / name).read_bytes(), "make sync"
+def test_the_chart_contains_the_current_runtime_files(name: str) -> None:
+    copy = (CHART / "files" / name).read_bytes()
+    assert copy == (REPOSITORY / "runtime" / name).read_bytes(), "run `make sync`"
     assert name in {ENTRYPOINT_FILE, RUNTIME_FILE}
 
 
-def test_the_config_map_holds_the_files_to_the_byte(defaults: str) -> None:
+def test_the_config_map_contains_the_files_byte_for_byte(defaults: str) -> None:
     files = {name: (CHART / "files" / name).read_bytes().decode() for name in RUNTIME_FILES}
-    assert one(defaults, "ConfigMap")["data"] == files
+    assert find_object(defaults, "ConfigMap")["data"] == files
 
 
 @pytest.mark.parametrize(
@@ -176,31 +172,31 @@ def test_the_config_map_holds_the_files_to_the_byte(defaults: str) -> None:
         pytest.param("---\n# a\n", id="looks-like-yaml"),
     ],
 )
-def test_any_text_comes_through_to_the_byte(text: str, tmp_path: Path) -> None:
+def test_any_text_is_preserved_byte_for_byte(text: str, tmp_path: Path) -> None:
     files = dict.fromkeys(RUNTIME_FILES, text)
-    assert one(render({}, chart=copied(tmp_path, files)), "ConfigMap")["data"] == files
+    assert find_object(render({}, chart=copy_chart(tmp_path, files)), "ConfigMap")["data"] == files
 
 
-def test_its_digest_is_that_of_sha256sum(defaults: str) -> None:
+def test_the_digest_equals_that_of_sha256sum(defaults: str) -> None:
     listing = "".join(
         f"{hashlib.sha256((CHART / 'files' / name).read_bytes()).hexdigest()}  {name}\n"
         for name in RUNTIME_FILES
     )
     digest = hashlib.sha256(listing.encode()).hexdigest()
-    assert one(defaults, "ConfigMap")["metadata"]["annotations"] == {
+    assert find_object(defaults, "ConfigMap")["metadata"]["annotations"] == {
         "asya.sh/runtime-sha256": digest
     }
-    template = one(defaults, "Deployment")["spec"]["template"]
+    template = find_object(defaults, "Deployment")["spec"]["template"]
     assert template["metadata"]["annotations"]["checksum/runtime"] == digest
 
 
-def test_the_injector_restarts_for_another_runtime_and_not_for_another_chart_version(
+def test_the_injector_restarts_for_a_new_runtime_but_not_for_a_new_chart_version(
     chart: Path, tmp_path: Path
 ) -> None:
     def pod_template(where: Path) -> Any:
-        return one(render({}, chart=where), "Deployment")["spec"]["template"]
+        return find_object(render({}, chart=where), "Deployment")["spec"]["template"]
 
-    newer = copied(tmp_path)
+    newer = copy_chart(tmp_path)
     about = newer / "Chart.yaml"
     about.write_text(about.read_text().replace("\nversion: ", "\nversion: 1"))
     assert pod_template(newer) == pod_template(chart)
@@ -208,84 +204,89 @@ def test_the_injector_restarts_for_another_runtime_and_not_for_another_chart_ver
     assert pod_template(newer) != pod_template(chart)
 
 
-def test_the_plain_config_map_is_in_each_namespace_once(chart: Path) -> None:
+def test_each_namespace_gets_the_config_map_once(chart: Path) -> None:
     text = render({"runtime": {"namespaces": ["a", "b", "a", SYSTEM]}}, chart=chart)
-    maps = {key: item for key, item in objects(text).items() if key[0] == "ConfigMap"}
+    maps = {key: item for key, item in load_objects(text).items() if key[0] == "ConfigMap"}
     assert sorted(maps) == [("ConfigMap", where, NAME) for where in ("a", SYSTEM, "b")]
     data = [(item["data"], item["metadata"]["annotations"]) for item in maps.values()]
     assert data == [data[0]] * 3
 
 
-# --- What the chart refuses -------------------------------------------------------------------
+# --- Invalid files ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        pytest.param({}, "asya_entrypoint.py is missing or empty", id="no-files"),
         pytest.param(
-            {"asya_entrypoint.py": "#\n"}, "asya_runtime.py is missing or empty", id="one-missing"
+            {}, "files/asya_entrypoint.py of the chart is missing or empty", id="no-files"
+        ),
+        pytest.param(
+            {"asya_entrypoint.py": "#\n"},
+            "files/asya_runtime.py of the chart is missing or empty",
+            id="one-missing",
         ),
         pytest.param(
             {"asya_entrypoint.py": "", "asya_runtime.py": "#\n"},
-            "asya_entrypoint.py is missing or empty",
+            "files/asya_entrypoint.py of the chart is missing or empty",
             id="one-empty",
         ),
         pytest.param(
             {"asya_entrypoint.py": "#", "asya_runtime.py": "#" * 921600},
-            "the runtime's files have 921601 bytes; 921600 fit",
+            "the runtime files have 921601 bytes, but a ConfigMap holds at most 921600",
             id="a-byte-too-large",
         ),
     ],
 )
-def test_files_that_cannot_be_a_config_map_are_refused(
+def test_files_that_do_not_fit_into_a_config_map_are_rejected(
     files: dict[str, str], words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(HelmError, match=words):
-        render({}, chart=copied(tmp_path, files))
+        render({}, chart=copy_chart(tmp_path, files))
 
 
-def test_files_that_just_fit_are_taken(tmp_path: Path) -> None:
+def test_files_of_the_maximum_size_are_accepted(tmp_path: Path) -> None:
     files = {"asya_entrypoint.py": "#", "asya_runtime.py": "#" * 921599}
-    assert one(render({}, chart=copied(tmp_path, files)), "ConfigMap")["data"] == files
+    assert find_object(render({}, chart=copy_chart(tmp_path, files)), "ConfigMap")["data"] == files
 
 
-# --- What the injector is told ----------------------------------------------------------------
+# --- The injector's environment ---------------------------------------------------------------
 
 
-def test_the_injector_reads_all_that_it_is_told(defaults: str) -> None:
+def test_the_injectors_configuration_matches_the_rendered_objects(defaults: str) -> None:
     environ = environment(defaults)
     config = Config.from_env(environ)
-    service = one(defaults, "Service")
+    service = find_object(defaults, "Service")
     assert (config.namespace, config.tls_mode) == (SYSTEM, "self")
     assert config.service == service["metadata"]["name"]
     assert (
         config.webhook_configuration
-        == one(defaults, "MutatingWebhookConfiguration")["metadata"]["name"]
+        == find_object(defaults, "MutatingWebhookConfiguration")["metadata"]["name"]
     )
-    assert config.tls_secret == one(defaults, "Secret")["metadata"]["name"]
+    assert config.tls_secret == find_object(defaults, "Secret")["metadata"]["name"]
     ports = {each["name"]: each["containerPort"] for each in injector(defaults)["ports"]}
     assert ports == {"webhook": config.webhook_port, "http": config.http_port}
     assert [(each["port"], each["targetPort"]) for each in service["spec"]["ports"]] == [
         (443, "webhook")
     ]
-    (mount,) = [each for each in injector(defaults)["volumeMounts"] if each["name"] == "runtime"]
+    mount = find_by_name(injector(defaults)["volumeMounts"], "runtime")
     assert mount["mountPath"] == str(config.runtime_directory)
 
 
-def test_the_injector_reads_where_the_files_of_others_are(chart: Path) -> None:
-    text = case("existing-secret", chart)
+def test_the_injector_reads_the_certificate_of_an_existing_secret(chart: Path) -> None:
+    text = render_case("existing-secret", chart)
     config = Config.from_env(environment(text))
-    (mount,) = [each for each in injector(text)["volumeMounts"] if each["name"] == "tls"]
+    mount = find_by_name(injector(text)["volumeMounts"], "tls")
     assert (config.tls_mode, str(config.tls_directory)) == ("files", mount["mountPath"])
 
 
-def test_default_values_are_the_defaults_of_the_annotations(defaults: str) -> None:
-    said = json.loads(environment(defaults)["INJECTOR_DEFAULTS"])
-    # What opts in, out and chooses a container is for each workload to say.
-    own = {"handler", "inject", "container"}
-    assert said == {entry.name: entry.default for entry in TABLE if entry.name not in own}
-    ClusterDefaults(runtime_hash="0", defaults=said)
+def test_default_values_equal_the_defaults_of_the_annotations(defaults: str) -> None:
+    values = json.loads(environment(defaults)["INJECTOR_DEFAULTS"])
+    without_default = {"handler", "inject", "container"}  # these differ for each workload
+    assert values == {
+        entry.name: entry.default for entry in TABLE if entry.name not in without_default
+    }
+    ClusterDefaults("0", values)
 
 
 @pytest.mark.parametrize(
@@ -304,10 +305,10 @@ def test_default_values_are_the_defaults_of_the_annotations(defaults: str) -> No
         ("mode", None, None),
     ],
 )
-def test_a_default_reaches_the_injector_as_it_was_written(
+def test_the_injector_gets_a_default_as_the_user_wrote_it(
     name: str, value: object, text: str | None, chart: Path
 ) -> None:
-    rendered = render(nested(f"runtime/defaults/{name}", value), chart=chart)
-    said = json.loads(environment(rendered)["INJECTOR_DEFAULTS"])
-    assert said.get(name) == text
-    ClusterDefaults(runtime_hash="0", defaults=said)
+    rendered = render(value_at(f"runtime/defaults/{name}", value), chart=chart)
+    values = json.loads(environment(rendered)["INJECTOR_DEFAULTS"])
+    assert values.get(name) == text
+    ClusterDefaults("0", values)

@@ -1,4 +1,4 @@
-"""What the chart's objects may do, and what they must not stand in the way of."""
+"""Permissions, webhooks, pod security and selectors of the chart's objects."""
 
 import base64
 import re
@@ -8,36 +8,46 @@ import pytest
 from asya_injector.runtime_files import MANAGED_BY, RuntimeFiles
 from asya_injector.webhook.admission import PODS, TEMPLATES, WORKLOADS
 
-from tests.chart.charts import CA, CASES, SYSTEM, Object, case, nested, objects, render
+from tests.chart.charts import (
+    CA,
+    CASES,
+    SYSTEM,
+    Object,
+    case_objects,
+    find_by_name,
+    find_object,
+    load_objects,
+    render,
+    render_case,
+    value_at,
+)
 
 NAME = "asya-runtime"
-WITH_INJECTOR = [name for name in CASES if name not in ("config-maps-alone", "nothing")]
-# Asked for by name, at the price of Pod Security `restricted`.
-UNRESTRICTED = ("host-network", "contexts-taken-away")
+WITH_INJECTOR = [name for name in CASES if name not in ("no-injector", "empty")]
+# Values that give up Pod Security `restricted`.
+UNRESTRICTED = ("host-network", "null-security-contexts")
+EXCLUSIONS = [
+    {
+        "key": "kubernetes.io/metadata.name",
+        "operator": "NotIn",
+        "values": ["kube-system", "kube-public", "kube-node-lease"],
+    },
+    {"key": "asya.sh/injection", "operator": "NotIn", "values": ["disabled"]},
+]
 
 
 @pytest.fixture(scope="module")
 def rendered() -> dict[str, Object]:
-    """The default rendering by kind; each kind is there once."""
-    return by_kind(render({}))
-
-
-def by_kind(text: str) -> dict[str, Object]:
-    found = objects(text)
+    """Objects of the default rendering by kind, of which each has one."""
+    found = load_objects(render({}))
     assert len({kind for kind, _, _ in found}) == len(found)
     return {kind: item for (kind, _, _), item in found.items()}
 
 
-def injectors(name: str, chart: Path) -> Object:
-    """The injector's Deployment in one of the CASES."""
-    (found,) = [
-        item for (kind, _, _), item in objects(case(name, chart)).items() if kind == "Deployment"
-    ]
-    result: Object = found
-    return result
+# --- Permissions ------------------------------------------------------------------------------
 
 
-def test_its_rights_are_those_of_the_design(rendered: dict[str, Object]) -> None:
+def test_the_injector_has_only_the_documented_permissions(rendered: dict[str, Object]) -> None:
     webhooks = "admissionregistration.k8s.io"
     assert rendered["ClusterRole"]["rules"] == [
         {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create", "patch"]},
@@ -60,15 +70,17 @@ def test_its_rights_are_those_of_the_design(rendered: dict[str, Object]) -> None
 
 
 @pytest.mark.parametrize("mode", ["cert-manager", "existing-secret"])
-def test_with_a_certificate_of_others_it_writes_config_maps_alone(mode: str, chart: Path) -> None:
-    found = objects(case(mode, chart))
+def test_without_certificate_mode_self_the_injector_may_only_write_config_maps(
+    mode: str, chart: Path
+) -> None:
+    found = case_objects(mode, chart)
     config_maps = {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create", "patch"]}
     assert found["ClusterRole", "", NAME]["rules"] == [config_maps]
     assert not {"Role", "RoleBinding", "Secret"} & {kind for kind, _, _ in found}
 
 
-def test_prune_has_rights_of_its_own(chart: Path) -> None:
-    usual, found = objects(case("defaults", chart)), objects(case("prune", chart))
+def test_prune_has_a_separate_account_and_role(chart: Path) -> None:
+    default, found = case_objects("defaults", chart), case_objects("prune", chart)
     name = "asya-runtime-prune"
     assert found["ClusterRole", "", name]["rules"] == [
         {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["list", "delete"]},
@@ -79,23 +91,22 @@ def test_prune_has_rights_of_its_own(chart: Path) -> None:
     assert found["ClusterRoleBinding", "", name]["roleRef"]["name"] == name
     job = found["CronJob", SYSTEM, name]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     assert job["serviceAccountName"] == name
-    # And nothing of the injector's is changed by it.
-    assert {key: found[key] for key in usual} == usual
+    # The other objects do not change.
+    assert {key: found[key] for key in default} == default
 
 
-def test_all_rights_are_in_these_objects(chart: Path) -> None:
-    rights = {"Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"}
-    for name in CASES:
-        found = sorted((kind, who) for kind, _, who in objects(case(name, chart)) if kind in rights)
-        known = {(kind, NAME) for kind in rights} | {
-            (kind, f"{NAME}-prune") for kind in ("ClusterRole", "ClusterRoleBinding")
-        }
-        assert set(found) <= known
-        assert not (name == "accounts-of-others" and found)
+@pytest.mark.parametrize("name", CASES)
+def test_no_other_object_grants_permissions(name: str, chart: Path) -> None:
+    kinds = {"Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"}
+    expected = {(kind, NAME) for kind in kinds} | {
+        (kind, f"{NAME}-prune") for kind in ("ClusterRole", "ClusterRoleBinding")
+    }
+    found = {(kind, who) for kind, _, who in case_objects(name, chart) if kind in kinds}
+    assert found <= (set() if name == "existing-accounts" else expected)
 
 
-def test_accounts_of_others_are_used_wherever_ours_would_be(chart: Path) -> None:
-    found = objects(case("accounts-of-others", chart))
+def test_an_existing_account_replaces_the_charts_account(chart: Path) -> None:
+    found = case_objects("existing-accounts", chart)
     assert [key for key in found if key[0] == "ServiceAccount"] == [
         ("ServiceAccount", SYSTEM, "asya-runtime-prune")
     ]
@@ -106,7 +117,9 @@ def test_accounts_of_others_are_used_wherever_ours_would_be(chart: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["Role", "ClusterRole"])
-def test_the_rights_are_the_injectors_alone(rendered: dict[str, Object], kind: str) -> None:
+def test_roles_are_bound_only_to_the_injectors_account(
+    rendered: dict[str, Object], kind: str
+) -> None:
     binding = rendered[f"{kind}Binding"]
     account = rendered["ServiceAccount"]["metadata"]
     role = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind}
@@ -117,7 +130,7 @@ def test_the_rights_are_the_injectors_alone(rendered: dict[str, Object], kind: s
     assert spec["serviceAccountName"] == account["name"]
 
 
-def test_the_policy_is_about_the_injectors_account(rendered: dict[str, Object]) -> None:
+def test_the_admission_policy_restricts_the_injectors_account(rendered: dict[str, Object]) -> None:
     spec = rendered["ValidatingAdmissionPolicy"]["spec"]
     account = rendered["ServiceAccount"]["metadata"]
     user = f"system:serviceaccount:{account['namespace']}:{account['name']}"
@@ -130,7 +143,7 @@ def test_the_policy_is_about_the_injectors_account(rendered: dict[str, Object]) 
     }
 
 
-def test_the_policy_lets_through_what_the_injector_writes(rendered: dict[str, Object]) -> None:
+def test_the_admission_policy_allows_the_runtime_config_maps(rendered: dict[str, Object]) -> None:
     metadata = RuntimeFiles({"a": "b"}).config_map()["metadata"]
     (label,) = MANAGED_BY.items()
     for each in rendered["ValidatingAdmissionPolicy"]["spec"]["validations"]:
@@ -139,7 +152,7 @@ def test_the_policy_lets_through_what_the_injector_writes(rendered: dict[str, Ob
         assert re.findall(r"labels\['([^']+)'\] == '([^']+)'", each["expression"]) == [label]
 
 
-def test_the_secret_is_empty_and_the_ca_is_nobodys_but_the_injectors(
+def test_certificate_and_ca_bundle_are_left_to_the_injector(
     rendered: dict[str, Object],
 ) -> None:
     secret = rendered["Secret"]
@@ -147,6 +160,9 @@ def test_the_secret_is_empty_and_the_ca_is_nobodys_but_the_injectors(
     assert not {"data", "stringData"} & set(secret)
     for webhook in rendered["MutatingWebhookConfiguration"]["webhooks"]:
         assert set(webhook["clientConfig"]) == {"service"}
+
+
+# --- Webhooks ---------------------------------------------------------------------------------
 
 
 def rule(group: str, operations: list[str], *resources: str) -> Object:
@@ -159,7 +175,7 @@ def rule(group: str, operations: list[str], *resources: str) -> Object:
     }
 
 
-def test_the_webhooks_are_those_of_the_design(rendered: dict[str, Object]) -> None:
+def test_the_webhooks_have_the_documented_rules_and_policies(rendered: dict[str, Object]) -> None:
     both = ["CREATE", "UPDATE"]
     rules = {
         "pods": [rule("", ["CREATE"], "pods")],
@@ -173,11 +189,6 @@ def test_the_webhooks_are_those_of_the_design(rendered: dict[str, Object]) -> No
             rule("batch", ["UPDATE"], "cronjobs"),
         ],
     }
-    spared = ["kube-system", "kube-public", "kube-node-lease"]
-    excluded = [
-        {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": spared},
-        {"key": "asya.sh/injection", "operator": "NotIn", "values": ["disabled"]},
-    ]
     found = [dict(each) for each in rendered["MutatingWebhookConfiguration"]["webhooks"]]
     for each in found:
         assert each.pop("matchConditions")
@@ -188,7 +199,7 @@ def test_the_webhooks_are_those_of_the_design(rendered: dict[str, Object]) -> No
             "clientConfig": {"service": service | {"path": f"/{name}"}},
             "rules": rules[name],
             "matchPolicy": "Equivalent",
-            "namespaceSelector": {"matchExpressions": excluded},
+            "namespaceSelector": {"matchExpressions": EXCLUSIONS},
             "failurePolicy": "Ignore" if name == "templates" else "Fail",
             "timeoutSeconds": 5,
             "reinvocationPolicy": "IfNeeded",
@@ -199,10 +210,13 @@ def test_the_webhooks_are_those_of_the_design(rendered: dict[str, Object]) -> No
     ]
 
 
+# --- Pods -------------------------------------------------------------------------------------
+
+
 def pods(text: str) -> list[Object]:
-    """All pods of a rendering: metadata and spec, of the injector, the prune job and the test."""
+    """Pods of a rendering with metadata and spec: of the injector, the prune job and the test."""
     found = []
-    for (kind, _, _), item in objects(text).items():
+    for (kind, _, _), item in load_objects(text).items():
         if kind == "Deployment":
             found.append(item["spec"]["template"])
         elif kind == "CronJob":
@@ -213,10 +227,10 @@ def pods(text: str) -> list[Object]:
 
 
 @pytest.mark.parametrize("name", [name for name in WITH_INJECTOR if name not in UNRESTRICTED])
-def test_all_pods_meet_restricted_pod_security(name: str, chart: Path) -> None:
-    found = [pod["spec"] for pod in pods(case(name, chart))]
-    assert len(found) == 1 + (name != "accounts-of-others") + (
-        name in ("prune", "labelled", "accounts-of-others")
+def test_all_pods_satisfy_pod_security_restricted(name: str, chart: Path) -> None:
+    found = [pod["spec"] for pod in pods(render_case(name, chart))]
+    assert len(found) == 1 + (name != "existing-accounts") + (
+        name in ("prune", "common-labels", "existing-accounts")
     )
     for pod in found:
         (container,) = pod["containers"]
@@ -235,37 +249,40 @@ def test_all_pods_meet_restricted_pod_security(name: str, chart: Path) -> None:
         assert not [port for port in container.get("ports", ()) if "hostPort" in port]
 
 
-def test_contexts_can_be_taken_away_by_field_and_as_a_whole(chart: Path) -> None:
-    for tool in ("helm", "helm3"):
-        for pod in pods(case("contexts-taken-away", chart, tool)):
-            (container,) = pod["spec"]["containers"]
-            assert "securityContext" not in pod["spec"]
-            assert container["securityContext"] == {
-                "allowPrivilegeEscalation": False,
-                "capabilities": {"drop": ["ALL"]},
-            }
+@pytest.mark.parametrize("tool", ["helm", "helm3"])
+def test_null_removes_a_security_context_or_a_field_of_it(tool: str, chart: Path) -> None:
+    for pod in pods(render_case("null-security-contexts", chart, tool)):
+        (container,) = pod["spec"]["containers"]
+        assert "securityContext" not in pod["spec"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
 
 
 @pytest.mark.parametrize("name", WITH_INJECTOR)
-def test_the_injector_never_waits_for_itself(name: str, chart: Path) -> None:
-    for (kind, _, _), item in objects(case(name, chart)).items():
+def test_the_injector_does_not_inject_its_own_pods(name: str, chart: Path) -> None:
+    for (kind, _, _), item in case_objects(name, chart).items():
         keys = list(item["metadata"].get("annotations", {}))
         if kind == "Deployment":
             keys += item["spec"]["template"]["metadata"]["annotations"]
-        if kind not in ("ConfigMap", "Pod"):  # the one has the runtime's digest, the other asks
+        if kind not in (
+            "ConfigMap",
+            "Pod",
+        ):  # the digest of the runtime files; the actor of `helm test`
             assert not [key for key in keys if key.startswith("asya.sh/")]
 
 
 @pytest.mark.parametrize("name", WITH_INJECTOR)
-def test_whatever_selects_pods_selects_the_injectors_and_by_nothing_that_changes(
+def test_all_selectors_match_only_the_injectors_pods_by_constant_labels(
     name: str, chart: Path
 ) -> None:
     namespace, _ = CASES[name]
-    found = objects(case(name, chart))
+    found = case_objects(name, chart)
     spec = found["Deployment", namespace, NAME]["spec"]
     selected = spec["selector"]["matchLabels"]
     assert set(selected) == {"app.kubernetes.io/name", "app.kubernetes.io/instance"}
-    by_selector = [pod for pod in pods(case(name, chart)) if selects(selected, pod)]
+    by_selector = [pod for pod in pods(render_case(name, chart)) if selects(selected, pod)]
     assert by_selector == [spec["template"]]
     (spread,) = spec["template"]["spec"]["topologySpreadConstraints"]
     selectors = [spread["labelSelector"]["matchLabels"]]
@@ -278,15 +295,15 @@ def test_whatever_selects_pods_selects_the_injectors_and_by_nothing_that_changes
             selectors.append(item["spec"]["podSelector"]["matchLabels"])
     assert selectors == [selected] * len(selectors)
     has_budget = ("PodDisruptionBudget", namespace, NAME) in found
-    assert has_budget == (spec["replicas"] > 1 and name != "contexts-taken-away")
+    assert has_budget == (spec["replicas"] > 1 and name != "null-security-contexts")
 
 
 def selects(labels: dict[str, str], item: Object) -> bool:
     return bool(labels.items() <= item["metadata"]["labels"].items())
 
 
-def test_a_service_monitor_finds_the_one_port_with_metrics(chart: Path) -> None:
-    found = objects(case("watched", chart))
+def test_the_service_monitor_selects_only_the_metrics_port(chart: Path) -> None:
+    found = case_objects("monitoring", chart)
     monitor = found["ServiceMonitor", SYSTEM, NAME]["spec"]
     (endpoint,) = monitor["endpoints"]
     services = [
@@ -295,19 +312,19 @@ def test_a_service_monitor_finds_the_one_port_with_metrics(chart: Path) -> None:
         if kind == "Service" and selects(monitor["selector"]["matchLabels"], item)
     ]
     ports = [port for item in services for port in item["spec"]["ports"]]
-    (port,) = [port for port in ports if port["name"] == endpoint["port"]]
+    port = find_by_name(ports, endpoint["port"])
     (container,) = found["Deployment", SYSTEM, NAME]["spec"]["template"]["spec"]["containers"]
     named = {each["name"]: each["containerPort"] for each in container["ports"]}
     assert named[port["targetPort"]] == 9090
 
 
-def test_a_network_policy_lets_the_api_server_in_from_anywhere(chart: Path) -> None:
+def test_the_network_policy_admits_any_source_to_the_webhook_port(chart: Path) -> None:
     def ingress(name: str) -> list[Object]:
-        found = objects(case(name, chart))
+        found = case_objects(name, chart)
         result: list[Object] = found["NetworkPolicy", SYSTEM, NAME]["spec"]["ingress"]
         return result
 
-    webhook, metrics = ingress("watched")
+    webhook, metrics = ingress("monitoring")
     assert webhook == {"ports": [{"port": "webhook", "protocol": "TCP"}]}
     assert metrics["ports"] == [{"port": "http", "protocol": "TCP"}]
     assert metrics["from"] == [{"namespaceSelector": {"matchLabels": {"team": "watch"}}}]
@@ -315,24 +332,15 @@ def test_a_network_policy_lets_the_api_server_in_from_anywhere(chart: Path) -> N
 
 
 @pytest.mark.parametrize("name", WITH_INJECTOR)
-def test_exclusions_cannot_be_dropped(name: str, chart: Path) -> None:
-    (configuration,) = [
-        item
-        for (kind, _, _), item in objects(case(name, chart)).items()
-        if kind == "MutatingWebhookConfiguration"
-    ]
-    spared = ["kube-system", "kube-public", "kube-node-lease"]
+def test_system_namespaces_are_excluded_with_any_values(name: str, chart: Path) -> None:
+    configuration = find_object(render_case(name, chart), "MutatingWebhookConfiguration")
     for webhook in configuration["webhooks"]:
-        expressions = webhook["namespaceSelector"]["matchExpressions"]
-        assert expressions[:2] == [
-            {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": spared},
-            {"key": "asya.sh/injection", "operator": "NotIn", "values": ["disabled"]},
-        ]
+        assert webhook["namespaceSelector"]["matchExpressions"][:2] == EXCLUSIONS
         assert len(webhook["matchConditions"]) >= 3
 
 
 def test_selectors_are_added_to_the_exclusions(chart: Path) -> None:
-    found = objects(case("selectors", chart))
+    found = case_objects("selectors", chart)
     for webhook in found["MutatingWebhookConfiguration", "", NAME]["webhooks"]:
         namespaces = webhook["namespaceSelector"]
         assert namespaces["matchLabels"] == {"models": "yes"}
@@ -341,34 +349,50 @@ def test_selectors_are_added_to_the_exclusions(chart: Path) -> None:
         ]
         assert webhook["objectSelector"] == {"matchLabels": {"actors": "yes"}}
         assert (webhook["failurePolicy"], webhook["timeoutSeconds"]) == ("Ignore", 10)
-    # And the test's pod is one of those that are looked at.
+    # The pod of `helm test` matches, too.
     assert selects({"actors": "yes"}, found["Pod", SYSTEM, f"{NAME}-test"])
 
 
-def test_each_mode_has_one_writer_of_the_ca_bundle(chart: Path) -> None:
-    def configuration(name: str) -> tuple[Object, set[str]]:
-        (found,) = [
-            item
-            for (kind, _, _), item in objects(case(name, chart)).items()
-            if kind == "MutatingWebhookConfiguration"
-        ]
-        bundles = {each["clientConfig"].get("caBundle", "") for each in found["webhooks"]}
-        return found["metadata"], bundles
+# --- Certificates -----------------------------------------------------------------------------
 
-    for name in ("defaults", "cert-manager", "existing-secret-with-cainjector"):
-        assert configuration(name)[1] == {""}
-    metadata, bundles = configuration("existing-secret")
-    assert bundles == {base64.b64encode(CA.encode()).decode()}
-    # Not even one that is left over from another mode: the injector's would be taken over.
-    left_over = nested("certificates/existingSecret/caBundle", CA)
-    for mode in ("self", "certManager"):
-        left_over["certificates"]["mode"] = mode
-        text = render(left_over, chart=chart)
-        assert not re.search(r"^ *caBundle:", text, re.M), mode
-    # Else an upgrade that changes the mode would be a conflict with the injector.
-    assert metadata["name"] != configuration("defaults")[0]["name"]
-    asked = configuration("cert-manager")[0]["annotations"]["cert-manager.io/inject-ca-from"]
-    assert ("Certificate", *asked.split("/")) in objects(case("cert-manager", chart))
+
+@pytest.mark.parametrize(
+    ("name", "bundle"),
+    [
+        ("defaults", ""),
+        ("cert-manager", ""),
+        ("existing-secret-with-cainjector", ""),
+        ("existing-secret", base64.b64encode(CA.encode()).decode()),
+    ],
+)
+def test_the_chart_sets_the_ca_bundle_only_with_an_existing_secret(
+    name: str, bundle: str, chart: Path
+) -> None:
+    configuration = find_object(render_case(name, chart), "MutatingWebhookConfiguration")
+    bundles = {each["clientConfig"].get("caBundle", "") for each in configuration["webhooks"]}
+    assert bundles == {bundle}
+
+
+@pytest.mark.parametrize("mode", ["self", "certManager"])
+def test_a_ca_bundle_in_the_values_of_another_mode_is_not_rendered(mode: str, chart: Path) -> None:
+    values = value_at("certificates", {"mode": mode, "existingSecret": {"caBundle": CA}})
+    assert not re.search(r"^ *caBundle:", render(values, chart=chart), re.M)
+
+
+def test_with_an_existing_secret_the_webhook_configuration_has_another_name(chart: Path) -> None:
+    """With the same name, an upgrade that changes the mode would conflict with the injector."""
+    names = [
+        find_object(render_case(name, chart), "MutatingWebhookConfiguration")["metadata"]["name"]
+        for name in ("defaults", "existing-secret")
+    ]
+    assert names == ["asya-runtime", "asya-runtime-external-ca"]
+
+
+def test_cainjector_takes_the_ca_from_the_charts_certificate(chart: Path) -> None:
+    found = case_objects("cert-manager", chart)
+    metadata = found["MutatingWebhookConfiguration", "", NAME]["metadata"]
+    source = metadata["annotations"]["cert-manager.io/inject-ca-from"]
+    assert ("Certificate", *source.split("/")) in found
 
 
 @pytest.mark.parametrize(
@@ -379,24 +403,22 @@ def test_each_mode_has_one_writer_of_the_ca_bundle(chart: Path) -> None:
         ("existing-secret", "our-certificate"),
     ],
 )
-def test_files_of_a_certificate_come_from_where_the_mode_says(
+def test_the_injector_mounts_the_certificate_of_the_mode(
     name: str, secret: str, chart: Path
 ) -> None:
-    pod = injectors(name, chart)["spec"]["template"]["spec"]
+    deployment = find_object(render_case(name, chart), "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     env = {each["name"]: each.get("value") for each in container["env"]}
-    (volume,) = [each for each in pod["volumes"] if each["name"] == "tls"]
-    (mount,) = [each for each in container["volumeMounts"] if each["name"] == "tls"]
-    assert volume["secret"]["secretName"] == secret
-    assert (env["INJECTOR_TLS_MODE"], env["INJECTOR_TLS_DIRECTORY"]) == (
-        "files",
-        mount["mountPath"],
-    )
+    assert find_by_name(pod["volumes"], "tls")["secret"]["secretName"] == secret
+    mount = find_by_name(container["volumeMounts"], "tls")
+    assert env["INJECTOR_TLS_MODE"] == "files"
+    assert env["INJECTOR_TLS_DIRECTORY"] == mount["mountPath"]
     assert not {"INJECTOR_TLS_SECRET", "INJECTOR_WEBHOOK_CONFIGURATION"} & set(env)
 
 
-def test_cert_manager_signs_by_a_ca_that_outlives_renewals(chart: Path) -> None:
-    found = objects(case("cert-manager", chart))
+def test_cert_manager_signs_with_a_ca_that_survives_renewals(chart: Path) -> None:
+    found = case_objects("cert-manager", chart)
     leaf = found["Certificate", SYSTEM, NAME]["spec"]
     issuer = found["Issuer", SYSTEM, leaf["issuerRef"]["name"]]["spec"]
     (ca,) = [
@@ -408,43 +430,47 @@ def test_cert_manager_signs_by_a_ca_that_outlives_renewals(chart: Path) -> None:
     assert found["Issuer", SYSTEM, ca["issuerRef"]["name"]]["spec"] == {"selfSigned": {}}
     assert leaf["dnsNames"] == [f"{NAME}.{SYSTEM}.svc"]
     assert leaf["secretName"] != ca["secretName"]
-    own = objects(case("cert-manager-with-an-issuer", chart))
-    assert [key[0] for key in own if key[0] in ("Issuer", "Certificate")] == ["Certificate"]
-    assert own["Certificate", "default", NAME]["spec"]["issuerRef"] == {
+
+
+def test_with_an_issuer_of_the_user_the_chart_creates_no_ca(chart: Path) -> None:
+    found = case_objects("cert-manager-with-an-issuer", chart)
+    assert [key[0] for key in found if key[0] in ("Issuer", "Certificate")] == ["Certificate"]
+    assert found["Certificate", "default", NAME]["spec"]["issuerRef"] == {
         "name": "corporate",
         "kind": "ClusterIssuer",
     }
 
 
-def test_common_labels_and_annotations_are_everywhere_but_in_selectors(chart: Path) -> None:
-    found = objects(case("labelled", chart))
+# --- Labels, annotations and hooks ------------------------------------------------------------
+
+
+def test_common_labels_and_annotations_are_on_all_objects_but_not_in_selectors(chart: Path) -> None:
+    found = case_objects("common-labels", chart)
     for item in found.values():
         assert item["metadata"]["labels"]["team"] == (
             "watch" if item["kind"] == "ServiceMonitor" else "models"
         )
         assert item["metadata"]["annotations"]["example.com/contact"] == "us"
-    for pod in pods(case("labelled", chart)):
+    for pod in pods(render_case("common-labels", chart)):
         assert pod["metadata"]["labels"]["team"] == "models"
     account = found["ServiceAccount", SYSTEM, NAME]
     assert account["metadata"]["annotations"]["example.com/role"] == "none"
 
 
-def test_no_hook_but_the_test(chart: Path) -> None:
-    for name in CASES:
-        for (kind, _, _), item in objects(case(name, chart)).items():
-            hook = item["metadata"].get("annotations", {}).get("helm.sh/hook")
-            assert hook == ("test" if kind == "Pod" else None)
+@pytest.mark.parametrize("name", CASES)
+def test_only_the_test_pod_is_a_hook(name: str, chart: Path) -> None:
+    for (kind, _, _), item in case_objects(name, chart).items():
+        hook = item["metadata"].get("annotations", {}).get("helm.sh/hook")
+        assert hook == ("test" if kind == "Pod" else None)
 
 
-def test_the_test_is_made_of_the_injectors_own_image(chart: Path) -> None:
-    for name in WITH_INJECTOR:
-        images = {pod["spec"]["containers"][0]["image"] for pod in pods(case(name, chart))}
-        assert len(images) == 1, name
+@pytest.mark.parametrize("name", WITH_INJECTOR)
+def test_all_pods_use_the_injector_image(name: str, chart: Path) -> None:
+    images = {pod["spec"]["containers"][0]["image"] for pod in pods(render_case(name, chart))}
+    assert len(images) == 1
 
 
-def test_the_webhooks_paths_are_those_that_the_injector_answers(
-    rendered: dict[str, Object],
-) -> None:
+def test_the_injector_serves_the_paths_of_the_webhooks(rendered: dict[str, Object]) -> None:
     webhooks = rendered["MutatingWebhookConfiguration"]["webhooks"]
     paths = [each["clientConfig"]["service"]["path"] for each in webhooks]
     assert paths == [f"/{PODS}", f"/{WORKLOADS}", f"/{TEMPLATES}"]

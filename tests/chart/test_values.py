@@ -1,4 +1,4 @@
-"""What the chart refuses: values of a wrong form by their path, others by a sentence of its own."""
+"""What the chart rejects: by its schema, with the path; by its templates, with a message."""
 
 import json
 import os
@@ -11,13 +11,13 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.chart.charts import CA, CHART, SYSTEM, HelmError, Object, nested, objects, render
+from tests.chart.charts import CA, CHART, HelmError, Object, load_objects, render, value_at
 from tests.chart.schemas import RELEASES, problems
 
 SCHEMA: Object = json.loads((CHART / "values.schema.json").read_text())
 VALUES: Object = yaml.safe_load((CHART / "values.yaml").read_text())
-# Kubernetes' own forms, whose inner keys are none of ours.
-OPEN = {
+# Kubernetes types, whose keys are not values of this chart.
+KUBERNETES_TYPES = {
     "/webhook/namespaceSelector",
     "/webhook/objectSelector",
     "/certificates/certManager/issuerRef",
@@ -79,33 +79,33 @@ OPEN = {
         ("commonAnnotations", {"a b": "c"}),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_path(path: str, value: object, chart: Path) -> None:
-    refused_with_its_path(path, value, chart, "helm")
+def test_an_invalid_value_is_rejected_with_its_path(path: str, value: object, chart: Path) -> None:
+    assert_rejected_with_path(path, value, chart, "helm")
 
 
 @pytest.mark.parametrize(
     ("path", "value"),
     [("injecter", {}), ("injector/replicas", "2"), ("webhook/namespaceSelector/matchLabel", {})],
 )
-def test_helm_3_refuses_it_too(path: str, value: object, chart: Path) -> None:
-    refused_with_its_path(path, value, chart, "helm3")
+def test_helm_3_rejects_it_too(path: str, value: object, chart: Path) -> None:
+    assert_rejected_with_path(path, value, chart, "helm3")
 
 
-def refused_with_its_path(path: str, value: object, chart: Path, tool: str) -> None:
-    with pytest.raises(HelmError) as refused:
-        render(nested(path, value), chart=chart, tool=tool)
-    # Helm 3 writes paths with dots; both name an unknown key as a word of its own.
-    said = str(refused.value).replace(".", "/")
-    *above, last = path.split("/")
-    assert "/".join(above) in said
-    assert last in said
+def assert_rejected_with_path(path: str, value: object, chart: Path, tool: str) -> None:
+    with pytest.raises(HelmError) as rejected:
+        render(value_at(path, value), chart=chart, tool=tool)
+    # Helm 3 writes paths with dots. Both name an unknown key separately from its path.
+    message = str(rejected.value).replace(".", "/")
+    *parents, last = path.split("/")
+    assert "/".join(parents) in message
+    assert last in message
 
 
-def test_the_schema_and_the_values_know_the_same_keys() -> None:
+def test_schema_and_values_have_the_same_keys() -> None:
     def keys(schema: Object, path: str = "") -> set[str]:
-        """Paths of all that the schema describes; closed wherever it does."""
+        """Paths of all values in the schema, none of which allows additional properties."""
         schema = resolved(schema)
-        if "properties" not in schema or path in OPEN:
+        if "properties" not in schema or path in KUBERNETES_TYPES:
             return {path}
         assert schema["additionalProperties"] is False, path
         parts = schema["properties"].items()
@@ -114,11 +114,13 @@ def test_the_schema_and_the_values_know_the_same_keys() -> None:
     described = keys(SCHEMA) - {"/global", "/enabled"}
     for path in described:
         at(VALUES, path)
-    left = [path for path in walked(VALUES) if not any(covers(each, path) for each in described)]
-    assert left == []
+    undescribed = [
+        path for path in leaves(VALUES) if not any(is_within(path, each) for each in described)
+    ]
+    assert undescribed == []
 
 
-def test_the_schema_is_one_and_refers_to_nothing_outside() -> None:
+def test_the_schema_is_valid_and_has_only_local_references() -> None:
     jsonschema.Draft7Validator.check_schema(SCHEMA)
     jsonschema.Draft7Validator(SCHEMA).validate(VALUES)
     references = re.findall(r'"\$ref": "([^"]*)"', json.dumps(SCHEMA))
@@ -139,173 +141,149 @@ def at(tree: object, path: str) -> object:
     return tree
 
 
-def walked(tree: object, path: str = "") -> list[str]:
+def leaves(tree: object, path: str = "") -> list[str]:
     """Paths of all leaves."""
     if isinstance(tree, dict) and tree:
-        return [leaf for key, value in tree.items() for leaf in walked(value, f"{path}/{key}")]
+        return [leaf for key, value in tree.items() for leaf in leaves(value, f"{path}/{key}")]
     return [path]
 
 
-def covers(described: str, path: str) -> bool:
-    return path == described or path.startswith(f"{described}/")
+def is_within(path: str, parent: str) -> bool:
+    return path == parent or path.startswith(f"{parent}/")
 
 
-# --- What no schema can say -------------------------------------------------------------------
+# --- Checks of the templates ------------------------------------------------------------------
 
-OURS = {"name": "a", "caBundle": CA}
-FAILURES: list[tuple[str, Object, str]] = [
+SECRET = {"name": "a", "caBundle": CA}
+# The beginning of a message, its gaps filled in, and the values that cause it.
+MESSAGES: list[tuple[str, Object]] = [
     (
-        "runtime.configMap.create is off while injector.enabled is on",
-        nested("runtime/configMap/create", False),
-        SYSTEM,
+        "runtime.configMap.create must be true if injector.enabled is true",
+        value_at("runtime/configMap/create", False),
     ),
     (
-        "commonLabels: the label app.kubernetes.io/name is the chart's own",
-        nested("commonLabels", {"app.kubernetes.io/name": "a"}),
-        SYSTEM,
+        "commonLabels: the chart sets the label app.kubernetes.io/name",
+        value_at("commonLabels", {"app.kubernetes.io/name": "a"}),
     ),
     (
-        "injector.podLabels: the label app.kubernetes.io/instance is the chart's own",
-        nested("injector/podLabels", {"app.kubernetes.io/instance": "a"}),
-        SYSTEM,
+        "injector.podLabels: the chart sets the label app.kubernetes.io/instance",
+        value_at("injector/podLabels", {"app.kubernetes.io/instance": "a"}),
     ),
     (
-        "metrics.serviceMonitor.labels: the label helm.sh/chart is the chart's own",
-        nested("metrics/serviceMonitor/labels", {"helm.sh/chart": "a"}),
-        SYSTEM,
+        "metrics.serviceMonitor.labels: the chart sets the label helm.sh/chart",
+        value_at("metrics/serviceMonitor/labels", {"helm.sh/chart": "a"}),
     ),
     (
-        "injector.podLabels: the label team is in commonLabels too",
+        "injector.podLabels: the label team is also in commonLabels",
         {"commonLabels": {"team": "a"}, "injector": {"podLabels": {"team": "b"}}},
-        SYSTEM,
     ),
     (
-        "commonAnnotations: the annotation asya.sh/handler is not for this chart's own objects",
-        nested("commonAnnotations", {"asya.sh/handler": "a.b"}),
-        SYSTEM,
+        "commonAnnotations: the annotation asya.sh/handler is reserved",
+        value_at("commonAnnotations", {"asya.sh/handler": "a.b"}),
     ),
     (
-        "commonAnnotations: the annotation helm.sh/hook is not for",
-        nested("commonAnnotations", {"helm.sh/hook": "pre-install"}),
-        SYSTEM,
+        "commonAnnotations: the annotation helm.sh/hook is reserved",
+        value_at("commonAnnotations", {"helm.sh/hook": "pre-install"}),
     ),
     (
-        "injector.podAnnotations: the annotation checksum/runtime is not for",
-        nested("injector/podAnnotations", {"checksum/runtime": "0"}),
-        SYSTEM,
-    ),
-    *(
-        (
-            f"namespace {name} is never injected, so `helm test` could show nothing there",
-            {},
-            name,
-        )
-        for name in ("kube-system", "kube-public", "kube-node-lease")
+        "injector.podAnnotations: the annotation checksum/runtime is reserved",
+        value_at("injector/podAnnotations", {"checksum/runtime": "0"}),
     ),
     (
-        "injector.extraEnv: INJECTOR_TLS_MODE is there already",
-        nested("injector/extraEnv", [{"name": "INJECTOR_TLS_MODE", "value": "files"}]),
-        SYSTEM,
+        "injector.extraEnv: the variable INJECTOR_TLS_MODE is already set",
+        value_at("injector/extraEnv", [{"name": "INJECTOR_TLS_MODE", "value": "files"}]),
     ),
     (
-        "injector.extraEnv: INJECTOR_NAMESPACE is there already",
-        nested("injector/extraEnv", [{"name": "INJECTOR_NAMESPACE", "value": "a"}]),
-        SYSTEM,
+        "injector.extraEnv: the variable INJECTOR_NAMESPACE is already set",
+        value_at("injector/extraEnv", [{"name": "INJECTOR_NAMESPACE", "value": "a"}]),
     ),
     (
-        "injector.extraEnv: A is there already, by the chart or twice",
-        nested("injector/extraEnv", [{"name": "A"}, {"name": "A"}]),
-        SYSTEM,
+        "injector.extraEnv: the variable A is already set, by the chart or by another entry",
+        value_at("injector/extraEnv", [{"name": "A"}, {"name": "A"}]),
     ),
     (
-        "injector.extraVolumes: there is a volume tmp already, the chart's or twice",
-        nested("injector/extraVolumes", [{"name": "tmp", "emptyDir": {}}]),
-        SYSTEM,
+        "injector.extraVolumes: a volume tmp already exists",
+        value_at("injector/extraVolumes", [{"name": "tmp", "emptyDir": {}}]),
     ),
     (
-        "injector.extraVolumeMounts: something is mounted at /tmp/ already",
-        nested("injector/extraVolumeMounts", [{"name": "tmp", "mountPath": "/tmp/"}]),
-        SYSTEM,
+        "injector.extraVolumeMounts: /tmp/ is already a mount path",
+        value_at("injector/extraVolumeMounts", [{"name": "tmp", "mountPath": "/tmp/"}]),
     ),
     (
-        "injector.extraVolumeMounts: there is no volume more",
-        nested("injector/extraVolumeMounts", [{"name": "more", "mountPath": "/more"}]),
-        SYSTEM,
+        "injector.extraVolumeMounts: the volume more does not exist",
+        value_at("injector/extraVolumeMounts", [{"name": "more", "mountPath": "/more"}]),
+    ),
+    ("webhook.port and metrics.port are both 8080", value_at("webhook/port", 8080)),
+    (
+        "serviceAccount.name is required if serviceAccount.create is false",
+        value_at("serviceAccount/create", False),
     ),
     (
-        "webhook.port and metrics.port are both 8080",
-        nested("webhook/port", 8080),
-        SYSTEM,
+        "certificates.existingSecret.name is required",
+        {"certificates": {"mode": "existingSecret", "existingSecret": SECRET | {"name": ""}}},
     ),
     (
-        "serviceAccount.name is empty while serviceAccount.create is off",
-        nested("serviceAccount/create", False),
-        SYSTEM,
-    ),
-    (
-        "certificates.existingSecret.name is empty",
-        {"certificates": {"mode": "existingSecret", "existingSecret": OURS | {"name": ""}}},
-        SYSTEM,
-    ),
-    (
-        "certificates.existingSecret.caBundle is empty",
+        "certificates.existingSecret.caBundle is required",
         {"certificates": {"mode": "existingSecret", "existingSecret": {"name": "a"}}},
-        SYSTEM,
     ),
     (
-        "certificates.existingSecret.caBundle is given, and webhook.annotations has "
-        "cert-manager.io/inject-ca-from",
+        "certificates.existingSecret.caBundle conflicts with cert-manager.io/inject-ca-from",
         {
-            "certificates": {"mode": "existingSecret", "existingSecret": OURS},
+            "certificates": {"mode": "existingSecret", "existingSecret": SECRET},
             "webhook": {"annotations": {"cert-manager.io/inject-ca-from": "a/b"}},
         },
-        SYSTEM,
     ),
     (
-        "injector.replicas has no value: leave it out rather than setting it to null",
-        nested("injector/replicas", None),
-        SYSTEM,
+        "injector.replicas must not be null: omit it to use the default",
+        value_at("injector/replicas", None),
     ),
 ]
+NAMESPACE_MESSAGE = "cannot install into namespace {}, which the injector ignores"
+SYSTEM_NAMESPACES = ("kube-system", "kube-public", "kube-node-lease")
 
 
-@pytest.mark.parametrize(("words", "values", "namespace"), FAILURES)
-def test_what_cannot_work_is_refused_in_a_sentence(
-    words: str, values: Object, namespace: str, chart: Path
+@pytest.mark.parametrize("tool", ["helm", "helm3"])
+@pytest.mark.parametrize(("message", "values"), MESSAGES)
+def test_values_that_cannot_work_are_rejected_with_a_message(
+    message: str, values: Object, tool: str, chart: Path
 ) -> None:
-    for tool in ("helm", "helm3"):
-        with pytest.raises(HelmError) as refused:
-            render(values, chart=chart, namespace=namespace, tool=tool)
-        assert words in str(refused.value)
+    with pytest.raises(HelmError, match=re.escape(message)):
+        render(values, chart=chart, tool=tool)
 
 
-def test_each_sentence_of_the_templates_has_been_tried() -> None:
-    """By its words up to the first that is filled in."""
-    texts = "".join(path.read_text() for path in (CHART / "templates").rglob("*.*"))
-    said = re.findall(r'fail (?:\(printf )?"([^"]*)"', texts)
-    assert len(said) == len(re.findall(r"\bfail [(\"]", texts))
-    tried = [words for words, _, _ in FAILURES]
+@pytest.mark.parametrize("tool", ["helm", "helm3"])
+@pytest.mark.parametrize("namespace", SYSTEM_NAMESPACES)
+def test_a_namespace_that_the_injector_ignores_is_rejected(
+    namespace: str, tool: str, chart: Path
+) -> None:
+    with pytest.raises(HelmError, match=NAMESPACE_MESSAGE.format(namespace)):
+        render({}, chart=chart, namespace=namespace, tool=tool)
+
+
+def test_all_messages_of_the_templates_are_tested() -> None:
+    sources = "".join(path.read_text() for path in (CHART / "templates").rglob("*.*"))
+    messages = re.findall(r'fail (?:\(printf )?"([^"]*)"', sources)
+    assert len(messages) == len(re.findall(r"\bfail [(\"]", sources))
+    tested = [message for message, _ in MESSAGES] + [NAMESPACE_MESSAGE]
     elsewhere = (
-        "the chart's files/",  # tests of renderings
-        "the runtime's files have",
-        "asya-runtime.env: ",  # tests of the example chart
+        "files/%s of the chart ",  # test_renderings.py
+        "the runtime files have",
+        "asya-runtime.env: ",  # test_example.py
         "chart ",
     )
-    for sentence in said:
-        assert sentence.startswith(elsewhere) or any(begins(sentence, words) for words in tried), (
-            sentence
-        )
+    for message in messages:
+        assert message.startswith(elsewhere) or any(begins(message, each) for each in tested)
 
 
-def begins(sentence: str, words: str) -> bool:
-    """Whether the words are how the sentence begins, with anything in its gaps."""
-    beginnings = (sentence[:length] for length in range(20, len(sentence) + 1))
-    patterns = (".+".join(map(re.escape, re.split("%[sdq]", each))) for each in beginnings)
-    return any(re.fullmatch(pattern, words) for pattern in patterns)
+def begins(message: str, beginning: str) -> bool:
+    """Whether a message begins like this once its gaps are filled in."""
+    lengths = range(20, len(message) + 1)
+    patterns = (".+".join(map(re.escape, re.split("%[sdq]", message[:end]))) for end in lengths)
+    return any(re.fullmatch(pattern, beginning) for pattern in patterns)
 
 
-def test_null_takes_away_what_can_be_spared_and_nothing_else_unsaid(chart: Path) -> None:
-    """Each value and each group of values, one by one."""
+def test_null_removes_an_optional_value_and_is_rejected_by_path_elsewhere() -> None:
+    """Each value and each group of values, one by one, of the chart with all its defaults."""
 
     def paths(tree: object, path: str = "") -> list[str]:
         if not isinstance(tree, dict) or not tree:
@@ -313,24 +291,24 @@ def test_null_takes_away_what_can_be_spared_and_nothing_else_unsaid(chart: Path)
         below = [each for key, value in tree.items() for each in paths(value, f"{path}/{key}")]
         return [*([path] if path else []), *below]
 
-    refused = {}
+    rejected = {}
     for path in paths(VALUES):
         try:
-            render(nested(path.strip("/"), None), chart=chart)
+            render(value_at(path.strip("/"), None))
         except HelmError as error:
-            refused[path] = error
-    assert [path for path, error in refused.items() if not is_named(error)] == []
-    assert "/injector/podSecurityContext" not in refused
-    assert "/injector/resources" not in refused
-    assert "/webhook" in refused
+            rejected[path] = error
+    assert [path for path, error in rejected.items() if not has_message(error)] == []
+    assert "/injector/podSecurityContext" not in rejected
+    assert "/injector/resources" not in rejected
+    assert "/webhook" in rejected
 
 
-def is_named(error: HelmError) -> bool:
-    """Whether Helm stopped by a sentence of the chart's, which alone it begins like this."""
+def has_message(error: HelmError) -> bool:
+    """Whether a template of the chart failed on purpose: Helm prefixes only these like this."""
     return str(error).startswith("Error: execution error at (asya-runtime/templates/")
 
 
-# --- What nobody has thought of ---------------------------------------------------------------
+# --- Random values ----------------------------------------------------------------------------
 
 WORDS = (
     *("", "a", "team", "tmp", "more", "/tmp", "/a/b.py", "10%", "1h30m", "@daily", "*/5 1 * * mon"),
@@ -345,8 +323,8 @@ WORDS = (
 )
 
 
-class Anything:
-    """Values that the schema takes, chosen by a seed: few of them, or nearly all."""
+class RandomValues:
+    """Values that the schema accepts, chosen by a seed: few of them, or nearly all."""
 
     def __init__(self, seed: int) -> None:
         self.choose = random.Random(seed)
@@ -406,19 +384,18 @@ class Anything:
         return self.choose.choice(fit)
 
 
-# `RANDOM_VALUES=2000 make test` tries more.
+# For more: RANDOM_VALUES=2000 make test
 @pytest.mark.parametrize("seed", range(int(os.environ.get("RANDOM_VALUES", "30"))))
-def test_whatever_the_schema_takes_renders_or_is_refused_in_a_sentence(
+def test_values_that_the_schema_accepts_render_or_are_rejected_with_a_message(
     seed: int, chart: Path
 ) -> None:
-    values = Anything(seed).value(SCHEMA)
-    refused = None
+    values = RandomValues(seed).value(SCHEMA)
+    rejected = None
     text = ""
     try:
         text = render(values, chart=chart)
     except HelmError as error:
-        refused = error
-    assert refused is None or is_named(refused), values
-    for item in objects(text).values():
-        # What of the open forms is Kubernetes' own has no meaning here.
+        rejected = error
+    assert rejected is None or has_message(rejected), values
+    for item in load_objects(text).values():
         assert problems(item, RELEASES[-1]) == [], values

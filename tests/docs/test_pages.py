@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from asya_injector.annotations.table import BY_KEY, WRITTEN_BY_US
+from asya_injector.annotations.table import BY_KEY, INTERNAL
 
 from tests.docs.pages import DOCS, REPOSITORY, agrees, blocks, commands, pages
 
@@ -56,7 +56,7 @@ def test_each_make_target_is_in_the_makefile(page: Path) -> None:
 @each_page
 def test_each_annotation_is_one_that_exists(page: Path) -> None:
     others = {"asya.sh/runtime-hash", "asya.sh/runtime-sha256", "asya.sh/injection"}
-    ours = {*BY_KEY, *WRITTEN_BY_US} | others
+    ours = {*BY_KEY, *INTERNAL} | others
     wrong_on_purpose = {"asya.sh/handlr"}
     named = set(re.findall(r"asya\.sh/[a-z0-9-]+", page.read_text()))
     assert sorted(named - ours - wrong_on_purpose) == []

@@ -1,4 +1,4 @@
-"""The command line run in this process, as a shell would see it."""
+"""Runs the command line in this process, and returns what a shell would see."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from asya_injector.cli.main import main
 
 @dataclass(frozen=True)
 class Done:
-    """What a command left behind."""
+    """The exit status and the output of a command."""
 
     status: int
     out: str
@@ -25,11 +25,11 @@ class Done:
 
 
 def asya(*words: str | Path, stdin: str = "", **environ: str) -> Done:
-    """Run `asya-injector` with these words."""
+    """Run `asya-injector` with these arguments."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
-    given = io.TextIOWrapper(io.BytesIO(stdin.encode()), "utf-8")
+    stdin_ = io.TextIOWrapper(io.BytesIO(stdin.encode()), "utf-8")
     with (
-        _streams(given, out, err),
+        _streams(stdin_, out, err),
         mock.patch.dict(os.environ, environ),
         pytest.raises(SystemExit) as ended,
     ):

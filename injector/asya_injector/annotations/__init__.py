@@ -1,1 +1,1 @@
-"""What users may say: the annotations, the formats of their values, and how they are read."""
+"""The annotations that users can set: names, formats of their values, validation."""

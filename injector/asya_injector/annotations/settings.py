@@ -1,11 +1,11 @@
-"""What holds for a pod: its own annotations over what the cluster's administrator decided."""
+"""The settings of a pod: its annotations override the cluster defaults."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from asya_injector.annotations.parse import parse_value
@@ -14,57 +14,76 @@ from asya_injector.runtime_files import RUNTIME_FILE, RUNTIME_VOLUME
 
 
 @dataclass(frozen=True)
-class ClusterDefaults:
-    """The administrator's part: the runtime's hash and the chart's values.
+class Decision:
+    """A choice of the injector; the reason is a clause that can follow "because"."""
 
-    `defaults` maps annotation names (without prefix) to values; they are checked here, once.
-    Raises Refusal for a value that is not valid, KeyError for a name that does not exist.
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ClusterDefaults:
+    """The runtime's hash and the chart's values, by annotation name.
+
+    Raises InjectionError for an invalid value, KeyError for an unknown name.
     """
 
     runtime_hash: str
-    defaults: Mapping[str, str]
+    values: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        canonical = {name: parse_value(name, text) for name, text in self.defaults.items()}
-        object.__setattr__(self, "defaults", canonical)
+        canonical = {name: parse_value(name, text) for name, text in self.values.items()}
+        object.__setattr__(self, "values", canonical)
 
     @property
     def config_map(self) -> str:
-        """Name of the ConfigMap that pods mount."""
+        """The name of the runtime ConfigMap that pods mount."""
         return f"{RUNTIME_VOLUME}-{self.runtime_hash}"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that is asked for one pod. `annotated` holds canonical values by name."""
+    """The settings of one pod.
+
+    annotated: canonical values of the annotations, by name.
+    inherited: keys of the annotations that come from the workload.
+    """
 
     annotated: Mapping[str, str]
-    policy: ClusterDefaults
+    defaults: ClusterDefaults
+    inherited: Collection[str] = ()
 
     def __getitem__(self, name: str) -> str:
-        """The value that holds; empty where nothing is said and there is no default."""
-        default = self.policy.defaults.get(name, BY_NAME[name].default or "")
+        """The value of a setting; empty where there is none and no default."""
+        default = self.defaults.values.get(name, BY_NAME[name].default or "")
         return self.annotated.get(name, default)
+
+    def get_source(self, name: str) -> str:
+        """What sets the value: `annotation`, `workload` (its annotation), `chart` or `default`."""
+        entry = BY_NAME[name]
+        if name in self.annotated:
+            return "workload" if entry.key in self.inherited else "annotation"
+        return "default" if self[name] == (entry.default or "") else "chart"
 
     @property
     def digest(self) -> str:
-        """Ten hex digits that differ where anything asked for, or decided, differs."""
-        said = [self.policy.runtime_hash, dict(self.policy.defaults), dict(self.annotated)]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:10]
+        """Ten hex digits that differ where an annotation or a default differs."""
+        content = [self.defaults.runtime_hash, dict(self.defaults.values), dict(self.annotated)]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
     @property
     def runtime_file(self) -> str:
-        """Path of the runtime in the container."""
+        """The path of the runtime in the container."""
         path = self["mount-path"]
         return path if path.endswith(".py") else f"{path}/{RUNTIME_FILE}"
 
     @property
     def directory(self) -> str:
-        """Where runtime and wrapper are mounted; with a one-file path, beside that."""
+        """The directory of the runtime files; the default one if the mount path is a file."""
         path = self["mount-path"]
         return BY_NAME["mount-path"].default or "" if path.endswith(".py") else path
 
     @property
     def is_one_file(self) -> bool:
-        """Whether the runtime has a mount of its own outside the directory."""
+        """Whether the runtime needs a mount outside the directory."""
         return posixpath.dirname(self.runtime_file) != self.directory

@@ -1,4 +1,7 @@
-"""The table of annotations: the one place of what users can say."""
+"""The table of annotations: the one place of their names, formats, defaults and descriptions.
+
+Validation, the container's environment, the chart's values and the documentation follow it.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,23 @@ from typing import Any
 from asya_injector.annotations import formats
 
 PREFIX = "asya.sh/"
-
 INHERITED = PREFIX + "inherited"
-
 INJECTED = PREFIX + "injected"
+INTERNAL = frozenset({INHERITED, INJECTED})
 
 
-WRITTEN_BY_US = frozenset({INHERITED, INJECTED})
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Annotation:
-    """One annotation `asya.sh/<name>`.
+    """The annotation `asya.sh/<name>`.
 
-    `parse` gives the canonical text of a value or raises ValueError with what is valid.
-    `default` is what holds where neither the annotation nor a chart value says anything; None
-    means that it is worked out from the pod. `env` is the variable of the runtime it becomes.
+    parse: the format of its values.
+    default: the value where neither the annotation nor a chart value sets one; None: the injector
+        chooses by the pod.
+    env: the variable of the runtime that it sets, if any.
     """
 
     name: str
-    parse: formats.Form
+    parse: formats.Format
     default: str | None
     description: str
     env: str | None = None
@@ -40,142 +40,68 @@ class Annotation:
         return PREFIX + self.name
 
 
+def _runtime_setting(
+    name: str, parse: formats.Format, default: str | None, description: str
+) -> Annotation:
+    """An annotation that sets the runtime's variable of the same name."""
+    return Annotation(name, parse, default, description, f"ASYA_{name.upper().replace('-', '_')}")
+
+
 TABLE = (
-    Annotation(
-        name="handler",
-        env="ASYA_HANDLER",
-        parse=formats.handler,
-        default=None,
-        description="the function that becomes an actor: module.path.function; opts the pod in",
-    ),
-    Annotation(
-        name="inject",
-        parse=formats.boolean,
-        default="true",
-        description="false leaves the pod alone",
-    ),
-    Annotation(
-        name="container",
-        parse=formats.name,
-        default=None,
-        description="the container with the handler; default: kubectl's default container, "
-        "else the first",
-    ),
-    Annotation(
-        name="sidecars",
-        parse=formats.names,
-        default="asya-sidecar",
-        description="containers that get the socket, separated by commas",
-    ),
-    Annotation(
-        name="mode",
-        parse=formats.choice("auto", "wrap", "hook", "runtime", "mount"),
-        default="auto",
-        description="how the runtime is started; auto: wrap where the container has a command, "
-        "else hook",
-    ),
-    Annotation(
-        name="python",
-        parse=formats.python,
-        default="python3",
-        description="interpreter of runtime and wrapper; default: the one in command, if any",
-    ),
-    Annotation(
-        name="mount-path",
-        parse=formats.mount_path,
-        default="/opt/asya",
-        description="directory of the runtime's files; or one file ending in .py",
-    ),
-    Annotation(
-        name="probe",
-        parse=formats.boolean,
-        default="true",
-        description="readiness probe of the actor, where the container has none of its own",
-    ),
-    Annotation(
-        name="socket-path",
-        env="ASYA_SOCKET_PATH",
-        parse=formats.socket_path,
-        default="/tmp/sockets/app.sock",  # noqa: S108  (the specification's)
-        description="path of the socket",
-    ),
-    Annotation(
-        name="include-metadata",
-        env="ASYA_INCLUDE_METADATA",
-        parse=formats.boolean,
-        default="false",
-        description="the handler gets the whole message, not its payload alone",
-    ),
-    Annotation(
-        name="chunk-size",
-        env="ASYA_CHUNK_SIZE",
-        parse=formats.integer(1, 16777216),
-        default="4096",
-        description="receive buffer in bytes",
-    ),
-    Annotation(
-        name="handler-timeout",
-        env="ASYA_HANDLER_TIMEOUT",
-        parse=formats.seconds(zero=True),
-        default="0",
-        description="seconds after which a running handler is warned about; 0: never",
-    ),
-    Annotation(
-        name="enable-oom-detection",
-        env="ASYA_ENABLE_OOM_DETECTION",
-        parse=formats.boolean,
-        default="true",
-        description="memory errors get codes of their own",
-    ),
-    Annotation(
-        name="cuda-cleanup-on-oom",
-        env="ASYA_CUDA_CLEANUP_ON_OOM",
-        parse=formats.boolean,
-        default="true",
-        description="caches of GPU memory are emptied after a memory error",
-    ),
-    Annotation(
-        name="concurrency",
-        env="ASYA_CONCURRENCY",
-        parse=formats.integer(1, 1024),
-        default="1",
-        description="handler calls at once",
-    ),
-    Annotation(
-        name="max-message-size",
-        env="ASYA_MAX_MESSAGE_SIZE",
-        parse=formats.integer(1, 4294967295),
-        default="4294967295",
-        description="largest message in bytes",
-    ),
-    Annotation(
-        name="read-timeout",
-        env="ASYA_READ_TIMEOUT",
-        parse=formats.seconds(zero=False),
-        default="60",
-        description="longest pause inside a message, in seconds",
-    ),
-    Annotation(
-        name="json",
-        env="ASYA_JSON",
-        parse=formats.choice("stdlib", "orjson", "auto"),
-        default="stdlib",
-        description="JSON library of the runtime",
-    ),
-)
-
+    _runtime_setting("handler", formats.handler, None,
+        "function to serve as an actor, such as my_app.handler.predict"),
+    Annotation("inject", formats.boolean, "true",
+        "false leaves the pod unchanged"),
+    Annotation("container", formats.name, None,
+        "container with the handler; default: kubectl's default container, otherwise the first"),
+    Annotation("sidecars", formats.names, "asya-sidecar",
+        "containers that get the socket, separated by commas; names missing from a pod are "
+        "ignored"),
+    Annotation("mode", formats.choice("auto", "wrap", "hook", "runtime", "mount"), "auto",
+        "how to start the runtime; auto selects wrap for a container with a command, otherwise "
+        "hook"),
+    Annotation("python", formats.python, "python3",
+        "interpreter of runtime and wrapper, as a program name or an absolute path; a Python "
+        "interpreter in the container's command takes precedence over the default"),
+    Annotation("mount-path", formats.mount_path, "/opt/asya",
+        "directory for the runtime files alone, or the path of one file ending in .py"),
+    Annotation("probe", formats.boolean, "true",
+        "add a readiness probe for the actor to a container without one"),
+    # The default is the specification's.
+    _runtime_setting("socket-path", formats.socket_path, "/tmp/sockets/app.sock",  # noqa: S108
+        "path of the Unix socket, at most 107 bytes"),
+    _runtime_setting("include-metadata", formats.boolean, "false",
+        "pass the whole message to the handler, not only its payload"),
+    _runtime_setting("chunk-size", formats.integer(1, 16777216), "4096",
+        "receive buffer in bytes; it grows for larger messages"),
+    _runtime_setting("handler-timeout", formats.seconds(zero=True), "0",
+        "seconds until a running handler call is logged as slow, without interrupting it; 0 "
+        "disables the check"),
+    _runtime_setting("enable-oom-detection", formats.boolean, "true",
+        "answer memory errors as oom_error or cuda_oom_error, which can be retried; false: as "
+        "processing_error"),
+    _runtime_setting("cuda-cleanup-on-oom", formats.boolean, "true",
+        "empty the GPU memory caches of the loaded frameworks after a memory error"),
+    _runtime_setting("concurrency", formats.integer(1, 1024), "1",
+        "concurrent handler calls; above 1 they run in threads, or in one event loop if the "
+        "handler is async"),
+    _runtime_setting("max-message-size", formats.integer(1, 4294967295), "4294967295",
+        "maximum message size in bytes; longer messages are answered with connection_error"),
+    _runtime_setting("read-timeout", formats.seconds(zero=False), "60",
+        "maximum pause within a message in seconds; idle connections stay open"),
+    _runtime_setting("json", formats.choice("stdlib", "orjson", "auto"), "stdlib",
+        "JSON library; orjson must be installed in the image; auto uses orjson if it is "
+        "installed"),
+)  # fmt: skip
 BY_NAME: Mapping[str, Annotation] = {entry.name: entry for entry in TABLE}
-
 BY_KEY: Mapping[str, Annotation] = {entry.key: entry for entry in TABLE}
-
-ENV: tuple[Annotation, ...] = tuple(entry for entry in TABLE if entry.env)
+ENV = tuple(entry for entry in TABLE if entry.env)
 
 
 def build_schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of the annotations of a pod, a pod template or a workload.
+    """JSON Schema (draft 2020-12) for the annotations of a pod, a pod template or a workload.
 
-    Keys of others are texts. Of ours it says what JSON Schema can say: an object that it refuses is
-    refused by the injector too, but not the other way round (see `syntax.Form`).
+    What it rejects, the injector rejects too, but not the other way round (see `formats.Format`).
     """
     known = {
         entry.key: {
@@ -186,16 +112,12 @@ def build_schema() -> dict[str, Any]:
         }
         for entry in TABLE
     }
-    written = {key: {"type": "string", "readOnly": True} for key in sorted(WRITTEN_BY_US)}
+    written = {key: {"type": "string", "readOnly": True} for key in sorted(INTERNAL)}
+    others = {"not": {"pattern": f"^{re.escape(PREFIX)}"}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "type": "object",
         "properties": known | written,
-        "propertyNames": {
-            "anyOf": [
-                {"enum": [*known, *written]},
-                {"not": {"pattern": f"^{re.escape(PREFIX)}"}},
-            ]
-        },
+        "propertyNames": {"anyOf": [{"enum": [*known, *written]}, others]},
         "additionalProperties": {"type": "string"},
     }

@@ -1,39 +1,55 @@
-"""The command `run`: settings, logs and the way to the API server, before anything serves."""
+"""The command `run`: configuration, log and API client, before anything is served."""
 
 from __future__ import annotations
 
 import os
 
-from kubernetes.config import ConfigException
+import click
 
-from asya_injector.cli.help import CommandError
+from asya_injector.cli.common import CommandError
 from asya_injector.errors import InjectionError
-from asya_injector.kube_client import connect
-from asya_injector.webhook.app import serve
-from asya_injector.webhook.config import Config, ConfigError
-from asya_injector.webhook.telemetry import log_as_json
 
-# sysexits.h: what is wrong is the configuration, and starting again does not mend it.
-EX_CONFIG = 78
+# sysexits.h: the configuration is wrong, so a restart does not help.
+_EX_CONFIG = 78
+
+_EPILOG = """
+\b
+Exit status:
+  0   stopped by a signal
+  78  a setting is missing or invalid
+
+\b
+Environment:
+  INJECTOR_...  the settings; the chart sets them
+"""
 
 
+@click.command(epilog=_EPILOG)
 def run() -> None:
-    """Serve until a signal ends it; raises CommandError."""
+    """Serve the admission webhooks in a cluster.
+
+    All settings come from environment variables, which the chart sets.
+    """
+    from asya_injector.kube_client import ConfigException, connect
+    from asya_injector.webhook.app import serve
+    from asya_injector.webhook.config import Config, ConfigError
+    from asya_injector.webhook.telemetry import log_as_json
+
     try:
         config = Config.from_env(os.environ)
         log_as_json(config.log_level)
         serve(config, connect())
     except ConfigError as error:
-        raise CommandError(str(error), EX_CONFIG) from None
+        raise CommandError(str(error), _EX_CONFIG) from None
     except ConfigException as error:
-        line = f"no way to the API server: {str(error).rstrip('.')}"
-        fix = "in a pod, its service account's token must be mounted"
-        raise CommandError(f"{line}; {fix}", EX_CONFIG) from None
-    except InjectionError as refusal:
-        # It names an annotation; here the chart's value of that name is meant.
-        raise CommandError(f"INJECTOR_DEFAULTS: {refusal}", EX_CONFIG) from None
+        line = f"cannot connect to the API server: {str(error).rstrip('.')}"
+        fix = "in a pod, the token of its service account must be mounted"
+        raise CommandError(f"{line}; {fix}", _EX_CONFIG) from None
+    except InjectionError as error:
+        # It names an annotation; the chart's value of the same name is wrong.
+        raise CommandError(f"INJECTOR_DEFAULTS: {error}", _EX_CONFIG) from None
     except KeyError as error:
-        line = f"INJECTOR_DEFAULTS: no annotation is named {error}"
-        raise CommandError(line, EX_CONFIG) from None
+        line = f"INJECTOR_DEFAULTS: unknown annotation {error}"
+        raise CommandError(line, _EX_CONFIG) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"cannot start: {error}", EX_CONFIG) from None
+        raise CommandError(f"cannot start: {error}", _EX_CONFIG) from None

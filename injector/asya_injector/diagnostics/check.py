@@ -1,15 +1,15 @@
-"""Whether a cluster is in order: what to look at, and what is said where a look is forbidden."""
+"""Check the health of an installation: what is read from the cluster, and in which order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 
 from asya_injector.annotations.table import PREFIX
 from asya_injector.diagnostics import injector, workloads
-from asya_injector.diagnostics.results import OK, UNKNOWN, WRONG, CheckResult
-from asya_injector.kube_client import ApiError, Cluster
-from asya_injector.kube_objects import Object, find_by_name, get_mapping
-from asya_injector.mutation.workload import DISABLED, WORKLOADS, is_disabled_namespace
+from asya_injector.diagnostics.results import OK, UNKNOWN, WRONG, CheckResult, Finding
+from asya_injector.kube_client import ApiException, Cluster, describe_error
+from asya_injector.kube_objects import WORKLOAD_KINDS, Object, find_by_name, get_mapping
+from asya_injector.mutation.workload import DISABLED
 from asya_injector.runtime_files import (
     CHART,
     CHART_SHA256,
@@ -18,143 +18,180 @@ from asya_injector.runtime_files import (
     RuntimeFiles,
 )
 
-_WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
-_CLUSTER_IP_SERVICE = "kubernetes.io/service-name"
+_SERVICE_LABEL = "kubernetes.io/service-name"
 
 
 def check(
     cluster: Cluster, installed: RuntimeFiles, *, namespace: str = ""
 ) -> Iterator[CheckResult]:
-    """Look at everything, rows as they come. namespace: whose pods and workloads; empty: all.
+    """Run all checks; yield the results as they come.
 
-    installed: the runtime that this program brings. Raises ClusterError where nobody answers.
+    installed: the runtime files of this program. namespace: whose pods and workloads are checked;
+    empty: all. A check that the API server rejects is UNKNOWN; raises HTTPError if the API server
+    does not answer.
     """
-    disabled = _disabled(cluster)
-    found: Object | None = None
-    try:
-        found, row = injector.webhook_of(list(cluster.list(_WEBHOOKS)))
-        yield row
-    except ApiError as error:
-        yield _unknown("webhook", error)
-    if found:
-        service = get_mapping(
-            find_by_name(found["webhooks"], injector.POD_WEBHOOK) or {}, "clientConfig", "service"
+    checks = _Checks(cluster, installed, namespace)
+    for name, run in {
+        "webhook": checks.check_webhook,
+        "injector": checks.check_deployments,
+        "endpoints": checks.check_endpoints,
+        "certificate": checks.check_certificate,
+        "admission": checks.check_admission,
+        "version": checks.check_versions,
+        "pods": checks.check_pods,
+        "workloads": checks.check_workloads,
+    }.items():
+        try:
+            for finding in run():
+                state = WRONG if finding.fix else OK
+                yield CheckResult(name, state, finding.text, finding.fix)
+        except ApiException as error:
+            fix = "rerun with an account that has permission" if error.status == 403 else "retry"
+            yield CheckResult(name, UNKNOWN, describe_error(error), fix)
+
+
+class _Checks:
+    """The checks; later ones use what earlier ones have found.
+
+    Those of the injector yield nothing if no webhook configuration was found.
+    """
+
+    def __init__(self, cluster: Cluster, installed: RuntimeFiles, namespace: str) -> None:
+        self._cluster = cluster
+        self._installed = installed
+        self._namespace = namespace
+        self._disabled = _list_disabled_namespaces(cluster)
+        self._configuration: Object = {}
+        self._service = self._release = ""
+        self._deployments: list[Object] = []
+        self._current = {installed.hash}
+
+    def check_webhook(self) -> Iterator[Finding]:
+        """Check the webhook configuration; it names the Service and the release's namespace."""
+        found = injector.find_webhook_configurations(
+            self._cluster.list("admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations")
         )
-        release = str(service.get("namespace"))
-        yield from _injector(cluster, found, str(service.get("name")), release)
-        where = namespace or release
-        yield from _looked("admission", lambda: [_admission(cluster, where, disabled)])
-    charts: list[Object] = []
-    try:
+        if found:
+            self._configuration = found[0]
+            webhook = find_by_name(found[0]["webhooks"], injector.POD_WEBHOOK) or {}
+            service = get_mapping(webhook, "clientConfig", "service")
+            self._service, self._release = str(service.get("name")), str(service.get("namespace"))
+        yield injector.check_webhooks(found)
+
+    def check_deployments(self) -> Iterator[Finding]:
+        if self._configuration:
+            self._deployments = list(
+                self._cluster.list(
+                    "apps/v1", "deployments", namespace=self._release, labels=INJECTOR
+                )
+            )
+            yield from injector.check_deployments(self._deployments)
+
+    def check_endpoints(self) -> Iterator[Finding]:
+        if self._configuration:
+            slices = self._cluster.list(
+                "discovery.k8s.io/v1",
+                "endpointslices",
+                namespace=self._release,
+                labels={_SERVICE_LABEL: self._service},
+            )
+            yield injector.check_endpoints(slices, f"{self._release}/{self._service}")
+
+    def check_certificate(self) -> Iterator[Finding]:
+        name = _find_secret(self._deployments)
+        if name:
+            secret = self._cluster.get("v1", "secrets", namespace=self._release, name=name)
+            bundles = [
+                str(get_mapping(webhook, "clientConfig").get("caBundle") or "")
+                for webhook in self._configuration["webhooks"]
+            ]
+            yield injector.check_certificate(
+                secret.get("data") or {},
+                bundles,
+                host=f"{self._service}.{self._release}.svc",
+                now=self._cluster.now,
+                secret=f"Secret {self._release}/{name}",
+            )
+
+    def check_admission(self) -> Iterator[Finding]:
+        if self._configuration:
+            namespace = self._namespace or self._release
+            if namespace in self._disabled:
+                yield Finding(f"injection is disabled by a label of namespace {namespace}")
+            else:
+                yield _try_admission(self._cluster, namespace)
+
+    def check_versions(self) -> Iterator[Finding]:
+        """Check the chart's ConfigMaps; their versions are the current ones."""
         charts = [
             item
-            for item in cluster.list("/api/v1/configmaps", labels=_selector(CHART))
+            for item in self._cluster.list("v1", "configmaps", labels=CHART)
             if CHART_SHA256 in get_mapping(item, "metadata", "annotations")
         ]
-        yield from injector.versions(charts, installed)
-    except ApiError as error:
-        yield _unknown("version", error)
-    current = {
-        str(get_mapping(item, "metadata", "annotations")[CHART_SHA256])[:10] for item in charts
-    } or {installed.hash}
-    yield from _looked(
-        "pods",
-        lambda: workloads.pods(
-            cluster.list(_path("/api/v1", "pods", namespace)), current=current, disabled=disabled
-        ),
-    )
-    yield from _looked(
-        "workloads", lambda: workloads.workloads(_workloads(cluster, namespace), disabled=disabled)
-    )
+        if charts:
+            self._current = {
+                str(get_mapping(item, "metadata", "annotations")[CHART_SHA256])[:10]
+                for item in charts
+            }
+        yield from injector.check_versions(charts, self._installed)
+
+    def check_pods(self) -> Iterator[Finding]:
+        pods = self._cluster.list("v1", "pods", namespace=self._namespace)
+        yield from workloads.check_pods(pods, current=self._current, disabled=self._disabled)
+
+    def check_workloads(self) -> Iterator[Finding]:
+        items = (
+            {**item, "kind": kind.name, "apiVersion": kind.api_version}  # lists omit both
+            for kind in WORKLOAD_KINDS
+            for item in self._cluster.list(kind.api_version, kind.plural, namespace=self._namespace)
+        )
+        yield from workloads.check_workloads(items, disabled=self._disabled)
 
 
-def _injector(
-    cluster: Cluster, configuration: Object, service: str, release: str
-) -> Iterator[CheckResult]:
-    """The injector itself, in the namespace of its release."""
-    items: list[Object] = []
+def _list_disabled_namespaces(cluster: Cluster) -> list[str]:
+    """Names of the namespaces where injection is disabled; empty if they cannot be listed."""
     try:
-        path = _path("/apis/apps/v1", "deployments", release)
-        items = list(cluster.list(path, labels=_selector(INJECTOR)))
-        yield from injector.deployments(items)
-    except ApiError as error:
-        yield _unknown("injector", error)
-    slices = _path("/apis/discovery.k8s.io/v1", "endpointslices", release)
-    selector = f"{_CLUSTER_IP_SERVICE}={service}"
-    yield from _looked(
-        "endpoints",
-        lambda: [
-            injector.endpoints(list(cluster.list(slices, labels=selector)), f"{release}/{service}")
-        ],
-    )
-    secret = _secret_of(items)
-    if not secret:
-        return
-    bundles = [
-        str(get_mapping(webhook, "clientConfig").get("caBundle") or "")
-        for webhook in configuration["webhooks"]
-    ]
-    yield from _looked(
-        "certificate",
-        lambda: [
-            injector.certificate(
-                cluster.get(f"{_path('/api/v1', 'secrets', release)}/{secret}").get("data") or {},
-                bundles,
-                host=f"{service}.{release}.svc",
-                now=cluster.now,
-                where=f"Secret {release}/{secret}",
-            )
-        ],
-    )
+        found = list(cluster.list("v1", "namespaces", labels=DISABLED))
+    except ApiException:
+        return []
+    return [str(item["metadata"]["name"]) for item in found]
 
 
-def _secret_of(deployments: list[Object]) -> str:
-    """The Secret that the injector's pods take their certificate from."""
+def _find_secret(deployments: list[Object]) -> str:
+    """The name of the Secret with the injector's certificate; empty if there is none."""
     for item in deployments:
         spec = get_mapping(item, "spec", "template", "spec")
         for container in spec.get("containers") or []:
-            said = find_by_name(container.get("env") or [], "INJECTOR_TLS_SECRET")
-            if said and said.get("value"):
-                return str(said["value"])
+            variable = find_by_name(container.get("env") or [], "INJECTOR_TLS_SECRET") or {}
+            if variable.get("value"):
+                return str(variable["value"])
         for volume in spec.get("volumes") or []:
             if get_mapping(volume, "secret").get("secretName"):
                 return str(volume["secret"]["secretName"])
     return ""
 
 
-def _admission(cluster: Cluster, namespace: str, disabled: list[str]) -> CheckResult:
-    """The whole way, tried by a pod that is not created."""
-    if namespace in disabled:
-        return CheckResult(
-            "admission", OK, f"pods in {namespace} are let in as they are, by its label"
-        )
-    path = _path("/api/v1", "pods", namespace)
+def _try_admission(cluster: Cluster, namespace: str) -> Finding:
+    """Create an annotated pod in a dry run, to test the whole path."""
+    pod = f"an annotated pod in namespace {namespace}"
     try:
-        admitted = cluster.create(path, _probe(), dry_run=True)
-    except ApiError as error:
-        if error.status == 403 and "cannot create resource" in str(error):
+        admitted = cluster.dry_run_create("v1", "pods", _build_probe(), namespace=namespace)
+    except ApiException as error:
+        message = describe_error(error)
+        if error.status == 403 and "cannot create resource" in message:
             raise
-        return CheckResult(
-            "admission",
-            WRONG,
-            f"an annotated pod is refused in {namespace} (dry run): {error}",
-            "see the rows above",
-        )
+        return Finding(f"{pod} is rejected (dry run): {message}", "see the rows above")
     version = get_mapping(admitted, "metadata", "labels").get(RUNTIME_HASH_LABEL)
-    if not version:
-        return CheckResult(
-            "admission",
-            WRONG,
-            f"an annotated pod is let into {namespace} without the runtime (dry run)",
-            f"is the namespace labelled {next(iter(DISABLED))}, or another selector in the way?",
-        )
-    return CheckResult(
-        "admission", OK, f"an annotated pod in {namespace} gets runtime {version} (dry run)"
+    if version:
+        return Finding(f"{pod} gets runtime {version} (dry run)")
+    return Finding(
+        f"{pod} is admitted without the runtime (dry run)",
+        f"check the namespace for the label {next(iter(DISABLED))}, and the webhook's selectors",
     )
 
 
-def _probe() -> Object:
-    """A pod that every policy lets in."""
+def _build_probe() -> Object:
+    """An annotated pod that every security policy admits."""
     container = {
         "name": "check",
         "image": "asya-injector-check",
@@ -178,43 +215,3 @@ def _probe() -> Object:
         },
         "spec": {"containers": [container], "automountServiceAccountToken": False},
     }
-
-
-def _disabled(cluster: Cluster) -> list[str]:
-    """Namespaces that are switched off; none where they may not be seen."""
-    try:
-        spaces = [
-            {**item, "kind": "Namespace"}
-            for item in cluster.list("/api/v1/namespaces", labels=_selector(DISABLED))
-        ]
-    except ApiError:
-        return []
-    return [
-        str(get_mapping(item, "metadata")["name"]) for item in filter(is_disabled_namespace, spaces)
-    ]
-
-
-def _workloads(cluster: Cluster, namespace: str) -> Iterator[Object]:
-    for kind, version in WORKLOADS.items():
-        for item in cluster.list(_path(f"/apis/{version}", f"{kind.lower()}s", namespace)):
-            yield {**item, "kind": kind, "apiVersion": version}
-
-
-def _looked(look: str, rows: Callable[[], Iterable[CheckResult]]) -> Iterator[CheckResult]:
-    try:
-        yield from rows()
-    except ApiError as error:
-        yield _unknown(look, error)
-
-
-def _unknown(look: str, error: ApiError) -> CheckResult:
-    fix = "look with an account that may" if error.status == 403 else "try again"
-    return CheckResult(look, UNKNOWN, str(error), fix)
-
-
-def _path(api: str, resource: str, namespace: str) -> str:
-    return f"{api}/namespaces/{namespace}/{resource}" if namespace else f"{api}/{resource}"
-
-
-def _selector(labels: dict[str, str]) -> str:
-    return ",".join(f"{key}={value}" for key, value in labels.items())

@@ -1,78 +1,75 @@
-"""Is the injector in order: what the cluster holds of it, judged. No I/O in this module."""
+"""Checks of the injector itself, from objects of the cluster. This module does no I/O."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from asya_injector.diagnostics.results import OK, WRONG, CheckResult
+from asya_injector.diagnostics.results import Finding
 from asya_injector.kube_objects import Object, find_by_name, get_items, get_mapping
 from asya_injector.runtime_files import CHART_SHA256, RuntimeFiles
 
 POD_WEBHOOK = "pods.asya.sh"
-# The injector renews its own thirty days before the end, cert-manager a third of the life.
-_LEAST_LIFE = dt.timedelta(days=14)
+# The injector renews its certificate 30 days before it expires, cert-manager after two thirds of
+# its lifetime.
+_MIN_LIFETIME = dt.timedelta(days=14)
 
 
-def webhook_of(configurations: Sequence[Object]) -> tuple[Object | None, CheckResult]:
-    """The one webhook configuration that calls the injector, and the finding about it."""
-    ours = [
+def find_webhook_configurations(configurations: Iterable[Object]) -> list[Object]:
+    """Find the webhook configurations that call the injector."""
+    return [
         item for item in configurations if find_by_name(get_items(item, "webhooks"), POD_WEBHOOK)
     ]
-    if not ours:
-        return None, CheckResult(
-            "webhook",
-            WRONG,
-            f"no configuration with a webhook {POD_WEBHOOK}: annotated pods are not injected",
-            "helm install asya-runtime; of no concern where `inject` alone is used",
+
+
+def check_webhooks(configurations: Sequence[Object]) -> Finding:
+    """Check that exactly one configuration calls the injector, each webhook with a caBundle."""
+    names = [str(get_mapping(item, "metadata").get("name")) for item in configurations]
+    if not configurations:
+        return Finding(
+            f"no webhook configuration contains {POD_WEBHOOK}: annotated pods are not injected",
+            "helm install asya-runtime, unless you only use `asya-injector inject`",
         )
-    name = get_mapping(ours[0], "metadata").get("name")
-    if len(ours) > 1:
-        names = ", ".join(str(get_mapping(item, "metadata").get("name")) for item in ours)
-        return ours[0], CheckResult(
-            "webhook", WRONG, f"several configurations call it: {names}", "uninstall all but one"
-        )
-    without = [
+    if len(configurations) > 1:
+        problem = f"more than one configuration calls the injector: {', '.join(names)}"
+        return Finding(problem, "uninstall all but one")
+    incomplete = [
         str(webhook.get("name"))
-        for webhook in ours[0]["webhooks"]
+        for webhook in configurations[0]["webhooks"]
         if not get_mapping(webhook, "clientConfig").get("caBundle")
     ]
-    if without:
-        return ours[0], CheckResult(
-            "webhook",
-            WRONG,
-            f"{name} has no caBundle for {', '.join(without)}: the API server cannot call it",
-            "the injector writes it within seconds; its log says why not",
+    if incomplete:
+        problem = f"{names[0]} has no caBundle for {', '.join(incomplete)}"
+        return Finding(
+            f"{problem}: the API server cannot call the injector",
+            "the injector writes it within seconds; if not, see its log",
         )
-    return ours[0], CheckResult("webhook", OK, f"{name} is in place")
+    return Finding(f"{names[0]} is installed")
 
 
-def deployments(found: Sequence[Object]) -> Iterator[CheckResult]:
-    """Findings about the Deployments of the injector."""
-    if not found:
-        yield CheckResult(
-            "injector", WRONG, "its Deployment is not there", "helm upgrade the release"
-        )
-    for item in found:
+def check_deployments(items: Sequence[Object]) -> Iterator[Finding]:
+    """Check that all replicas of the injector are available."""
+    if not items:
+        yield Finding("Deployment not found", "helm upgrade the release")
+    for item in items:
         metadata = get_mapping(item, "metadata")
-        wanted = get_mapping(item, "spec").get("replicas", 1)
+        desired = get_mapping(item, "spec").get("replicas", 1)
         available = get_mapping(item, "status").get("availableReplicas") or 0
         name = f"{metadata.get('namespace')}/{metadata.get('name')}"
-        told = f"Deployment {name}: {available} of {wanted} available"
-        good = wanted and available >= wanted
         fix = f"kubectl -n {metadata.get('namespace')} describe deployment,pods"
-        yield (
-            CheckResult("injector", OK, told) if good else CheckResult("injector", WRONG, told, fix)
+        yield Finding(
+            f"Deployment {name}: {available} of {desired} replicas available",
+            "" if desired and available >= desired else fix,
         )
 
 
-def endpoints(slices: Sequence[Object], service: str) -> CheckResult:
-    """The finding about the addresses behind the Service that the API server calls."""
+def check_endpoints(slices: Iterable[Object], service: str) -> Finding:
+    """Check that the Service that the API server calls has ready addresses."""
     ready = {
         address
         for each in slices
@@ -80,78 +77,65 @@ def endpoints(slices: Sequence[Object], service: str) -> CheckResult:
         if get_mapping(endpoint, "conditions").get("ready") is not False
         for address in endpoint.get("addresses") or []
     }
-    if not ready:
-        return CheckResult(
-            "endpoints",
-            WRONG,
-            f"Service {service} has no ready address: annotated pods are refused",
-            "see why no pod of the injector is ready",
-        )
-    return CheckResult("endpoints", OK, f"Service {service}: {len(ready)} ready")
+    if ready:
+        return Finding(f"Service {service}: ready addresses: {len(ready)}")
+    return Finding(
+        f"Service {service} has no ready address: annotated pods are rejected",
+        "check why the injector's pods are not ready",
+    )
 
 
-def certificate(
-    data: Object, bundles: Sequence[str], *, host: str, now: dt.datetime, where: str
-) -> CheckResult:
-    """The finding about the serving certificate: in time, for this host, trusted by the bundles.
+def check_certificate(
+    data: Object, bundles: Sequence[str], *, host: str, now: dt.datetime, secret: str
+) -> Finding:
+    """Check that the certificate is valid now, for this host, and signed by a CA of each bundle.
 
-    data: of its Secret. bundles: each webhook's `caBundle`, base64. where: the Secret's name.
+    data: of its Secret. bundles: the base64 `caBundle` of each webhook. secret: its name.
     """
-
-    def wrong(found: str) -> CheckResult:
-        fix = "the injector's log says more; deleted, the Secret is made anew by who made it"
-        return CheckResult("certificate", WRONG, f"{where}: {found}", fix)
-
+    fix = "see the injector's log; delete the Secret to have it reissued"
     try:
         chain = x509.load_pem_x509_certificates(base64.b64decode(data["tls.crt"], validate=True))
         trusted = [x509.load_pem_x509_certificates(base64.b64decode(each)) for each in bundles]
         names = chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except KeyError:
-        return wrong("holds no tls.crt")
+        return Finding(f"{secret}: has no tls.crt", fix)
     except (ValueError, TypeError, binascii.Error, x509.ExtensionNotFound):
-        return wrong("certificate or caBundle cannot be read")
+        return Finding(f"{secret}: the certificate or caBundle cannot be parsed", fix)
     end = chain[0].not_valid_after_utc
-    faults = {
-        f"ended on {end:%Y-%m-%d}": now > end,
+    problems = {
+        f"expired on {end:%Y-%m-%d}": now > end,
         "is not valid yet": now < chain[0].not_valid_before_utc,
-        f"is not for {host}": host not in names.get_values_for_type(x509.DNSName),
-        "is not signed by a CA of caBundle": not all(
+        f"is not valid for {host}": host not in names.get_values_for_type(x509.DNSName),
+        "is not signed by a CA in caBundle": not all(
             any(_is_issued_by(each, authority) for each in chain for authority in bundle)
             for bundle in trusted
         ),
-        f"ends on {end:%Y-%m-%d} and should have been renewed": end - now < _LEAST_LIFE,
+        f"expires on {end:%Y-%m-%d} and should have been renewed": end - now < _MIN_LIFETIME,
     }
-    for fault, holds in faults.items():
-        if holds:
-            return wrong(fault)
-    return CheckResult(
-        "certificate", OK, f"{where}: valid until {end:%Y-%m-%d}, trusted by caBundle"
-    )
+    for problem, applies in problems.items():
+        if applies:
+            return Finding(f"{secret}: {problem}", fix)
+    return Finding(f"{secret}: valid until {end:%Y-%m-%d}, signed by a CA in caBundle")
 
 
-def versions(charts: Sequence[Object], installed: RuntimeFiles) -> Iterator[CheckResult]:
-    """Findings about the runtime in the chart's ConfigMaps and in this program."""
+def check_versions(charts: Sequence[Object], installed: RuntimeFiles) -> Iterator[Finding]:
+    """Check that the chart's ConfigMaps are intact and have the runtime of this program."""
     for item in charts:
         metadata = get_mapping(item, "metadata")
         name = f"ConfigMap {metadata.get('namespace')}/{metadata.get('name')}"
-        said = str(get_mapping(metadata, "annotations").get(CHART_SHA256))
-        is_true = RuntimeFiles(item.get("data") or {}).sha256 == said
-        if not is_true:
-            yield CheckResult(
-                "version",
-                WRONG,
-                f"{name}: its content is not what its {CHART_SHA256} says",
-                "helm upgrade the release; nobody else should write it",
+        sha256 = str(get_mapping(metadata, "annotations").get(CHART_SHA256))
+        if RuntimeFiles(item.get("data") or {}).sha256 != sha256:
+            yield Finding(
+                f"{name}: the content does not match its annotation {CHART_SHA256}",
+                "helm upgrade the release; only the chart should write this ConfigMap",
             )
-        elif said != installed.sha256:
-            yield CheckResult(
-                "version",
-                WRONG,
-                f"{name} holds runtime {said[:10]}, this program brings {installed.hash}",
-                "use the program and the chart of one version",
+        elif sha256 != installed.sha256:
+            yield Finding(
+                f"{name} has runtime {sha256[:10]}, this program has {installed.hash}",
+                "use the same version of the program and the chart",
             )
         else:
-            yield CheckResult("version", OK, f"{name} and this program: runtime {said[:10]}")
+            yield Finding(f"{name} and this program have runtime {sha256[:10]}")
 
 
 def _is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:

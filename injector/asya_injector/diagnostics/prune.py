@@ -1,9 +1,8 @@
-"""Which copies of the runtime nobody needs any more, and their removal.
+"""Delete runtime ConfigMaps that no pod uses.
 
-The order of looks matters: ConfigMaps first, then pods, so that a copy made in between is not on
-the list; and the pods of a namespace once more right before something of it is deleted. A pod is
-let in with the runtime of the injector that lets it in, so the runtime of no injector that is still
-there is ever taken.
+The order of reading prevents races. ConfigMaps are listed before pods, so that one created in
+between is not on the list. Before the first deletion in a namespace, its pods are listed again.
+The runtime of a running injector is always kept, because it may admit a pod at any time.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from asya_injector.kube_client import ApiError, Cluster
+from asya_injector.kube_client import ApiException, Cluster, describe_error
 from asya_injector.kube_objects import Object, get_mapping
 from asya_injector.mutation.workload import is_runtime_configmap
 from asya_injector.runtime_files import (
@@ -27,28 +26,32 @@ from asya_injector.runtime_files import (
 
 _CHECKSUM = "checksum/runtime"
 
-# Names of pods by the `namespace/name` of a ConfigMap that they refer to.
+# Names of pods, by the `namespace/name` of a ConfigMap that they refer to.
 References = dict[str, set[str]]
+
+
+class PruneError(Exception):
+    """What may be deleted cannot be determined; one line."""
 
 
 @dataclass(frozen=True)
 class PruneDecision:
-    """A copy, whether it goes, and if not, why it stays. `failed` tells a removal that failed."""
+    """Whether to delete a ConfigMap. reason: why it is kept, or why its deletion failed."""
 
-    copy: Object
-    why: str = ""
+    configmap: Object
+    reason: str = ""
     failed: bool = False
 
     @property
     def name(self) -> str:
         """Namespace and name."""
-        metadata = get_mapping(self.copy, "metadata")
+        metadata = get_mapping(self.configmap, "metadata")
         return f"{metadata['namespace']}/{metadata['name']}"
 
     @property
-    def goes(self) -> bool:
-        """Whether nothing speaks for it."""
-        return not self.why
+    def delete(self) -> bool:
+        """Whether nothing speaks against it."""
+        return not self.reason
 
 
 def prune(
@@ -59,62 +62,59 @@ def prune(
     namespace: str = "",
     keep: Iterable[str] = (),
 ) -> Iterator[PruneDecision]:
-    """Remove what nobody needs; the verdicts on all copies, as they are carried out.
+    """Delete unused runtime ConfigMaps; yield each decision after it was carried out.
 
-    keep: hashes that stay, besides what is found to be current. Raises ApiError where something
-    cannot be looked at; then nothing was removed.
+    keep: hashes to keep, besides the current ones. Raises ApiException or PruneError, before
+    anything was deleted, if the cluster cannot be read.
     """
-    listed = cluster.list(
-        _path("configmaps", namespace), labels=_selector(MANAGED_BY), metadata_only=True
-    )
-    # Items of lists come without their kind.
-    copies = {item["metadata"]["uid"]: {**item, "kind": "ConfigMap"} for item in listed}
-    current = set(keep) | _published(cluster, needed=not set(keep))
-    references: References = defaultdict(set)
-    for pod in cluster.list(_path("pods", namespace)):
-        _note(pod, references)
-        current |= _runtime_of_injector(pod)
-    again: dict[str, References] = {}
-    for copy in filter(is_runtime_configmap, copies.values()):
-        verdict = decide(copy, references, current, now=cluster.now, older_than=older_than)
-        if verdict.goes and not dry_run:
-            where = get_mapping(copy, "metadata")["namespace"]
-            if where not in again:
-                again[where] = defaultdict(set)
-                for pod in cluster.list(_path("pods", where)):
-                    _note(pod, again[where])
-                for pod in cluster.list(_path("pods", namespace), labels=_selector(INJECTOR)):
-                    current |= _runtime_of_injector(pod)
-            verdict = decide(copy, again[where], current, now=cluster.now, older_than=older_than)
-            if verdict.goes:
-                verdict = _removed(cluster, verdict)
-        yield verdict
+    configmaps = _list_runtime_configmaps(cluster, namespace)
+    keep = set(keep)
+    charts = _find_chart_versions(cluster, required=not keep)
+    references, injected = _read_pods(cluster.list("v1", "pods", namespace=namespace))
+    current = keep | charts | injected
+    refreshed: dict[str, References] = {}
+    for configmap in configmaps:
+        decision = decide(configmap, references, current, now=cluster.now, older_than=older_than)
+        if decision.delete and not dry_run:
+            where = configmap["metadata"]["namespace"]
+            if where not in refreshed:
+                refreshed[where], _ = _read_pods(cluster.list("v1", "pods", namespace=where))
+                injectors = cluster.list("v1", "pods", namespace=namespace, labels=INJECTOR)
+                _, injected = _read_pods(injectors)
+                current |= injected
+            decision = decide(
+                configmap, refreshed[where], current, now=cluster.now, older_than=older_than
+            )
+            if decision.delete:
+                decision = _delete(cluster, decision)
+        yield decision
 
 
 def decide(
-    copy: Object,
+    configmap: Object,
     references: References,
     current: set[str],
     *,
     now: dt.datetime,
     older_than: dt.timedelta,
 ) -> PruneDecision:
-    """Whether a copy stays, by what was seen."""
-    verdict = PruneDecision(copy)
-    metadata = get_mapping(copy, "metadata")
-    pods = sorted(references.get(verdict.name, ()))
+    """Decide on one ConfigMap."""
+    decision = PruneDecision(configmap)
+    metadata = get_mapping(configmap, "metadata")
+    labels = get_mapping(metadata, "labels")
+    pods = sorted(references.get(decision.name, ()))
     if pods:
         others = f" and {len(pods) - 1} more" if len(pods) > 1 else ""
-        return replace(verdict, why=f"pod {pods[0]}{others} refers to it")
+        return replace(decision, reason=f"used by pod {pods[0]}{others}")
     version = str(metadata["name"]).rpartition("-")[2]
-    if version in current or get_mapping(metadata, "labels").get(RUNTIME_HASH_LABEL) in current:
-        return replace(verdict, why="it is current")
-    if FROM_MANIFEST.items() <= get_mapping(metadata, "labels").items():
-        return replace(verdict, why="manifests brought it, and it goes with them")
+    if current & {version, labels.get(RUNTIME_HASH_LABEL)}:
+        return replace(decision, reason="current version")
+    if FROM_MANIFEST.items() <= labels.items():
+        return replace(decision, reason="belongs to a manifest and is deleted with it")
     created = dt.datetime.fromisoformat(str(metadata["creationTimestamp"]))
     if now - created < older_than:
-        return replace(verdict, why="it is young: a pod may be on its way")
-    return verdict
+        return replace(decision, reason="created recently; a pod may be about to use it")
+    return decision
 
 
 def find_references(pod: Object) -> set[str]:
@@ -134,51 +134,50 @@ def find_references(pod: Object) -> set[str]:
     return {name for name in found if name}
 
 
-def _runtime_of_injector(pod: Object) -> set[str]:
-    """The hash that an injector's pod gives to others; nothing for any other pod."""
-    checksum = get_mapping(pod, "metadata", "annotations").get(_CHECKSUM)
-    is_injector = INJECTOR.items() <= get_mapping(pod, "metadata", "labels").items()
-    return {str(checksum)[:10]} if checksum and is_injector else set()
+def _list_runtime_configmaps(cluster: Cluster, namespace: str) -> list[Object]:
+    items = cluster.list(
+        "v1", "configmaps", namespace=namespace, labels=MANAGED_BY, metadata_only=True
+    )
+    # Each only once, and with its kind, which items of lists lack.
+    found = {item["metadata"]["uid"]: {**item, "kind": "ConfigMap"} for item in items}
+    return [item for item in found.values() if is_runtime_configmap(item)]
 
 
-def _note(pod: Object, references: References) -> None:
-    metadata = get_mapping(pod, "metadata")
-    for name in find_references(pod):
-        references[f"{metadata['namespace']}/{name}"].add(str(metadata["name"]))
-
-
-def _published(cluster: Cluster, *, needed: bool) -> set[str]:
-    """Hashes of the versions that charts in the cluster hold."""
+def _find_chart_versions(cluster: Cluster, *, required: bool) -> set[str]:
+    """Hashes of the runtime in the charts of the cluster."""
     try:
-        charts = list(
-            cluster.list("/api/v1/configmaps", labels=_selector(CHART), metadata_only=True)
-        )
-    except ApiError as error:
-        if not needed:
+        charts = list(cluster.list("v1", "configmaps", labels=CHART, metadata_only=True))
+    except ApiException as error:
+        if not required:
             return set()
-        message = f"which runtime is current cannot be seen ({error}); say it by --keep HASH"
-        raise ApiError(error.status, message) from None
+        raise PruneError(
+            f"cannot determine the current runtime version ({describe_error(error)}); name it "
+            "with --keep HASH"
+        ) from None
     found = (get_mapping(item, "metadata", "annotations").get(CHART_SHA256) for item in charts)
     return {str(sha256)[:10] for sha256 in found if sha256}
 
 
-def _removed(cluster: Cluster, verdict: PruneDecision) -> PruneDecision:
-    metadata = get_mapping(verdict.copy, "metadata")
+def _read_pods(pods: Iterable[Object]) -> tuple[References, set[str]]:
+    """What pods refer to, and hashes of the runtime that the injectors among them give to pods."""
+    references: References = defaultdict(set)
+    versions = set()
+    for pod in pods:
+        metadata = get_mapping(pod, "metadata")
+        for name in find_references(pod):
+            references[f"{metadata['namespace']}/{name}"].add(str(metadata["name"]))
+        checksum = get_mapping(metadata, "annotations").get(_CHECKSUM)
+        if checksum and INJECTOR.items() <= get_mapping(metadata, "labels").items():
+            versions.add(str(checksum)[:10])
+    return references, versions
+
+
+def _delete(cluster: Cluster, decision: PruneDecision) -> PruneDecision:
     try:
-        cluster.delete(
-            f"{_path('configmaps', metadata['namespace'])}/{metadata['name']}", verdict.copy
-        )
-    except ApiError as error:
+        cluster.delete("v1", "configmaps", decision.configmap)
+    except ApiException as error:
         if error.status == 409:
-            return replace(verdict, why="it has changed meanwhile")
+            return replace(decision, reason="changed since it was listed")
         if error.status != 404:
-            return replace(verdict, why=str(error), failed=True)
-    return verdict
-
-
-def _path(resource: str, namespace: str) -> str:
-    return f"/api/v1/namespaces/{namespace}/{resource}" if namespace else f"/api/v1/{resource}"
-
-
-def _selector(labels: dict[str, str]) -> str:
-    return ",".join(f"{key}={value}" for key, value in labels.items())
+            return replace(decision, reason=describe_error(error), failed=True)
+    return decision

@@ -1,4 +1,4 @@
-"""A finding about a cluster: what was looked at, how it is, and how to mend it."""
+"""What the checks of `check` return."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ OK, WRONG, UNKNOWN = "ok", "wrong", "unknown"
 
 
 @dataclass(frozen=True)
-class CheckResult:
-    """One line of the table. `state` is one of those above; `fix` is empty where all is well."""
+class Finding:
+    """What a check has found. fix: how to solve the problem; empty if there is none."""
 
-    look: str
+    text: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """A row of the table: the check, its state (one of those above), what it found, and the fix."""
+
+    check: str
     state: str
     found: str
     fix: str = ""

@@ -1,101 +1,109 @@
-"""Are the actors in order: pods and workloads that ask to be one, judged. No I/O in this module."""
+"""Checks of annotated pods and workloads, from objects of the cluster. This module does no I/O."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 from asya_injector.annotations.parse import is_switched_off, merge, select_own
-from asya_injector.annotations.table import INHERITED, PREFIX
-from asya_injector.diagnostics.results import OK, WRONG, CheckResult
+from asya_injector.annotations.table import INHERITED
+from asya_injector.diagnostics.results import Finding
 from asya_injector.errors import InjectionError
-from asya_injector.kube_objects import Object, find_by_name, get_items, get_mapping
-from asya_injector.mutation.workload import find_pod, find_skip_reason, propagate, read_annotations
+from asya_injector.kube_objects import (
+    POD,
+    Object,
+    find_by_name,
+    get_annotations,
+    get_items,
+    get_mapping,
+    get_template,
+)
+from asya_injector.mutation.workload import find_skip_reason, propagate
 from asya_injector.runtime_files import RUNTIME_HASH_LABEL, RUNTIME_VOLUME
 
 
-def pods(
-    found: Iterable[Object], *, current: Collection[str], disabled: Collection[str]
-) -> Iterator[CheckResult]:
-    """Findings about pods. current: hashes that are no old runtime; disabled: namespaces."""
-    groups: dict[tuple[str, str, str], int] = {}
-    good = 0
-    for pod in found:
-        state = _state({**pod, "apiVersion": "v1", "kind": "Pod"}, current, disabled)
-        if state:
-            key = (str(get_mapping(pod, "metadata").get("namespace")), _owner(pod), state)
-            groups[key] = groups.get(key, 0) + 1
-        elif state is not None:
-            good += 1
-    for (namespace, owner, state), count in sorted(groups.items()):
-        yield CheckResult(
-            "pods",
-            WRONG,
-            f"{namespace}: {count} of {owner} {state}",
-            f"kubectl -n {namespace} {_again(owner)}; where its manifest was injected, inject anew",
-        )
-    if not groups:
-        yield CheckResult("pods", OK, f"{good} actors, all with the current runtime")
+def check_pods(
+    pods: Iterable[Object], *, current: Collection[str], disabled: Collection[str]
+) -> Iterator[Finding]:
+    """Check that annotated pods have the runtime; report problems by owner.
 
-
-def workloads(found: Iterable[Object], *, disabled: Collection[str]) -> Iterator[CheckResult]:
-    """Findings about workloads whose own annotations have not reached their template.
-
-    found: of all kinds, each with its `kind` and `apiVersion`.
+    current: hashes of the current runtime. disabled: namespaces where injection is disabled.
     """
-    count = wrong = 0
-    for item in found:
-        metadata = get_mapping(item, "metadata")
-        if find_skip_reason(item, str(metadata.get("namespace")), disabled) or not select_own(
-            read_annotations(item)
-        ):
+    problems: Counter[tuple[str, str, str]] = Counter()
+    healthy = 0
+    for pod in pods:
+        if not _should_be_actor(pod, disabled):
             continue
-        count += 1
-        if read_annotations(find_pod(propagate(item))).get(INHERITED) == read_annotations(
-            find_pod(item)
-        ).get(INHERITED):
-            continue
-        wrong += 1
-        namespace, kind = metadata.get("namespace"), str(item["kind"]).lower()
-        remedy = f"kubectl -n {namespace} rollout restart {kind}/{metadata.get('name')}"
-        if kind in ("job", "cronjob", "replicaset"):
-            remedy = "apply it anew" if kind == "cronjob" else "delete it and create it anew"
-        yield CheckResult(
-            "workloads",
-            WRONG,
-            f"{namespace}: {kind}/{metadata.get('name')} is annotated, its template does not know",
-            remedy,
+        problem = _find_problem(pod, current)
+        if problem:
+            namespace = str(get_mapping(pod, "metadata").get("namespace"))
+            problems[namespace, _find_owner(pod), problem] += 1
+        else:
+            healthy += 1
+    for (namespace, owner, problem), count in sorted(problems.items()):
+        restart = f"kubectl -n {namespace} {_choose_restart(owner)}"
+        yield Finding(
+            f"{namespace}: {owner} {problem} ({count} pod{'s' * (count > 1)})",
+            f"{restart}; if the manifest was injected, inject it again",
         )
-    if not wrong:
-        yield CheckResult("workloads", OK, f"{count} annotated, all known to their templates")
+    if not problems:
+        yield Finding(f"actors with the current runtime: {healthy}")
 
 
-def _state(pod: Object, current: Collection[str], disabled: Collection[str]) -> str | None:
-    """What is wrong with a pod; empty if nothing, None if it is no actor and need not be."""
+def check_workloads(items: Iterable[Object], *, disabled: Collection[str]) -> Iterator[Finding]:
+    """Check that annotations of workloads are propagated to their pod templates.
+
+    items: of all kinds, each with its `kind` and `apiVersion`. disabled: namespaces where injection
+    is disabled.
+    """
+    healthy = failed = 0
+    for item in items:
+        metadata = get_mapping(item, "metadata")
+        namespace = str(metadata.get("namespace"))
+        if find_skip_reason(item, namespace, disabled) or not select_own(get_annotations(item)):
+            continue
+        if _read_propagated(propagate(item)) == _read_propagated(item):
+            healthy += 1
+            continue
+        failed += 1
+        workload = f"{str(item['kind']).lower()}/{metadata.get('name')}"
+        fixes = {"CronJob": "apply it again"} | dict.fromkeys(
+            ("Job", "ReplicaSet"), "delete it and create it again"
+        )
+        yield Finding(
+            f"{namespace}: annotations of {workload} are not propagated to its pod template",
+            fixes.get(item["kind"], f"kubectl -n {namespace} rollout restart {workload}"),
+        )
+    if not failed:
+        yield Finding(f"workloads with propagated annotations: {healthy}")
+
+
+def _should_be_actor(pod: Object, disabled: Collection[str]) -> bool:
+    """Whether a pod is annotated, still there, and not excluded."""
     metadata = get_mapping(pod, "metadata")
     phase = get_mapping(pod, "status").get("phase")
     if phase in ("Succeeded", "Failed") or metadata.get("deletionTimestamp"):
-        return None
-    if find_skip_reason(pod, str(metadata.get("namespace")), disabled):
-        return None
+        return False
+    item = {**pod, "apiVersion": POD.api_version, "kind": POD.name}  # lists omit both
+    if find_skip_reason(item, str(metadata.get("namespace")), disabled):
+        return False
     try:
-        asked = merge(read_annotations(pod))
-        if not asked or is_switched_off(asked):
-            return None
+        annotations = merge(get_annotations(pod))
     except InjectionError:
-        asked = {PREFIX: ""}
-    version = get_mapping(metadata, "labels").get(RUNTIME_HASH_LABEL)
-    if (
-        not find_by_name(get_items(get_mapping(pod, "spec"), "volumes"), RUNTIME_VOLUME)
-        or not version
-    ):
-        return "runs without the runtime, though annotated"
-    if version not in current:
-        return f"runs the old runtime {version}"
-    return ""
+        return True
+    return bool(annotations) and not is_switched_off(annotations)
 
 
-def _owner(pod: Object) -> str:
-    """What to restart, as `kind/name`: the Deployment where a ReplicaSet is one's."""
+def _find_problem(pod: Object, current: Collection[str]) -> str:
+    version = get_mapping(pod, "metadata", "labels").get(RUNTIME_HASH_LABEL)
+    volumes = get_items(get_mapping(pod, "spec"), "volumes")
+    if not version or not find_by_name(volumes, RUNTIME_VOLUME):
+        return "is annotated, but runs without the runtime"
+    return "" if version in current else f"runs the old runtime {version}"
+
+
+def _find_owner(pod: Object) -> str:
+    """The `kind/name` of what to restart; for a ReplicaSet of a Deployment, the Deployment."""
     metadata = get_mapping(pod, "metadata")
     for owner in metadata.get("ownerReferences") or []:
         if owner.get("controller"):
@@ -107,7 +115,13 @@ def _owner(pod: Object) -> str:
     return f"pod/{metadata.get('name')}"
 
 
-def _again(owner: str) -> str:
+def _choose_restart(owner: str) -> str:
     if owner.startswith(("deployment/", "statefulset/", "daemonset/")):
         return f"rollout restart {owner}"
-    return f"delete {owner}, and create it anew" if owner.startswith("pod/") else f"replace {owner}"
+    if owner.startswith("pod/"):
+        return f"delete {owner}, and create it again"
+    return f"replace {owner}"
+
+
+def _read_propagated(workload: Object) -> str | None:
+    return get_annotations(get_template(workload)).get(INHERITED)

@@ -1,4 +1,4 @@
-"""What holds for all actors: the chart's `runtime.defaults`, read from a file of values."""
+"""The cluster defaults in a file of chart values: `runtime.defaults`."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from pathlib import Path
 from typing import Any
 
 from asya_injector.annotations.table import TABLE, Annotation
-from asya_injector.manifests import documents
-from asya_injector.manifests.documents import ManifestError
+from asya_injector.manifests.documents import ManifestError, read_documents
 
-# What is said for all pods: not which of them opts in, nor which of its containers is meant.
+# Annotations with a default for all pods; opting in and choosing a container is up to each pod.
 DEFAULTS: tuple[Annotation, ...] = tuple(
     entry for entry in TABLE if entry.default is not None and entry.name != "inject"
 )
 
 
 def read_values(path: Path) -> dict[str, str]:
-    """The defaults of a values file by name, as texts; raises OSError or ManifestError."""
-    tree: Any = {}
-    for document in documents.read_documents(str(path), path.read_text("utf-8")):
-        tree = document.value or {}
+    """Read the defaults in a file, as strings by name; raises OSError or ManifestError."""
+    values: Any = {}
+    for document in read_documents(str(path), path.read_text("utf-8")):
+        values = document.value or {}
     for step in ("runtime", "defaults"):
-        tree = (tree.get(step) if isinstance(tree, dict) else tree) or {}
-    if not isinstance(tree, dict):
+        values = (values.get(step) if isinstance(values, dict) else values) or {}
+    if not isinstance(values, dict):
         raise ManifestError(f"{path}: runtime.defaults must be a mapping of names and values")
     known = {entry.name for entry in DEFAULTS}
-    unknown = [str(name) for name in tree if name not in known]
+    unknown = [str(name) for name in values if name not in known]
     if unknown:
         raise ManifestError(
-            f"{path}: runtime.defaults has no {unknown[0]!r}; known are {', '.join(sorted(known))}"
+            f"{path}: unknown name {unknown[0]!r} in runtime.defaults; known names are "
+            f"{', '.join(sorted(known))}"
         )
-    return {name: text for name, value in tree.items() if (text := _text(value)) is not None}
+    return {name: _to_string(value) for name, value in values.items() if value is not None}
 
 
 def merge_values(*layers: Mapping[str, str | None]) -> dict[str, str]:
-    """Later layers win; None says nothing."""
+    """Merge values by name; later layers take precedence, except where they have None."""
     return {name: text for layer in layers for name, text in layer.items() if text is not None}
 
 
-def _text(value: Any) -> str | None:
-    """A value as the chart hands it to the injector: true, not True; no exponent."""
-    if value is None or isinstance(value, str):
+def _to_string(value: Any) -> str:
+    """A value as the chart passes it to the injector: true, not True; no exponent."""
+    if isinstance(value, str):
         return value
     if isinstance(value, bool):
         return str(value).lower()

@@ -1,7 +1,7 @@
-"""Manifests as files hold them: read into documents, written back with all that was not changed.
+"""Manifests as files contain them: read into documents, and written with minimal changes.
 
-A document that nobody changed is written byte for byte. A YAML document that was changed keeps its
-comments, order and style (see `edits`); a JSON document keeps its order and indentation.
+An unchanged document is written byte for byte. A changed YAML document keeps its comments, order
+and style (see `yaml_edit`); a changed JSON document keeps its order and indentation.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +24,27 @@ from ruamel.yaml.tag import Tag
 from asya_injector.manifests.yaml_edit import edit_yaml, render_block
 
 SUFFIXES = (".yaml", ".yml", ".json")
-# No text in YAML can hold this at the start of a line, not even a block of literal text.
+_SPACE = "\ufeff \t\r\n"
+_LINE_END = re.compile(r"[ \t]*\r?\n?")
+# No text in YAML can contain this at the start of a line, not even a block of literal text.
 _MARKER = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
-_PREAMBLE = re.compile(r"(\ufeff?[ \t]*([#%][^\n]*)?\r?(\n|\Z))*")
-
-# Comments and blank lines at the end of a document.
-_BEHIND = re.compile(
+_COMMENTS_AND_DIRECTIVES = re.compile(r"(\ufeff?[ \t]*([#%][^\n]*)?\r?(\n|\Z))*")
+_COMMENTS_AT_END = re.compile(
     r"^(#[^\n]*\n|[ \t\r]*\n)*#[^\n]*(\n|\Z)(#[^\n]*\n|[ \t\r]*\n)*\Z", re.MULTILINE
 )
+_NUMBER_FROM_DOT = re.compile(r"[-+]?\.[0-9]+([eE][-+]?[0-9]+)?")
 
 
 class ManifestError(Exception):
-    """Something cannot be read: one line that says where and what."""
+    """A file cannot be read: one line that says where and why."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document of a file, `number` counted from 1.
+    """A document of a file; `number` counts from 1.
 
-    text: as it was read, with the `---` in front of it. value: what Kubernetes reads in it, None
-    where it is empty.
+    text: as it was read, with the `---` in front of it. value: as Kubernetes reads it; None if it
+    is empty.
     """
 
     source: str
@@ -53,155 +54,149 @@ class Document:
     is_json: bool = False
 
     @property
-    def is_marked(self) -> bool:
-        """Whether a `---` opens it."""
+    def has_marker(self) -> bool:
+        """Whether it starts with `---`."""
         return not self.is_json and _MARKER.search(self.text) is not None
 
     @property
     def place(self) -> str:
-        """The document as an error names it."""
+        """The document in a message."""
         return f"{self.source}:{self.number}"
 
 
-def find_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """The files that are meant: of a directory, all manifests in it and below, by name.
+def find_files(path: Path) -> list[Path]:
+    """Find all manifests in a directory and below, sorted by name; a file is returned as it is.
 
-    Raises ManifestError for a directory without any.
+    Raises ManifestError if a directory has none.
     """
-    for path in paths:
-        if not path.is_dir():
-            yield path
-            continue
-        found = sorted(each for each in path.rglob("*") if each.suffix in SUFFIXES)
-        if not any(each.is_file() for each in found):
-            raise ManifestError(
-                f"{path}: holds no file named {', '.join('*' + s for s in SUFFIXES)}"
-            )
-        yield from (each for each in found if each.is_file())
+    if not path.is_dir():
+        return [path]
+    found = sorted(each for each in path.rglob("*") if each.suffix in SUFFIXES and each.is_file())
+    if not found:
+        patterns = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
+        raise ManifestError(f"{path}: contains no file named {patterns}")
+    return found
 
 
 def read_documents(source: str, text: str) -> list[Document]:
-    """All documents of a text; raises ManifestError."""
-    if text.lstrip("\ufeff \t\r\n")[:1] in ("{", "["):
+    """Read all documents of a text; raises ManifestError."""
+    if text.lstrip(_SPACE)[:1] in ("{", "["):
         documents = _read_json(source, text)
         if documents:
             return documents
     return [
-        Document(source, number, chunk, _parse(chunk, f"{source}:{number}"))
-        for number, chunk in enumerate(_split(text), 1)
+        Document(source, number, chunk, _parse_yaml(chunk, f"{source}:{number}"))
+        for number, chunk in enumerate(_split_yaml(text), 1)
     ]
 
 
-def rewrite(document: Document, value: Any) -> tuple[str, bool]:
-    """The document's text saying `value`, and whether its comments and style could be kept."""
+def edit_document(document: Document, value: Any) -> Document | None:
+    """Change a document to have this value; None if it cannot keep its comments and style."""
+    if value == document.value:
+        return document
     if document.is_json:
-        return _json_like(document.text, value), True
+        return render_document(value, like=document)
     text = edit_yaml(document.text, document.value, value)
     try:
-        if _parse(text, document.place) == value:
-            return text, True
+        if _parse_yaml(text, document.place) == value:
+            return replace(document, text=text, value=value)
     except ManifestError:
         pass
-    # Anchors and merged keys say one thing in two places, and only one of them was to change.
-    return "---\n" * document.is_marked + render_block(value), False
+    # An anchor or a merge key has the same text for two places, and only one of them changes.
+    return None
 
 
-def join_texts(texts: Iterable[tuple[str, bool]]) -> str:
-    """One stream of the texts of documents, each with whether it is JSON."""
-    pieces = list(texts)
-    is_yaml = not all(is_json for _, is_json in pieces)
+def render_document(value: Any, *, like: Document) -> Document:
+    """Write a value in the format of another document, with a `---` if that one has it."""
+    text = (
+        _render_json(value, like.text)
+        if like.is_json
+        else "---\n" * like.has_marker + render_block(value)
+    )
+    return replace(like, text=text, value=value)
+
+
+def join_documents(documents: Sequence[Document]) -> str:
+    """The text of a file with these documents; YAML, unless all of them are JSON."""
+    is_yaml = not all(document.is_json for document in documents)
     stream = ""
-    for text, _ in pieces:
+    for document in documents:
         if stream and not stream.endswith("\n"):
             stream += "\n"
-        if stream.strip() and is_yaml and not _MARKER.search(text):
+        if stream.strip() and is_yaml and not _MARKER.search(document.text):
             stream += "---\n"
-        stream += text
+        stream += document.text
     return stream
 
 
-def render_document(value: Any, *, before: Document) -> str:
-    """A new document to stand before another, in its format, and with a `---` if that has one."""
-    if before.is_json:
-        return _json_like(before.text, value)
-    return "---\n" * before.is_marked + render_block(value)
+def remove_documents(pairs: Iterable[tuple[Document, Document | None]]) -> list[Document]:
+    """Return the second of each pair; None removes the document.
 
-
-def drop_documents(documents: Sequence[tuple[Document, str | None]]) -> list[tuple[str, bool]]:
-    """The texts that are not None, as `written` takes them; what `rendered` added leaves no trace.
-
-    Comments between a document that goes and the next one stay.
+    A document that was added by `render_document` and `join_documents` is removed without a trace.
+    Comments behind a removed document are kept, because they may belong to the next one.
     """
-    texts: list[tuple[str, bool]] = []
-    opens = False
-    for document, text in documents:
-        if text is None:
-            behind = _BEHIND.search(document.text)
-            kept = behind[0] if behind and not document.is_json else ""
-            opens = not document.is_json and not document.is_marked and not kept
-            if kept:
-                texts.append((kept, False))
+    kept: list[Document] = []
+    is_marker_added = False
+    for document, output in pairs:
+        if output:
+            text = output.text.removeprefix("---\n") if is_marker_added else output.text
+            kept.append(replace(output, text=text))
+            is_marker_added = False
             continue
-        texts.append((text.removeprefix("---\n") if opens else text, document.is_json))
-        opens = False
-    return texts
+        comments = None if document.is_json else _COMMENTS_AT_END.search(document.text)
+        if comments:
+            kept.append(replace(document, text=comments[0], value=None))
+        is_marker_added = not (document.is_json or document.has_marker or comments)
+    return kept
 
 
-def _split(text: str) -> list[str]:
+def _split_yaml(text: str) -> list[str]:
     starts = [match.start() for match in _MARKER.finditer(text)]
-    # What precedes the first marker is a document, or comments and directives of the first one.
+    # Comments and directives before the first marker belong to the first document.
     first = starts[0] if starts else len(text)
-    if not starts or not _PREAMBLE.fullmatch(text, 0, first):
+    if not starts or not _COMMENTS_AND_DIRECTIVES.fullmatch(text, 0, first):
         starts.insert(0, 0)
     starts[0] = 0
     return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
 
 
-def _read_json(source: str, text: str) -> list[Document] | None:
-    """The values of a stream of JSON; None where it is none (a YAML flow mapping, say)."""
+def _read_json(source: str, text: str) -> list[Document]:
+    """Read a stream of JSON; nothing if it is something else, such as a YAML flow mapping."""
     documents: list[Document] = []
-    decoder, place = json.JSONDecoder(), 0
-    while text[place:].strip("\ufeff \t\r\n"):
-        start = place
-        while text[start] in "\ufeff \t\r\n":
-            start += 1
+    decoder, start = json.JSONDecoder(), 0
+    while rest := text[start:].lstrip(_SPACE):
         try:
-            value, end = decoder.raw_decode(text, start)
+            value, end = decoder.raw_decode(text, len(text) - len(rest))
         except ValueError:
-            return None
-        end += len(re.match(r"[ \t]*\r?\n?", text[end:])[0])  # type: ignore[index]
-        documents.append(Document(source, len(documents) + 1, text[place:end], value, is_json=True))
-        place = end
+            return []
+        line_end = _LINE_END.match(text, end)
+        end = line_end.end() if line_end else end
+        documents.append(Document(source, len(documents) + 1, text[start:end], value, is_json=True))
+        start = end
     return documents
 
 
-def _json_like(text: str, value: Any) -> str:
-    indented = re.search(r"[{\[]\r?\n([ \t]+)", text)
-    spaced = indented or re.search(r'": ', text)
-    return (
-        json.dumps(
-            value,
-            ensure_ascii=False,
-            indent=indented[1] if indented else None,
-            separators=(",", ": ") if indented else (", ", ": ") if spaced else (",", ":"),
-        )
-        + "\n"
-    )
-
-
-_FROM_DOT = re.compile(r"[-+]?\.[0-9]+([eE][-+]?[0-9]+)?")
+def _render_json(value: Any, like: str) -> str:
+    """Write JSON with the indentation and the spaces of another text."""
+    indent = re.search(r"[{\[]\r?\n([ \t]+)", like)
+    if indent:
+        return json.dumps(value, ensure_ascii=False, indent=indent[1]) + "\n"
+    separators = (", ", ": ") if '": ' in like else (",", ":")
+    return json.dumps(value, ensure_ascii=False, separators=separators) + "\n"
 
 
 class _Constructor(SafeConstructor):
-    """YAML as Kubernetes reads it: what looks like a date is a text."""
+    """YAML values as Kubernetes reads them: dates are strings."""
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 
 
 class _Resolver(VersionedResolver):
-    """Plain words as Kubernetes takes them: YAML 1.1 (`no` is false, 0444 octal), but `y`, `n` and
-    1:20 are texts, and numbers may start with the dot.
+    """Types of plain words as Kubernetes reads them.
+
+    As in YAML 1.1, `no` is false and 0444 is octal; but `y`, `n` and 1:20 are strings, and numbers
+    may start with the dot.
     """
 
     @property
@@ -209,14 +204,15 @@ class _Resolver(VersionedResolver):
         return (1, 1)
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-        if kind is ScalarNode and implicit[0] and (value in ("y", "Y", "n", "N") or ":" in value):
-            return self.DEFAULT_SCALAR_TAG
-        if kind is ScalarNode and implicit[0] and _FROM_DOT.fullmatch(value):
-            return Tag(suffix="tag:yaml.org,2002:float")
+        if kind is ScalarNode and implicit[0]:
+            if value in ("y", "Y", "n", "N") or ":" in value:
+                return self.DEFAULT_SCALAR_TAG
+            if _NUMBER_FROM_DOT.fullmatch(value):
+                return Tag(suffix="tag:yaml.org,2002:float")
         return super().resolve(kind, value, implicit)
 
 
-def _parse(text: str, place: str) -> Any:
+def _parse_yaml(text: str, place: str) -> Any:
     loader = YAML(typ="safe", pure=True)
     loader.Constructor = _Constructor
     loader.Resolver = _Resolver
@@ -225,7 +221,7 @@ def _parse(text: str, place: str) -> Any:
             # Kubernetes reads 1e3 as a number; ruamel.yaml asks for a dot in it.
             warnings.simplefilter("ignore", MantissaNoDotYAML1_1Warning)
             value = loader.load(text)
-        json.dumps(value)  # what refers to itself is no manifest
+        json.dumps(value)  # fails for values that contain themselves
         return value
     except MarkedYAMLError as error:
         mark = error.problem_mark

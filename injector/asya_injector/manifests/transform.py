@@ -1,26 +1,29 @@
-"""A whole set of manifests changed at once: all objects, with the ConfigMaps that they need.
+"""Inject or uninject all objects of a set of manifests, with the runtime ConfigMaps they need.
 
-All or nothing: where one object is refused, every refusal is told and nothing is given out.
+All or nothing: if an object is rejected, all errors are reported and there is no output.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.errors import InjectionError, Reason, quote
-from asya_injector.kube_objects import Object, get_in
-from asya_injector.manifests.documents import Document, drop_documents, render_document, rewrite
-from asya_injector.mutation.uninject import uninject, uninject_workload
+from asya_injector.kube_objects import Object, find_kind, get_in
+from asya_injector.manifests.documents import (
+    Document,
+    edit_document,
+    remove_documents,
+    render_document,
+)
+from asya_injector.mutation.uninject import uninject_object
 from asya_injector.mutation.workload import (
     ObjectChange,
     change_object,
     get_namespace,
     is_disabled_namespace,
-    is_pod_or_workload,
     is_runtime_configmap,
 )
 from asya_injector.runtime_files import FROM_MANIFEST, RuntimeFiles
@@ -28,7 +31,7 @@ from asya_injector.runtime_files import FROM_MANIFEST, RuntimeFiles
 
 @dataclass(frozen=True)
 class ManifestObject:
-    """An object and its place: a document, and the item of it where that is a list."""
+    """An object and where it is: a document, and the index of the item if that is a list."""
 
     document: Document
     item: int | None
@@ -37,24 +40,26 @@ class ManifestObject:
 
     @property
     def label(self) -> str:
-        """The object as a message names it."""
+        """The object in a message: place, kind, namespace and name."""
         place = self.document.place + (f"[{self.item}]" if self.item is not None else "")
         metadata = get_in(self.value, "metadata")
         name = str(metadata.get("name") or metadata.get("generateName") or "")
-        words = [str(self.value.get("kind") or ""), "/".join(filter(None, (self.namespace, name)))]
-        return f"{place} {_shown(' '.join(words))}"
+        path = "/".join(filter(None, (self.namespace, name)))
+        text = f"{self.value.get('kind') or ''} {path}"
+        # Names may contain terminal sequences.
+        return f"{place} {text if text.isascii() and text.isprintable() else quote(text)}"
 
 
-@dataclass
-class Result:
-    """The documents' texts, each with whether it is JSON; and what is to be said about them."""
+@dataclass(frozen=True)
+class Output:
+    """The documents to write, and warnings, one line each."""
 
-    texts: list[tuple[str, bool]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    documents: list[Document]
+    warnings: list[str]
 
 
 class RejectedError(Exception):
-    """At least one object was refused: a line each."""
+    """At least one object was rejected. lines: the errors, one line each."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         super().__init__("\n".join(lines))
@@ -62,180 +67,152 @@ class RejectedError(Exception):
 
 
 def iter_objects(documents: Sequence[Document], namespace: str = "") -> Iterator[ManifestObject]:
-    """All objects, those in lists too. namespace: of those that name none."""
+    """Yield all objects, including items of lists. namespace: of objects that name none."""
     for document in documents:
         value = document.value
-        if _is_list(value):
-            for index, item in enumerate(value["items"]):
-                if isinstance(item, dict):
-                    yield ManifestObject(document, index, item, _namespace(item, namespace))
-        elif isinstance(value, dict):
-            yield ManifestObject(document, None, value, _namespace(value, namespace))
+        items = enumerate(value["items"]) if _is_list(value) else [(None, value)]
+        for index, item in items:
+            if isinstance(item, dict):
+                yield ManifestObject(document, index, item, get_namespace(item) or namespace)
 
 
-def outcome(
-    found: ManifestObject, policy: ClusterDefaults, disabled: Sequence[str]
+def list_disabled_namespaces(documents: Sequence[Document]) -> list[str]:
+    """Names of the namespaces whose manifest disables injection."""
+    values = (found.value for found in iter_objects(documents))
+    return [
+        str(get_in(value, "metadata").get("name"))
+        for value in values
+        if is_disabled_namespace(value)
+    ]
+
+
+def try_change(
+    found: ManifestObject, defaults: ClusterDefaults, disabled: Sequence[str]
 ) -> ObjectChange | InjectionError:
-    """What comes of an object, a refusal included."""
+    """Return the change of an object, or the error if it is rejected."""
     try:
-        return change_object(found.value, policy, disabled=disabled, namespace=found.namespace)
-    except InjectionError as refusal:
-        return refusal
-
-
-def disabled_namespaces(documents: Sequence[Document]) -> list[str]:
-    """The namespaces that are switched off by an object of the set itself."""
-    spaces = (
-        found.value for found in iter_objects(documents) if is_disabled_namespace(found.value)
-    )
-    return [str(get_in(item, "metadata").get("name")) for item in spaces]
+        return change_object(found.value, defaults, disabled=disabled, namespace=found.namespace)
+    except InjectionError as error:
+        return error
 
 
 def inject_all(
     documents: Sequence[Document],
-    policy: ClusterDefaults,
-    payload: RuntimeFiles | None,
+    defaults: ClusterDefaults,
+    runtime: RuntimeFiles | None,
     *,
     namespace: str = "",
-) -> Result:
-    """Every pod and workload made an actor that asks for it; raises Refused.
+) -> Output:
+    """Inject all annotated pods and workloads; raises RejectedError.
 
-    payload: the runtime to bring along as ConfigMaps, one a namespace, in front of the first object
-    that needs it; None brings none. namespace: of objects that name none.
+    runtime: what the runtime ConfigMaps contain; one per namespace is added before the first object
+    that needs it. None adds none. namespace: of objects that name none.
     """
-    result, refused = Result(), []
-    disabled = disabled_namespaces(documents)
-    copies = _Copies(documents, payload, namespace)
+    disabled = list_disabled_namespaces(documents)
+    configmaps = _RuntimeConfigMaps(documents, runtime, namespace)
+    warnings: list[str] = []
 
-    def after(found: ManifestObject) -> list[Object]:
-        done = outcome(found, policy, disabled)
-        if isinstance(done, InjectionError):
-            refused.append(f"{found.label}: {done}")
+    def inject(found: ManifestObject) -> list[Object]:
+        change = change_object(found.value, defaults, disabled=disabled, namespace=found.namespace)
+        warnings.extend(f"{found.label}: {line}" for line in change.warnings)
+        return [*(configmaps.add_missing(found) if change.injection else []), change.after]
+
+    outputs = _replace_objects(documents, namespace, inject, warnings)
+    return Output([each for output in outputs for each in output], warnings)
+
+
+def uninject_all(documents: Sequence[Document], *, namespace: str = "") -> Output:
+    """Restore all objects, and remove the ConfigMaps that `inject_all` added; RejectedError."""
+    warnings: list[str] = []
+
+    def restore(found: ManifestObject) -> list[Object]:
+        labels = get_in(found.value, "metadata", "labels")
+        if is_runtime_configmap(found.value) and FROM_MANIFEST.items() <= labels.items():
             return []
-        result.warnings.extend(f"{found.label}: {line}" for line in done.warnings)
-        if not done.injection:
-            return [done.after]
-        try:
-            return [*copies.needed(found), done.after]
-        except InjectionError as refusal:
-            refused.append(f"{found.label}: {refusal}")
-            return []
+        return [uninject_object(found.value) if find_kind(found.value) else found.value]
 
-    for document in documents:
-        _rewrite(document, namespace, after, result)
-    if refused:
-        raise RejectedError(refused)
-    return result
+    outputs = _replace_objects(documents, namespace, restore, warnings)
+    pairs = [
+        (document, output[0] if output else None)
+        for document, output in zip(documents, outputs, strict=True)
+    ]
+    return Output(remove_documents(pairs), warnings)
 
 
-def uninject_all(documents: Sequence[Document], *, namespace: str = "") -> Result:
-    """What `inject` was given, of what it gave: the ConfigMaps that it brought go too."""
-    result, refused = Result(), []
-    pieces: list[tuple[Document, str | None]] = []
-
-    def after(found: ManifestObject) -> list[Object]:
-        if (
-            is_runtime_configmap(found.value)
-            and FROM_MANIFEST.items() <= _labels(found.value).items()
-        ):
-            return []
-        if not is_pod_or_workload(found.value):
-            return [found.value]
-        back = uninject if found.value["kind"] == "Pod" else uninject_workload
-        try:
-            return [back(found.value)]
-        except InjectionError as refusal:
-            refused.append(f"{found.label}: {refusal}")
-            return []
-
-    for document in documents:
-        part = Result()
-        _rewrite(document, namespace, after, part)
-        pieces.append((document, part.texts[0][0] if part.texts else None))
-        result.warnings += part.warnings
-    if refused:
-        raise RejectedError(refused)
-    result.texts = drop_documents(pieces)
-    return result
-
-
-class _Copies:
-    """The ConfigMaps of a set: those that it holds, and those that it must be given."""
+class _RuntimeConfigMaps:
+    """The runtime ConfigMaps of a set of manifests: those in it, and those to add."""
 
     def __init__(
-        self, documents: Sequence[Document], payload: RuntimeFiles | None, namespace: str
+        self, documents: Sequence[Document], runtime: RuntimeFiles | None, namespace: str
     ) -> None:
-        self._payload = payload
-        self._default = namespace
+        self._runtime = runtime
         self._present = {
             (found.namespace, str(get_in(found.value, "metadata").get("name"))): found
             for found in iter_objects(documents, namespace)
             if found.value.get("kind") == "ConfigMap"
         }
-        self._given: set[str] = set()
+        self._checked: set[str] = set()
 
-    def needed(self, found: ManifestObject) -> list[Object]:
-        """What an actor in this object's namespace still lacks; raises Refusal."""
-        if self._payload is None or found.namespace in self._given:
+    def add_missing(self, found: ManifestObject) -> list[Object]:
+        """Return the ConfigMap to add before this object, if any; raises InjectionError."""
+        if self._runtime is None or found.namespace in self._checked:
             return []
-        self._given.add(found.namespace)
-        item = self._payload.config_map()
-        name = item["metadata"]["name"]
-        present = self._present.get((found.namespace, name))
+        self._checked.add(found.namespace)
+        configmap = self._runtime.config_map()
+        metadata = configmap["metadata"]
+        present = self._present.get((found.namespace, metadata["name"]))
+        if present and present.value.get("data") != configmap["data"]:
+            raise InjectionError(
+                f"ConfigMap {quote(metadata['name'])} in {present.document.place}",
+                "has other content, which pods would run",
+                fix="remove it: asya-injector adds its own",
+                reason=Reason.RUNTIME_CONFIGMAP_CONFLICT,
+            )
         if present:
-            if present.value.get("data") != item["data"]:
-                raise InjectionError(
-                    f"ConfigMap {quote(name)} in {present.document.place}",
-                    "has other content, which pods would run",
-                    fix="remove it: the injector brings its own",
-                    reason=Reason.RUNTIME_CONFIGMAP_CONFLICT,
-                )
             return []
-        metadata = item["metadata"]
-        metadata["labels"] = metadata["labels"] | FROM_MANIFEST
-        if found.namespace:
-            place = {"name": name, "namespace": found.namespace}
-            item["metadata"] = place | {key: metadata[key] for key in metadata if key != "name"}
-        return [item]
+        place = {"namespace": found.namespace} if found.namespace else {}
+        labels = metadata["labels"] | FROM_MANIFEST
+        return [configmap | {"metadata": {"name": metadata["name"], **place, "labels": labels}}]
 
 
-def _rewrite(
-    document: Document,
+def _replace_objects(
+    documents: Sequence[Document],
     namespace: str,
-    after: Callable[[ManifestObject], list[Object]],
-    result: Result,
-) -> None:
-    """Put what comes of a document into the result; each object becomes some, or none."""
-    if not any(True for _ in iter_objects([document])):
-        result.texts.append((document.text, document.is_json))
-        return
-    if _is_list(document.value):
-        value = copy.copy(document.value)
-        value["items"] = []
-        each = {found.item: found for found in iter_objects([document], namespace)}
-        for index, item in enumerate(document.value["items"]):
-            value["items"] += after(each[index]) if index in each else [item]
-        _put(document, value, result)
-        return
-    (found,) = iter_objects([document], namespace)
-    came = after(found)
-    extra = [item for item in came if is_runtime_configmap(item) and item is not found.value]
-    for item in extra:
-        result.texts.append((render_document(item, before=document), document.is_json))
-    for item in came[len(extra) :]:
-        _put(document, item, result)
+    replace: Callable[[ManifestObject], list[Object]],
+    warnings: list[str],
+) -> list[list[Document]]:
+    """Replace all objects; return the new documents for each document; raises RejectedError.
+
+    replace: returns the new object and, before it, objects to add; or nothing, to remove it.
+    """
+    errors: list[str] = []
+    outputs = []
+    for document in documents:
+        values: dict[int | None, list[Object]] = {}
+        for found in iter_objects([document], namespace):
+            try:
+                values[found.item] = replace(found)
+            except InjectionError as error:
+                errors.append(f"{found.label}: {error}")
+        if _is_list(document.value):
+            each = (values.get(i, [item]) for i, item in enumerate(document.value["items"]))
+            items = [item for replaced in each for item in replaced]
+            values = {None: [document.value | {"items": items}]}
+        outputs.append(_write(document, values.get(None, [document.value]), warnings))
+    if errors:
+        raise RejectedError(errors)
+    return outputs
 
 
-def _put(document: Document, value: Any, result: Result) -> None:
-    if value == document.value:
-        result.texts.append((document.text, document.is_json))
-        return
-    text, kept = rewrite(document, value)
-    if not kept:
-        result.warnings.append(
-            f"{document.place}: its anchors stood in the way, so it is written without its comments"
-        )
-    result.texts.append((text, document.is_json))
+def _write(document: Document, values: list[Any], warnings: list[str]) -> list[Document]:
+    if not values:
+        return []
+    *added, value = values
+    edited = edit_document(document, value)
+    if not edited:
+        warnings.append(f"{document.place}: written without its comments, because of its anchors")
+        edited = render_document(value, like=document)
+    return [*(render_document(item, like=document) for item in added), edited]
 
 
 def _is_list(value: Any) -> bool:
@@ -244,16 +221,3 @@ def _is_list(value: Any) -> bool:
         and str(value.get("kind")).endswith("List")
         and isinstance(value.get("items"), list)
     )
-
-
-def _namespace(item: Object, default: str) -> str:
-    return get_namespace(item) or default
-
-
-def _labels(item: Object) -> Object:
-    return get_in(item, "metadata", "labels")
-
-
-def _shown(text: str) -> str:
-    """A name of the user's, harmless in a terminal."""
-    return text if text.isascii() and text.isprintable() else quote(text)

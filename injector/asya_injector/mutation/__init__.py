@@ -1,1 +1,1 @@
-"""Pod in, pod out: the injection as pure functions on plain data, without I/O."""
+"""The injection itself: a pod in, a pod out. No I/O."""

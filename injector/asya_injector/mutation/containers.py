@@ -1,4 +1,4 @@
-"""Which containers of a pod are meant: the one with the handler, and the sidecars."""
+"""Select the containers of a pod: the target, which holds the handler, and its sidecars."""
 
 from __future__ import annotations
 
@@ -16,135 +16,146 @@ from asya_injector.kube_objects import (
     get_string,
     get_strings,
 )
+from asya_injector.mutation.ownership import InjectionRecord
 from asya_injector.runtime_files import RUNTIME_VOLUME
 
 KUBECTL_DEFAULT = "kubectl.kubernetes.io/default-container"
-_OS = ("kubernetes.io/os", "beta.kubernetes.io/os")
+_OS_LABELS = ("kubernetes.io/os", "beta.kubernetes.io/os")
 
 
-def find_with_runtime(pod: Object) -> str:
-    """The container that has the runtime's files; else empty."""
-    for container in get_items(get_mapping(pod, "spec"), "containers"):
+def find_injected(pod: Object, record: InjectionRecord | None) -> str:
+    """The container that an earlier injection made the actor; empty if there is none.
+
+    The record names it, even if another webhook has added containers since. Without a record, it is
+    the container that mounts the runtime files.
+    """
+    containers = get_items(get_mapping(pod, "spec"), "containers")
+    if record and find_by_name(containers, record.container):
+        return record.container
+    for container in containers:
         if find_by_name(get_items(container, "volumeMounts"), RUNTIME_VOLUME):
             return get_name(container)
     return ""
 
 
-def find_target(pod: Object, wishes: Settings, earlier: str) -> Object:
-    """The container that becomes the actor, as it stands in the pod."""
+def find_target(pod: Object, settings: Settings, injected: str) -> tuple[Object, str]:
+    """The container that becomes the actor, not a copy, and why.
+
+    injected: the result of `find_injected`.
+    """
     containers = get_items(get_mapping(pod, "spec"), "containers")
     if not containers:
         raise InjectionError(
             "spec.containers",
             "the pod has no containers",
-            fix="add the one with the handler's code",
+            fix="add the container with the handler",
             reason=Reason.OBJECT_INVALID,
         )
-    _refuse_equal_names(pod)
-    wanted = wishes.annotated.get("container")
-    if wanted:
-        return _find(pod, PREFIX + "container", wanted)
-    found = earlier and find_by_name(containers, earlier)
+    _reject_duplicate_names(pod)
+    named = settings.annotated.get("container")
+    if named:
+        return _find(pod, PREFIX + "container", named), f"{PREFIX}container names it"
+    found = injected and find_by_name(containers, injected)
     if found:
-        return found
-    wanted = get_annotations(pod).get(KUBECTL_DEFAULT)
-    return _find(pod, KUBECTL_DEFAULT, wanted) if wanted else containers[0]
+        return found, "it already has the runtime"
+    named = get_annotations(pod).get(KUBECTL_DEFAULT)
+    if named:
+        return _find(pod, KUBECTL_DEFAULT, named), f"{KUBECTL_DEFAULT} names it"
+    return containers[0], "it is the first container"
 
 
-def find_sidecars(pod: Object, model: Object, wishes: Settings) -> list[Object]:
-    """The containers that share the socket with the model's, as they stand in the pod.
+def find_sidecars(pod: Object, target: Object, settings: Settings) -> list[Object]:
+    """The containers that share the socket with the target, not copies.
 
-    Names from the chart's values are taken where they occur; those of an annotation must exist.
+    Those named by an annotation must exist; those named by the chart's values need not.
     """
-    # Init containers can be sidecars too: native ones, with restartPolicy Always.
+    # Native sidecars are init containers with restartPolicy Always.
     candidates = [
         container
         for container in all_containers(pod)
-        if container is not model and not _only_initialises(pod, container)
+        if container is not target and not _is_plain_init_container(pod, container)
     ]
     found = []
-    for wanted in filter(None, wishes["sidecars"].split(",")):
-        sidecar = find_by_name(candidates, wanted)
+    for name in filter(None, settings["sidecars"].split(",")):
+        sidecar = find_by_name(candidates, name)
         if sidecar:
             found.append(sidecar)
-        elif "sidecars" in wishes.annotated:
-            what = f"no container {quote(wanted)} beside {quote(get_name(model))} in this pod"
-            if wanted == model.get("name"):
-                what = f"{quote(wanted)} is the container with the handler"
-            elif find_by_name(all_containers(pod), wanted):
-                what = f"{quote(wanted)} is an init container, which ends before the pod serves"
-            raise _not_found(
-                PREFIX + "sidecars", what, wanted, candidates, Reason.SIDECAR_NOT_FOUND
-            )
+        elif "sidecars" in settings.annotated:
+            what = f"no container {quote(name)} beside {quote(get_name(target))} in this pod"
+            if name == target.get("name"):
+                what = f"{quote(name)} is the container with the handler"
+            elif find_by_name(all_containers(pod), name):
+                what = f"{quote(name)} is an init container, which ends before the pod serves"
+            raise _not_found(PREFIX + "sidecars", what, name, candidates, Reason.SIDECAR_NOT_FOUND)
     return found
 
 
 def reject_windows(pod: Object) -> None:
-    """The runtime needs Unix sockets."""
+    """Reject a pod for Windows nodes."""
     spec = get_mapping(pod, "spec")
     selector = get_mapping(spec, "nodeSelector")
     systems = [
         get_string(get_mapping(spec, "os"), "name"),
-        *(get_string(selector, label) for label in _OS),
+        *(get_string(selector, label) for label in _OS_LABELS),
     ]
     required = get_mapping(
         spec, "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"
     )
     terms = get_items(required, "nodeSelectorTerms")
-    if "windows" in systems or (terms and all(map(_wants_windows, terms))):
+    if "windows" in systems or (terms and all(map(_requires_windows, terms))):
         raise InjectionError(
             PREFIX + "handler",
-            "the pod is for Windows, the runtime needs Unix sockets",
+            "the pod requires Windows, but the runtime needs Unix sockets",
             fix="run it on Linux nodes, or remove the annotation",
             reason=Reason.WINDOWS_UNSUPPORTED,
         )
 
 
-def _wants_windows(term: Object) -> bool:
+def _requires_windows(term: Object) -> bool:
     return any(
-        get_string(rule, "key") in _OS
+        get_string(rule, "key") in _OS_LABELS
         and get_string(rule, "operator") == "In"
         and get_strings(rule, "values") == ["windows"]
         for rule in get_items(term, "matchExpressions")
     )
 
 
-def _only_initialises(pod: Object, container: Object) -> bool:
+def _is_plain_init_container(pod: Object, container: Object) -> bool:
     inits = get_items(get_mapping(pod, "spec"), "initContainers")
     return container.get("restartPolicy") != "Always" and any(item is container for item in inits)
 
 
-def _refuse_equal_names(pod: Object) -> None:
+def _reject_duplicate_names(pod: Object) -> None:
     seen = set()
     for name in map(get_name, all_containers(pod)):
         if name in seen:
             raise InjectionError(
                 "spec.containers",
                 f"two containers have the name {quote(name)}",
-                fix="give each a name of its own",
+                fix="give each container a unique name",
                 reason=Reason.OBJECT_INVALID,
             )
         seen.add(name)
 
 
-def _find(pod: Object, key: str, wanted: str) -> Object:
-    containers = get_items(get_mapping(pod, "spec"), "containers")
-    found = find_by_name(containers, wanted)
+def _find(pod: Object, key: str, name: str) -> Object:
+    spec = get_mapping(pod, "spec")
+    containers = get_items(spec, "containers")
+    found = find_by_name(containers, name)
     if found:
         return found
-    what = f"no container {quote(wanted)} in this pod"
-    initial = find_by_name(get_items(get_mapping(pod, "spec"), "initContainers"), wanted)
-    if initial:
-        what = f"{quote(wanted)} is an init container, which ends before the pod serves"
-        if initial.get("restartPolicy") == "Always":
-            what = f"{quote(wanted)} is a native sidecar, which cannot hold the handler"
-    raise _not_found(key, what, wanted, containers, Reason.CONTAINER_NOT_FOUND)
+    what = f"no container {quote(name)} in this pod"
+    init = find_by_name(get_items(spec, "initContainers"), name)
+    if init:
+        what = f"{quote(name)} is an init container, which ends before the pod serves"
+        if init.get("restartPolicy") == "Always":
+            what = f"{quote(name)} is a native sidecar, which cannot hold the handler"
+    raise _not_found(key, what, name, containers, Reason.CONTAINER_NOT_FOUND)
 
 
 def _not_found(
-    key: str, what: str, wanted: str, candidates: list[Object], reason: Reason
+    key: str, what: str, name: str, candidates: list[Object], reason: Reason
 ) -> InjectionError:
-    names = [get_name(container) for container in candidates if get_name(container) != wanted]
-    fallback = f"there is {join(names) or 'no other container'}"
-    fix = suggest(wanted, names, fallback=fallback)
-    return InjectionError(key, what, fix=fix, reason=reason)
+    others = [get_name(container) for container in candidates if get_name(container) != name]
+    fallback = f"available: {join(others)}" if others else "the pod has no other container"
+    return InjectionError(key, what, fix=suggest(name, others, fallback=fallback), reason=reason)

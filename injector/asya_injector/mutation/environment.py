@@ -1,9 +1,8 @@
-"""What the runtime is told: `ASYA_*` variables, put before the user's and never over them."""
+"""The environment: the runtime's `ASYA_*` variables go before the user's and never replace them."""
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
 
 from asya_injector.annotations.settings import Settings
 from asya_injector.annotations.table import BY_NAME, ENV, Annotation
@@ -14,79 +13,80 @@ from asya_injector.mutation.ownership import SHARED_SOCKET_MODE
 _SOCKET_PATH = BY_NAME["socket-path"]
 
 
-def resolve_socket_path(model: Object, wishes: Settings) -> str:
-    """Where the socket will be: the container's own variable rules, so that mounts follow it."""
-    return _literal(model, _variables(model), _SOCKET_PATH, wishes) or wishes["socket-path"]
+def read_settings(target: Object, settings: Settings) -> dict[str, str]:
+    """The canonical values of settings that the user's own variables set in the target.
+
+    A value is empty if it comes from `valueFrom`. Raises InjectionError where the injector needs
+    that value, and where a variable contradicts an annotation.
+    """
+    variables = _get_variables(target)
+    return {
+        entry.name: _read_value(target, variables[entry.env], entry, settings)
+        for entry in ENV
+        if entry.env in variables
+    }
 
 
 def resolve_sidecar_socket_path(sidecar: Object, path: str) -> str:
-    """Where a sidecar looks for the socket: in another directory if its own variable says so."""
-    last = _variables(sidecar).get(_SOCKET_PATH.env)
-    if last is None:
+    """The path of the socket in a sidecar, whose own variable may name another directory."""
+    variable = _get_variables(sidecar).get(_SOCKET_PATH.env)
+    if variable is None:
         return path
-    where = _where(sidecar, _SOCKET_PATH)
-    if last.get("valueFrom") is not None:
-        raise _unseen(where, _SOCKET_PATH)
-    literal = get_string(last, "value")
+    where = _describe(sidecar, _SOCKET_PATH)
+    if variable.get("valueFrom") is not None:
+        raise _unknown_value(where, _SOCKET_PATH)
+    literal = get_string(variable, "value")
     try:
-        theirs = _SOCKET_PATH.parse(literal)
+        own_path = _SOCKET_PATH.parse(literal)
     except ValueError:
-        theirs = ""
-    if posixpath.basename(theirs) != posixpath.basename(path):
+        own_path = ""
+    file = posixpath.basename(path)
+    if posixpath.basename(own_path) != file:
         raise InjectionError(
             where,
-            f"says {quote(literal)}, but the socket is {quote(path)}",
-            fix=f"remove it, or give it the path in the sidecar, ending in "
-            f"{quote(posixpath.basename(path))}",
+            f"is {quote(literal)}, but the socket is {quote(path)}",
+            fix=f"remove it, or set the path in the sidecar, ending in {quote(file)}",
             reason=Reason.ENV_CONFLICT,
         )
-    return theirs
+    return own_path
 
 
-def set_runtime_env(model: Object, wishes: Settings, *, path: str, shared: bool) -> None:
-    """Give the model's container its settings.
+def set_runtime_env(
+    target: Object, settings: Settings, *, own: dict[str, str], path: str, is_shared: bool
+) -> None:
+    """Set the runtime's variables in the target.
 
-    path: the socket's; shared: whether its directory is the emptyDir of ours.
+    own: the result of `read_settings`. path: of the socket. is_shared: the socket is in the
+    injector's emptyDir.
     """
-    ours = []
-    present = _variables(model)
+    added = []
     for entry in ENV:
-        if _literal(model, present, entry, wishes) is not None:
-            continue
-        value = path if entry is _SOCKET_PATH else wishes[entry.name]
-        # What nobody decided stays unsaid: explicit env would beat the image's ENV and envFrom.
-        if entry.name in wishes.annotated or entry is _SOCKET_PATH or value != entry.default:
-            ours.append({"name": entry.env, "value": value})
-    if shared:
-        ours.append(dict(SHARED_SOCKET_MODE))
-    _prepend(model, ours)
+        value = path if entry is _SOCKET_PATH else settings[entry.name]
+        # Do not emit defaults: env in the pod would override the image's ENV and envFrom.
+        is_set = entry.name in settings.annotated or value != entry.default
+        if entry.name not in own and (is_set or entry is _SOCKET_PATH):
+            added.append({"name": entry.env, "value": value})
+    if is_shared:
+        added.append(dict(SHARED_SOCKET_MODE))
+    _prepend(target, added)
 
 
 def set_sidecar_env(sidecar: Object, *, path: str) -> None:
-    """Let a sidecar know where the socket is."""
+    """Set the path of the socket in a sidecar."""
     _prepend(sidecar, [{"name": _SOCKET_PATH.env, "value": path}])
 
 
-def _literal(
-    model: Object, present: Mapping[str | None, Object], entry: Annotation, wishes: Settings
-) -> str | None:
-    """The canonical value that the user's own variable gives; None where there is no such variable.
-
-    Empty where the value cannot be seen and need not be. Raises Refusal where it must be seen, or
-    where it differs from the annotation: two masters would leave the user guessing which one rules.
-    """
-    last = present.get(entry.env)
-    if last is None:
-        return None
-    annotated = wishes.annotated.get(entry.name)
-    where = _where(model, entry)
-    if last.get("valueFrom") is not None:
+def _read_value(target: Object, variable: Object, entry: Annotation, settings: Settings) -> str:
+    annotated = settings.annotated.get(entry.name)
+    where = _describe(target, entry)
+    if variable.get("valueFrom") is not None:
         if annotated is None and entry is not _SOCKET_PATH:
             return ""
-        raise _unseen(where, entry)
-    literal = get_string(last, "value")
+        raise _unknown_value(where, entry)
+    literal = get_string(variable, "value")
     try:
-        canonical = entry.parse(literal) if literal else entry.default or ""
+        # The runtime takes an empty variable for the default.
+        value = entry.parse(literal) if literal else entry.default or ""
     except ValueError as error:
         raise InjectionError(
             where,
@@ -94,37 +94,36 @@ def _literal(
             fix=f"must be {error}",
             reason=Reason.ENV_CONFLICT,
         ) from None
-    if annotated is not None and canonical != annotated:
+    if annotated is not None and value != annotated:
         raise InjectionError(
             where,
-            f"says {quote(literal)}, but {entry.key} says {quote(annotated)}",
+            f"is {quote(literal)}, but {entry.key} is {quote(annotated)}",
             fix="remove one of the two",
             reason=Reason.ENV_CONFLICT,
         )
-    return canonical
+    return value
 
 
-def _variables(container: Object) -> dict[str | None, Object]:
-    """The variables by name; of several with one name the last, as for the kubelet."""
+def _get_variables(container: Object) -> dict[str | None, Object]:
+    """The variables by name; the last of the same name, as for the kubelet."""
     return {get_name(item): item for item in get_items(container, "env")}
 
 
-def _where(container: Object, entry: Annotation) -> str:
+def _describe(container: Object, entry: Annotation) -> str:
     return f"env {entry.env} of container {quote(get_name(container))}"
 
 
-def _unseen(where: str, entry: Annotation) -> InjectionError:
+def _unknown_value(where: str, entry: Annotation) -> InjectionError:
     return InjectionError(
         where,
-        "comes from valueFrom, so the injector cannot see it",
-        fix=f"say it by {entry.key} alone",
+        "is set with valueFrom, so the injector cannot read it",
+        fix=f"set it with the {entry.key} annotation instead",
         reason=Reason.ENV_CONFLICT,
     )
 
 
-def _prepend(container: Object, ours: list[Object]) -> None:
-    present = get_items(container, "env")
-    names = _variables(container)
-    added = [item for item in ours if item["name"] not in names]
+def _prepend(container: Object, variables: list[Object]) -> None:
+    present = _get_variables(container)
+    added = [item for item in variables if item["name"] not in present]
     if added:
-        container["env"] = added + present
+        container["env"] = added + get_items(container, "env")

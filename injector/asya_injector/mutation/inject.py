@@ -1,135 +1,170 @@
-"""The change itself: a pod goes in, a pod that is an actor comes out. No I/O, no kopf, no API.
+"""Inject the runtime into a pod. No I/O, no kopf, no Kubernetes API.
 
-Every piece is worked out from the pod as it is, never from a mark that says "done", so a second
-call changes nothing, and a call after another webhook handles just what that one added. A copy of a
-pod that was an actor by other wishes is first given back its original, as far as its mark knows it.
+Each change follows from the pod as it is, so a second call changes nothing, and a call after
+another webhook handles only what that one has added. A pod copied from an injected one, with other
+settings, is first un-injected by its record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from asya_injector.annotations.parse import is_switched_off, merge, parse_values
-from asya_injector.annotations.settings import ClusterDefaults, Settings
-from asya_injector.annotations.table import INJECTED
+from asya_injector.annotations.settings import ClusterDefaults, Decision, Settings
+from asya_injector.annotations.table import BY_NAME, INJECTED
 from asya_injector.kube_objects import (
     Object,
-    find_by_name,
+    all_containers,
     get_annotations,
-    get_items,
     get_mapping,
     get_name,
     shallow_copy,
 )
-from asya_injector.mutation import containers, environment, ownership, startup, volumes
+from asya_injector.mutation import containers, environment, startup, volumes
 from asya_injector.mutation.ownership import (
+    SOCKET_VOLUME,
+    Additions,
     InjectionRecord,
-    OwnedByContainer,
-    list_owned_by_container,
+    find_added_volumes,
+    find_additions,
+    identify_variable,
     remove_injection,
 )
 from asya_injector.runtime_files import RUNTIME_HASH_LABEL
 
-# The API server's image of a static pod, which the kubelet runs from its own file.
+# The API server's copy of a static pod, which the kubelet runs from a file.
 MIRROR = "kubernetes.io/config.mirror"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Injection:
-    """What was done: the new pod, which container became the actor, how, and warnings."""
+    """An injected pod, and what was decided for it.
+
+    container, mode, socket_volume: see `containers.find_target`, `startup.choose_mode` and
+        `volumes.mount_socket`.
+    settings: by annotations and cluster defaults.
+    overrides: values of settings, by name, that the container's env or command sets instead.
+    """
 
     pod: Object
-    container: str
-    mode: str
+    container: Decision
+    mode: Decision
+    socket_volume: Decision
+    settings: Settings
+    overrides: Mapping[str, str]
     warnings: tuple[str, ...]
 
 
-def inject(pod: Object, policy: ClusterDefaults) -> Injection | None:
-    """The pod as an actor, or None where it did not ask to be one.
+def inject(pod: Object, defaults: ClusterDefaults) -> Injection | None:
+    """Make a pod an actor; returns None if its annotations do not ask for it.
 
-    pod: a Pod or a pod template as plain data; it is not changed, and shares with the result what
-    is the same in both. Unknown fields are kept.
-    Raises Refusal when it asks for what cannot be done.
+    pod: a Pod or a pod template. It is not changed; the result shares its unchanged parts.
+    Raises InjectionError.
     """
     annotations = get_annotations(pod)
-    asked = merge(annotations)
-    if not asked or is_switched_off(asked) or MIRROR in annotations:
+    merged = merge(annotations)
+    if not merged or is_switched_off(merged) or MIRROR in annotations:
         return None
-    wishes = Settings(parse_values(asked), policy)
-    mark = InjectionRecord.read(annotations)
-    earlier = find_injected_container(pod, mark)
-    if mark and mark.asked == wishes.digest:
-        result = _inject(pod, wishes, earlier, mark.added, mark.volumes)
-        if (result.container, result.mode) == (mark.container, mark.mode):
+    inherited = merged.keys() - annotations.keys()
+    settings = Settings(parse_values(merged), defaults, inherited)
+    record = InjectionRecord.parse(annotations)
+    injected = containers.find_injected(pod, record)
+    if record and record.asked == settings.digest:
+        result = _inject(pod, settings, injected, record)
+        if (result.container.value, result.mode.value) == (record.container, record.mode):
             return result
-    # A copy of a pod that was an actor by other wishes: what those left is in the way of these.
-    return _inject(remove_injection(pod, mark) if mark else pod, wishes, earlier)
-
-
-def find_injected_container(pod: Object, mark: InjectionRecord | None) -> str:
-    """The container that an earlier call made the actor; empty where there was none.
-
-    Its mark says which, whatever another webhook has put in front of it since; where there is no
-    mark, it is the one with the runtime's files.
-    """
-    if mark and find_by_name(get_items(get_mapping(pod, "spec"), "containers"), mark.container):
-        return mark.container
-    return containers.find_with_runtime(pod)
+    # A copy of a pod with other settings, whose additions would be in the way.
+    return _inject(remove_injection(pod, record) if record else pod, settings, injected, None)
 
 
 def _inject(
-    given: Object,
-    wishes: Settings,
-    earlier: str,
-    added: OwnedByContainer | None = None,
-    added_volumes: Sequence[str] = (),
+    given: Object, settings: Settings, injected: str, record: InjectionRecord | None
 ) -> Injection:
-    """Add what is missing. added, added_volumes: what an earlier call with these wishes did."""
+    """Add what is missing. record: of an earlier injection with the same settings."""
     pod = shallow_copy(given)
-    model = containers.find_target(pod, wishes, earlier)
-    sidecars = containers.find_sidecars(pod, model, wishes)
+    target, why = containers.find_target(pod, settings, injected)
+    listed: Additions = record.added if record else {}
+    sidecars = containers.find_sidecars(pod, target, settings)
     containers.reject_windows(pod)
-    names = {get_name(container) for container in (model, *sidecars)}
-    before = list_owned_by_container(given, names, get_name(model))
-    path = environment.resolve_socket_path(model, wishes)
-    volumes.mount_runtime(pod, model, wishes)
-    shared = volumes.mount_socket(pod, model, sidecars, path)
-    environment.set_runtime_env(model, wishes, path=path, shared=shared)
+    own = environment.read_settings(target, settings)
+    path = own.get("socket-path") or settings["socket-path"]
+    interpreter = startup.find_interpreter(target)
+    python = settings.annotated.get("python") or interpreter or settings["python"]
+    volumes.mount_runtime(pod, target, settings)
+    socket_volume = volumes.mount_socket(pod, target, sidecars, path)
+    is_shared = socket_volume.value == SOCKET_VOLUME
+    environment.set_runtime_env(target, settings, own=own, path=path, is_shared=is_shared)
     for sidecar in sidecars:
         environment.set_sidecar_env(sidecar, path=path)
-    mode = startup.configure_startup(pod, model, wishes)
-    warnings = startup.add_probe(model, wishes)
-    mark = InjectionRecord(
-        container=get_name(model),
-        mode=mode,
-        runtime=wishes.policy.runtime_hash,
-        asked=wishes.digest,
-        added=_new(before, list_owned_by_container(pod, names, get_name(model)), added or {}),
-        volumes=_new_names(
-            ownership.list_owned_volumes(given), ownership.list_owned_volumes(pod), added_volumes
+    mode = startup.choose_mode(target, settings)
+    startup.configure_startup(pod, target, settings, mode=mode.value, python=python)
+    warnings = startup.add_probe(target, settings, python)
+    new_record = InjectionRecord(
+        container=get_name(target),
+        mode=mode.value,
+        runtime=settings.defaults.runtime_hash,
+        asked=settings.digest,
+        added=_find_new_additions(given, pod, target, sidecars, listed),
+        volumes=_select_new(
+            find_added_volumes(given), find_added_volumes(pod), record.volumes if record else ()
         ),
     )
+    _add_record(pod, new_record)
+    return Injection(
+        pod=pod,
+        container=Decision(get_name(target), why),
+        mode=mode,
+        socket_volume=socket_volume,
+        settings=settings,
+        overrides=_find_overrides(own, interpreter, settings, listed.get(get_name(target), ())),
+        warnings=tuple(warnings),
+    )
+
+
+def _add_record(pod: Object, record: InjectionRecord) -> None:
     metadata = get_mapping(pod, "metadata")
-    label = {RUNTIME_HASH_LABEL: wishes.policy.runtime_hash}
-    pod["metadata"] = {
-        **metadata,
-        "annotations": {**get_mapping(metadata, "annotations"), INJECTED: mark.text},
-        "labels": {**get_mapping(metadata, "labels"), **label},
+    annotations = {**get_mapping(metadata, "annotations"), INJECTED: record.serialize()}
+    labels = {**get_mapping(metadata, "labels"), RUNTIME_HASH_LABEL: record.runtime}
+    pod["metadata"] = {**metadata, "annotations": annotations, "labels": labels}
+
+
+def _find_overrides(
+    own: Mapping[str, str], interpreter: str, settings: Settings, listed: Sequence[str]
+) -> dict[str, str]:
+    """The values of the target's env and command that no annotation and no injection has set.
+
+    listed: the target's additions, from the record of an earlier injection.
+    """
+    found = {
+        name: value
+        for name, value in own.items()
+        if identify_variable({"name": BY_NAME[name].env, "value": value}) not in listed
     }
-    return Injection(pod=pod, container=mark.container, mode=mode, warnings=tuple(warnings))
+    if interpreter and "command" not in listed:
+        found["python"] = interpreter
+    return {name: value for name, value in found.items() if name not in settings.annotated}
 
 
-def _new(
-    before: OwnedByContainer, after: OwnedByContainer, added: OwnedByContainer
-) -> dict[str, list[str]]:
-    """The pieces by container that are ours: new ones, and those of an earlier call."""
-    news = {
-        name: _new_names(before.get(name, ()), found, added.get(name, ()))
-        for name, found in after.items()
-    }
-    return {name: found for name, found in news.items() if found}
+def _find_new_additions(
+    given: Object, pod: Object, target: Object, sidecars: list[Object], listed: Additions
+) -> Additions:
+    """The additions of this injection and of an earlier one, which the record lists."""
+    added = {}
+    for before, after in zip(all_containers(given), all_containers(pod), strict=True):
+        is_target = after is target
+        if not is_target and not any(after is sidecar for sidecar in sidecars):
+            continue
+        found = _select_new(
+            find_additions(before, is_target=is_target),
+            find_additions(after, is_target=is_target),
+            listed.get(get_name(after), ()),
+        )
+        if found:
+            added[get_name(after)] = found
+    return added
 
 
-def _new_names(before: Sequence[str], after: Sequence[str], added: Sequence[str]) -> list[str]:
-    return [name for name in after if name not in before or name in added]
+def _select_new(before: Sequence[str], after: Sequence[str], known: Sequence[str]) -> list[str]:
+    """What was not there before, or was added by an earlier injection."""
+    return [each for each in after if each not in before or each in known]

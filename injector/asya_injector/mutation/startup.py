@@ -1,18 +1,18 @@
-"""How the runtime is started beside the container's own program, and how its readiness shows."""
+"""Start the runtime with the container's own program, and probe whether it is ready."""
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable
 
-from asya_injector.annotations.settings import Settings
+from asya_injector.annotations.settings import Decision, Settings
 from asya_injector.annotations.table import PREFIX
 from asya_injector.errors import InjectionError, Reason, quote
 from asya_injector.kube_objects import Object, get_mapping, get_name, get_strings
 from asya_injector.mutation.ownership import (
     HOOKS,
     get_hook_command,
+    has_wrapper,
     is_runtime_probe,
     is_wrapped,
     replace_hook_command,
@@ -21,149 +21,147 @@ from asya_injector.mutation.ownership import (
 )
 from asya_injector.runtime_files import ENTRYPOINT_FILE
 
-# Programs that are process 1 for another one, and those of their options that take a value.
-_INITS = frozenset({"tini", "tini-static", "docker-init", "dumb-init", "catatonit"})
-_INIT_OPTIONS_WITH_VALUE = frozenset({"-p", "-e", "-r", "--rewrite"})
+# The chart's template helpers use these three too: `make sync` writes them there.
+# Programs that run another one as process 1, and those of their options that take a value.
+INIT_PROGRAMS = ("catatonit", "docker-init", "dumb-init", "tini", "tini-static")
+INIT_OPTIONS_WITH_VALUE = ("-p", "-e", "-r", "--rewrite")
+# A Python interpreter, with "/" before its path. It must not contain $(NAME): the kubelet expands
+# that in a command, but not in probes and hooks.
+INTERPRETER = r"[^$]*/(python|pypy)[0-9]*(\.[0-9]+)*t?"
 
 
-def configure_startup(pod: Object, model: Object, wishes: Settings) -> str:
-    """Change how the container starts; returns the mode that was used."""
-    mode = wishes["mode"]
-    if mode == "auto":
-        # Without a command in the pod, the image's ENTRYPOINT is unknown and must stay untouched.
-        has_program = get_strings(model, "command") or is_wrapped(get_strings(model, "args"))
-        mode = "wrap" if has_program else "hook"
-    _MODES[mode](pod, model, wishes)
-    return mode
+def find_interpreter(target: Object) -> str:
+    """The Python interpreter that the target's command starts; empty if it starts none."""
+    rest = unwrap(get_strings(target, "command"))
+    while rest and posixpath.basename(rest[0]) in INIT_PROGRAMS:
+        rest = _skip_options(rest[1:])
+    program = rest[0] if rest else ""
+    return program if re.fullmatch(INTERPRETER, "/" + program) else ""
 
 
-def add_probe(model: Object, wishes: Settings) -> list[str]:
-    """Make the container ready when its actor is; returns warnings."""
-    if wishes["probe"] == "false":
+def choose_mode(target: Object, settings: Settings) -> Decision:
+    """How the runtime is started."""
+    mode = settings["mode"]
+    if mode != "auto":
+        is_annotated = "mode" in settings.annotated
+        where = f"{PREFIX}mode sets it" if is_annotated else "the cluster defaults set it"
+        return Decision(mode, where)
+    if get_strings(target, "command"):
+        return Decision("wrap", "the container has a command")
+    if is_wrapped(get_strings(target, "args")):
+        return Decision("wrap", "the container's args start the wrapper")
+    # The image's ENTRYPOINT is unknown.
+    return Decision("hook", "the container has no command, and the image's ENTRYPOINT must stay")
+
+
+def configure_startup(
+    pod: Object, target: Object, settings: Settings, *, mode: str, python: str
+) -> None:
+    """Start the runtime in a mode, with an interpreter. In mode mount the image starts it."""
+    wrapper = [python, "-I", "-S", f"{settings.directory}/{ENTRYPOINT_FILE}"]
+    location = ["--runtime", settings.runtime_file] if settings.is_one_file else []
+    if mode == "wrap":
+        _wrap(target, [*wrapper, *location, "--"])
+    elif mode == "hook":
+        _reject_unhookable(pod, target)
+        _hook(target, "postStart", [*wrapper, HOOKS["postStart"], *location])
+        _hook(target, "preStop", [*wrapper, HOOKS["preStop"]])
+    elif mode == "runtime":
+        _run(target, [python, settings.runtime_file])
+
+
+def add_probe(target: Object, settings: Settings, python: str) -> list[str]:
+    """Add the readiness probe, or update one that calls the runtime; returns warnings."""
+    if settings["probe"] == "false":
         return []
-    command = [_python(model, wishes), "-I", "-S", wishes.runtime_file, "--ready"]
-    present = get_mapping(model, "readinessProbe")
+    command = [python, "-I", "-S", settings.runtime_file, "--ready"]
+    present = get_mapping(target, "readinessProbe")
     if not present:
         # A probe starts an interpreter, which can take seconds on a busy node.
         probe = {"exec": {"command": command}, "periodSeconds": 5, "timeoutSeconds": 10}
-        model["readinessProbe"] = probe
+        target["readinessProbe"] = probe
     elif is_runtime_probe(present):
-        model["readinessProbe"] = {**present, "exec": {**present["exec"], "command": command}}
+        target["readinessProbe"] = {**present, "exec": {**present["exec"], "command": command}}
     else:
         return [
-            f"container {quote(get_name(model))} keeps its own readiness probe, so the pod may be "
-            "ready before its actor is"
+            f"container {quote(get_name(target))} keeps its own readiness probe, so the pod may "
+            "become ready before the actor"
         ]
     return []
 
 
-def _wrap(_: Object, model: Object, wishes: Settings) -> None:
-    wrapper = [*_entrypoint(model, wishes), "--"]
+def _wrap(target: Object, wrapper: list[str]) -> None:
     for field in ("command", "args"):
-        present = get_strings(model, field)
-        if is_wrapped(present):  # perhaps inside the wrapper of another webhook: there it stays
-            model[field] = replace_wrapper(present, wrapper)
+        present = get_strings(target, field)
+        if is_wrapped(present):  # it stays inside the wrapper of another webhook
+            target[field] = replace_wrapper(present, wrapper)
             return
-    command = get_strings(model, "command")
+    command = get_strings(target, "command")
     if not command:
         raise InjectionError(
             PREFIX + "mode",
-            f"container {quote(get_name(model))} has no command to wrap",
+            f"container {quote(get_name(target))} has no command to wrap",
             fix="set command, or use mode hook",
             reason=Reason.COMMAND_MISSING,
         )
-    model["command"] = [*wrapper, *command]
+    target["command"] = [*wrapper, *command]
 
 
-def _hook(pod: Object, model: Object, wishes: Settings) -> None:
+def _reject_unhookable(pod: Object, target: Object) -> None:
     for field in ("shareProcessNamespace", "hostPID"):
         if get_mapping(pod, "spec").get(field):
             raise InjectionError(
                 PREFIX + "mode",
-                f"mode hook does not work with {field}: process 1 is not the container's own",
-                fix=f"set command, which mode wrap uses, or remove {field}",
+                f"mode hook does not work with {field}, because process 1 is another program",
+                fix=f"set command to use mode wrap, or remove {field}",
                 reason=Reason.HOOK_UNSUPPORTED,
             )
-    if is_wrapped(get_strings(model, "command")) or is_wrapped(get_strings(model, "args")):
+    if has_wrapper(target):
         raise InjectionError(
             PREFIX + "mode",
-            f"container {quote(get_name(model))} already starts the runtime by its wrapper, so "
-            "mode hook would start a second one",
+            f"container {quote(get_name(target))} already starts the runtime with the wrapper, and "
+            "mode hook would start it again",
             fix="remove the wrapper, or use mode wrap",
             reason=Reason.COMMAND_CONFLICT,
         )
-    lifecycle = dict(get_mapping(model, "lifecycle"))
-    for hook, option in HOOKS.items():
-        theirs = get_hook_command(model, hook)
-        if get_mapping(lifecycle, hook) and not theirs:
-            raise InjectionError(
-                f"lifecycle.{hook} of container {quote(get_name(model))}",
-                "is not an exec hook, so mode hook cannot chain it with its own",
-                fix="make it an exec hook, or set command, which mode wrap uses",
-                reason=Reason.HOOK_CONFLICT,
-            )
-        theirs = unwrap(theirs)
-        chained = ["--", *theirs] if theirs else []
-        ours = [*_entrypoint(model, wishes, option), *chained]
-        lifecycle[hook] = replace_hook_command(get_mapping(lifecycle, hook), ours)
-    model["lifecycle"] = lifecycle
 
 
-def _runtime(_: Object, model: Object, wishes: Settings) -> None:
-    command = [_python(model, wishes), wishes.runtime_file]
-    if get_strings(model, "command") not in ([], command) or get_strings(model, "args"):
+def _hook(target: Object, hook: str, command: list[str]) -> None:
+    """Run a command in a lifecycle hook, and the user's own hook after it."""
+    own = get_hook_command(target, hook)
+    lifecycle = get_mapping(target, "lifecycle")
+    present = get_mapping(lifecycle, hook)
+    if present and not own:
+        raise InjectionError(
+            f"lifecycle.{hook} of container {quote(get_name(target))}",
+            "is not an exec hook, so mode hook cannot run it after its own",
+            fix="make it an exec hook, or set command to use mode wrap",
+            reason=Reason.HOOK_CONFLICT,
+        )
+    own = unwrap(own)
+    chained = [*command, "--", *own] if own else command
+    target["lifecycle"] = {**lifecycle, hook: replace_hook_command(present, chained)}
+
+
+def _run(target: Object, command: list[str]) -> None:
+    if get_strings(target, "command") not in ([], command) or get_strings(target, "args"):
         raise InjectionError(
             PREFIX + "mode",
-            f"container {quote(get_name(model))} has a command or args, which mode runtime would "
+            f"container {quote(get_name(target))} has a command or args, which mode runtime would "
             "not run",
             fix="remove them, or use mode wrap",
             reason=Reason.COMMAND_CONFLICT,
         )
-    model["command"] = command
+    target["command"] = command
 
 
-def _mount(_: Object, _model: Object, _wishes: Settings) -> None:
-    """Nothing: the image's own entrypoint starts the runtime."""
-
-
-_MODES: dict[str, Callable[[Object, Object, Settings], None]] = {
-    "wrap": _wrap,
-    "hook": _hook,
-    "runtime": _runtime,
-    "mount": _mount,
-}
-
-
-def _python(model: Object, wishes: Settings) -> str:
-    if "python" in wishes.annotated:
-        return wishes.annotated["python"]
-    program = _program(unwrap(get_strings(model, "command")))
-    # No $(NAME) in it: the kubelet expands that in a command, but not in probes and hooks.
-    is_interpreter = re.fullmatch(r"[^$]*/(python|pypy)[0-9]*(\.[0-9]+)*t?", "/" + program)
-    return program if is_interpreter else wishes["python"]
-
-
-def _program(command: list[str]) -> str:
-    """What a command runs in the end, looking through programs that only act as process 1."""
-    rest = list(command)
-    while rest and posixpath.basename(rest[0]) in _INITS:
-        rest = rest[1:]
-        while rest and rest[0].startswith("-"):
-            option = rest.pop(0)
-            if option == "--":
-                break
-            if option in _INIT_OPTIONS_WITH_VALUE:
-                del rest[:1]
-    return rest[0] if rest else ""
-
-
-def _entrypoint(model: Object, wishes: Settings, option: str = "") -> list[str]:
-    """The wrapper's command line; -I and -S keep PYTHONPATH and site packages out of the wrapper,
-    not out of what it starts.
-    """
-    words = [_python(model, wishes), "-I", "-S", f"{wishes.directory}/{ENTRYPOINT_FILE}"]
-    if option:
-        words.append(option)
-    if wishes.is_one_file and option != "--stop":  # which starts none
-        words += ["--runtime", wishes.runtime_file]
-    return words
+def _skip_options(words: list[str]) -> list[str]:
+    """What follows the options of an init program."""
+    rest = list(words)
+    while rest and rest[0].startswith("-"):
+        option = rest.pop(0)
+        if option == "--":
+            break
+        if option in INIT_OPTIONS_WITH_VALUE:
+            del rest[:1]
+    return rest

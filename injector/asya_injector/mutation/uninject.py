@@ -1,4 +1,4 @@
-"""The way back: the pod as it was before it became an actor."""
+"""Undo an injection."""
 
 from __future__ import annotations
 
@@ -9,33 +9,30 @@ from asya_injector.mutation.ownership import InjectionRecord, remove_injection, 
 
 
 def uninject(pod: Object) -> Object:
-    """The original of an injected pod; one that was not injected comes back as it is.
+    """The pod as it was before its injection; the pod itself if it was not injected.
 
-    pod: a Pod or a pod template as plain data; it is not changed, and shares what is the same with
-    the result. Taken out is what the mark `asya.sh/injected` lists and nobody has changed since;
-    all else, `asya.sh/` keys that a user wrote included, stays.
-    What cannot be told: whether a list, mapping or probe that is gone was missing, null or empty in
-    the original (it is missing in the result); and which of two equal things in one place was the
-    user's.
-    Raises Refusal for a mark that the injector did not write, and what is no pod at all.
+    pod: a Pod or a pod template. It is not changed; the result shares its unchanged parts.
+    Removes what the record lists and nobody has edited since. Two things are lost: whether a
+    missing list, mapping or probe was null or empty before, and which of two equal items was the
+    user's. Raises InjectionError.
     """
     annotations = get_annotations(pod)
     if INJECTED in annotations:
-        mark = InjectionRecord.read(annotations)
-        if mark is None:
+        record = InjectionRecord.parse(annotations)
+        if record is None:
             raise InjectionError(
                 INJECTED,
-                "is not what the injector wrote, so what it added is not known",
-                fix="remove it and, by hand, what it stood for",
+                "was not written by the injector, so its additions are unknown",
+                fix="remove it, and remove the additions by hand",
                 reason=Reason.ANNOTATION_INVALID,
             )
-        pod = remove_injection(pod, mark)
+        pod = remove_injection(pod, record)
     return remove_key(pod, "annotations", INHERITED)
 
 
-def uninject_workload(workload: Object) -> Object:
-    """A workload with the original of its pod template; the rules are those of `uninject`."""
-    get_annotations(workload)  # refuses what is no object
-    template = get_template(workload)
+def uninject_object(item: Object) -> Object:
+    """A Pod, or a workload with its pod template, as it was before its injection."""
+    get_annotations(item)  # rejects what is not an object
+    template = get_template(item)
     original = uninject(template)
-    return workload if original is template else replace_template(workload, original)
+    return item if original is template else replace_template(item, original)

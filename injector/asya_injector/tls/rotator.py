@@ -9,11 +9,9 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import logging
-from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any
 
-from asya_injector.kube_client import ApiClient, ApiException, call
+from asya_injector.kube_client import ApiClient, ApiException, call, read_time
 from asya_injector.tls.authority import Decision, KeyPair, decide
 from asya_injector.tls.watcher import CertificatePair, NotReadyError
 
@@ -77,7 +75,7 @@ class CertRotator:
             if error.status != 404:
                 raise
             raise NotReadyError(f"MutatingWebhookConfiguration {name} not found") from None
-        return configuration, _time_of(headers)
+        return configuration, read_time(headers)
 
     def _ensure_pair(self, *, owner: Any, now: dt.datetime) -> KeyPair:
         """The pair in the Secret, created or renewed if needed.
@@ -154,11 +152,3 @@ class CertRotator:
                 timeout=_API_TIMEOUT,
             )
             logger.info("caBundle written", extra={"webhooks": stale})
-
-
-def _time_of(headers: Mapping[str, str]) -> dt.datetime:
-    """The API server's clock: it validates the certificate, and all replicas share it."""
-    try:
-        return parsedate_to_datetime(headers["Date"])
-    except (KeyError, ValueError):
-        return dt.datetime.now(dt.UTC)

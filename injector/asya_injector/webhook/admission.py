@@ -10,7 +10,7 @@ import kopf
 
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.errors import InjectionError
-from asya_injector.kube_objects import Object, get_template
+from asya_injector.kube_objects import POD, WORKLOAD_KINDS, Object, get_template
 from asya_injector.mutation.inject import inject
 from asya_injector.mutation.workload import find_overridden, propagate
 from asya_injector.webhook.review import Review, build_json_patch, current_review
@@ -21,17 +21,10 @@ logger = logging.getLogger(__name__)
 # The last part of each webhook's path in the chart. Updates that need no propagation go to a
 # separate webhook that is allowed to be unavailable.
 PODS, WORKLOADS, TEMPLATES = "pods", "workloads", "templates"
-_UPDATED = (
-    ("apps", "v1", "deployments"),
-    ("apps", "v1", "statefulsets"),
-    ("apps", "v1", "daemonsets"),
-    ("apps", "v1", "replicasets"),
-    ("batch", "v1", "cronjobs"),
-)
 HANDLED = {
-    PODS: (("", "v1", "pods"),),
-    WORKLOADS: (*_UPDATED, ("batch", "v1", "jobs")),
-    TEMPLATES: _UPDATED,
+    PODS: (POD.resource,),
+    WORKLOADS: tuple(kind.resource for kind in WORKLOAD_KINDS),
+    TEMPLATES: tuple(kind.resource for kind in WORKLOAD_KINDS if not kind.is_immutable),
 }
 
 

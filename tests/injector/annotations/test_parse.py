@@ -1,4 +1,4 @@
-"""What users can write, and what they are told when it is wrong."""
+"""Which annotations users can write, and the errors for invalid ones."""
 
 import contextlib
 import json
@@ -126,7 +126,7 @@ def test_a_valid_value_becomes_its_canonical_text(name: str, text: str, canonica
 
 
 @pytest.mark.parametrize(("name", "text"), INVALID)
-def test_a_wrong_value_is_refused_in_one_line_that_names_the_annotation(
+def test_rejects_an_invalid_value_in_one_line_that_names_the_annotation(
     name: str, text: str
 ) -> None:
     with pytest.raises(InjectionError) as caught:
@@ -142,12 +142,12 @@ def test_a_wrong_value_is_refused_in_one_line_that_names_the_annotation(
 
 
 @pytest.mark.parametrize("entry", TABLE, ids=lambda entry: entry.name)
-def test_each_default_of_the_table_is_valid_by_its_own_rule(entry) -> None:  # type: ignore[no-untyped-def]
+def test_each_default_is_valid_in_its_own_format(entry) -> None:  # type: ignore[no-untyped-def]
     if entry.default is not None:
         assert entry.parse(entry.default) == entry.default
 
 
-def test_a_misspelt_annotation_is_refused_with_the_nearest_one() -> None:
+def test_rejects_a_misspelt_annotation_and_suggests_the_nearest() -> None:
     with pytest.raises(InjectionError) as caught:
         parse_values({"asya.sh/handlr": "a.b"})
     assert str(caught.value) == (
@@ -155,10 +155,10 @@ def test_a_misspelt_annotation_is_refused_with_the_nearest_one() -> None:
     )
 
 
-def test_an_annotation_like_none_is_refused_with_the_whole_list() -> None:
+def test_rejects_an_annotation_unlike_any_other_with_the_whole_list() -> None:
     with pytest.raises(InjectionError) as caught:
         parse_values({**HANDLER, "asya.sh/qqqqqqqqqq": "1"})
-    assert "known are " + ", ".join(BY_KEY) in str(caught.value)
+    assert "known annotations are " + ", ".join(BY_KEY) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -171,57 +171,57 @@ def test_a_hostile_key_cannot_forge_a_line_or_a_terminal_sequence(key: str) -> N
     assert len(str(caught.value)) < 1000
 
 
-def test_annotations_without_a_handler_are_refused() -> None:
+def test_rejects_annotations_without_a_handler() -> None:
     with pytest.raises(InjectionError) as caught:
         parse_values({"asya.sh/mode": "wrap"})
     assert str(caught.value) == (
-        "asya.sh/handler: is missing beside asya.sh/mode; "
-        "add it, as module.path.function, or remove the others (HandlerMissing)"
+        "asya.sh/handler: is required when asya.sh/mode is set; "
+        "add it as module.path.function, or remove the other annotations (HandlerMissing)"
     )
 
 
-def test_what_the_injector_wrote_itself_is_not_taken_for_a_wish() -> None:
+def test_the_injectors_own_annotations_are_not_settings() -> None:
     assert select_own({INJECTED: "{}", INHERITED: "{}", "example.com/a": "b", **HANDLER}) == HANDLER
 
 
-def test_of_a_note_only_what_the_injector_hands_down_counts() -> None:
-    note = json.dumps({"example.com/a": "b", INJECTED: "{}", **HANDLER})
-    assert merge({INHERITED: note}) == HANDLER
+def test_ignores_other_keys_in_the_inherited_annotations() -> None:
+    inherited = json.dumps({"example.com/a": "b", INJECTED: "{}", **HANDLER})
+    assert merge({INHERITED: inherited}) == HANDLER
 
 
-def test_a_pods_own_annotation_wins_over_the_inherited_one() -> None:
-    note = json.dumps({"asya.sh/handler": "a.b", "asya.sh/mode": "wrap"})
-    assert merge({INHERITED: note, **HANDLER}) == {**HANDLER, "asya.sh/mode": "wrap"}
+def test_a_pods_own_annotation_overrides_the_inherited_one() -> None:
+    inherited = json.dumps({"asya.sh/handler": "a.b", "asya.sh/mode": "wrap"})
+    assert merge({INHERITED: inherited, **HANDLER}) == {**HANDLER, "asya.sh/mode": "wrap"}
 
 
 @pytest.mark.parametrize("text", ["", "x", "[]", '{"asya.sh/handler": 1}', "[" * 100_000])
-def test_a_note_that_we_did_not_write_is_refused(text: str) -> None:
-    with pytest.raises(InjectionError, match=r"asya.sh/inherited: is not what the injector wrote"):
+def test_rejects_malformed_inherited_annotations(text: str) -> None:
+    with pytest.raises(InjectionError, match=r"asya.sh/inherited: was not written by the injector"):
         merge({INHERITED: text})
 
 
 @pytest.mark.parametrize(("text", "off"), [("false", True), ("No", True), ("true", False)])
-def test_inject_false_switches_off_in_each_spelling(text: str, off: bool) -> None:
+def test_inject_accepts_each_spelling_of_a_boolean(text: str, off: bool) -> None:
     assert is_switched_off({"asya.sh/inject": text}) is off
 
 
 @given(st.dictionaries(st.text(), st.text()))
-def test_no_annotations_crash_the_reading(annotations: dict[str, str]) -> None:
+def test_no_annotations_crash_the_parser(annotations: dict[str, str]) -> None:
     prefixed = {f"asya.sh/{key}": value for key, value in annotations.items()}
     with contextlib.suppress(InjectionError):
-        asked = merge(prefixed)
-        if asked and not is_switched_off(asked):
-            parse_values(asked)
+        merged = merge(prefixed)
+        if merged and not is_switched_off(merged):
+            parse_values(merged)
 
 
 @given(st.text(), st.sampled_from([entry.name for entry in TABLE]))
-def test_whatever_a_value_holds_its_refusal_is_one_printable_line(text: str, name: str) -> None:
-    refused = None
+def test_each_error_is_one_printable_line(text: str, name: str) -> None:
+    line = ""
     try:
         parse_value(name, text)
-    except InjectionError as refusal:
-        refused = refusal
-    assert refused is None or str(refused).isprintable()
+    except InjectionError as error:
+        line = str(error)
+    assert line.isprintable()
 
 
 # --- The JSON Schema
@@ -229,22 +229,22 @@ def test_whatever_a_value_holds_its_refusal_is_one_printable_line(text: str, nam
 SCHEMA = jsonschema.Draft202012Validator(build_schema())
 
 
-def test_the_schema_is_one_and_holds_the_whole_table() -> None:
+def test_the_schema_is_valid_and_has_the_whole_table() -> None:
     jsonschema.Draft202012Validator.check_schema(build_schema())
     for entry in TABLE:
-        said = build_schema()["properties"][entry.key]
-        assert said["description"] == entry.description
-        assert said.get("default") == entry.default
+        schema = build_schema()["properties"][entry.key]
+        assert schema["description"] == entry.description
+        assert schema.get("default") == entry.default
 
 
 @pytest.mark.parametrize(("name", "text", "canonical"), VALID)
-def test_the_schema_takes_what_the_injector_takes(name: str, text: str, canonical: str) -> None:
+def test_the_schema_accepts_what_the_injector_accepts(name: str, text: str, canonical: str) -> None:
     for value in (text, canonical):
         assert SCHEMA.is_valid({f"asya.sh/{name}": value, "example.com/a": "b", INJECTED: "{}"})
 
 
 @given(st.text(max_size=12), st.sampled_from(TABLE))
-def test_the_schema_takes_any_text_that_has_the_form(text: str, entry: Annotation) -> None:
+def test_the_schema_accepts_any_text_in_the_format(text: str, entry: Annotation) -> None:
     try:
         entry.parse(text)
     except ValueError:
@@ -268,5 +268,5 @@ def test_the_schema_takes_any_text_that_has_the_form(text: str, entry: Annotatio
     ],
     ids=json.dumps,
 )
-def test_the_schema_refuses_what_it_can_see(annotations: dict[str, Any]) -> None:
+def test_the_schema_rejects_what_it_can_express(annotations: dict[str, Any]) -> None:
     assert not SCHEMA.is_valid(annotations)

@@ -1,4 +1,4 @@
-"""The table of annotations and the runtime's own settings are one contract."""
+"""The table of annotations agrees with the runtime's settings."""
 
 import importlib.util
 from pathlib import Path
@@ -14,7 +14,7 @@ RUNTIME = Path(__file__).parents[3] / "runtime" / "asya_runtime.py"
 
 
 def load() -> ModuleType:
-    """The runtime's file as it is mounted; nothing in the project imports it by name."""
+    """Load the runtime file as a module; nothing in the project imports it by name."""
     spec = importlib.util.spec_from_file_location("asya_runtime_under_test", RUNTIME)
     assert spec is not None
     assert spec.loader is not None
@@ -27,14 +27,14 @@ SETTINGS = {name: (default, parse) for name, default, parse in load().SETTINGS}
 
 
 @pytest.mark.parametrize("entry", ENV, ids=lambda entry: entry.name)
-def test_a_variable_that_an_annotation_sets_is_one_of_the_runtimes_with_its_default(
+def test_an_annotations_variable_exists_in_the_runtime_with_the_same_default(
     entry: Annotation,
 ) -> None:
-    assert entry.env is not None
+    assert entry.env in SETTINGS, "add it to SETTINGS in runtime/asya_runtime.py"
     assert SETTINGS[entry.env][0] == (entry.default or "")
 
 
-def test_the_socket_mode_that_we_set_is_one_that_the_runtime_takes() -> None:
+def test_the_runtime_accepts_the_socket_mode_that_the_injector_sets() -> None:
     assert SETTINGS[SHARED_SOCKET_MODE["name"]][1](SHARED_SOCKET_MODE["value"]) == 0o666
 
 
@@ -43,7 +43,7 @@ WORDS = st.sampled_from(["true", "No", "stdlib", "auto", "a.b", "a.if.b", "/a/b"
 
 
 @given(st.sampled_from(ENV), NUMBERS | WORDS | st.text(max_size=20))
-def test_what_the_injector_lets_through_the_runtime_takes(entry: Annotation, text: str) -> None:
+def test_the_runtime_accepts_what_the_injector_accepts(entry: Annotation, text: str) -> None:
     try:
         canonical = entry.parse(text)
     except ValueError:

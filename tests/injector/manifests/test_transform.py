@@ -12,10 +12,9 @@ import pytest
 import yaml
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.annotations.table import INHERITED
-from asya_injector.kube_objects import get_template
+from asya_injector.kube_objects import KINDS, WORKLOAD_KINDS, get_template
 from asya_injector.manifests.documents import read_documents
 from asya_injector.mutation.inject import inject
-from asya_injector.mutation.workload import WORKLOADS
 from asya_injector.runtime_files import RuntimeFiles
 from asya_injector.webhook.admission import HANDLED, Webhook
 from asya_injector.webhook.review import Review
@@ -24,8 +23,8 @@ from tests.injector.commands import asya
 from tests.injector.conftest import run_script
 
 Object = dict[str, Any]
-PAYLOAD = RuntimeFiles.packaged()
-NAME = f"asya-runtime-{PAYLOAD.hash}"
+RUNTIME = RuntimeFiles.packaged()
+NAME = f"asya-runtime-{RUNTIME.hash}"
 HANDLER = {"asya.sh/handler": "my_app.handler.predict"}
 
 DEPLOYMENT = """\
@@ -85,13 +84,13 @@ def workload(kind: str, own: Object | None, template: Object | None) -> Object:
     if kind == "CronJob":
         spec = {"schedule": "@daily", "jobTemplate": {"spec": spec}}
     metadata = {"name": "w", **({"annotations": own} if own else {})}
-    return {"apiVersion": WORKLOADS[kind], "kind": kind, "metadata": metadata, "spec": spec}
+    return {"apiVersion": KINDS[kind].api_version, "kind": kind, "metadata": metadata, "spec": spec}
 
 
-# --- What is not changed
+# --- Unchanged documents
 
 
-def test_what_does_not_ask_passes_byte_for_byte(tmp_path: Path) -> None:
+def test_objects_without_annotations_are_written_byte_for_byte(tmp_path: Path) -> None:
     text = f"# first\n---\n{SERVICE}--- # second\n# nothing here\n---\n'just a text'\n---\n[1,  2]"
     (tmp_path / "all.yaml").write_text(text)
     for command in ("inject", "uninject"):
@@ -104,7 +103,7 @@ def test_line_ends_and_byte_order_mark_are_kept() -> None:
     assert asya("inject", stdin=text).out == text
 
 
-def test_beside_an_actor_everything_else_stays_as_it_was() -> None:
+def test_everything_but_the_actor_is_written_as_it_was() -> None:
     out = asya("inject", "--no-configmap", stdin=f"{SERVICE}---\n{DEPLOYMENT}---\n{SERVICE}").out
     assert out.startswith(f"{SERVICE}---\n# The model.\n")
     assert out.endswith(f"---\n{SERVICE}")
@@ -115,7 +114,7 @@ def test_beside_an_actor_everything_else_stays_as_it_was() -> None:
             assert line in new, f"{line!r} is gone, or stands elsewhere"
 
 
-# --- The same as the webhook
+# --- As the webhook
 
 
 def review(item: Object) -> Review:
@@ -132,10 +131,10 @@ def review(item: Object) -> Review:
 
 
 @pytest.mark.parametrize("command", [None, ["serve"]])
-def test_a_pod_comes_out_as_a_review_of_it_would(command: list[str] | None) -> None:
+def test_a_pod_is_changed_as_by_the_webhook(command: list[str] | None) -> None:
     item = pod(namespace="models")
     item["spec"]["containers"][0] = {"name": "model", **({"command": command} if command else {})}
-    policy = ClusterDefaults(PAYLOAD.hash, {"concurrency": "4"})
+    policy = ClusterDefaults(RUNTIME.hash, {"concurrency": "4"})
     admitted = asyncio.run(Webhook(policy, mock.AsyncMock()).admit_pod(review(item), []))
     words = ["inject", "--no-configmap", "--concurrency", "4"]
     assert json.loads(asya(*words, stdin=json.dumps(item)).out) == admitted
@@ -144,10 +143,10 @@ def test_a_pod_comes_out_as_a_review_of_it_would(command: list[str] | None) -> N
 
 def test_the_kinds_are_those_of_the_webhooks() -> None:
     resources = {(f"{group}/{version}", name) for group, version, name in HANDLED["workloads"]}
-    assert resources == {(version, f"{kind.lower()}s") for kind, version in WORKLOADS.items()}
+    assert resources == {(kind.api_version, f"{kind.name.lower()}s") for kind in WORKLOAD_KINDS}
 
 
-WORDS: list[tuple[Object | None, Object | None]] = [
+ANNOTATIONS: list[tuple[Object | None, Object | None]] = [
     (HANDLER, None),
     (None, HANDLER),
     (HANDLER, {"asya.sh/mode": "hook"}),
@@ -156,13 +155,13 @@ WORDS: list[tuple[Object | None, Object | None]] = [
 ]
 
 
-@pytest.mark.parametrize("kind", WORKLOADS)
-@pytest.mark.parametrize(("own", "template"), WORDS)
-def test_a_workloads_template_is_the_pod_that_both_webhooks_would_make_of_it(
+@pytest.mark.parametrize("kind", [kind.name for kind in WORKLOAD_KINDS])
+@pytest.mark.parametrize(("own", "template"), ANNOTATIONS)
+def test_a_pod_template_is_changed_as_a_pod_by_both_webhooks(
     kind: str, own: Object | None, template: Object | None
 ) -> None:
     item = workload(kind, own, template)
-    policy = ClusterDefaults(PAYLOAD.hash, {})
+    policy = ClusterDefaults(RUNTIME.hash, {})
     admitted = asyncio.run(Webhook(policy, mock.AsyncMock()).admit_workload(review(item), []))
     injection = inject(get_template(admitted), policy)
     assert injection is not None
@@ -171,7 +170,7 @@ def test_a_workloads_template_is_the_pod_that_both_webhooks_would_make_of_it(
     assert (INHERITED in out.get("metadata", {}).get("annotations", {})) is False
 
 
-LEFT = {
+LEFT_ALONE = {
     "without-annotations": {"annotations": {}},
     "switched-off": {"annotations": HANDLER | {"asya.sh/inject": "false"}},
     "system-namespace": {"namespace": "kube-system"},
@@ -182,13 +181,13 @@ LEFT = {
 }
 
 
-@pytest.mark.parametrize("metadata", LEFT.values(), ids=LEFT.keys())
-def test_what_the_api_server_would_not_send_is_left_alone(metadata: Object) -> None:
+@pytest.mark.parametrize("metadata", LEFT_ALONE.values(), ids=LEFT_ALONE.keys())
+def test_objects_that_the_api_server_does_not_send_are_left_alone(metadata: Object) -> None:
     text = json.dumps(pod(**metadata))
     assert asya("inject", stdin=text).out == text
 
 
-def note(annotations: Object) -> Object:
+def inherit(annotations: Object) -> Object:
     return {INHERITED: json.dumps(annotations, sort_keys=True, separators=(",", ":"))}
 
 
@@ -198,36 +197,36 @@ OFF: Object = {"asya.sh/inject": "false"}
 @pytest.mark.parametrize(
     ("own", "template", "because", "left"),
     [
-        (HANDLER, OFF, "its template is switched off", OFF),
-        (None, HANDLER | OFF, "its template is switched off", HANDLER | OFF),
-        (HANDLER | OFF, None, "it is switched off", None),
-        # The note of what is inherited is kept right all the same.
+        (HANDLER, OFF, 'asya.sh/inject is "false" on the pod template', OFF),
+        (None, HANDLER | OFF, 'asya.sh/inject is "false" on the pod template', HANDLER | OFF),
+        (HANDLER | OFF, None, 'asya.sh/inject is "false"', None),
+        # The inherited annotations are updated nevertheless.
         (
             HANDLER | OFF,
             HANDLER,
-            "its annotations switch it off",
-            HANDLER | note(HANDLER | OFF),
+            "asya.sh/inject switches it off",
+            HANDLER | inherit(HANDLER | OFF),
         ),
-        (None, OFF | note(HANDLER), "its annotations switch it off", OFF),
+        (None, OFF | inherit(HANDLER), "asya.sh/inject switches it off", OFF),
     ],
 )
-def test_a_workload_or_template_that_is_switched_off_is_no_actor(
+def test_a_workload_or_template_with_injection_switched_off_is_not_an_actor(
     own: Object | None, template: Object | None, because: str, left: Object | None
 ) -> None:
     item = workload("Deployment", own, template)
-    (told,) = json.loads(asya("explain", "-o", "json", stdin=json.dumps(item)).out)["objects"]
-    assert (told["result"], told["because"]) == ("left-alone", because)
+    (explained,) = json.loads(asya("explain", "-o", "json", stdin=json.dumps(item)).out)["objects"]
+    assert (explained["result"], explained["because"]) == ("left-alone", because)
     out = asya("inject", "--no-configmap", stdin=json.dumps(item)).out
     assert json.loads(out) == workload("Deployment", own, left)
 
 
-def test_the_namespace_of_the_option_may_be_one_that_is_never_touched() -> None:
+def test_objects_in_a_system_namespace_of_the_option_are_left_alone() -> None:
     text = json.dumps(pod())
     assert asya("inject", "-n", "kube-system", stdin=text).out == text
     assert asya("inject", "-n", "kube-systems", stdin=text).out != text
 
 
-def test_a_replicaset_of_a_deployment_is_left_to_it() -> None:
+def test_a_replicaset_of_a_deployment_is_left_alone() -> None:
     item = workload("ReplicaSet", None, HANDLER)
     for owners in ([], [{"kind": "Team", "controller": False}]):
         item["metadata"]["ownerReferences"] = owners
@@ -237,7 +236,7 @@ def test_a_replicaset_of_a_deployment_is_left_to_it() -> None:
     assert done.out == json.dumps(item)
 
 
-def test_a_namespace_that_the_set_itself_disables_is_left_alone() -> None:
+def test_objects_in_a_namespace_that_the_input_disables_are_left_alone() -> None:
     space: Object = {
         "apiVersion": "v1",
         "kind": "Namespace",
@@ -249,7 +248,7 @@ def test_a_namespace_that_the_set_itself_disables_is_left_alone() -> None:
     assert asya("inject", stdin=yaml.safe_dump_all([pod(namespace="m"), space])).out != text
 
 
-def test_an_annotated_kind_that_cannot_be_injected_is_warned_of() -> None:
+def test_an_annotated_object_of_an_unsupported_kind_causes_a_warning() -> None:
     item: Object = {
         "apiVersion": "argoproj.io/v1alpha1",
         "kind": "Rollout",
@@ -259,15 +258,15 @@ def test_an_annotated_kind_that_cannot_be_injected_is_warned_of() -> None:
     done = asya("inject", stdin=json.dumps(item))
     assert done.out == json.dumps(item)
     assert done.err == (
-        "asya-injector: warning: stdin:1 Rollout r: Rollout is left as it is: not a kind that "
-        "becomes an actor by itself\n"
+        "asya-injector: warning: stdin:1 Rollout r: not injected, because its kind is not "
+        "supported\n"
     )
 
 
 # --- The ConfigMaps
 
 
-def test_each_namespace_gets_the_runtime_once_in_front_of_its_first_actor() -> None:
+def test_each_namespace_gets_one_runtime_configmap_before_its_first_actor() -> None:
     items = [pod(namespace="a"), pod(namespace="b"), pod(namespace="a"), pod()]
     out = read(asya("inject", "-n", "b", stdin=yaml.safe_dump_all(items)).out)
     assert [(each["kind"], each["metadata"].get("namespace")) for each in out] == [
@@ -278,7 +277,7 @@ def test_each_namespace_gets_the_runtime_once_in_front_of_its_first_actor() -> N
         ("Pod", "a"),
         ("Pod", None),
     ]
-    expected = PAYLOAD.config_map()
+    expected = RUNTIME.config_map()
     expected["metadata"]["namespace"] = "a"
     expected["metadata"]["labels"]["asya.sh/source"] = "manifest"
     assert out[0] == expected
@@ -288,22 +287,22 @@ def test_an_object_without_namespace_gets_a_configmap_without_one() -> None:
     (copied, _) = read(asya("inject", stdin=yaml.safe_dump(pod())).out)
     assert copied["metadata"] == {
         "name": NAME,
-        "labels": {**PAYLOAD.config_map()["metadata"]["labels"], "asya.sh/source": "manifest"},
+        "labels": {**RUNTIME.config_map()["metadata"]["labels"], "asya.sh/source": "manifest"},
     }
 
 
-def test_without_actors_or_by_wish_there_is_none() -> None:
+def test_without_actors_or_with_the_option_no_configmap_is_added() -> None:
     assert "ConfigMap" not in asya("inject", stdin=SERVICE).out
     assert "kind: ConfigMap" not in asya("inject", "--no-configmap", stdin=DEPLOYMENT).out
 
 
-def test_a_second_time_changes_nothing() -> None:
+def test_injecting_again_changes_nothing() -> None:
     for text in (DEPLOYMENT, f"{SERVICE}---\n{DEPLOYMENT}", json.dumps(pod())):
         once = asya("inject", "-n", "m", stdin=text).out
         assert asya("inject", "-n", "m", stdin=once).out == once
 
 
-def test_a_configmap_of_that_name_with_other_content_is_refused() -> None:
+def test_a_configmap_with_the_same_name_and_other_content_is_rejected() -> None:
     forged = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -314,12 +313,12 @@ def test_a_configmap_of_that_name_with_other_content_is_refused() -> None:
     assert (done.status, done.out) == (1, "")
     assert done.err == (
         f'asya-injector: stdin:1 Pod p: ConfigMap "{NAME}" in stdin:2: has other content, which '
-        "pods would run; remove it: the injector brings its own (RuntimeConfigMapConflict)\n"
+        "pods would run; remove it: asya-injector adds its own (RuntimeConfigMapConflict)\n"
     )
 
 
-def test_a_configmap_that_names_no_namespace_is_in_that_of_the_option() -> None:
-    items = [PAYLOAD.config_map(), pod(), pod(namespace="m")]
+def test_a_configmap_without_namespace_is_in_the_namespace_of_the_option() -> None:
+    items = [RUNTIME.config_map(), pod(), pod(namespace="m")]
     out = read(asya("inject", "-n", "m", stdin=yaml.safe_dump_all(items)).out)
     assert [item["kind"] for item in out] == ["ConfigMap", "Pod", "Pod"]
 
@@ -327,7 +326,7 @@ def test_a_configmap_that_names_no_namespace_is_in_that_of_the_option() -> None:
 # --- Lists and JSON
 
 
-def test_the_items_of_a_list_are_changed_in_it_and_their_configmap_is_one_of_them() -> None:
+def test_the_items_of_a_list_are_changed_and_their_configmap_is_added_to_it() -> None:
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}}
     given = {"apiVersion": "v1", "kind": "List", "items": [service, "odd", pod()]}
     for text in (json.dumps(given, indent=4), yaml.safe_dump(given)):
@@ -340,14 +339,16 @@ def test_the_items_of_a_list_are_changed_in_it_and_their_configmap_is_one_of_the
 
 
 @pytest.mark.parametrize("indent", [None, 2, 4, "\t"])
-def test_json_in_gives_json_out_with_its_order_and_indentation(indent: int | str | None) -> None:
+def test_json_input_gives_json_output_with_its_order_and_indentation(
+    indent: int | str | None,
+) -> None:
     text = json.dumps(pod(z=1, a=2), indent=indent)
     out = asya("inject", "--no-configmap", stdin=text).out
     assert list(json.loads(out)["metadata"]) == ["name", "annotations", "z", "a", "labels"]
     assert json.dumps(json.loads(out), indent=indent) + "\n" == out
 
 
-def test_a_stream_of_json_stays_one() -> None:
+def test_a_stream_of_json_is_written_as_one() -> None:
     out = asya("inject", stdin=json.dumps(pod()) + "\n" + SERVICE.replace(SERVICE, '{"a": 1}')).out
     decoder, values = json.JSONDecoder(), []
     while out.strip():
@@ -357,7 +358,7 @@ def test_a_stream_of_json_stays_one() -> None:
     assert [value.get("kind") for value in values] == ["ConfigMap", "Pod", None]
 
 
-def test_yaml_and_json_files_together_are_one_stream_of_yaml(tmp_path: Path) -> None:
+def test_yaml_and_json_files_together_are_written_as_yaml(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(pod()))
     (tmp_path / "b.yaml").write_text(SERVICE)
     (tmp_path / "deep" / "er").mkdir(parents=True)
@@ -369,7 +370,7 @@ def test_yaml_and_json_files_together_are_one_stream_of_yaml(tmp_path: Path) -> 
     assert len(read(asya("inject", "--no-configmap", *both, stdin=DEPLOYMENT).out)) == 2
 
 
-def test_anchors_that_stand_in_the_way_cost_the_comments_and_a_warning_says_so() -> None:
+def test_a_document_that_loses_its_comments_because_of_anchors_causes_a_warning() -> None:
     text = """\
 # both alike
 apiVersion: v1
@@ -389,13 +390,13 @@ spec:
     (out,) = read(done.out)
     names = [[each["name"] for each in item["env"]] for item in out["spec"]["containers"]]
     assert names == [["ASYA_HANDLER", "ASYA_SOCKET_PATH", "ASYA_SOCKET_MODE", "X"], ["X"]]
-    assert "warning: stdin:1: its anchors stood in the way" in done.err
+    assert "warning: stdin:1: written without its comments, because of its anchors" in done.err
 
 
-# --- Refusals
+# --- Rejections
 
 
-def test_all_refusals_are_listed_and_nothing_is_written(tmp_path: Path) -> None:
+def test_all_errors_are_reported_and_no_output_is_written(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(f"{DEPLOYMENT}---\n{BAD}")
     given = {"kind": "List", "items": [{}, pod(namespace="m", annotations={"asya.sh/handlr": "a"})]}
     (tmp_path / "b.json").write_text(json.dumps(given))
@@ -431,7 +432,7 @@ ODD: list[Any] = [
 
 
 @pytest.mark.parametrize("odd", ODD, ids=str)
-def test_objects_of_any_shape_pass_or_are_refused(odd: Any) -> None:
+def test_objects_of_any_shape_pass_or_are_rejected(odd: Any) -> None:
     text = yaml.safe_dump(odd)
     for command in ("inject", "uninject", "explain"):
         done = asya(command, stdin=text)
@@ -452,11 +453,11 @@ def test_objects_of_any_shape_pass_or_are_refused(odd: Any) -> None:
         ("a.yaml", "a: !custom 1\n", "could not determine a constructor for the tag"),
         ("a.yaml", "a: &x [*x]\n", "a.yaml:1: Circular reference detected"),
         ("a.yaml", "a: {{ .Values.x }}\n", "a.yaml:1"),
-        ("a.yaml", b"\xff\xfe", "a.yaml: not a text in UTF-8"),
+        ("a.yaml", b"\xff\xfe", "a.yaml: not UTF-8: invalid start byte"),
         ("a.json", '{"a": 1', "a.json:1"),
     ],
 )
-def test_what_cannot_be_read_is_said_in_one_line(
+def test_unreadable_input_is_reported_in_one_line(
     tmp_path: Path, name: str, text: str | bytes, line: str
 ) -> None:
     path = tmp_path / name
@@ -468,7 +469,7 @@ def test_what_cannot_be_read_is_said_in_one_line(
     assert done.err.count("\n") == 1
 
 
-def test_files_that_are_not_there_and_directories_without_any_are_wrong_usage(
+def test_missing_files_and_directories_without_manifests_are_wrong_usage(
     tmp_path: Path,
 ) -> None:
     done = asya("inject", "-f", tmp_path / "none.yaml")
@@ -477,11 +478,11 @@ def test_files_that_are_not_there_and_directories_without_any_are_wrong_usage(
     )  # fmt: skip
     done = asya("inject", "-f", tmp_path)
     assert (done.status, done.err) == (
-        2, f"asya-injector: {tmp_path}: holds no file named *.yaml, *.yml, *.json\n",
+        2, f"asya-injector: {tmp_path}: contains no file named *.yaml, *.yml, *.json\n",
     )  # fmt: skip
 
 
-# --- And back
+# --- Uninject
 
 
 @pytest.mark.parametrize("mode", ["auto", "hook", "mount"])
@@ -489,21 +490,21 @@ def test_files_that_are_not_there_and_directories_without_any_are_wrong_usage(
     "text",
     [DEPLOYMENT, f"# pre\n---\n{DEPLOYMENT}", f"---\n{SERVICE}---\n{DEPLOYMENT}---\n{SERVICE}"],
 )
-def test_uninject_gives_back_the_very_text(text: str, mode: str) -> None:
+def test_uninject_restores_the_text(text: str, mode: str) -> None:
     injected = asya("inject", "-n", "m", "--mode", mode, stdin=text)
     assert injected.status == 0
     assert injected.out != text
     assert asya("uninject", stdin=injected.out).out == text
 
 
-def test_uninject_leaves_configmaps_of_others() -> None:
-    mine = PAYLOAD.config_map()
+def test_uninject_keeps_configmaps_that_inject_did_not_add() -> None:
+    mine = RUNTIME.config_map()
     mine["metadata"]["namespace"] = "m"
     text = yaml.safe_dump(mine)
     assert asya("uninject", stdin=text).out == text
 
 
-def test_inject_reads_what_kubernetes_reads() -> None:
+def test_yaml_is_read_as_kubernetes_reads_it() -> None:
     """YAML 1.1 as the API server has it: `no` is false, dates are texts."""
     text = DEPLOYMENT.replace(
         "    spec:\n", "    spec:\n      shareProcessNamespace: no\n"
@@ -516,7 +517,7 @@ def test_inject_reads_what_kubernetes_reads() -> None:
 
 
 @pytest.mark.parametrize("word", ["y", "N", "1:20", "2026-01-01", "2026-01-01T00:00:00Z"])
-def test_what_only_other_readers_of_yaml_1_1_convert_is_a_text(word: str) -> None:
+def test_words_that_kubernetes_does_not_convert_are_strings(word: str) -> None:
     labels = "      labels: {app: a}\n"
     assert DEPLOYMENT.count(labels) == 1
     text = DEPLOYMENT.replace(labels, f"{labels}      annotations:\n        note: {word}\n")

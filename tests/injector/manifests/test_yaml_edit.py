@@ -1,4 +1,4 @@
-"""YAML that was changed keeps everything that was not: comments, order, quotes, line ends."""
+"""An edited document keeps everything else: comments, order, quotes, line ends."""
 
 import copy
 from typing import Any
@@ -46,8 +46,8 @@ def read(text: str) -> Any:
     return document.value
 
 
-def changed(text: str, change: Any) -> str:
-    """The text after a change of what it says; its reading is checked."""
+def edit(text: str, change: Any) -> str:
+    """Edit a text to have a changed value, and check that it is read back."""
     before = read(text)
     after = copy.deepcopy(before)
     change(after)
@@ -57,7 +57,7 @@ def changed(text: str, change: Any) -> str:
 
 
 def lines_added(before: str, after: str) -> list[str]:
-    """The new lines; fails if one of the old ones is gone or moved."""
+    """The new lines; fails if an old one was removed or moved."""
     old, new = before.splitlines(), iter(after.splitlines())
     added = []
     for line in old:
@@ -74,28 +74,28 @@ def model(tree: Any) -> Any:
     return tree["spec"]["containers"][0]
 
 
-def test_a_variable_put_in_front_stands_above_the_comment_of_the_first() -> None:
-    result = changed(DEPLOYMENT, lambda tree: model(tree)["env"].insert(0, {"name": "Z"}))
+def test_a_variable_at_the_front_is_inserted_above_the_comment_of_the_first() -> None:
+    result = edit(DEPLOYMENT, lambda tree: model(tree)["env"].insert(0, {"name": "Z"}))
     assert lines_added(DEPLOYMENT, result) == ["        - name: Z"]
     assert "      env:\n        - name: Z\n        # why X\n" in result
 
 
-def test_a_new_key_stands_behind_the_last_one_and_before_its_comments() -> None:
-    result = changed(DEPLOYMENT, lambda tree: model(tree).update(probe={"a": ["b"]}))
+def test_a_new_key_is_inserted_after_the_last_one_and_before_its_comments() -> None:
+    result = edit(DEPLOYMENT, lambda tree: model(tree).update(probe={"a": ["b"]}))
     assert "        two\n      probe:\n        a:\n          - b\n      # behind" in result
     assert lines_added(DEPLOYMENT, result) == ["      probe:", "        a:", "          - b"]
 
 
-def test_a_list_on_one_line_grows_on_that_line() -> None:
-    result = changed(DEPLOYMENT, lambda tree: model(tree)["command"].insert(0, "python3"))
+def test_a_list_on_one_line_stays_on_that_line() -> None:
+    result = edit(DEPLOYMENT, lambda tree: model(tree)["command"].insert(0, "python3"))
     assert "command: [ python3, \"gunicorn\",  'app:server' ]\n" in result
 
 
-def test_a_mapping_on_one_line_grows_on_that_line() -> None:
+def test_a_mapping_on_one_line_stays_on_that_line() -> None:
     def change(tree: Any) -> None:
         tree["metadata"]["annotations"]["c"] = '{"x": 1}'
 
-    assert """annotations: {b: "1", a: '2', c: '{"x": 1}'}\n""" in changed(DEPLOYMENT, change)
+    assert """annotations: {b: "1", a: '2', c: '{"x": 1}'}\n""" in edit(DEPLOYMENT, change)
 
 
 CHANGES = {
@@ -130,9 +130,9 @@ CHANGES = {
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n"])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_every_change_reads_as_it_was_meant_and_keeps_the_comments(change: Any, ends: str) -> None:
+def test_every_change_is_read_back_and_keeps_the_comments(change: Any, ends: str) -> None:
     text = DEPLOYMENT.replace("\n", ends)
-    result = changed(text, change)
+    result = edit(text, change)
     assert "# who: the team of the model" in result
     assert result.endswith(f"# the end{ends}") or "# the end" in result
     assert ends == "\n" or "\n" not in result.replace("\r\n", "")
@@ -171,30 +171,30 @@ EXACT: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize(("before", "now", "after"), EXACT.values(), ids=EXACT.keys())
-def test_what_stays_is_not_written_again(before: str, now: Any, after: str) -> None:
+def test_unchanged_parts_are_not_rewritten(before: str, now: Any, after: str) -> None:
     def change(tree: Any) -> None:
         tree["a"] = now
 
-    assert changed(before, change) == after
+    assert edit(before, change) == after
 
 
-def test_an_empty_document_stays_as_it_is() -> None:
+def test_an_empty_document_is_not_changed() -> None:
     assert edit_yaml("# nothing\n", None, None) == "# nothing\n"
 
 
-def test_a_file_without_its_last_line_end_gets_new_lines_all_the_same() -> None:
+def test_lines_can_be_added_to_a_file_without_a_final_newline() -> None:
     def change(tree: Any) -> None:
         tree["c"] = {"d": "e"}
 
-    assert changed("a: b", change) == "a: b\nc:\n  d: e"
+    assert edit("a: b", change) == "a: b\nc:\n  d: e"
 
 
-def test_sequences_are_indented_as_the_document_has_them() -> None:
+def test_new_lists_are_indented_like_those_of_the_document() -> None:
     def change(tree: Any) -> None:
         tree["new"] = [{"a": [1]}]
 
-    assert changed("old:\n- x\n", change) == "old:\n- x\nnew:\n- a:\n  - 1\n"
-    assert changed("old:\n  - x\n", change) == "old:\n  - x\nnew:\n  - a:\n      - 1\n"
+    assert edit("old:\n- x\n", change) == "old:\n- x\nnew:\n- a:\n  - 1\n"
+    assert edit("old:\n  - x\n", change) == "old:\n  - x\nnew:\n  - a:\n      - 1\n"
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(
@@ -214,15 +214,15 @@ MAPPINGS = st.dictionaries(NAMES, TREES, min_size=1, max_size=4)
 
 @settings(max_examples=40, deadline=None)
 @given(MAPPINGS, st.sampled_from([0, 2]))
-def test_whatever_is_written_is_read_back(value: Any, dash: int) -> None:
-    assert read(render_block(value, dash=dash)) == value
+def test_every_value_is_read_back_as_it_was_written(value: Any, dash: int) -> None:
+    assert read(render_block(value, dash_offset=dash)) == value
     assert read(f"a: {render_flow(value)}\n") == {"a": value}
 
 
 @settings(max_examples=40, deadline=None)
 @given(MAPPINGS, MAPPINGS, st.sampled_from([0, 2]), st.booleans())
-def test_any_document_can_be_made_to_say_anything(
+def test_any_value_can_be_changed_to_any_other(
     before: Any, after: Any, dash: int, in_flow: bool
 ) -> None:
-    text = render_flow(before) + "\n" if in_flow else render_block(before, dash=dash)
+    text = render_flow(before) + "\n" if in_flow else render_block(before, dash_offset=dash)
     assert read(edit_yaml(text, before, after)) == after

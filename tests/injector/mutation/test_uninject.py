@@ -1,4 +1,4 @@
-"""The way back from an actor to the pod that its user wrote; any pod: test_any_pod.py."""
+"""From an actor back to the pod that its user wrote; for random pods see test_any_pod.py."""
 
 import copy
 import json
@@ -9,11 +9,11 @@ from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.errors import InjectionError
 from asya_injector.kube_objects import replace_template
 from asya_injector.mutation.inject import inject
-from asya_injector.mutation.uninject import uninject, uninject_workload
+from asya_injector.mutation.uninject import uninject, uninject_object
 from asya_injector.mutation.workload import propagate
 
 Object = dict[str, Any]
-POLICY = ClusterDefaults("0123456789", {})
+DEFAULTS = ClusterDefaults("0123456789", {})
 HANDLER = {"asya.sh/handler": "my_app.handler.predict"}
 SOCKET = {"name": "ASYA_SOCKET_PATH", "value": "/tmp/sockets/app.sock"}
 
@@ -30,8 +30,8 @@ def model(**fields: Any) -> Object:
     return {"name": "model", "command": ["serve"], **fields}
 
 
-def injected(given: Object, policy: ClusterDefaults = POLICY) -> Object:
-    result = inject(given, policy)
+def injected(given: Object, defaults: ClusterDefaults = DEFAULTS) -> Object:
+    result = inject(given, defaults)
     assert result is not None
     return result.pod
 
@@ -45,51 +45,51 @@ ORIGINALS = [
     pytest.param(pod(model(), annotations={"asya.sh/mode": "mount"}), id="mounted"),
     pytest.param(pod(model(lifecycle={"postStart": {"exec": {"command": ["warm", "--", "up"]},
                                                     "future": 1}, "stopSignal": "SIGINT"}),
-                     annotations={"asya.sh/mode": "hook"}), id="hooks-of-the-users"),
+                     annotations={"asya.sh/mode": "hook"}), id="users-hooks"),
     pytest.param(pod(model(readinessProbe={"exec": {"command": ["ctl", "--ready"]}})),
-                 id="probe-of-the-users-that-ends-like-ours"),
+                 id="users-probe-that-ends-like-the-runtimes"),
     pytest.param(pod(model(env=[{"name": "ASYA_HANDLER", "value": "my_app.handler.predict"},
                                 {"name": "ASYA_JSON", "value": "stdlib"}])),
-                 id="variables-of-the-users-with-our-names"),
+                 id="users-variables-with-the-same-names"),
     pytest.param(pod(model(), {"name": "asya-sidecar", "env": [SOCKET]}),
-                 id="sidecar-with-the-users-own-variable"),
+                 id="sidecar-with-the-users-variable"),
     pytest.param(pod(model(volumeMounts=[{"name": "mine", "mountPath": "/tmp/sockets"}]),
-                     {"name": "asya-sidecar"}, volumes=[MINE]), id="volume-of-the-users-shared"),
+                     {"name": "asya-sidecar"}, volumes=[MINE]), id="users-volume-shared"),
     pytest.param(pod(model(volumeMounts=[{"name": "mine", "mountPath": "/tmp/sockets"}]),
                      {"name": "asya-sidecar",
                       "volumeMounts": [{"name": "mine", "mountPath": "/tmp/sockets"}]},
-                     volumes=[MINE]), id="volume-of-the-users-in-both"),
+                     volumes=[MINE]), id="users-volume-in-both"),
     pytest.param(pod(model(), volumes=[{"name": "asya-socket", "emptyDir": {}}]),
-                 id="volume-of-the-users-with-our-name"),
+                 id="users-volume-with-the-same-name"),
     pytest.param(pod(model(), annotations={"asya.sh/mount-path": "/app/asya_runtime.py"}),
                  id="one-file"),
-    pytest.param(pod(model(command=[*WRAPPER, "--", "serve"])), id="wrapper-of-the-users"),
+    pytest.param(pod(model(command=[*WRAPPER, "--", "serve"])), id="users-wrapper"),
     pytest.param(pod(model(), initContainers=[{"name": "asya-sidecar", "restartPolicy": "Always"}]),
                  id="native-sidecar"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("policy", [POLICY, ClusterDefaults("ffffffffff", {"json": "auto"})])
+@pytest.mark.parametrize("defaults", [DEFAULTS, ClusterDefaults("ffffffffff", {"json": "auto"})])
 @pytest.mark.parametrize("original", ORIGINALS)
-def test_the_original_comes_back(original: Object, policy: ClusterDefaults) -> None:
+def test_restores_the_original(original: Object, defaults: ClusterDefaults) -> None:
     if original["spec"]["containers"][0].get("command", [""])[0] == "python3":
-        # Our wrapper written by hand is updated in place, so other releases' paths may differ.
-        policy = POLICY
-    result = injected(original, policy)
+        # A wrapper written by hand is updated in place, so its path may change with the defaults.
+        defaults = DEFAULTS
+    result = injected(original, defaults)
     before = copy.deepcopy(result)
     assert uninject(result) == original
     assert result == before
     assert uninject(uninject(result)) == original
 
 
-def test_a_pod_that_was_not_injected_comes_back_as_it_is() -> None:
-    # Mounted by hand, as a chart may do it: all of it looks like ours, but no mark says so.
+def test_does_not_change_a_pod_that_was_not_injected() -> None:
+    # As a chart may render it: all fields look like additions, but there is no record.
     by_hand = injected(pod(model()))
     del by_hand["metadata"]["annotations"]["asya.sh/injected"]
     assert uninject(by_hand) is by_hand
 
 
-def test_what_somebody_changed_since_is_theirs_and_stays() -> None:
+def test_keeps_what_somebody_has_edited_since() -> None:
     result = injected(pod(model()))
     changed = result["spec"]["containers"][0]
     changed["env"] = [{**item, "value": "x.y"} for item in changed["env"][:1]] + changed["env"][1:]
@@ -100,7 +100,7 @@ def test_what_somebody_changed_since_is_theirs_and_stays() -> None:
     )
 
 
-def test_a_wrapper_that_another_webhook_has_wrapped_is_taken_out_of_its_inside() -> None:
+def test_removes_the_wrapper_from_inside_another_webhooks() -> None:
     result = injected(pod(model(args=["-v"])))
     container = result["spec"]["containers"][0]
     container |= {"command": ["/vault/vault-env"], "args": container["command"] + ["-v"]}
@@ -108,19 +108,19 @@ def test_a_wrapper_that_another_webhook_has_wrapped_is_taken_out_of_its_inside()
     assert back == {"name": "model", "command": ["/vault/vault-env"], "args": ["serve", "-v"]}
 
 
-def test_pieces_in_containers_that_are_gone_are_forgotten() -> None:
+def test_ignores_additions_of_containers_that_are_gone() -> None:
     result = injected(pod(model(), {"name": "asya-sidecar"}))
     del result["spec"]["containers"][1]
     assert uninject(result) == pod(model())
 
 
-def test_labels_and_annotations_of_others_stay() -> None:
+def test_keeps_other_labels_and_annotations() -> None:
     original = pod(model(), annotations={"a/b": "c", "asya.sh/json": "auto"})
     original["metadata"]["labels"] = {"app": "a"}
     assert uninject(injected(original)) == original
 
 
-SOUND: Object = {
+WELL_FORMED: Object = {
     "container": "model",
     "mode": "wrap",
     "runtime": "0",
@@ -128,7 +128,7 @@ SOUND: Object = {
     "added": {},
     "volumes": [],
 }
-UNSOUND: list[Object] = [
+MALFORMED: list[Object] = [
     {"container": 1},
     {"asked": None},
     {"added": []},
@@ -137,7 +137,7 @@ UNSOUND: list[Object] = [
     {"volumes": "asya-socket"},
     {"more": 1},
 ]
-MARKS = [
+RECORDS = [
     "",
     "{}",
     "[]",
@@ -145,19 +145,19 @@ MARKS = [
     "1",
     "[" * 100_000,
     '{"container":"model","mode":"wrap","runtime":"0"}',
-    *(json.dumps(SOUND | wrong) for wrong in UNSOUND),
+    *(json.dumps(WELL_FORMED | wrong) for wrong in MALFORMED),
 ]
 
 
-@pytest.mark.parametrize("mark", MARKS, ids=range(len(MARKS)))
-def test_a_mark_that_we_did_not_write_is_refused_not_guessed_at(mark: str) -> None:
+@pytest.mark.parametrize("record", RECORDS, ids=range(len(RECORDS)))
+def test_rejects_a_malformed_record(record: str) -> None:
     result = injected(pod(model()))
-    result["metadata"]["annotations"]["asya.sh/injected"] = mark
-    with pytest.raises(InjectionError, match=r"^asya.sh/injected: is not what the injector wrote"):
+    result["metadata"]["annotations"]["asya.sh/injected"] = record
+    with pytest.raises(InjectionError, match=r"^asya.sh/injected: was not written by the injector"):
         uninject(result)
 
 
-def test_a_forged_mark_takes_out_nothing_that_does_not_look_like_ours() -> None:
+def test_a_forged_record_removes_only_what_looks_like_an_addition() -> None:
     original = pod(
         model(
             env=[{"name": "A", "value": "1"}, {"name": "ASYA_JSON", "valueFrom": {"x": {}}}],
@@ -178,20 +178,20 @@ def test_a_forged_mark_takes_out_nothing_that_does_not_look_like_ours() -> None:
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "StatefulSet", "Job", "CronJob"])
-def test_a_workload_comes_back_with_the_note_gone(kind: str) -> None:
+def test_restores_a_workload_without_the_inherited_annotations(kind: str) -> None:
     template = {"spec": {"containers": [model()]}, "metadata": {"labels": {"app": "a"}}}
     spec: Object = {"template": template}
     if kind == "CronJob":
         spec = {"jobTemplate": {"spec": spec}}
     original = {"kind": kind, "metadata": {"annotations": dict(HANDLER)}, "spec": spec}
-    noted = propagate(original)
-    assert uninject_workload(noted) == original
-    below = noted["spec"]["jobTemplate"] if kind == "CronJob" else noted
-    whole = replace_template(noted, injected(below["spec"]["template"]))
+    propagated = propagate(original)
+    assert uninject_object(propagated) == original
+    below = propagated["spec"]["jobTemplate"] if kind == "CronJob" else propagated
+    whole = replace_template(propagated, injected(below["spec"]["template"]))
     assert "wrap" in json.dumps(whole)
-    assert uninject_workload(whole) == original
+    assert uninject_object(whole) == original
 
 
 @pytest.mark.parametrize("workload", [{}, {"spec": None}, {"kind": "CronJob", "spec": {}}])
-def test_a_workload_without_a_template_comes_back_as_it_is(workload: Object) -> None:
-    assert uninject_workload(workload) is workload
+def test_does_not_change_a_workload_without_a_template(workload: Object) -> None:
+    assert uninject_object(workload) is workload

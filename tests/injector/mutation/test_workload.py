@@ -1,4 +1,4 @@
-"""A workload's own annotations reach its pods by one note in the template."""
+"""A workload's annotations reach its pods through one annotation of the template."""
 
 import itertools
 import json
@@ -8,11 +8,11 @@ import pytest
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.kube_objects import get_template
 from asya_injector.mutation.inject import inject
-from asya_injector.mutation.workload import find_overridden, propagate
+from asya_injector.mutation.workload import find_overridden, find_skip_reason, propagate
 
 Object = dict[str, Any]
 HANDLER = {"asya.sh/handler": "my_app.handler.predict"}
-NOTE = {"asya.sh/inherited": json.dumps(HANDLER, separators=(",", ":"))}
+PROPAGATED = {"asya.sh/inherited": json.dumps(HANDLER, separators=(",", ":"))}
 
 
 def workload(
@@ -29,27 +29,28 @@ def workload(
 
 
 CASES = [
-    pytest.param({}, None, None, id="nothing-said-nothing-done"),
-    pytest.param({"a/b": "c"}, {"d": "e"}, {"d": "e"}, id="annotations-of-others-stay"),
-    pytest.param(HANDLER, None, NOTE, id="noted"),
-    pytest.param(HANDLER, {"d": "e"}, {"d": "e", **NOTE}, id="noted-beside-others"),
-    pytest.param(HANDLER, NOTE, NOTE, id="already-noted"),
-    pytest.param({"asya.sh/handler": "x.y"}, NOTE,
+    pytest.param({}, None, None, id="no-annotations"),
+    pytest.param({"a/b": "c"}, {"d": "e"}, {"d": "e"}, id="keeps-other-annotations"),
+    pytest.param(HANDLER, None, PROPAGATED, id="propagates"),
+    pytest.param(HANDLER, {"d": "e"}, {"d": "e", **PROPAGATED}, id="propagates-beside-others"),
+    pytest.param(HANDLER, PROPAGATED, PROPAGATED, id="already-propagated"),
+    pytest.param({"asya.sh/handler": "x.y"}, PROPAGATED,
                  {"asya.sh/inherited": '{"asya.sh/handler":"x.y"}'}, id="follows-a-change"),
-    pytest.param({}, {"d": "e", **NOTE}, {"d": "e"}, id="goes-with-its-source"),
-    pytest.param({}, NOTE, None, id="goes-and-leaves-no-empty-map"),
-    pytest.param({}, HANDLER, HANDLER, id="keys-of-the-template-are-the-users"),
-    pytest.param({}, {**HANDLER, **NOTE}, HANDLER, id="moved-to-the-template-in-one-apply"),
+    pytest.param({}, {"d": "e", **PROPAGATED}, {"d": "e"}, id="removed-with-its-source"),
+    pytest.param({}, PROPAGATED, None, id="removed-without-an-empty-mapping"),
+    pytest.param({}, HANDLER, HANDLER, id="keeps-the-templates-own"),
+    pytest.param({}, {**HANDLER, **PROPAGATED}, HANDLER, id="moved-to-the-template"),
     pytest.param({"asya.sh/inject": "false"}, HANDLER,
                  {**HANDLER, "asya.sh/inherited": '{"asya.sh/inject":"false"}'},
-                 id="the-switch-is-handed-down-too"),
-    pytest.param({**HANDLER, "asya.sh/injected": "{}"}, None, NOTE, id="our-own-marks-are-not"),
+                 id="propagates-inject-too"),
+    pytest.param({**HANDLER, "asya.sh/injected": "{}"}, None, PROPAGATED,
+                 id="does-not-propagate-the-record"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "CronJob"])
 @pytest.mark.parametrize(("own", "before", "after"), CASES)
-def test_the_template_notes_what_its_workload_says(
+def test_propagates_a_workloads_annotations_to_its_template(
     own: Object, before: Object | None, after: Object | None, kind: str
 ) -> None:
     given = workload(own, before, kind)
@@ -63,18 +64,18 @@ def test_the_template_notes_what_its_workload_says(
 @pytest.mark.parametrize(
     "broken", [{}, {"spec": None}, {"spec": {}}, {"metadata": None, "spec": {"template": None}}]
 )
-def test_a_workload_without_a_template_is_left_to_the_api_server(broken: Object) -> None:
+def test_does_not_change_a_workload_without_a_template(broken: Object) -> None:
     assert propagate(broken) == broken
 
 
-def test_the_template_wins_and_a_warning_says_so() -> None:
+def test_warns_that_the_template_overrides_the_workload() -> None:
     given = workload({"asya.sh/handler": "a.b", "asya.sh/mode": "wrap"}, {"asya.sh/handler": "c.d"})
     assert find_overridden(given) == (
-        'asya.sh/handler: "c.d" on the pod template wins over "a.b" here',
+        'asya.sh/handler: the pod template sets "c.d", which overrides "a.b"',
     )
 
 
-def test_equal_values_need_no_warning() -> None:
+def test_does_not_warn_about_equal_values() -> None:
     assert find_overridden(workload(HANDLER, HANDLER)) == ()
 
 
@@ -82,31 +83,31 @@ FORGED = {"asya.sh/inherited": '{"asya.sh/handler":"evil.handler"}'}
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "Job", "CronJob"])
-def test_a_note_that_a_user_forged_in_the_template_goes_or_is_overwritten(kind: str) -> None:
+def test_removes_or_overwrites_forged_inherited_annotations(kind: str) -> None:
     assert propagate(workload({}, FORGED, kind)) == workload({}, None, kind)
-    assert propagate(workload(HANDLER, FORGED, kind)) == workload(HANDLER, NOTE, kind)
+    assert propagate(workload(HANDLER, FORGED, kind)) == workload(HANDLER, PROPAGATED, kind)
 
 
-def test_a_key_that_is_edited_in_the_template_later_stays_the_users() -> None:
-    noted = propagate(workload(HANDLER))
-    noted["spec"]["template"]["metadata"]["annotations"]["asya.sh/handler"] = "c.d"
-    assert propagate(noted) == noted
-    assert find_overridden(noted) == (
-        'asya.sh/handler: "c.d" on the pod template wins over "my_app.handler.predict" here',
+def test_keeps_a_key_that_a_user_edits_in_the_template_later() -> None:
+    propagated = propagate(workload(HANDLER))
+    propagated["spec"]["template"]["metadata"]["annotations"]["asya.sh/handler"] = "c.d"
+    assert propagate(propagated) == propagated
+    assert find_overridden(propagated) == (
+        'asya.sh/handler: the pod template sets "c.d", which overrides "my_app.handler.predict"',
     )
 
 
-def test_the_note_does_not_depend_on_the_order_of_keys() -> None:
+def test_the_propagated_text_does_not_depend_on_the_order_of_keys() -> None:
     keys = [("asya.sh/handler", "a.b"), ("asya.sh/mode", "wrap"), ("asya.sh/json", "auto")]
-    notes = {
+    results = {
         json.dumps(propagate(workload(dict(order)))["spec"]["template"])
         for order in itertools.permutations(keys)
     }
-    assert len(notes) == 1
+    assert len(results) == 1
 
 
-def test_a_note_that_is_right_keeps_its_place_among_the_others() -> None:
-    given = workload(HANDLER, {**NOTE, "a": "b", "c": "d"})
+def test_keeps_the_order_of_annotations_if_nothing_changes() -> None:
+    given = workload(HANDLER, {**PROPAGATED, "a": "b", "c": "d"})
     assert json.dumps(propagate(given)) == json.dumps(given)
 
 
@@ -114,17 +115,21 @@ def test_a_note_that_is_right_keeps_its_place_among_the_others() -> None:
     ("kind", "owners", "stays"),
     [
         pytest.param("Job", [{"kind": "CronJob", "controller": True}], True, id="of-a-cronjob"),
-        pytest.param("Job", [{"kind": "CronJob"}], False, id="of-no-controller"),
-        pytest.param("Job", None, False, id="of-nobody"),
-        pytest.param("Job", ["?"], False, id="of-nonsense"),
+        pytest.param(
+            "Job", [{"kind": "CronJob"}], False, id="of-an-owner-that-is-not-its-controller"
+        ),
+        pytest.param("Job", None, False, id="without-owner"),
+        pytest.param("Job", ["?"], False, id="malformed-owner"),
         pytest.param("Deployment", [{"kind": "App", "controller": True}], False, id="deployment"),
     ],
 )
-def test_the_note_in_a_job_that_a_cronjob_made_stays(kind: str, owners: Any, stays: bool) -> None:
-    given = workload({}, NOTE, kind)
+def test_keeps_the_inherited_annotations_of_a_cronjobs_job(
+    kind: str, owners: Any, stays: bool
+) -> None:
+    given = workload({}, PROPAGATED, kind)
     given["metadata"]["ownerReferences"] = owners
     template = get_template(propagate(given))
-    assert (template.get("metadata", {}).get("annotations") == NOTE) is stays
+    assert (template.get("metadata", {}).get("annotations") == PROPAGATED) is stays
 
 
 SWITCHES = [
@@ -139,13 +144,13 @@ SWITCHES = [
 
 @pytest.mark.parametrize("kind", ["Deployment", "CronJob"])
 @pytest.mark.parametrize(("above", "below", "handler"), SWITCHES)
-def test_what_both_levels_say_comes_to_this(
+def test_resolves_annotations_on_both_levels(
     above: Object, below: Object, handler: str | None, kind: str
 ) -> None:
-    said, template = (
+    own, template = (
         {f"asya.sh/{key}": text for key, text in each.items()} for each in (above, below)
     )
-    pod = get_template(propagate(workload(said, template or None, kind)))
+    pod = get_template(propagate(workload(own, template or None, kind)))
     result = inject(pod, ClusterDefaults("0123456789", {}))
     assert (result is not None) == (handler is not None)
     if result is not None:
@@ -154,13 +159,61 @@ def test_what_both_levels_say_comes_to_this(
         ]
 
 
-def test_warnings_are_for_keys_that_exist_alone() -> None:
+def test_warns_only_about_known_keys() -> None:
     hostile = {"asya.sh/\x1b[31m": "a", "asya.sh/inject": "false"}
     assert find_overridden(workload(hostile, {"asya.sh/\x1b[31m": "b"})) == ()
 
 
-def test_the_template_of_the_result_can_be_changed_without_the_workload_given() -> None:
+def test_changing_the_result_does_not_change_the_input() -> None:
     given = workload({}, {"d": "e"})
     result = propagate(given)
     get_template(result).clear()
     assert given == workload({}, {"d": "e"})
+
+
+OFF: Object = {"asya.sh/inject": "false"}
+MIRROR = {"kubernetes.io/config.mirror": "x"}
+
+
+def pod(annotations: Object | None = None, **metadata: Any) -> Object:
+    metadata = {"annotations": annotations, **metadata}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {}}
+
+
+def apps(item: Object) -> Object:
+    return {"apiVersion": "apps/v1", **item}
+
+
+SKIPPED = [
+    pytest.param(pod(HANDLER), "", id="pod"),
+    pytest.param(pod(HANDLER | OFF), 'asya.sh/inject is "false"', id="pod-switched-off"),
+    pytest.param(pod(OFF | PROPAGATED), "", id="pod-switched-off-with-inherited-annotations"),
+    pytest.param(pod(HANDLER | MIRROR), "it is the mirror of a static pod", id="mirror"),
+    pytest.param(pod(HANDLER, deletionTimestamp="x"), "it is being deleted", id="deleted"),
+    pytest.param(apps(workload(HANDLER)), "", id="workload"),
+    pytest.param(apps(workload(OFF)), 'asya.sh/inject is "false"', id="workload-switched-off"),
+    pytest.param(apps(workload(OFF, HANDLER)), "", id="workload-off-template-annotated"),
+    pytest.param(apps(workload(HANDLER, OFF)), 'asya.sh/inject is "false" on the pod template',
+                 id="template-switched-off"),
+    pytest.param(apps(workload({}, OFF | PROPAGATED)), "", id="template-off-with-inherited"),
+    pytest.param({"apiVersion": "apps/v1", "kind": "Pod"}, "its kind is not supported",
+                 id="wrong-api-version"),
+    pytest.param({"kind": ["x"], "metadata": 1}, "its kind is not supported", id="malformed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("item", "reason"), SKIPPED)
+def test_finds_why_an_object_is_skipped(item: Object, reason: str) -> None:
+    assert find_skip_reason(item, "models", ["off"]) == reason
+    if reason != "its kind is not supported":
+        system = find_skip_reason(item, "kube-system", ["off"])
+        assert system == "its namespace is never injected"
+        labelled = find_skip_reason(item, "off", ["off"])
+        assert labelled == "its namespace has the label asya.sh/injection: disabled"
+
+
+def test_skips_the_replicaset_of_a_controller() -> None:
+    item = apps(workload(HANDLER, kind="ReplicaSet"))
+    assert find_skip_reason(item, "models", []) == ""
+    item["metadata"]["ownerReferences"] = [{"kind": "Deployment", "controller": True}]
+    assert find_skip_reason(item, "models", []) == "its controller manages the pod template"

@@ -116,8 +116,8 @@ def test_warnings_reach_who_applies(start: Start, api: Api) -> None:
     pod = copy.deepcopy(POD)
     pod["spec"]["containers"][0]["readinessProbe"] = {"tcpSocket": {"port": 80}}
     late = (
-        'container "model" keeps its own readiness probe, so the pod may be ready before its '
-        "actor is"
+        'container "model" keeps its own readiness probe, so the pod may become ready before '
+        "the actor"
     )
     assert caller(pod)["warnings"] == [late]
     deployment = {
@@ -127,7 +127,7 @@ def test_warnings_reach_who_applies(start: Start, api: Api) -> None:
         "spec": {"template": pod},
     }
     assert caller(deployment)["warnings"] == [
-        'asya.sh/handler: "app.predict" on the pod template wins over "a.b" here',
+        'asya.sh/handler: the pod template sets "app.predict", which overrides "a.b"',
         late,
     ]
 
@@ -326,7 +326,7 @@ def test_on_the_way_out_a_kept_connection_ends_with_an_answer(start: Start, api:
         ),
         (
             {"INJECTOR_DEFAULTS": '{"chunk": "1"}'},
-            "INJECTOR_DEFAULTS: no annotation is named 'chunk'",
+            "INJECTOR_DEFAULTS: unknown annotation 'chunk'",
         ),
         (
             {"INJECTOR_DEFAULTS": '{"chunk-size": "4k"}'},
@@ -335,8 +335,8 @@ def test_on_the_way_out_a_kept_connection_ends_with_an_answer(start: Start, api:
         ),
         (
             {"KUBECONFIG": "/nowhere"},
-            "no way to the API server: Invalid kube-config file. No configuration found; in a pod, "
-            "its service account's token must be mounted",
+            "cannot connect to the API server: Invalid kube-config file. No configuration found; "
+            "in a pod, the token of its service account must be mounted",
         ),
         (
             {"INJECTOR_RUNTIME_DIRECTORY": "/nowhere"},

@@ -203,7 +203,7 @@ async def test_what_is_no_api_server_is_told(namespaces: Namespaces) -> None:
     namespaces.api.fault = failing(Answer(200, b"<html>Sign in</html>"))
     assert await namespaces.rejection() == (
         f"ConfigMap models/{namespaces.name}: could not be created or checked: "
-        f'"200 OK, but not JSON: is that an API server?"; {BY_ITSELF} (RuntimeConfigMapUnavailable)'
+        f'"200 OK, but the body is not JSON"; {BY_ITSELF} (RuntimeConfigMapUnavailable)'
     )
 
 
@@ -266,7 +266,7 @@ async def test_a_slow_namespace_does_not_hold_up_another(namespaces: Namespaces)
 async def test_an_api_server_that_is_gone_is_told(tmp_path: Path) -> None:
     gone = connected(write_kubeconfig(tmp_path, free_port()))
     payload = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
-    with pytest.raises(InjectionError, match=r"did not answer .*RuntimeConfigMapUnavailable"):
+    with pytest.raises(InjectionError, match=r"did not answer: .*RuntimeConfigMapUnavailable"):
         await RuntimeConfigMapWriter(payload, gone, Metrics()).ensure("models", within=10)
 
 

@@ -1,4 +1,4 @@
-"""The README's table of values, made of the comments in values.yaml."""
+"""The table of values in the chart's README, made of the comments in values.yaml."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import yaml
 
-BEGIN = "<!-- values: made from values.yaml by `make chart-render` -->\n"
-END = "<!-- end of values -->\n"
+from tests.generated.tables import markdown
 
 # A key, after the comment lines above it, indented by two spaces a level.
 _LINE = re.compile(r"( *)(?:# ?(?P<comment>.*)|(?P<key>[A-Za-z-]+):.*)\n")
@@ -23,6 +22,8 @@ def described(values: str) -> Iterator[tuple[str, str]]:
         match = _LINE.fullmatch(line)
         if not match:
             comment = []
+        elif match["comment"] and "generated" in match["comment"].split(":")[0].split():
+            comment = []  # a mark of `make sync`
         elif match["key"]:
             path = [*path[: len(match[1]) // 2], match["key"]]
             if comment:
@@ -35,7 +36,7 @@ def described(values: str) -> Iterator[tuple[str, str]]:
 def table(values: str) -> str:
     """The Markdown table of all described keys."""
     tree = yaml.safe_load(values)
-    lines = ["| value | default | meaning |\n", "| --- | --- | --- |\n"]
+    rows = []
     paths = dict(described(values))
     for path, text in paths.items():
         default = tree
@@ -43,15 +44,5 @@ def table(values: str) -> str:
             default = default[key]
         is_heading = any(other.startswith(f"{path}.") for other in paths)
         shown = "" if is_heading else f"`{json.dumps(default)}`"
-        escaped = text.replace("|", "\\|")
-        lines.append(f"| `{path}` | {shown} | {escaped} |\n")
-    return "".join(lines)
-
-
-def updated(readme: str, values: str) -> str:
-    """The README with the table as it should be; ValueError if it has no place for one."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError("the README has no place for the table of values")
-    return f"{before}{BEGIN}\n{table(values)}\n{END}{after}"
+        rows.append((f"`{path}`", shown, text))
+    return markdown(("value", "default", "meaning"), rows)

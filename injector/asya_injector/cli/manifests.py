@@ -1,0 +1,213 @@
+"""The commands that read manifests: `inject`, `uninject` and `explain`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.cli.common import EXIT_STATUS, FAILED, CommandError, output_option
+from asya_injector.errors import InjectionError
+from asya_injector.manifests import chart_values, transform
+from asya_injector.manifests import explain as explanations
+from asya_injector.manifests.documents import (
+    Document,
+    find_files,
+    join_documents,
+    read_documents,
+)
+from asya_injector.runtime_files import RuntimeFiles
+
+_COLORS = {"injected": "green", "rejected": "red"}
+
+_INJECT_EPILOG = f"""
+\b
+Examples:
+  # inject everything in a directory
+  asya-injector inject -f deploy/ | kubectl apply -f -
+  # at the end of a pipeline
+  kustomize build . | asya-injector inject -n models
+  # with the values of a cluster's chart
+  asya-injector inject -f model.yaml --values values.yaml
+{EXIT_STATUS}"""
+_UNINJECT_EPILOG = f"""
+\b
+Examples:
+  # restore what inject was given
+  asya-injector uninject -f injected.yaml
+{EXIT_STATUS}"""
+_EXPLAIN_EPILOG = f"""
+\b
+Examples:
+  # show what would change, and why
+  asya-injector explain -f model.yaml
+  # with output for programs
+  asya-injector explain -f deploy/ -o json | jq '.objects[].result'
+{EXIT_STATUS}"""
+
+_namespace_option = click.option(
+    "-n", "--namespace", default="", metavar="NAME", help="Namespace of objects that name none."
+)
+_filename_option = click.option(
+    "-f",
+    "--filename",
+    "filenames",
+    multiple=True,
+    metavar="FILE",
+    help="A file, a directory with everything below it, or - for standard input. May be repeated. "
+    "Default: standard input.",
+)
+
+
+def _default_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options for cluster defaults: a file of chart values, and one option per value."""
+    for entry in reversed(chart_values.DEFAULTS):
+        text = f"{entry.description[0].upper()}{entry.description[1:]}. Default: {entry.default}."
+        name = entry.name.replace("-", "_")
+        command = click.option(f"--{entry.name}", name, metavar="VALUE", help=text)(command)
+    return click.option(
+        "--values",
+        "values_file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Chart values, of which runtime.defaults is used. The options below take precedence.",
+    )(command)
+
+
+@click.command(epilog=_INJECT_EPILOG)
+@_filename_option
+@_namespace_option
+@click.option("--no-configmap", is_flag=True, help="Do not emit the runtime ConfigMaps.")
+@_default_options
+def inject(
+    filenames: Sequence[str],
+    namespace: str,
+    no_configmap: bool,
+    values_file: Path | None,
+    **defaults: str | None,
+) -> None:
+    """Inject the runtime into pods and workloads.
+
+    Reads YAML and JSON, also with several documents and with lists, and writes all of it to
+    standard output. Annotated pods and workloads are changed as the webhook would change their
+    pods. The runtime ConfigMap of each namespace is added before its first actor. Everything else
+    is written as it was, including comments and order. If an object is rejected, all errors are
+    reported and no output is written. Objects that were injected before are updated.
+    """
+    runtime = _load_runtime()
+    settings = _read_defaults(runtime, values_file, defaults)
+    documents = _read_input(filenames)
+    added = None if no_configmap else runtime
+    _print_output(transform.inject_all(documents, settings, added, namespace=namespace))
+
+
+@click.command(epilog=_UNINJECT_EPILOG)
+@_filename_option
+@_namespace_option
+def uninject(filenames: Sequence[str], namespace: str) -> None:
+    """Remove from manifests what inject has added.
+
+    Restores pods and workloads, and removes the runtime ConfigMaps that inject has added. The
+    annotations that users set are kept.
+    """
+    documents = _read_input(filenames)
+    _print_output(transform.uninject_all(documents, namespace=namespace))
+
+
+@click.command(epilog=_EXPLAIN_EPILOG)
+@_filename_option
+@_namespace_option
+@output_option("text", "json")
+@click.option("--schema", is_flag=True, help="Print the JSON schema of -o json, and exit.")
+@_default_options
+def explain(
+    filenames: Sequence[str],
+    namespace: str,
+    output: str,
+    schema: bool,
+    values_file: Path | None,
+    **defaults: str | None,
+) -> None:
+    """Show what would change in each object, and why.
+
+    Shows which container becomes the actor, how the runtime is started, what is mounted, and which
+    variables and settings are set, each with its source; or why the object is left alone or
+    rejected. Nothing is changed.
+    """
+    if schema:
+        click.echo(json.dumps(explanations.build_schema(), indent=2))
+        return
+    settings = _read_defaults(_load_runtime(), values_file, defaults)
+    documents = _read_input(filenames)
+    disabled = transform.list_disabled_namespaces(documents)
+    found = list(transform.iter_objects(documents, namespace))
+    explained = [
+        explanations.explain(each, transform.try_change(each, settings, disabled)) for each in found
+    ]
+    if output == "json":
+        click.echo(json.dumps(explanations.build_report(explained, settings), indent=2))
+    else:
+        for each, explanation in zip(found, explained, strict=True):
+            first, *rest = explanations.render_lines(each, explanation)
+            click.secho(first, fg=_COLORS.get(explanation["result"]))
+            click.echo("".join(f"{line}\n" for line in rest), nl=False)
+    if any(explanation["result"] == "rejected" for explanation in explained):
+        raise SystemExit(FAILED)
+
+
+def _load_runtime() -> RuntimeFiles:
+    try:
+        return RuntimeFiles.packaged()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(
+            f"the runtime files are missing from this installation: {error}"
+        ) from None
+
+
+def _read_defaults(
+    runtime: RuntimeFiles, values_file: Path | None, options: dict[str, str | None]
+) -> ClusterDefaults:
+    given = {name.replace("_", "-"): text for name, text in options.items()}
+    try:
+        values = chart_values.read_values(values_file) if values_file else {}
+        return ClusterDefaults(runtime.hash, chart_values.merge_values(values, given))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(str(error)) from None
+    except InjectionError as error:
+        # It names an annotation; the option or the value of the same name is wrong.
+        raise CommandError(f"default of {error}") from None
+
+
+def _read_input(filenames: Sequence[str]) -> list[Document]:
+    documents: list[Document] = []
+    try:
+        for name in filenames or ["-"]:
+            if name == "-":
+                documents += read_documents("stdin", _read_stdin())
+                continue
+            for path in find_files(Path(name)):
+                documents += read_documents(str(path), path.read_bytes().decode())
+    except OSError as error:
+        raise CommandError(f"{error.filename}: {os.strerror(error.errno or 0)}") from None
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{name}: not UTF-8: {error.reason}") from None
+    return documents
+
+
+def _read_stdin() -> str:
+    if sys.stdin.isatty():
+        raise CommandError("no input: use -f FILE, or pipe manifests to standard input")
+    return sys.stdin.buffer.read().decode()
+
+
+def _print_output(output: transform.Output) -> None:
+    for line in output.warnings:
+        click.secho(f"asya-injector: warning: {line}", fg="yellow", err=True)
+    sys.stdout.buffer.write(join_documents(output.documents).encode())
+    sys.stdout.buffer.flush()

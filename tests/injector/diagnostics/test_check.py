@@ -1,0 +1,374 @@
+"""What `check` finds."""
+
+import base64
+import datetime as dt
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from asya_injector.diagnostics import injector, workloads
+from asya_injector.diagnostics.check import check
+from asya_injector.diagnostics.results import OK, UNKNOWN, WRONG, Finding
+from asya_injector.mutation.workload import propagate
+from asya_injector.runtime_files import RuntimeFiles
+from asya_injector.tls.authority import create
+
+from tests.injector.paged_api import NOW, Object, PagedApi, serve_paged_api
+
+OLD, NEW = "0123456789", "abcdef0123"
+HANDLER = {"asya.sh/handler": "a.b"}
+
+
+def pod(version: str | None, namespace: str = "m", **metadata: Any) -> Object:
+    labels = {"asya.sh/runtime-hash": version} if version else {}
+    volumes = [{"name": "asya-runtime"}] if version else []
+    named = {"name": "p", "namespace": namespace, "annotations": HANDLER, "labels": labels}
+    return {"metadata": named | metadata, "spec": {"containers": [], "volumes": volumes}}
+
+
+# --- The injector
+
+
+def configuration(*bundles: str) -> Object:
+    hooks = [
+        {"name": name, "clientConfig": {"caBundle": bundle, "service": {"name": "s"}}}
+        for name, bundle in zip(("pods.asya.sh", "workloads.asya.sh"), bundles, strict=True)
+    ]
+    return {"metadata": {"name": "asya-runtime"}, "webhooks": hooks}
+
+
+@pytest.mark.parametrize(
+    ("items", "state", "found"),
+    [
+        ([configuration("Q0E=", "Q0E=")], OK, "asya-runtime is installed"),
+        ([configuration("Q0E=", "")], WRONG, "no caBundle for workloads.asya.sh"),
+        ([], WRONG, "no webhook configuration contains pods.asya.sh"),
+        (
+            [{"metadata": {"name": "x"}, "webhooks": [{"name": "y"}]}],
+            WRONG,
+            "no webhook configuration",
+        ),
+        (
+            [configuration("Q0E=", "Q0E=")] * 2,
+            WRONG,
+            "more than one configuration calls the injector",
+        ),
+    ],
+)
+def test_the_webhook_configuration(items: list[Object], state: str, found: str) -> None:
+    finding = injector.check_webhooks(injector.find_webhook_configurations(items))
+    assert found in finding.text
+    assert bool(finding.fix) == (state != OK)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "available", "state"),
+    [(2, 2, OK), (2, 1, WRONG), (2, None, WRONG), (0, None, WRONG)],
+)
+def test_the_deployment(replicas: int, available: int | None, state: str) -> None:
+    item = {
+        "metadata": {"name": "d", "namespace": "s"},
+        "spec": {"replicas": replicas},
+        "status": {"availableReplicas": available},
+    }
+    (finding,) = injector.check_deployments([item])
+    assert bool(finding.fix) == (state != OK)
+    assert f"s/d: {available or 0} of {replicas} replicas available" in finding.text
+    assert [bool(each.fix) for each in injector.check_deployments([])] == [True]
+
+
+def test_the_endpoints() -> None:
+    slices: list[Object] = [
+        {"endpoints": [{"addresses": ["1"], "conditions": {"ready": True}}]},
+        {"endpoints": None},
+    ]
+    assert injector.check_endpoints(slices, "s/x").fix == ""
+    slices[0]["endpoints"][0]["conditions"]["ready"] = False
+    assert injector.check_endpoints(slices, "s/x").fix != ""
+
+
+HOST = "x.s.svc"
+
+
+def check_certificate(
+    *, days: float = 0, host: str = HOST, bundle: bytes = b"", damaged: bool = False
+) -> str:
+    pair = create([HOST], now=NOW)
+    data = pair.to_secret() | ({"tls.crt": "AAAA"} if damaged else {})
+    # One webhook with another CA is enough for pods to be rejected.
+    bundles = [base64.b64encode(each).decode() for each in (pair.bundle, bundle or pair.bundle)]
+    finding = injector.check_certificate(
+        data, bundles, host=host, now=NOW + dt.timedelta(days=days), secret="s/tls"
+    )
+    assert ("valid until" in finding.text) == (not finding.fix)
+    return finding.text
+
+
+def test_the_certificate() -> None:
+    end = f"{NOW + dt.timedelta(days=90):%Y-%m-%d}"
+    assert check_certificate() == f"s/tls: valid until {end}, signed by a CA in caBundle"
+    assert check_certificate(days=75) == f"s/tls: valid until {end}, signed by a CA in caBundle"
+    assert check_certificate(days=77) == f"s/tls: expires on {end} and should have been renewed"
+    assert check_certificate(days=91) == f"s/tls: expired on {end}"
+    assert check_certificate(days=-1) == "s/tls: is not valid yet"
+    assert check_certificate(host="y.s.svc") == "s/tls: is not valid for y.s.svc"
+    assert check_certificate(damaged=True) == "s/tls: the certificate or caBundle cannot be parsed"
+    other = create([HOST], now=NOW).bundle
+    assert check_certificate(bundle=other) == "s/tls: is not signed by a CA in caBundle"
+    empty = injector.check_certificate({}, [], host=HOST, now=NOW, secret="w")
+    assert empty.text == "w: has no tls.crt"
+
+
+def test_the_versions() -> None:
+    mine, other = RuntimeFiles({"asya_runtime.py": "1"}), RuntimeFiles({"asya_runtime.py": "2"})
+
+    def state(holds: RuntimeFiles, says: RuntimeFiles) -> str:
+        annotations = {"asya.sh/runtime-sha256": says.sha256}
+        item = {"metadata": {"annotations": annotations}, "data": dict(holds.files)}
+        (finding,) = injector.check_versions([item], mine)
+        return f"{'wrong' if finding.fix else 'ok'} {finding.text}"
+
+    assert state(mine, mine).startswith("ok ")
+    assert f"has runtime {other.hash}, this program has {mine.hash}" in state(other, other)
+    assert "the content does not match its annotation asya.sh/runtime-sha256" in state(other, mine)
+
+
+# --- Pods and workloads
+
+
+def check_pods(*pods: Object) -> list[str]:
+    findings = workloads.check_pods(pods, current={NEW}, disabled={"off"})
+    return [f"{each.text} | {each.fix}" for each in findings]
+
+
+def of_deployment(item: Object) -> Object:
+    item["metadata"]["ownerReferences"] = [
+        {"kind": "ReplicaSet", "name": "d-abc", "controller": True}
+    ]
+    item["metadata"]["labels"] = item["metadata"]["labels"] | {"pod-template-hash": "abc"}
+    return item
+
+
+FIX = "; if the manifest was injected, inject it again"
+
+
+def test_actors_with_the_current_runtime_are_counted() -> None:
+    finished = {**pod(OLD), "status": {"phase": "Succeeded"}}
+    leaving = pod(OLD, deletionTimestamp="x")
+    others = [finished, leaving, pod(OLD, "kube-system"), pod(OLD, "off"), pod(OLD, annotations={})]
+    off = pod(None, annotations=HANDLER | {"asya.sh/inject": "no"})
+    assert check_pods(pod(NEW), pod(NEW), *others, off) == ["actors with the current runtime: 2 | "]
+
+
+def test_annotated_pods_without_the_runtime_or_with_an_old_one_are_reported_by_owner() -> None:
+    found = check_pods(of_deployment(pod(OLD)), of_deployment(pod(OLD)), pod(None), pod(NEW))
+    assert found == [
+        f"m: deployment/d runs the old runtime {OLD} (2 pods) | "
+        f"kubectl -n m rollout restart deployment/d{FIX}",
+        "m: pod/p is annotated, but runs without the runtime (1 pod) | "
+        f"kubectl -n m delete pod/p, and create it again{FIX}",
+    ]
+
+
+def test_a_pod_with_an_invalid_annotation_is_reported() -> None:
+    assert check_pods(pod(None, annotations={"asya.sh/inherited": "{"}))[0].startswith(
+        "m: pod/p is annotated, but runs without"
+    )
+
+
+def test_workloads_whose_annotations_are_not_propagated_are_reported() -> None:
+    def workload(kind: str, annotations: Object) -> Object:
+        metadata = {"name": "w", "namespace": "m", "annotations": annotations}
+        api = "batch/v1" if kind in ("Job", "CronJob") else "apps/v1"
+        spec: Object = {"template": {"spec": {}}}
+        if kind == "CronJob":
+            spec = {"jobTemplate": {"spec": spec}}
+        return {"apiVersion": api, "kind": kind, "metadata": metadata, "spec": spec}
+
+    old = workload("Deployment", HANDLER)
+    cases = [
+        (old, "kubectl -n m rollout restart deployment/w"),
+        (workload("Job", HANDLER), "delete it and create it again"),
+        (workload("ReplicaSet", HANDLER), "delete it and create it again"),
+        (workload("CronJob", HANDLER), "apply it again"),
+    ]
+    items = [item for item, _ in cases]
+    findings = list(workloads.check_workloads([*items, workload("Job", {})], disabled=()))
+    assert [each.fix for each in findings] == [fix for _, fix in cases]
+    assert findings[0].text == (
+        "m: annotations of deployment/w are not propagated to its pod template"
+    )
+    (finding,) = workloads.check_workloads([propagate(old), workload("Job", {})], disabled=())
+    assert finding == Finding("workloads with propagated annotations: 1")
+    (finding,) = workloads.check_workloads([old], disabled=["m"])
+    assert finding == Finding("workloads with propagated annotations: 0")
+
+
+# --- All checks
+
+
+@pytest.fixture
+def server() -> Iterator[PagedApi]:
+    with serve_paged_api() as server:
+        yield server
+
+
+RUNTIME = RuntimeFiles({"asya_runtime.py": "1"})
+PART_OF = {"app.kubernetes.io/part-of": "asya-runtime"}
+WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+RELEASE_PODS = "/api/v1/namespaces/s/pods"
+
+
+def install(server: PagedApi) -> None:
+    """Fill the server with an installation in namespace s, and two annotated objects in m."""
+    pair = create([HOST], now=NOW)
+    bundle = base64.b64encode(pair.bundle).decode()
+    webhooks = configuration(bundle, bundle)
+    for webhook in webhooks["webhooks"]:
+        webhook["clientConfig"]["service"] = {"name": "x", "namespace": "s"}
+    named = {"namespace": "s", "name": "x"}
+    container = {"env": [{"name": "INJECTOR_TLS_SECRET", "value": "tls"}]}
+    deployment = {
+        "metadata": named | {"labels": PART_OF | {"app.kubernetes.io/name": "asya-injector"}},
+        "spec": {"replicas": 1, "template": {"spec": {"containers": [container]}}},
+        "status": {"availableReplicas": 1},
+    }
+    chart = {
+        "metadata": named
+        | {"labels": PART_OF, "annotations": {"asya.sh/runtime-sha256": RUNTIME.sha256}},
+        "data": dict(RUNTIME.files),
+    }
+    workload = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "d", "namespace": "m", "annotations": HANDLER},
+        "spec": {"template": {"spec": {}}},
+    }
+    server.lists = {
+        WEBHOOKS: [webhooks],
+        "/apis/apps/v1/namespaces/s/deployments": [deployment],
+        "/apis/discovery.k8s.io/v1/namespaces/s/endpointslices": [
+            {
+                "metadata": {"labels": {"kubernetes.io/service-name": "x"}},
+                "endpoints": [{"addresses": ["1"], "conditions": {"ready": True}}],
+            }
+        ],
+        "/api/v1/configmaps": [chart],
+        "/api/v1/pods": [pod(RUNTIME.hash)],
+        "/apis/apps/v1/deployments": [propagate(workload)],
+    }
+    server.objects = {
+        "/api/v1/namespaces/s/secrets/tls": {"data": pair.to_secret()},
+        RELEASE_PODS: {"metadata": {"labels": {"asya.sh/runtime-hash": RUNTIME.hash}}},
+    }
+
+
+def run_check(server: PagedApi, namespace: str = "") -> dict[str, tuple[str, str, str]]:
+    results = check(server.connect(), RUNTIME, namespace=namespace)
+    return {each.check: (each.state, each.found, each.fix) for each in results}
+
+
+def test_a_healthy_installation_passes_all_checks(server: PagedApi) -> None:
+    install(server)
+    results = run_check(server)
+    assert {name: state for name, (state, _, _) in results.items()} == dict.fromkeys(
+        (
+            "webhook",
+            "injector",
+            "endpoints",
+            "certificate",
+            "admission",
+            "version",
+            "pods",
+            "workloads",
+        ),
+        OK,
+    )
+    assert results["admission"][1] == (
+        f"an annotated pod in namespace s gets runtime {RUNTIME.hash} (dry run)"
+    )
+    assert results["pods"][1] == "actors with the current runtime: 1"
+    assert results["workloads"][1] == "workloads with propagated annotations: 1"
+    (created,) = [call for call in server.calls if call.startswith("POST")]
+    assert created.startswith(f"POST {RELEASE_PODS} {{")
+
+
+def test_without_a_webhook_configuration_the_injector_is_not_checked(server: PagedApi) -> None:
+    install(server)
+    server.lists[WEBHOOKS] = []
+    states = {name: state for name, (state, _, _) in run_check(server).items()}
+    assert states == {"webhook": WRONG, "version": OK, "pods": OK, "workloads": OK}
+
+
+@pytest.mark.parametrize(
+    ("status", "fix"), [(403, "rerun with an account that has permission"), (500, "retry")]
+)
+def test_a_check_that_the_api_server_denies_is_unknown_and_the_others_run(
+    server: PagedApi, status: int, fix: str
+) -> None:
+    install(server)
+    paths = {
+        "injector": "/apis/apps/v1/namespaces/s/deployments",
+        "endpoints": "/apis/discovery.k8s.io/v1/namespaces/s/endpointslices",
+        "version": "/api/v1/configmaps",
+        "pods": "/api/v1/pods",
+        "workloads": "/apis/batch/v1/cronjobs",
+    }
+    server.denied = {f"GET {path}": status for path in paths.values()}
+    results = run_check(server)
+    assert {name: results[name] for name in paths} == {
+        name: (UNKNOWN, f"{path} is forbidden", fix) for name, path in paths.items()
+    }
+    # Without the Deployment, the Secret with the certificate is not known.
+    assert results.keys() - paths.keys() == {"webhook", "admission"}
+
+
+def test_the_current_runtime_is_that_of_the_chart(server: PagedApi) -> None:
+    install(server)
+    (chart,) = server.lists["/api/v1/configmaps"]
+    chart["metadata"]["annotations"] = {"asya.sh/runtime-sha256": NEW + "f" * 54}
+    server.lists["/api/v1/pods"] = [pod(NEW)]
+    results = run_check(server)
+    assert (results["version"][0], results["pods"][0]) == (WRONG, OK)
+    server.lists["/api/v1/pods"] = [pod(RUNTIME.hash)]
+    assert run_check(server)["pods"][0] == WRONG
+
+
+def test_the_certificate_is_compared_with_each_ca_bundle(server: PagedApi) -> None:
+    install(server)
+    other = base64.b64encode(create([HOST], now=NOW).bundle).decode()
+    server.lists[WEBHOOKS][0]["webhooks"][1]["clientConfig"]["caBundle"] = other
+    state, found, _ = run_check(server)["certificate"]
+    assert (state, found) == (WRONG, "Secret s/tls: is not signed by a CA in caBundle")
+
+
+def test_the_secret_of_a_mounted_certificate_is_found(server: PagedApi) -> None:
+    install(server)
+    (deployment,) = server.lists["/apis/apps/v1/namespaces/s/deployments"]
+    deployment["spec"]["template"]["spec"] = {"volumes": [{"secret": {"secretName": "tls"}}]}
+    assert run_check(server)["certificate"][0] == OK
+
+
+def test_the_admission_of_a_pod(server: PagedApi) -> None:
+    install(server)
+    server.denied = {f"POST {RELEASE_PODS}": 500}
+    assert run_check(server)["admission"] == (
+        WRONG,
+        f"an annotated pod in namespace s is rejected (dry run): {RELEASE_PODS} is forbidden",
+        "see the rows above",
+    )
+    server.denied = {}
+    server.objects[RELEASE_PODS] = {"metadata": {}}
+    state, found, fix = run_check(server)["admission"]
+    assert (state, found) == (
+        WRONG,
+        "an annotated pod in namespace s is admitted without the runtime (dry run)",
+    )
+    assert "asya.sh/injection" in fix
+    off = {"metadata": {"name": "off", "labels": {"asya.sh/injection": "disabled"}}}
+    server.lists["/api/v1/namespaces"] = [off]
+    assert run_check(server, "off")["admission"] == (
+        OK,
+        "injection is disabled by a label of namespace off",
+        "",
+    )
