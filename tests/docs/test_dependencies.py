@@ -17,7 +17,7 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 
 
 def normalize(requirement: str) -> str:
-    """The normalized name of a distribution in a requirement such as `ruamel.yaml>=0.18`."""
+    """The normalized name of a distribution in a requirement such as `pytest_asyncio>=1.0`."""
     return re.sub(r"[-_.]+", "-", re.split(r"[<>=~!;\[ ]", requirement, maxsplit=1)[0]).lower()
 
 

@@ -104,7 +104,8 @@ def inject(
     settings = _read_defaults(runtime, values_file, defaults)
     documents = _read_input(filenames)
     added = None if no_configmap else runtime
-    _print_output(transform.inject_all(documents, settings, added, namespace=namespace))
+    output = transform.inject_all(documents, settings, added, namespace=namespace)
+    _print_output(documents, output)
 
 
 @click.command(epilog=_UNINJECT_EPILOG)
@@ -117,7 +118,7 @@ def uninject(filenames: Sequence[str], namespace: str) -> None:
     annotations that users set are kept.
     """
     documents = _read_input(filenames)
-    _print_output(transform.uninject_all(documents, namespace=namespace))
+    _print_output(documents, transform.uninject_all(documents, namespace=namespace))
 
 
 @click.command(epilog=_EXPLAIN_EPILOG)
@@ -146,7 +147,7 @@ def explain(
     settings = _read_defaults(_load_runtime(), values_file, defaults)
     documents = _read_input(filenames)
     disabled = transform.list_disabled_namespaces(documents)
-    found = list(transform.iter_objects(documents, namespace))
+    found = list(transform.iter_objects(documents, namespace, with_unread=True))
     explained = [
         explanations.explain(each, transform.try_change(each, settings, disabled)) for each in found
     ]
@@ -206,8 +207,10 @@ def _read_stdin() -> str:
     return sys.stdin.buffer.read().decode()
 
 
-def _print_output(output: transform.Output) -> None:
+def _print_output(documents: Sequence[Document], output: transform.Output) -> None:
     for line in output.warnings:
         click.secho(f"asya-injector: warning: {line}", fg="yellow", err=True)
-    sys.stdout.buffer.write(join_documents(output.documents).encode())
+    # A byte order mark can only be at the start, where a ConfigMap may have been added.
+    bom = "\ufeff" if documents and documents[0].has_bom else ""
+    sys.stdout.buffer.write((bom + join_documents(output.documents)).encode())
     sys.stdout.buffer.flush()

@@ -19,7 +19,7 @@ DEFAULTS: tuple[Annotation, ...] = tuple(
 def read_values(path: Path) -> dict[str, str]:
     """Read the defaults in a file, as strings by name; raises OSError or ManifestError."""
     values: Any = {}
-    for document in read_documents(str(path), path.read_text("utf-8")):
+    for document in read_documents(str(path), path.read_text("utf-8"), read_all=True):
         values = document.value or {}
     for step in ("runtime", "defaults"):
         values = (values.get(step) if isinstance(values, dict) else values) or {}

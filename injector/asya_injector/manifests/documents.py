@@ -1,38 +1,59 @@
 """Manifests as files contain them: read into documents, and written with minimal changes.
 
-An unchanged document is written byte for byte. A changed YAML document keeps its comments, order
-and style (see `yaml_edit`); a changed JSON document keeps its order and indentation.
+Only documents that can concern the injector are read: those with an `asya.sh/` key or the name of a
+runtime ConfigMap. All others, and unchanged ones, are written byte for byte. A changed document
+keeps its comments, order and style (see `yaml_edit`).
 """
 
 from __future__ import annotations
 
 import json
 import re
-import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.constructor import SafeConstructor
-from ruamel.yaml.error import MantissaNoDotYAML1_1Warning, MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import ScalarNode
-from ruamel.yaml.resolver import VersionedResolver
-from ruamel.yaml.tag import Tag
-
-from asya_injector.manifests.yaml_edit import edit_yaml, render_block
+from asya_injector.manifests.nodes import (
+    TOO_DEEP,
+    DocumentError,
+    Node,
+    check_json,
+    compose_json,
+    compose_yaml,
+    decode_json,
+)
+from asya_injector.manifests.yaml_edit import (
+    edit_json,
+    edit_yaml,
+    has_aliases,
+    render_block,
+    render_json,
+)
 
 SUFFIXES = (".yaml", ".yml", ".json")
-_SPACE = "\ufeff \t\r\n"
+_BOM = "\ufeff"
+_SPACE = " \t\r\n"
 _LINE_END = re.compile(r"[ \t]*\r?\n?")
 # No text in YAML can contain this at the start of a line, not even a block of literal text.
-_MARKER = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
-_COMMENTS_AND_DIRECTIVES = re.compile(r"(\ufeff?[ \t]*([#%][^\n]*)?\r?(\n|\Z))*")
+_MARKER = re.compile(r"---(?=[ \t\r\n]|\Z)")
+_COMMENTS_AND_DIRECTIVES = re.compile(r"([ \t]*([#%][^\n]*)?\r?(\n|\Z))*")
 _COMMENTS_AT_END = re.compile(
     r"^(#[^\n]*\n|[ \t\r]*\n)*#[^\n]*(\n|\Z)(#[^\n]*\n|[ \t\r]*\n)*\Z", re.MULTILINE
 )
-_NUMBER_FROM_DOT = re.compile(r"[-+]?\.[0-9]+([eE][-+]?[0-9]+)?")
+# Keys of ours, those that look so, and the names of runtime ConfigMaps.
+_CONCERNS_US = re.compile(r"asya(\.sh|\.io|-runtime)")
+# What a quoted text may contain in place of an ASCII character, or of nothing.
+_ESCAPE = re.compile(
+    r"\\(?:x([2-7][0-9a-fA-F])|u00([2-7][0-9a-fA-F])|U000000([2-7][0-9a-fA-F])|\r?\n[ \t]*)"
+)
+_HEAD = re.compile(r"^(apiVersion|kind):[ \t]*[\"']?([\w./-]+)", re.MULTILINE)
+_METADATA = re.compile(
+    r"^metadata:[ \t]*(?:#[^\n]*)?\r?\n((?:[ \t]+[^\n]*(?:\n|\Z))+)", re.MULTILINE
+)
+_ADDED_MARKER = re.compile(r"---\r?\n")
+_NAME = re.compile(r"^([ \t]+)(name|namespace):[ \t]*[\"']?([\w./-]+)", re.MULTILINE)
 
 
 class ManifestError(Exception):
@@ -44,24 +65,38 @@ class Document:
     """A document of a file; `number` counts from 1.
 
     text: as it was read, with the `---` in front of it. value: as Kubernetes reads it; None if it
-    is empty.
+    is empty, or was not read. root: its nodes, if they were built. has_bom: the file begins with a
+    byte order mark and this document.
     """
 
     source: str
     number: int
     text: str
-    value: Any
+    value: Any = None
+    root: Node | None = field(default=None, compare=False, repr=False)
     is_json: bool = False
+    is_read: bool = True
+    has_bom: bool = False
 
     @property
     def has_marker(self) -> bool:
         """Whether it starts with `---`."""
-        return not self.is_json and _MARKER.search(self.text) is not None
+        return not self.is_json and next(_find_markers(self.text), None) is not None
 
     @property
     def place(self) -> str:
         """The document in a message."""
         return f"{self.source}:{self.number}"
+
+    @cached_property
+    def head(self) -> dict[str, Any]:
+        """Kind and name of a document that was not read, as far as its text shows them."""
+        head: dict[str, Any] = {match[1]: match[2] for match in _HEAD.finditer(self.text)}
+        metadata = _METADATA.search(self.text)
+        names = list(_NAME.finditer(metadata[1])) if metadata else []
+        column = min((len(name[1]) for name in names), default=0)
+        head["metadata"] = {name[2]: name[3] for name in names if len(name[1]) == column}
+        return head
 
 
 def find_files(path: Path) -> list[Path]:
@@ -78,55 +113,64 @@ def find_files(path: Path) -> list[Path]:
     return found
 
 
-def read_documents(source: str, text: str) -> list[Document]:
-    """Read all documents of a text; raises ManifestError."""
-    if text.lstrip(_SPACE)[:1] in ("{", "["):
-        documents = _read_json(source, text)
-        if documents:
-            return documents
-    return [
-        Document(source, number, chunk, _parse_yaml(chunk, f"{source}:{number}"))
-        for number, chunk in enumerate(_split_yaml(text), 1)
-    ]
+def read_documents(source: str, text: str, *, read_all: bool = False) -> list[Document]:
+    """Read the documents of a text that concern the injector, or all; raises ManifestError."""
+    body = text.removeprefix(_BOM)
+    documents: list[Document] = []
+    if body.lstrip(_SPACE)[:1] in ("{", "["):
+        documents = _read_json(source, body)
+    if not documents:
+        for number, chunk in enumerate(_split_yaml(body), 1):
+            document = Document(source, number, chunk, is_read=read_all or _concerns_us(chunk))
+            documents.append(_parse(document) if document.is_read else document)
+    if body != text:
+        documents[0] = replace(documents[0], has_bom=True)
+    return documents
 
 
 def edit_document(document: Document, value: Any) -> Document | None:
     """Change a document to have this value; None if it cannot keep its comments and style."""
     if value == document.value:
         return document
-    if document.is_json:
-        return render_document(value, like=document)
-    text = edit_yaml(document.text, document.value, value)
+    root = document.root or _compose(document)
+    edit = edit_json if document.is_json else edit_yaml
+    edited = replace(document, text=edit(document.text, root, value) if root else document.text)
     try:
-        if _parse_yaml(text, document.place) == value:
-            return replace(document, text=text, value=value)
-    except ManifestError:
-        pass
+        edited = _parse(edited)
+    except (ManifestError, ValueError):
+        return None
     # An anchor or a merge key has the same text for two places, and only one of them changes.
-    return None
+    return edited if edited.value == value else None
+
+
+def uses_anchors(document: Document) -> bool:
+    """Whether a document has the same text for several places."""
+    return not document.is_json and has_aliases(document.root)
 
 
 def render_document(value: Any, *, like: Document) -> Document:
     """Write a value in the format of another document, with a `---` if that one has it."""
-    text = (
-        _render_json(value, like.text)
-        if like.is_json
-        else "---\n" * like.has_marker + render_block(value)
-    )
-    return replace(like, text=text, value=value)
+    if like.is_json:
+        return replace(like, text=render_json(value, like.text), value=value)
+    text = "---\n" * like.has_marker + render_block(value)
+    return replace(like, text=text.replace("\n", _find_newline(like.text)), value=value)
 
 
 def join_documents(documents: Sequence[Document]) -> str:
     """The text of a file with these documents; YAML, unless all of them are JSON."""
     is_yaml = not all(document.is_json for document in documents)
-    stream = ""
+    parts: list[str] = []
+    has_content, is_open = False, False
     for document in documents:
-        if stream and not stream.endswith("\n"):
-            stream += "\n"
-        if stream.strip() and is_yaml and not _MARKER.search(document.text):
-            stream += "---\n"
-        stream += document.text
-    return stream
+        newline = _find_newline(document.text)
+        if is_open:
+            parts.append(newline)
+        if has_content and is_yaml and not document.has_marker:
+            parts.append(f"---{newline}")
+        parts.append(document.text)
+        has_content = has_content or bool(document.text.strip())
+        is_open = not "".join(parts[-2:]).endswith("\n") and has_content
+    return "".join(parts)
 
 
 def remove_documents(pairs: Iterable[tuple[Document, Document | None]]) -> list[Document]:
@@ -139,7 +183,7 @@ def remove_documents(pairs: Iterable[tuple[Document, Document | None]]) -> list[
     is_marker_added = False
     for document, output in pairs:
         if output:
-            text = output.text.removeprefix("---\n") if is_marker_added else output.text
+            text = _ADDED_MARKER.sub("", output.text, count=1) if is_marker_added else output.text
             kept.append(replace(output, text=text))
             is_marker_added = False
             continue
@@ -150,8 +194,35 @@ def remove_documents(pairs: Iterable[tuple[Document, Document | None]]) -> list[
     return kept
 
 
+def _concerns_us(text: str) -> bool:
+    """Whether a text has, perhaps with escapes, a key of ours or the name of our ConfigMaps."""
+    if "\\" in text:
+        text = _ESCAPE.sub(_unescape, text)
+    return "asya" in text and _CONCERNS_US.search(text) is not None
+
+
+def _unescape(match: re.Match[str]) -> str:
+    code = match[1] or match[2] or match[3]
+    return chr(int(code, 16)) if code else ""
+
+
+def _find_newline(text: str) -> str:
+    return "\r\n" if "\r\n" in text else "\n"
+
+
+def _find_markers(text: str) -> Iterator[int]:
+    """Where the `---` between documents are."""
+    position = 0 if text.startswith("---") else text.find("\n---") + 1
+    while position or text.startswith("---"):
+        if _MARKER.match(text, position):
+            yield position
+        position = text.find("\n---", position) + 1
+        if not position:
+            return
+
+
 def _split_yaml(text: str) -> list[str]:
-    starts = [match.start() for match in _MARKER.finditer(text)]
+    starts = list(_find_markers(text))
     # Comments and directives before the first marker belong to the first document.
     first = starts[0] if starts else len(text)
     if not starts or not _COMMENTS_AND_DIRECTIVES.fullmatch(text, 0, first):
@@ -163,71 +234,49 @@ def _split_yaml(text: str) -> list[str]:
 def _read_json(source: str, text: str) -> list[Document]:
     """Read a stream of JSON; nothing if it is something else, such as a YAML flow mapping."""
     documents: list[Document] = []
-    decoder, start = json.JSONDecoder(), 0
-    while rest := text[start:].lstrip(_SPACE):
+    start = 0
+    while (begin := _skip_space(text, start)) < len(text):
+        document = Document(source, len(documents) + 1, text[start:], is_json=True)
         try:
-            value, end = decoder.raw_decode(text, len(text) - len(rest))
+            value, end = decode_json(text, begin)
+            end = _LINE_END.match(text, end).end()  # type: ignore[union-attr]
+            document = replace(document, text=text[start:end])
+            is_read = _concerns_us(document.text)
+            value = check_json(value) if is_read else None
+        except RecursionError:
+            if _concerns_us(document.text):
+                raise ManifestError(f"{document.place}: {TOO_DEEP}") from None
+            return [*documents, replace(document, is_read=False)]
         except ValueError:
             return []
-        line_end = _LINE_END.match(text, end)
-        end = line_end.end() if line_end else end
-        documents.append(Document(source, len(documents) + 1, text[start:end], value, is_json=True))
+        except DocumentError as error:
+            raise ManifestError(f"{document.place}: {error}") from None
+        documents.append(replace(document, value=value, is_read=is_read))
         start = end
     return documents
 
 
-def _render_json(value: Any, like: str) -> str:
-    """Write JSON with the indentation and the spaces of another text."""
-    indent = re.search(r"[{\[]\r?\n([ \t]+)", like)
-    if indent:
-        return json.dumps(value, ensure_ascii=False, indent=indent[1]) + "\n"
-    separators = (", ", ": ") if '": ' in like else (",", ":")
-    return json.dumps(value, ensure_ascii=False, separators=separators) + "\n"
+def _skip_space(text: str, position: int) -> int:
+    while text[position : position + 1] in (" ", "\t", "\r", "\n"):
+        position += 1
+    return position
 
 
-class _Constructor(SafeConstructor):
-    """YAML values as Kubernetes reads them: dates are strings."""
+def _compose(document: Document) -> Node | None:
+    """The nodes of a document; raises DocumentError."""
+    if document.is_json:
+        return compose_json(document.text)
+    return compose_yaml(document.text)
 
 
-_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
-
-
-class _Resolver(VersionedResolver):
-    """Types of plain words as Kubernetes reads them.
-
-    As in YAML 1.1, `no` is false and 0444 is octal; but `y`, `n` and 1:20 are strings, and numbers
-    may start with the dot.
-    """
-
-    @property
-    def processing_version(self) -> Any:
-        return (1, 1)
-
-    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-        if kind is ScalarNode and implicit[0]:
-            if value in ("y", "Y", "n", "N") or ":" in value:
-                return self.DEFAULT_SCALAR_TAG
-            if _NUMBER_FROM_DOT.fullmatch(value):
-                return Tag(suffix="tag:yaml.org,2002:float")
-        return super().resolve(kind, value, implicit)
-
-
-def _parse_yaml(text: str, place: str) -> Any:
-    loader = YAML(typ="safe", pure=True)
-    loader.Constructor = _Constructor
-    loader.Resolver = _Resolver
+def _parse(document: Document) -> Document:
+    """Read a document; raises ManifestError, and ValueError for JSON that is not well-formed."""
     try:
-        with warnings.catch_warnings():
-            # Kubernetes reads 1e3 as a number; ruamel.yaml asks for a dot in it.
-            warnings.simplefilter("ignore", MantissaNoDotYAML1_1Warning)
-            value = loader.load(text)
-        json.dumps(value)  # fails for values that contain themselves
-        return value
-    except MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f", line {mark.line + 1} of the document" if mark else ""
-        problem = " ".join(str(error.problem or error.context).split())
-        raise ManifestError(f"{place}{where}: {problem[:200]}") from None
-    except (YAMLError, ValueError, TypeError, RecursionError) as error:
-        problem = " ".join(str(error).split()) or type(error).__name__
-        raise ManifestError(f"{place}: {problem[:200]}") from None
+        if document.is_json:
+            check_json(json.loads(document.text))
+        root = _compose(document)
+    except DocumentError as error:
+        where = f", line {error.line} of the document" if error.line else ""
+        text = " ".join(str(error).split())[:200]
+        raise ManifestError(f"{document.place}{where}: {text}") from None
+    return replace(document, value=root.value if root else None, root=root)

@@ -17,6 +17,7 @@ from asya_injector.manifests.documents import (
     edit_document,
     remove_documents,
     render_document,
+    uses_anchors,
 )
 from asya_injector.mutation.uninject import uninject_object
 from asya_injector.mutation.workload import (
@@ -45,7 +46,7 @@ class ManifestObject:
         metadata = get_in(self.value, "metadata")
         name = str(metadata.get("name") or metadata.get("generateName") or "")
         path = "/".join(filter(None, (self.namespace, name)))
-        text = f"{self.value.get('kind') or ''} {path}"
+        text = f"{self.value.get('kind') or ''} {path}".rstrip()
         # Names may contain terminal sequences.
         return f"{place} {text if text.isascii() and text.isprintable() else quote(text)}"
 
@@ -66,10 +67,17 @@ class RejectedError(Exception):
         self.lines = list(lines)
 
 
-def iter_objects(documents: Sequence[Document], namespace: str = "") -> Iterator[ManifestObject]:
-    """Yield all objects, including items of lists. namespace: of objects that name none."""
+def iter_objects(
+    documents: Sequence[Document], namespace: str = "", *, with_unread: bool = False
+) -> Iterator[ManifestObject]:
+    """Yield the objects that were read, including items of lists.
+
+    namespace: of objects that name none. with_unread: also yield what is known of the others.
+    """
     for document in documents:
         value = document.value
+        if with_unread and "kind" in document.head and not document.is_read:
+            value = document.head
         items = enumerate(value["items"]) if _is_list(value) else [(None, value)]
         for index, item in items:
             if isinstance(item, dict):
@@ -210,7 +218,8 @@ def _write(document: Document, values: list[Any], warnings: list[str]) -> list[D
     *added, value = values
     edited = edit_document(document, value)
     if not edited:
-        warnings.append(f"{document.place}: written without its comments, because of its anchors")
+        cause = ", because of its anchors" * uses_anchors(document)
+        warnings.append(f"{document.place}: written without its comments{cause}")
         edited = render_document(value, like=document)
     return [*(render_document(item, like=document) for item in added), edited]
 

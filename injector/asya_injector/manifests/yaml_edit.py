@@ -1,4 +1,4 @@
-"""Change a YAML document by editing its text, so that everything else stays as it was typed.
+"""Change a YAML or JSON document by editing its text, so that the rest stays as it was typed.
 
 The value of a document is compared with its new value, node by node. Each difference becomes an
 insertion, a deletion or a replacement at the place of that node. Comments, order, quotes,
@@ -7,17 +7,17 @@ indentation and anchors of everything else are kept, because nothing else is wri
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from asya_injector.manifests.nodes import Node
 
 # Plain words that every version of YAML reads as strings. All others are quoted, because YAML 1.1
 # (which Kubernetes reads) and 1.2 have different words for numbers and booleans.
@@ -26,19 +26,27 @@ _RESERVED_WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false"
 _ESCAPES = {
     code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029, 0xFEFF, 0xFFFE, 0xFFFF)
 }
+_FIRST_INDENT = re.compile(r"[{\[]\r?\n([ \t]+)")
+# Between the dash of an item and its value, and between a key and its colon.
+_GAP = re.compile(r"(?:[ \t\r\n]+(?:#[^\n]*)?)*")
 
 
-def edit_yaml(text: str, before: Any, after: Any) -> str:
-    """Edit the text of a YAML document with the value `before` to have the value `after`.
+def edit_yaml(text: str, root: Node, after: Any) -> str:
+    """Edit the text of a YAML document with this root to have the value `after`.
 
     Anchors and `<<` make some edits impossible, so the caller must read the result and compare it.
     """
-    root = YAML(typ="safe", pure=True).compose(text)
-    if root is None:
-        return text
-    editor = _Editor(text, dash_offset=_find_dash_offset(root))
-    editor.change(root, before, after)
-    return editor.apply()
+    return _edit(_Yaml(text), text, root, after)
+
+
+def edit_json(text: str, root: Node, after: Any) -> str:
+    """Edit the text of a JSON document with this root to have the value `after`."""
+    return _edit(_Json(text), text, root, after)
+
+
+def has_aliases(root: Node | None) -> bool:
+    """Whether a document uses an anchor or a merge key."""
+    return any(node.style in ("alias", "merge") for node in _walk(root))
 
 
 def render_block(value: Any, *, dash_offset: int = 0) -> str:
@@ -46,16 +54,7 @@ def render_block(value: Any, *, dash_offset: int = 0) -> str:
 
     dash_offset: columns between a key and the dashes of the list below it.
     """
-    writer: Any = YAML(typ="safe", pure=True)
-    writer.default_flow_style = False
-    writer.sort_base_mapping_type_on_output = False
-    writer.width = 1 << 20
-    writer.allow_unicode = True
-    writer.indent(mapping=2, sequence=2 + dash_offset, offset=dash_offset)
-    writer.representer.add_representer(str, _represent_string)
-    stream = io.StringIO()
-    writer.dump(value, stream)
-    return stream.getvalue().removesuffix("...\n")
+    return "\n".join(_render_lines(value, dash_offset)) + "\n"
 
 
 def render_flow(value: Any) -> str:
@@ -72,6 +71,11 @@ def render_flow(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).translate(_ESCAPES)
 
 
+def render_json(value: Any, like: str) -> str:
+    """Write a JSON document with the indentation and the spaces of another one."""
+    return _Json(like).render(value, "\n") + ("\r\n" if "\r\n" in like else "\n")
+
+
 @dataclass(frozen=True)
 class _Edit:
     """Replaces text[start:end]."""
@@ -81,119 +85,221 @@ class _Edit:
     text: str
 
 
+class _Yaml:
+    """How new parts of a YAML document are written, in brackets or braces."""
+
+    def __init__(self, text: str) -> None:
+        self.newline = "\r\n" if "\r\n" in text else "\n"
+        self.comma = ", "
+
+    def render(self, value: Any, _: str) -> str:
+        """A value behind a gap."""
+        return render_flow(value)
+
+    def render_pair(self, key: str, value: Any, gap: str) -> str:
+        """A key and its value behind a gap."""
+        return f"{render_flow(key)}: {self.render(value, gap)}"
+
+    def inner_gap(self, _: str) -> str:
+        """What follows the bracket of a collection that was empty."""
+        return ""
+
+
+class _Json(_Yaml):
+    """How new parts of a JSON document are written."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        indent = _FIRST_INDENT.search(text)
+        self._indent = indent[1] if indent else None
+        is_loose = indent is not None or '": ' in text
+        self.comma, self._colon = (", ", ": ") if is_loose else (",", ":")
+
+    def render(self, value: Any, gap: str) -> str:
+        indent = self._indent if "\n" in gap else None
+        comma = "," if indent is not None else self.comma
+        separators = (comma, self._colon)
+        text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators)
+        return text.replace("\n", self.newline + gap.rpartition("\n")[2])
+
+    def render_pair(self, key: str, value: Any, gap: str) -> str:
+        return f"{json.dumps(key, ensure_ascii=False)}{self._colon}{self.render(value, gap)}"
+
+    def inner_gap(self, line_indent: str) -> str:
+        if self._indent is None:
+            return ""
+        return self.newline + line_indent + self._indent
+
+
+def _edit(style: _Yaml, text: str, root: Node, after: Any) -> str:
+    editor = _Editor(text, style, dash_offset=_find_dash_offset(root, text))
+    editor.change(root, after)
+    return editor.apply()
+
+
 class _Editor:
     """Collects the edits of a text."""
 
-    def __init__(self, text: str, *, dash_offset: int) -> None:
+    def __init__(self, text: str, style: _Yaml, *, dash_offset: int) -> None:
         self._text = text
-        self._newline = "\r\n" if "\r\n" in text else "\n"
+        self._style = style
         self._dash_offset = dash_offset
         self._edits: list[_Edit] = []
 
     def apply(self) -> str:
         """Return the edited text."""
-        # From the end to the start, so that positions stay valid. At one position, deletions come
-        # first, and then insertions in reverse, so that they end up in the order they were made.
-        text = self._text
-        edits = reversed(self._edits)
-        for edit in sorted(edits, key=lambda edit: (edit.start, edit.end), reverse=True):
-            text = text[: edit.start] + edit.text + text[edit.end :]
-        return text
+        # At one position, insertions come before deletions, in the order they were made.
+        parts, position = [], 0
+        for edit in sorted(self._edits, key=lambda edit: (edit.start, edit.end)):
+            parts += [self._text[position : edit.start], edit.text]
+            position = max(position, edit.end)
+        result = "".join([*parts, self._text[position:]])
+        if result.endswith("\n") and not self._text.endswith("\n"):
+            return result.removesuffix("\n").removesuffix("\r")
+        return result
 
-    def change(self, node: Node, before: Any, after: Any, *, colon: int = -1) -> None:
+    def change(self, node: Node, after: Any, *, colon: int = -1) -> None:
         """Add the edits that change the value of a node.
 
-        colon: position of the colon behind its key, if it has one.
+        colon: position of the colon behind its key, if that is in a block mapping.
         """
+        before = node.value
         if before == after and type(before) is type(after):
             return
-        has_common_parts = _have_common_parts(before, after)
-        if has_common_parts and isinstance(node, MappingNode):
-            self._change_mapping(node, before, after)
-        elif has_common_parts and isinstance(node, SequenceNode):
-            self._change_sequence(node, before, after)
-        elif colon >= 0 and _is_empty(node):  # its own mark is at the next token
+        is_collection = node.style in ("flow", "block") and isinstance(before, (dict, list))
+        can_change = is_collection and type(before) is type(after) and self._can_change(node, after)
+        if can_change and isinstance(before, dict):
+            self._change_mapping(node, after)
+        elif can_change:
+            self._change_list(node, after)
+        elif colon >= 0 and after is None:
+            self._edit(colon + 1, max(self._end(node), colon + 1), "")
+        elif colon >= 0 and node.is_empty:  # its own place is at the next token
             self._insert(colon + 1, " " + render_flow(after))
-        elif colon >= 0 and not isinstance(node, ScalarNode) and not cast(Any, node).flow_style:
+        elif colon >= 0 and is_collection and not node.is_flow:
             # Lines of a block may start in the column of the key; those of a flow value may not.
             self._edit(colon + 1, self._end(node), " " + render_flow(after))
         else:
-            self._edit(node.start_mark.index, self._end(node), render_flow(after))
+            gap = self._line_gap(node.start)
+            self._edit(node.start, self._end(node), self._style.render(after, gap))
 
-    def _change_mapping(self, node: MappingNode, before: Any, after: Any) -> None:
-        pairs = {key.value: (key, value) for key, value in node.value}
+    def _can_change(self, node: Node, after: Any) -> bool:
+        """Whether a collection keeps a part, or keeps its brackets."""
+        if node.is_flow and (not node.value or not after):
+            return "\n" not in self._text[node.start : node.end]
+        if isinstance(after, list):
+            return not {*map(_identify, node.value)}.isdisjoint(map(_identify, after))
+        return not after.keys().isdisjoint(node.value)
+
+    def _change_mapping(self, node: Node, after: Any) -> None:
+        before = node.value
+        pairs = {key.value: (key, value) for key, value in node.pairs if key.style != "merge"}
         for name, (key, value) in pairs.items():
-            if name in before and name in after:
-                self.change(value, before[name], after[name], colon=self._colon(key))
-        self._remove_keys(node, [name in before and name not in after for name in pairs])
+            if name in after:
+                colon = -1 if node.is_flow else self._colon(key)
+                self.change(value, after[name], colon=colon)
+        removed = [key.style != "merge" and key.value not in after for key, _ in node.pairs]
+        self._remove_keys(node, removed)
         # A key that `<<` provides is overridden by a new one.
         added = {
             name: value
             for name, value in after.items()
             if name not in pairs and not (name in before and before[name] == value)
         }
-        if added and node.flow_style:
-            end = self._end_of_pair(*node.value[-1])
-            for name, value in added.items():
-                self._insert(end, f", {render_flow(name)}: {render_flow(value)}")
-        elif added:
-            end = self._next_line(self._end(node))
-            self._insert_lines(end, added, column=node.start_mark.column)
+        if not added:
+            return
+        if node.is_flow:
+            render = self._style.render_pair
+            items = [partial(render, *pair) for pair in added.items()]
+            self._insert_flow(node, len(node.pairs), items)
+        else:
+            self._insert_lines(self._next_line(self._end(node)), added, column=node.column)
 
-    def _remove_keys(self, node: MappingNode, removed: Sequence[bool]) -> None:
-        starts = [key.start_mark.index for key, _ in node.value]
-        ends = [self._end_of_pair(*pair) for pair in node.value]
-        if node.flow_style:
+    def _remove_keys(self, node: Node, removed: Sequence[bool]) -> None:
+        starts = [key.start for key, _ in node.pairs]
+        ends = [self._end_of_pair(*pair) for pair in node.pairs]
+        if node.is_flow:
             self._remove_runs([*zip(starts, ends, strict=True)], removed)
             return
         for start, end, following in itertools.compress(
-            zip(starts, ends, [*starts[1:], ends[-1]], strict=True), removed
+            zip(starts, ends, [*starts[1:], -1], strict=True), removed
         ):
             line = self._line_start(start)
-            if self._text[line:start].strip():  # behind a dash
+            if self._text[line:start].strip() and following >= 0:  # behind a dash
                 self._edit(start, following, "")
+            elif self._text[line:start].strip():
+                self._edit(start, end, "")
             else:
                 self._edit(line, self._next_line(end), "")
 
-    def _change_sequence(self, node: SequenceNode, before: list[Any], after: list[Any]) -> None:
-        old, new = [*map(_identify, before)], [*map(_identify, after)]
+    def _change_list(self, node: Node, after: list[Any]) -> None:
+        old, new = [*map(_identify, node.value)], [*map(_identify, after)]
         removed = [False] * len(old)
-        for tag, low, high, start, end in SequenceMatcher(
-            None, old, new, autojunk=False
-        ).get_opcodes():
+        for tag, low, high, start, end in _compare(old, new):
             if tag == "equal":
                 for offset in range(high - low):
-                    item = node.value[low + offset]
-                    self.change(item, before[low + offset], after[start + offset])
+                    self.change(node.items[low + offset], after[start + offset])
                 continue
             if start < end:
                 self._insert_items(node, low, after[start:end])
             removed[low:high] = [True] * (high - low)
-        if node.flow_style:
-            spans = [(item.start_mark.index, self._end(item)) for item in node.value]
+        if node.is_flow:
+            spans = [(item.start, self._end(item)) for item in node.items]
             self._remove_runs(spans, removed)
             return
-        for item in itertools.compress(node.value, removed):
-            dash = self._text.rindex("-", 0, max(item.start_mark.index, 1))
-            self._edit(self._line_start(dash), self._next_line(self._end(item)), "")
+        dashes = self._dashes(node)
+        for dash, item in itertools.compress(zip(dashes, node.items, strict=True), removed):
+            line, end = self._line_start(dash), self._next_line(self._end_of_item(dash, item))
+            if self._text[line:dash].strip():  # behind another dash
+                line = dash
+            self._edit(line, end, "")
 
-    def _insert_items(self, node: SequenceNode, index: int, values: list[Any]) -> None:
-        previous = node.value[index - 1] if index else None
-        if node.flow_style and previous:
-            text = "".join(f", {render_flow(value)}" for value in values)
-            self._insert(self._end(previous), text)
-        elif node.flow_style:
-            text = "".join(f"{render_flow(value)}, " for value in values)
-            self._insert(node.value[0].start_mark.index, text)
-        elif previous:
-            line = self._next_line(self._end(previous))
-            self._insert_lines(line, values, column=node.start_mark.column)
+    def _insert_items(self, node: Node, index: int, values: list[Any]) -> None:
+        if node.is_flow:
+            items = [partial(self._style.render, value) for value in values]
+            self._insert_flow(node, index, items)
+            return
+        dashes = self._dashes(node)
+        if index:
+            end = self._end_of_item(dashes[index - 1], node.items[index - 1])
+            self._insert_lines(self._next_line(end), values, column=node.column)
+            return
+        line = self._line_start(dashes[0])
+        if self._text[line : dashes[0]].strip():  # behind another dash
+            lines = self._render_lines(values, node.column)
+            self._insert(dashes[0], lines.lstrip(" ") + " " * node.column)
+            return
+        # Comments above the first item stay with it.
+        while line and self._text[self._line_start(line - 1) : line].lstrip().startswith("#"):
+            line = self._line_start(line - 1)
+        self._insert_lines(line, values, column=node.column)
+
+    def _insert_flow(self, node: Node, index: int, items: Sequence[Callable[[str], str]]) -> None:
+        """Insert items into a collection in brackets or braces; each is rendered for a gap."""
+        spans = [(item.start, self._end(item)) for item in node.items] or [
+            (key.start, self._end_of_pair(key, value)) for key, value in node.pairs
+        ]
+        if not spans:
+            line = self._line_gap(node.start).rpartition("\n")[2]
+            gap = self._style.inner_gap(line)
+            text = ("," + gap if gap else self._style.comma).join(item(gap) for item in items)
+            closing = self._style.newline + line if gap else ""
+            self._insert(node.start + 1, gap + text + closing)
+            return
+        gap = self._find_gap(node, spans)
+        comma = "," + gap if gap else self._style.comma
+        if index:
+            self._insert(spans[index - 1][1], "".join(comma + item(gap) for item in items))
         else:
-            # Comments above the first item stay with it.
-            line = self._line_start(node.start_mark.index)
-            while line and self._text[self._line_start(line - 1) : line].lstrip().startswith("#"):
-                line = self._line_start(line - 1)
-            self._insert_lines(line, values, column=node.start_mark.column)
+            self._insert(spans[0][0], "".join(item(gap) + comma for item in items))
+
+    def _find_gap(self, node: Node, spans: Sequence[tuple[int, int]]) -> str:
+        """The line break and the spaces between the items; empty if they are on one line."""
+        for before, after in [(node.start + 1, spans[0][0]), *_pairwise_gaps(spans)]:
+            gap = self._text[before:after].removeprefix(",")
+            if "\n" in gap and not gap.strip():
+                return gap
+        return ""
 
     def _remove_runs(self, spans: Sequence[tuple[int, int]], removed: Sequence[bool]) -> None:
         """Remove items of a flow collection, each run of them with its commas."""
@@ -202,18 +308,22 @@ class _Editor:
             first, position = position, position + len(list(run))
             if is_removed and position < len(spans):
                 self._edit(spans[first][0], spans[position][0], "")
-            elif is_removed:
+            elif is_removed and first:
                 self._edit(spans[first - 1][1], spans[-1][1], "")
+            elif is_removed:
+                self._edit(spans[0][0], spans[-1][1], "")
 
     def _insert_lines(self, position: int, value: Any, *, column: int) -> None:
-        lines = render_block(value, dash_offset=self._dash_offset)
-        if isinstance(value, list) and self._dash_offset:
-            lines = re.sub(rf"^ {{{self._dash_offset}}}", "", lines, flags=re.MULTILINE)
-        lines = re.sub(r"^(?=[^\n])", " " * column, lines, flags=re.MULTILINE)
-        lines = lines.replace("\n", self._newline)
+        lines = self._render_lines(value, column)
+        newline = self._style.newline
         if position and self._text[position - 1] != "\n":  # the file ends without a newline
-            lines = self._newline + lines.removesuffix(self._newline)
+            lines = newline + lines.removesuffix(newline)
         self._insert(position, lines)
+
+    def _render_lines(self, value: Any, column: int) -> str:
+        lines = render_block(value, dash_offset=self._dash_offset)
+        lines = re.sub(r"^(?=[^\n])", " " * column, lines, flags=re.MULTILINE)
+        return lines.replace("\n", self._style.newline)
 
     def _insert(self, position: int, text: str) -> None:
         self._edit(position, position, text)
@@ -221,39 +331,68 @@ class _Editor:
     def _edit(self, start: int, end: int, text: str) -> None:
         self._edits.append(_Edit(start, end, text))
 
-    def _end(self, node: Any) -> int:
+    def _end(self, node: Node) -> int:
         """Where the text of a node ends, without comments and blank lines behind it."""
-        end: int = node.end_mark.index
-        if isinstance(node, ScalarNode) and node.style in ("|", ">"):
-            # The mark is at the next token, or behind the last line.
-            end = len(self._text[:end].rstrip(" "))
-            return len(self._text[:end].removesuffix("\n").removesuffix("\r"))
-        if isinstance(node, ScalarNode) or node.flow_style or not node.value:
-            return end
-        last = node.value[-1]
-        return self._end_of_pair(*last) if isinstance(last, tuple) else self._end(last)
+        if node.style == "block" and isinstance(node.value, str):
+            # Its end is at the next token, or behind the last line.
+            end = len(self._text[node.start : node.end].rstrip(" ")) + node.start
+            return len(self._text[node.start : end].removesuffix("\n").removesuffix("\r")) + (
+                node.start
+            )
+        if node.style == "block" and node.pairs:
+            return self._end_of_pair(*node.pairs[-1])
+        if node.style == "block" and node.items:
+            return self._end_of_item(self._dashes(node)[-1], node.items[-1])
+        return node.end
 
     def _end_of_pair(self, key: Node, value: Node) -> int:
-        return self._colon(key) + 1 if _is_empty(value) else self._end(value)
+        return self._colon(key) + 1 if value.is_empty else self._end(value)
+
+    def _end_of_item(self, dash: int, item: Node) -> int:
+        return dash + 1 if item.is_empty else self._end(item)
+
+    def _dashes(self, node: Node) -> list[int]:
+        """Where the dashes of a block list are."""
+        return _find_dashes(self._text, node, self._end_of_item)
 
     def _colon(self, key: Node) -> int:
-        return self._text.find(":", key.end_mark.index)
+        return self._text.find(":", key.end)
 
     def _line_start(self, position: int) -> int:
         return self._text.rfind("\n", 0, position) + 1
+
+    def _line_gap(self, position: int) -> str:
+        """The line break before a position, and the indentation of its line."""
+        line = self._line_start(position)
+        rest = self._text[line:position]
+        return "\n" + rest[: len(rest) - len(rest.lstrip(" \t"))]
 
     def _next_line(self, position: int) -> int:
         end = self._text.find("\n", position)
         return len(self._text) if end < 0 else end + 1
 
 
-def _have_common_parts(before: Any, after: Any) -> bool:
-    """Whether both are collections of one type with a common key or item."""
-    if isinstance(before, list) and isinstance(after, list):
-        return not {*map(_identify, before)}.isdisjoint(map(_identify, after))
-    return (
-        isinstance(before, dict) and isinstance(after, dict) and not before.keys().isdisjoint(after)
-    )
+def _find_dashes(text: str, node: Node, end_of_item: Callable[[int, Node], int]) -> list[int]:
+    dashes = []
+    position = node.start
+    for item in node.items:
+        found = _GAP.match(text, position)
+        dash = found.end() if found else position
+        dashes.append(dash)
+        position = end_of_item(dash, item)
+    return dashes
+
+
+def _pairwise_gaps(spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    for (_, end), (start, _) in itertools.pairwise(spans):
+        yield end, start
+
+
+def _compare(old: list[str], new: list[str]) -> Sequence[tuple[str, int, int, int, int]]:
+    """The differences of two lists, as SequenceMatcher names them."""
+    if old == new:
+        return [("equal", 0, len(old), 0, len(new))]
+    return SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
 
 
 def _identify(item: Any) -> str:
@@ -268,43 +407,73 @@ def _identify(item: Any) -> str:
     return json.dumps(item, sort_keys=True, default=str)
 
 
-def _is_empty(node: Node) -> bool:
-    return isinstance(node, ScalarNode) and node.start_mark.index == node.end_mark.index
-
-
-def _find_dash_offset(root: Node) -> int:
-    """Columns between a key and the dashes of the first list below one; 0 if there is no list."""
-    pending, seen = [root], set()
+def _walk(root: Node | None) -> Iterator[Node]:
+    pending = deque([root] if root else [])
     while pending:
-        node = pending.pop(0)
-        if isinstance(node, ScalarNode) or id(node) in seen:
-            continue
-        seen.add(id(node))  # an alias is the same node again
-        if isinstance(node, SequenceNode):
-            pending += node.value
-            continue
-        for key, value in node.value:
+        node = pending.popleft()
+        yield node
+        pending.extend(node.items)
+        pending.extend(itertools.chain.from_iterable(node.pairs))
+
+
+def _find_dash_offset(root: Node, text: str) -> int:
+    """Columns between a key and the dashes of the first list below one; 0 if there is no list."""
+    for node in _walk(root):
+        for key, value in node.pairs:
             if (
-                isinstance(value, SequenceNode)
-                and not value.flow_style
-                and value.start_mark.line > key.start_mark.line
+                value.style == "block"
+                and value.items
+                and "\n" in text[key.end : value.items[0].start]
             ):
-                offset: int = value.start_mark.column - key.start_mark.column
-                return offset
-            pending.append(value)
+                return max(value.column - node.column, 0)
     return 0
 
 
-def _represent_string(representer: Any, text: str) -> Any:
-    style = _choose_quotes(text)
-    lines = text.split("\n")
-    if (
+def _render_lines(value: Any, dash_offset: int) -> list[str]:
+    """The lines of a value in block style."""
+    if isinstance(value, dict) and value:
+        return [line for pair in value.items() for line in _render_pair(*pair, dash_offset)]
+    if isinstance(value, list) and value:
+        return [line for item in value for line in _render_item(item, dash_offset)]
+    if isinstance(value, str) and _fits_block(value):
+        return [_block_header(value), *_indent(value.rstrip("\n").split("\n"), 2)]
+    return [render_flow(value)]
+
+
+def _render_pair(key: str, value: Any, dash_offset: int) -> list[str]:
+    name = render_flow(key) + ":"
+    lines = _render_lines(value, dash_offset)
+    if isinstance(value, dict) and value:
+        return [name, *_indent(lines, 2)]
+    if isinstance(value, list) and value:
+        return [name, *_indent(lines, dash_offset)]
+    return [f"{name} {lines[0]}", *lines[1:]]
+
+
+def _render_item(value: Any, dash_offset: int) -> list[str]:
+    first, *rest = _render_lines(value, dash_offset)
+    return [f"- {first}", *_indent(rest, 2)]
+
+
+def _indent(lines: Sequence[str], columns: int) -> list[str]:
+    return [" " * columns + line if line else "" for line in lines]
+
+
+def _fits_block(text: str) -> bool:
+    """Whether a text can be written as a block, line by line."""
+    body = text.removesuffix("\n")
+    lines = body.split("\n")
+    return (
         len(lines) > 1
+        and bool(lines[0])
+        and bool(lines[-1])
         and not lines[0].startswith(" ")
         and all(line.isprintable() and line == line.rstrip() for line in lines)
-    ):
-        style = "|"
-    return representer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+    )
+
+
+def _block_header(text: str) -> str:
+    return "|" if text.endswith("\n") else "|-"
 
 
 def _choose_quotes(text: str) -> str:

@@ -192,7 +192,7 @@ def test_options_take_precedence_over_a_values_file(tmp_path: Path) -> None:
         ),
         ("runtime: {defaults: [1]}", "runtime.defaults must be a mapping of names and values"),
         ("runtime: {defaults: {concurrency: 0}}", 'asya.sh/concurrency: "0" is not valid'),
-        ("a: [", "expected the node content"),
+        ("a: [", "expected node content"),
     ],
 )
 def test_a_wrong_values_file_is_wrong_usage(tmp_path: Path, text: str, line: str) -> None:
