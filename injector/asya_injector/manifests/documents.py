@@ -39,6 +39,7 @@ _LINE_END = re.compile(r"[ \t]*\r?\n?")
 # No text in YAML can contain this at the start of a line, not even a block of literal text.
 _MARKER = re.compile(r"---(?=[ \t\r\n]|\Z)")
 _COMMENTS_AND_DIRECTIVES = re.compile(r"([ \t]*([#%][^\n]*)?\r?(\n|\Z))*")
+_DIRECTIVE = re.compile(r"([ \t]*(#[^\n]*)?\r?\n)*%")
 _COMMENTS_AT_END = re.compile(
     r"^(#[^\n]*\n|[ \t\r]*\n)*#[^\n]*(\n|\Z)(#[^\n]*\n|[ \t\r]*\n)*\Z", re.MULTILINE
 )
@@ -82,6 +83,11 @@ class Document:
     def has_marker(self) -> bool:
         """Whether it starts with `---`."""
         return not self.is_json and next(_find_markers(self.text), None) is not None
+
+    @property
+    def has_directive(self) -> bool:
+        """Whether it starts with a directive, before which no document can be added."""
+        return not self.is_json and _DIRECTIVE.match(self.text) is not None
 
     @property
     def place(self) -> str:
@@ -253,6 +259,9 @@ def _read_json(source: str, text: str) -> list[Document]:
             raise ManifestError(f"{document.place}: {error}") from None
         documents.append(replace(document, value=value, is_read=is_read))
         start = end
+    if documents:
+        last = documents[-1]
+        documents[-1] = replace(last, text=last.text + text[start:])
     return documents
 
 

@@ -221,7 +221,8 @@ def _write(document: Document, values: list[Any], warnings: list[str]) -> list[D
         cause = ", because of its anchors" * uses_anchors(document)
         warnings.append(f"{document.place}: written without its comments{cause}")
         edited = render_document(value, like=document)
-    return [*(render_document(item, like=document) for item in added), edited]
+    rendered = [render_document(item, like=document) for item in added]
+    return [edited, *rendered] if document.has_directive else [*rendered, edited]
 
 
 def _is_list(value: Any) -> bool:

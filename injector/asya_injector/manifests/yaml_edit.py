@@ -188,6 +188,8 @@ class _Editor:
         if node.is_flow and (not node.value or not after):
             return "\n" not in self._text[node.start : node.end]
         if isinstance(after, list):
+            if len(after) == len(node.value) and all(map(_is_nameless, [*node.value, *after])):
+                return True
             return not {*map(_identify, node.value)}.isdisjoint(map(_identify, after))
         return not after.keys().isdisjoint(node.value)
 
@@ -213,7 +215,19 @@ class _Editor:
             items = [partial(render, *pair) for pair in added.items()]
             self._insert_flow(node, len(node.pairs), items)
         else:
-            self._insert_lines(self._next_line(self._end(node)), added, column=node.column)
+            position = self._next_line(self._end(node))
+            if position == len(self._text) and self._ends_in_open_block(node):
+                # A line break behind its text would become part of it.
+                start = node.pairs[-1][0].start
+                line = self._line_start(start)
+                position = position if self._text[line:start].strip() else line
+            self._insert_lines(position, added, column=node.column)
+
+    def _ends_in_open_block(self, node: Node) -> bool:
+        """Whether a node ends with a block of text whose last line has no line break."""
+        while node.pairs or node.items:
+            node = node.pairs[-1][1] if node.pairs else node.items[-1]
+        return node.style == "block" and not self._text.endswith("\n")
 
     def _remove_keys(self, node: Node, removed: Sequence[bool]) -> None:
         starts = [key.start for key, _ in node.pairs]
@@ -236,7 +250,12 @@ class _Editor:
         old, new = [*map(_identify, node.value)], [*map(_identify, after)]
         removed = [False] * len(old)
         for tag, low, high, start, end in _compare(old, new):
-            if tag == "equal":
+            is_same = tag == "equal" or (
+                tag == "replace"
+                and high - low == end - start
+                and all(map(_is_nameless, [*node.value[low:high], *after[start:end]]))
+            )
+            if is_same:
                 for offset in range(high - low):
                     self.change(node.items[low + offset], after[start + offset])
                 continue
@@ -405,6 +424,10 @@ def _identify(item: Any) -> str:
         if any(names):
             return json.dumps(names)
     return json.dumps(item, sort_keys=True, default=str)
+
+
+def _is_nameless(item: Any) -> bool:
+    return isinstance(item, dict) and _identify(item).startswith("{")
 
 
 def _walk(root: Node | None) -> Iterator[Node]:

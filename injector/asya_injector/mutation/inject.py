@@ -8,7 +8,7 @@ settings, is first un-injected by its record.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from asya_injector.annotations.parse import is_switched_off, merge, parse_values
 from asya_injector.annotations.settings import ClusterDefaults, Decision, Settings
@@ -28,8 +28,10 @@ from asya_injector.mutation.ownership import (
     InjectionRecord,
     find_added_volumes,
     find_additions,
+    find_empty_fields,
     identify_variable,
     remove_injection,
+    restore_empty_fields,
 )
 from asya_injector.runtime_files import RUNTIME_HASH_LABEL
 
@@ -56,12 +58,16 @@ class Injection:
     warnings: tuple[str, ...]
 
 
-def inject(pod: Object, defaults: ClusterDefaults) -> Injection | None:
+def inject(
+    pod: Object, defaults: ClusterDefaults, *, original: Object | None = None
+) -> Injection | None:
     """Make a pod an actor; returns None if its annotations do not ask for it.
 
     pod: a Pod or a pod template. It is not changed; the result shares its unchanged parts.
+    original: the template before the workload's annotations were propagated to it.
     Raises InjectionError.
     """
+    original = pod if original is None else original
     annotations = get_annotations(pod)
     merged = merge(annotations)
     if not merged or is_switched_off(merged) or MIRROR in annotations:
@@ -71,15 +77,22 @@ def inject(pod: Object, defaults: ClusterDefaults) -> Injection | None:
     record = InjectionRecord.parse(annotations)
     injected = containers.find_injected(pod, record)
     if record and record.asked == settings.digest:
-        result = _inject(pod, settings, injected, record)
+        result = _inject(pod, settings, injected, record, original)
         if (result.container.value, result.mode.value) == (record.container, record.mode):
             return result
     # A copy of a pod with other settings, whose additions would be in the way.
-    return _inject(remove_injection(pod, record) if record else pod, settings, injected, None)
+    if record:
+        pod = remove_injection(pod, record)
+        original = restore_empty_fields(remove_injection(original, record), record.empty)
+    return _inject(pod, settings, injected, None, original)
 
 
 def _inject(
-    given: Object, settings: Settings, injected: str, record: InjectionRecord | None
+    given: Object,
+    settings: Settings,
+    injected: str,
+    record: InjectionRecord | None,
+    original: Object,
 ) -> Injection:
     """Add what is missing. record: of an earlier injection with the same settings."""
     pod = shallow_copy(given)
@@ -111,6 +124,9 @@ def _inject(
         ),
     )
     _add_record(pod, new_record)
+    empty = {**find_empty_fields(original, pod), **(record.empty if record else {})}
+    if empty:
+        _add_record(pod, replace(new_record, empty=empty))
     return Injection(
         pod=pod,
         container=Decision(get_name(target), why),
@@ -141,7 +157,7 @@ def _find_overrides(
         for name, value in own.items()
         if identify_variable({"name": BY_NAME[name].env, "value": value}) not in listed
     }
-    if interpreter and "command" not in listed:
+    if interpreter and not any(each.startswith("command ") for each in listed):
         found["python"] = interpreter
     return {name: value for name, value in found.items() if name not in settings.annotated}
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from asya_injector.annotations.table import ENV, INJECTED
 from asya_injector.kube_objects import (
@@ -32,9 +33,15 @@ from asya_injector.runtime_files import (
 )
 
 SOCKET_VOLUME = "asya-socket"
+SOCKET_SOURCE = {"medium": "Memory", "sizeLimit": "1Mi"}
+# A probe starts an interpreter, which can take seconds on a busy node.
+PROBE_TIMES = {"periodSeconds": 5, "timeoutSeconds": 10}
+# What the API server adds to a probe.
+_PROBE_DEFAULTS = {"failureThreshold": 3, "successThreshold": 1}
 # Only containers that mount the injector's emptyDir can reach the socket, whatever their user ids.
 SHARED_SOCKET_MODE = {"name": "ASYA_SOCKET_MODE", "value": "0666"}
 HOOKS = {"postStart": "--detach", "preStop": "--stop"}
+_CONTAINER_FIELDS = ("env", "volumeMounts", "command", "args", "lifecycle", "readinessProbe")
 _VARIABLES = frozenset({*(entry.env for entry in ENV), SHARED_SOCKET_MODE["name"]})
 
 # Identifiers of additions, by container.
@@ -45,7 +52,8 @@ Additions = Mapping[str, Sequence[str]]
 class InjectionRecord:
     """The annotation `asya.sh/injected`: what was done to a pod.
 
-    asked: digest of the settings. volumes: names of the added volumes.
+    asked: digest of the settings. volumes: names of the added volumes. empty: fields that were
+    there without content, by path, each with its empty value.
     """
 
     container: str
@@ -54,6 +62,7 @@ class InjectionRecord:
     asked: str
     added: Additions
     volumes: Sequence[str]
+    empty: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, annotations: Mapping[str, str]) -> InjectionRecord | None:
@@ -66,11 +75,15 @@ class InjectionRecord:
 
     def serialize(self) -> str:
         """The annotation's value."""
-        return json.dumps(vars(self), separators=(",", ":"))
+        fields = {key: value for key, value in vars(self).items() if key != "empty" or value}
+        return json.dumps(fields, separators=(",", ":"))
 
     def _is_well_formed(self) -> bool:
         strings = (self.container, self.mode, self.runtime, self.asked)
-        if not all(isinstance(each, str) for each in strings) or not isinstance(self.added, dict):
+        mappings = (self.added, self.empty)
+        if not all(isinstance(each, str) for each in strings) or not all(
+            isinstance(each, dict) for each in mappings
+        ):
             return False
         return all(
             isinstance(each, list) and all(isinstance(name, str) for name in each)
@@ -98,7 +111,36 @@ def remove_key(node: Object, field: str, key: str) -> Object:
         return node
     metadata = dict(get_mapping(node, "metadata"))
     set_or_remove(metadata, field, {name: value for name, value in present.items() if name != key})
-    return {**node, "metadata": metadata}
+    node = dict(node)
+    set_or_remove(node, "metadata", metadata)
+    return node
+
+
+def find_empty_fields(before: Object, after: Object) -> dict[str, Any]:
+    """The fields of a pod that were there without content, by path, and have content now."""
+    filled = dict(_iter_fields(after))
+    return {
+        path: node[name]
+        for path, (node, name) in _iter_fields(before)
+        if name in node
+        and not node[name]
+        and path in filled
+        and filled[path][0].get(filled[path][1])
+    }
+
+
+def restore_empty_fields(pod: Object, empty: Mapping[str, Any]) -> Object:
+    """Give a copy of a pod back its fields without content."""
+    for path in sorted(empty, key=len):  # outer fields first
+        value = empty[path]
+        if value or not isinstance(value, (dict, list, str, type(None))):
+            continue
+        if path.startswith("metadata/"):
+            pod = {**pod, "metadata": dict(get_mapping(pod, "metadata"))}
+        for found, (node, name) in _iter_fields(pod):
+            if found == path and name not in node and (node or "/lifecycle/" not in path):
+                node[name] = value
+    return pod
 
 
 def find_additions(container: Object, *, is_target: bool) -> list[str]:
@@ -110,10 +152,10 @@ def find_additions(container: Object, *, is_target: bool) -> list[str]:
     found += [_identify_mount(item) for item in get_items(container, "volumeMounts")]
     if has_wrapper(container):
         found.append("wrapper")
-    elif is_target and _starts_runtime(get_strings(container, "command")):
-        found.append("command")
+    elif is_target:
+        found.append(identify_command(get_strings(container, "command")))
     found += [hook for hook in HOOKS if is_wrapped(get_hook_command(container, hook))]
-    if is_runtime_probe(get_mapping(container, "readinessProbe")):
+    if _is_added_probe(get_mapping(container, "readinessProbe")):
         found.append("readinessProbe")
     return [identifier for identifier in found if identifier]
 
@@ -123,7 +165,8 @@ def find_added_volumes(pod: Object) -> list[str]:
     return [
         get_name(volume)
         for volume in get_items(get_mapping(pod, "spec"), "volumes")
-        if is_runtime_volume(volume) or is_socket_volume(volume)
+        if is_runtime_volume(volume)
+        or (is_socket_volume(volume) and volume["emptyDir"] == SOCKET_SOURCE)
     ]
 
 
@@ -132,6 +175,12 @@ def identify_variable(item: Object) -> str:
     if get_name(item) not in _VARIABLES or item.get("valueFrom") is not None:
         return ""
     return f"env {get_name(item)}={get_string(item, 'value')}"
+
+
+def identify_command(command: list[str]) -> str:
+    """The identifier of a command; empty if it cannot be an addition."""
+    is_runtime = len(command) == 2 and command[1].startswith("/") and command[1].endswith(".py")
+    return f"command {' '.join(command)}" if is_runtime else ""
 
 
 def is_runtime_volume(volume: Object) -> bool:
@@ -194,8 +243,27 @@ def _find_wrapper(command: list[str]) -> slice | None:
     return None
 
 
-def _starts_runtime(command: list[str]) -> bool:
-    return len(command) == 2 and command[1].startswith("/") and command[1].endswith(".py")
+def _is_added_probe(probe: Object) -> bool:
+    """Whether a probe calls the runtime, and nobody has tuned it."""
+    times = {key: value for key, value in probe.items() if key != "exec"}
+    return is_runtime_probe(probe) and PROBE_TIMES | _PROBE_DEFAULTS | times == (
+        PROBE_TIMES | _PROBE_DEFAULTS
+    )
+
+
+def _iter_fields(pod: Object) -> Iterator[tuple[str, tuple[Object, str]]]:
+    """The fields that an injection can fill: path, the mapping that has it, and its key there."""
+    yield "metadata", (pod, "metadata")
+    metadata, spec = get_mapping(pod, "metadata"), get_mapping(pod, "spec")
+    for name in ("annotations", "labels"):
+        yield f"metadata/{name}", (metadata, name)
+    yield "spec/volumes", (spec, "volumes")
+    for container in all_containers(pod):
+        for name in _CONTAINER_FIELDS:
+            yield f"{get_name(container)}/{name}", (container, name)
+        lifecycle = get_mapping(container, "lifecycle")
+        for name in HOOKS:
+            yield f"{get_name(container)}/lifecycle/{name}", (lifecycle, name)
 
 
 def _identify_mount(item: Object) -> str:
@@ -209,14 +277,22 @@ def _remove_additions(container: Object, listed: Collection[str]) -> None:
     present = set(find_additions(container, is_target=True)).intersection(listed)
     if not present:
         return
-    for field, identify in (("env", identify_variable), ("volumeMounts", _identify_mount)):
-        kept = [item for item in get_items(container, field) if identify(item) not in present]
-        set_or_remove(container, field, kept)
+    for name, identify in (("env", identify_variable), ("volumeMounts", _identify_mount)):
+        items = get_items(container, name)
+        kept = [item for item in items if identify(item) not in present]
+        if kept != items:
+            set_or_remove(container, name, kept)
     if "wrapper" in present:
-        for field in ("command", "args"):
-            set_or_remove(container, field, unwrap(get_strings(container, field)))
-    for field in present.intersection(("command", "readinessProbe")):
-        del container[field]
+        for name in ("command", "args"):
+            words = get_strings(container, name)
+            if is_wrapped(words):
+                set_or_remove(container, name, unwrap(words))
+    if identify_command(get_strings(container, "command")) in present:
+        del container["command"]
+    if "readinessProbe" in present:
+        del container["readinessProbe"]
+    if present.isdisjoint(HOOKS):
+        return
     lifecycle = dict(get_mapping(container, "lifecycle"))
     for hook in present.intersection(HOOKS):
         own = unwrap(get_hook_command(container, hook))

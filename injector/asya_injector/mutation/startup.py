@@ -11,6 +11,7 @@ from asya_injector.errors import InjectionError, Reason, quote
 from asya_injector.kube_objects import Object, get_mapping, get_name, get_strings
 from asya_injector.mutation.ownership import (
     HOOKS,
+    PROBE_TIMES,
     get_hook_command,
     has_wrapper,
     is_runtime_probe,
@@ -77,9 +78,7 @@ def add_probe(target: Object, settings: Settings, python: str) -> list[str]:
     command = [python, "-I", "-S", settings.runtime_file, "--ready"]
     present = get_mapping(target, "readinessProbe")
     if not present:
-        # A probe starts an interpreter, which can take seconds on a busy node.
-        probe = {"exec": {"command": command}, "periodSeconds": 5, "timeoutSeconds": 10}
-        target["readinessProbe"] = probe
+        target["readinessProbe"] = {"exec": {"command": command}, **PROBE_TIMES}
     elif is_runtime_probe(present):
         target["readinessProbe"] = {**present, "exec": {**present["exec"], "command": command}}
     else:

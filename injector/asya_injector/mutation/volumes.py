@@ -16,7 +16,12 @@ from asya_injector.kube_objects import (
     get_string,
 )
 from asya_injector.mutation import environment
-from asya_injector.mutation.ownership import SOCKET_VOLUME, is_runtime_volume, is_socket_volume
+from asya_injector.mutation.ownership import (
+    SOCKET_SOURCE,
+    SOCKET_VOLUME,
+    is_runtime_volume,
+    is_socket_volume,
+)
 from asya_injector.runtime_files import RUNTIME_FILE, RUNTIME_VOLUME
 
 # The kubelet mounts these read-only in any case, so nothing can be mounted inside.
@@ -56,8 +61,7 @@ def mount_socket(pod: Object, target: Object, sidecars: list[Object], path: str)
             "socket-path", target, mount, " read-only, so the socket cannot be created there"
         )
     if get_name(mount) == SOCKET_VOLUME:
-        empty_dir = {"medium": "Memory", "sizeLimit": "1Mi"}
-        _add_volume(pod, {"name": SOCKET_VOLUME, "emptyDir": empty_dir})
+        _add_volume(pod, {"name": SOCKET_VOLUME, "emptyDir": dict(SOCKET_SOURCE)})
     for sidecar in sidecars:
         sidecar_path = environment.resolve_sidecar_socket_path(sidecar, path)
         _mount_in_sidecar(pod, sidecar, posixpath.dirname(sidecar_path), target, mount)

@@ -61,7 +61,7 @@ def change_object(
     is_pod = find_kind(item) is POD
     after = item if is_pod else propagate(item)
     warnings = () if is_pod else find_overridden(item)
-    injection = inject(get_template(after), defaults)
+    injection = inject(get_template(after), defaults, original=get_template(item))
     if injection:
         after = replace_template(after, injection.pod)
         warnings += injection.warnings
