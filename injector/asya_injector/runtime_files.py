@@ -69,5 +69,5 @@ class RuntimeFiles:
 
 
 def is_runtime_configmap_name(name: str) -> bool:
-    """Whether a runtime ConfigMap has a name like this."""
-    return re.fullmatch(RUNTIME_VOLUME + r"-[0-9a-f]{10}", name) is not None
+    """Whether a runtime ConfigMap has a name like this: its hash, and the stream it came with."""
+    return re.fullmatch(RUNTIME_VOLUME + r"-[0-9a-f]{10}(-[0-9a-f]{8})?", name) is not None

@@ -25,11 +25,13 @@ class Decision:
 class ClusterDefaults:
     """The runtime's hash and the chart's values, by annotation name.
 
+    stream: suffix of the runtime ConfigMap's name, for manifests that bring their own.
     Raises InjectionError for an invalid value, KeyError for an unknown name.
     """
 
     runtime_hash: str
     values: Mapping[str, str]
+    stream: str = ""
 
     def __post_init__(self) -> None:
         canonical = {name: parse_value(name, text) for name, text in self.values.items()}
@@ -38,7 +40,7 @@ class ClusterDefaults:
     @property
     def config_map(self) -> str:
         """The name of the runtime ConfigMap that pods mount."""
-        return f"{RUNTIME_VOLUME}-{self.runtime_hash}"
+        return "-".join(filter(None, (RUNTIME_VOLUME, self.runtime_hash, self.stream)))
 
 
 @dataclass(frozen=True)

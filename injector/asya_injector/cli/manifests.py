@@ -24,6 +24,12 @@ from asya_injector.manifests.documents import (
 )
 from asya_injector.runtime_files import RuntimeFiles
 
+# What keeps an object that is no longer in the manifests, by tool.
+_KEEP = {
+    "helm": {"helm.sh/resource-policy": "keep"},
+    "argocd": {"argocd.argoproj.io/sync-options": "Prune=false,Delete=false"},
+    "flux": {"kustomize.toolkit.fluxcd.io/prune": "disabled"},
+}
 _COLORS = {"injected": "green", "rejected": "red"}
 
 _INJECT_EPILOG = f"""
@@ -84,11 +90,26 @@ def _default_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @_filename_option
 @_namespace_option
 @click.option("--no-configmap", is_flag=True, help="Do not emit the runtime ConfigMaps.")
+@click.option(
+    "--keep-with",
+    type=click.Choice(list(_KEEP)),
+    help="Annotate the runtime ConfigMaps so that this tool does not delete them.",
+)
+@click.option(
+    "--require",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Fail if the output has fewer than N actors.",
+)
 @_default_options
 def inject(
+    *,
     filenames: Sequence[str],
     namespace: str,
     no_configmap: bool,
+    keep_with: str | None,
+    require: int,
     values_file: Path | None,
     **defaults: str | None,
 ) -> None:
@@ -104,7 +125,12 @@ def inject(
     settings = _read_defaults(runtime, values_file, defaults)
     documents = _read_input(filenames)
     added = None if no_configmap else runtime
-    output = transform.inject_all(documents, settings, added, namespace=namespace)
+    kept = _KEEP[keep_with] if keep_with else {}
+    output = transform.inject_all(documents, settings, added, namespace=namespace, annotations=kept)
+    _print_warnings(output)
+    click.echo(f"asya-injector: {output.summarize()}", err=True)
+    if output.actors < require:
+        raise CommandError(f"--require {require}: the output has {output.actors} actors", FAILED)
     _print_output(documents, output)
 
 
@@ -118,7 +144,9 @@ def uninject(filenames: Sequence[str], namespace: str) -> None:
     annotations that users set are kept.
     """
     documents = _read_input(filenames)
-    _print_output(documents, transform.uninject_all(documents, namespace=namespace))
+    output = transform.uninject_all(documents, namespace=namespace)
+    _print_warnings(output)
+    _print_output(documents, output)
 
 
 @click.command(epilog=_EXPLAIN_EPILOG)
@@ -147,14 +175,16 @@ def explain(
     settings = _read_defaults(_load_runtime(), values_file, defaults)
     documents = _read_input(filenames)
     disabled = transform.list_disabled_namespaces(documents)
-    found = list(transform.iter_objects(documents, namespace, with_unread=True))
-    explained = [
-        explanations.explain(each, transform.try_change(each, settings, disabled)) for each in found
+    outcomes = [
+        outcome
+        for each in transform.iter_objects(documents, namespace, with_unread=True)
+        for outcome in transform.explain_changes(each, settings, disabled)
     ]
+    explained = [explanations.explain(*outcome) for outcome in outcomes]
     if output == "json":
         click.echo(json.dumps(explanations.build_report(explained, settings), indent=2))
     else:
-        for each, explanation in zip(found, explained, strict=True):
+        for (each, _), explanation in zip(outcomes, explained, strict=True):
             first, *rest = explanations.render_lines(each, explanation)
             click.secho(first, fg=_COLORS.get(explanation["result"]))
             click.echo("".join(f"{line}\n" for line in rest), nl=False)
@@ -207,9 +237,12 @@ def _read_stdin() -> str:
     return sys.stdin.buffer.read().decode()
 
 
-def _print_output(documents: Sequence[Document], output: transform.Output) -> None:
+def _print_warnings(output: transform.Output) -> None:
     for line in output.warnings:
         click.secho(f"asya-injector: warning: {line}", fg="yellow", err=True)
+
+
+def _print_output(documents: Sequence[Document], output: transform.Output) -> None:
     # A byte order mark can only be at the start, where a ConfigMap may have been added.
     bom = "\ufeff" if documents and documents[0].has_bom else ""
     sys.stdout.buffer.write((bom + join_documents(output.documents)).encode())

@@ -22,6 +22,7 @@ from asya_injector.runtime_files import (
     INJECTOR,
     MANAGED_BY,
     RUNTIME_HASH_LABEL,
+    RUNTIME_VOLUME,
 )
 
 _CHECKSUM = "checksum/runtime"
@@ -106,7 +107,7 @@ def decide(
     if pods:
         others = f" and {len(pods) - 1} more" if len(pods) > 1 else ""
         return replace(decision, reason=f"used by pod {pods[0]}{others}")
-    version = str(metadata["name"]).rpartition("-")[2]
+    version = str(metadata["name"]).removeprefix(f"{RUNTIME_VOLUME}-").partition("-")[0]
     if current & {version, labels.get(RUNTIME_HASH_LABEL)}:
         return replace(decision, reason="current version")
     if FROM_MANIFEST.items() <= labels.items():

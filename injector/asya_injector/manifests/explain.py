@@ -19,6 +19,7 @@ from asya_injector.kube_objects import (
     get_strings,
     get_template,
 )
+from asya_injector.manifests.templates import describe_path
 from asya_injector.manifests.transform import ManifestObject
 from asya_injector.mutation.inject import Injection
 from asya_injector.mutation.ownership import HOOKS, get_hook_command
@@ -49,6 +50,7 @@ def explain(found: ManifestObject, outcome: ObjectChange | InjectionError) -> Ob
         "kind": str(found.value.get("kind") or ""),
         "namespace": found.namespace,
         "name": str(metadata.get("name") or metadata.get("generateName") or ""),
+        **({"template": describe_path(found.template)} if found.template else {}),
     }
     if isinstance(outcome, InjectionError):
         code = str(outcome.reason)
@@ -121,6 +123,7 @@ def build_schema() -> Object:
         kind=text,
         namespace=text,
         name=text,
+        template=text | {"description": "path of the pod template in an unknown kind"},
         result={"enum": list(RESULTS)},
         because=text,
         code={"enum": [str(reason) for reason in Reason]},

@@ -5,13 +5,22 @@ All or nothing: if an object is rejected, all errors are reported and there is n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.annotations.table import PREFIX
 from asya_injector.errors import InjectionError, Reason, quote
-from asya_injector.kube_objects import Object, find_kind, get_in
+from asya_injector.kube_objects import (
+    Object,
+    find_kind,
+    get_annotations,
+    get_in,
+    get_template,
+    replace_template,
+)
 from asya_injector.manifests.documents import (
     Document,
     edit_document,
@@ -19,25 +28,41 @@ from asya_injector.manifests.documents import (
     render_document,
     uses_anchors,
 )
-from asya_injector.mutation.uninject import uninject_object
+from asya_injector.manifests.templates import (
+    Path,
+    describe_path,
+    find_ineffective_keys,
+    find_operator,
+    find_templates,
+    replace_at,
+)
+from asya_injector.mutation.inject import inject
+from asya_injector.mutation.uninject import uninject, uninject_object
 from asya_injector.mutation.workload import (
     ObjectChange,
     change_object,
+    find_namespace_skip_reason,
     get_namespace,
     is_disabled_namespace,
     is_runtime_configmap,
 )
 from asya_injector.runtime_files import FROM_MANIFEST, RuntimeFiles
 
+_HOOK = "helm.sh/hook"
+
 
 @dataclass(frozen=True)
 class ManifestObject:
-    """An object and where it is: a document, and the index of the item if that is a list."""
+    """An object and where it is: a document, and the index of the item if that is a list.
+
+    template: path of its pod template, in an object of an unknown kind.
+    """
 
     document: Document
     item: int | None
     value: Object
     namespace: str
+    template: Path = ()
 
     @property
     def label(self) -> str:
@@ -48,15 +73,32 @@ class ManifestObject:
         path = "/".join(filter(None, (self.namespace, name)))
         text = f"{self.value.get('kind') or ''} {path}".rstrip()
         # Names may contain terminal sequences.
-        return f"{place} {text if text.isascii() and text.isprintable() else quote(text)}"
+        text = text if text.isascii() and text.isprintable() else quote(text)
+        return f"{place} {text}" + (f" {describe_path(self.template)}" if self.template else "")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Output:
-    """The documents to write, and warnings, one line each."""
+    """The documents to write, warnings, one line each, and how many actors there are.
+
+    injected: pods and templates that became actors now. unchanged: those that were actors before,
+    and annotated ones that are left alone; `already` counts the actors among them.
+    """
 
     documents: list[Document]
     warnings: list[str]
+    injected: int = 0
+    unchanged: int = 0
+    already: int = 0
+
+    @property
+    def actors(self) -> int:
+        """The number of actors in the output."""
+        return self.injected + self.already
+
+    def summarize(self, rejected: int = 0) -> str:
+        """The counts, for a person."""
+        return f"{self.injected} injected, {self.unchanged} unchanged, {rejected} rejected"
 
 
 class RejectedError(Exception):
@@ -94,14 +136,25 @@ def list_disabled_namespaces(documents: Sequence[Document]) -> list[str]:
     ]
 
 
-def try_change(
+def explain_changes(
     found: ManifestObject, defaults: ClusterDefaults, disabled: Sequence[str]
-) -> ObjectChange | InjectionError:
-    """Return the change of an object, or the error if it is rejected."""
-    try:
-        return change_object(found.value, defaults, disabled=disabled, namespace=found.namespace)
-    except InjectionError as error:
-        return error
+) -> Iterator[tuple[ManifestObject, ObjectChange | InjectionError]]:
+    """Yield the change of an object, or the error if it is rejected; one for each pod template.
+
+    For a template in an object of an unknown kind, the object is a copy with this template only.
+    """
+    templates = [] if find_kind(found.value) else _find_annotated(found)
+    if not templates:
+        try:
+            yield found, _change(found, defaults, disabled)
+        except InjectionError as error:
+            yield found, error
+    for path, template in templates:
+        single = replace(found, value=_isolate(found.value, template), template=path)
+        try:
+            yield single, _change_template(single, defaults, disabled)
+        except InjectionError as error:
+            yield single, error
 
 
 def inject_all(
@@ -110,23 +163,41 @@ def inject_all(
     runtime: RuntimeFiles | None,
     *,
     namespace: str = "",
+    annotations: Mapping[str, str] | None = None,
 ) -> Output:
     """Inject all annotated pods and workloads; raises RejectedError.
 
     runtime: what the runtime ConfigMaps contain; one per namespace is added before the first object
-    that needs it. None adds none. namespace: of objects that name none.
+    that needs it. None adds none. namespace: of objects that name none. annotations: of the added
+    ConfigMaps.
     """
     disabled = list_disabled_namespaces(documents)
-    configmaps = _RuntimeConfigMaps(documents, runtime, namespace)
-    warnings: list[str] = []
+    configmaps = _RuntimeConfigMaps(documents, runtime, namespace, annotations or {})
+    output = Output([], [])
 
-    def inject(found: ManifestObject) -> list[Object]:
-        change = change_object(found.value, defaults, disabled=disabled, namespace=found.namespace)
-        warnings.extend(f"{found.label}: {line}" for line in change.warnings)
-        return [*(configmaps.add_missing(found) if change.injection else []), change.after]
+    def change_one(found: ManifestObject) -> list[Object]:
+        settings = configmaps.choose_name(found, defaults)
+        templates = [] if find_kind(found.value) else _find_annotated(found)
+        changes = [(found, _change(found, settings, disabled))] if not templates else []
+        for path, template in templates:
+            single = replace(found, value=_isolate(found.value, template), template=path)
+            changes.append((single, _change_template(single, settings, disabled)))
+        is_actor = any(change.injection for _, change in changes)
+        added = configmaps.add_missing(found, settings) if is_actor else []
+        after = found.value
+        for each, change in changes:
+            _count(output, each, change)
+            changed = get_template(change.after) if each.template else change.after
+            after = replace_at(after, each.template, changed)
+        return [*added, after]
 
-    outputs = _replace_objects(documents, namespace, inject, warnings)
-    return Output([each for output in outputs for each in output], warnings)
+    try:
+        outputs = _replace_objects(documents, namespace, change_one, output.warnings)
+    except RejectedError as error:
+        summary = output.summarize(len(error.lines))
+        raise RejectedError([*error.lines, f"{summary}; no output was written"]) from None
+    output.documents = [each for group in outputs for each in group]
+    return output
 
 
 def uninject_all(documents: Sequence[Document], *, namespace: str = "") -> Output:
@@ -137,7 +208,12 @@ def uninject_all(documents: Sequence[Document], *, namespace: str = "") -> Outpu
         labels = get_in(found.value, "metadata", "labels")
         if is_runtime_configmap(found.value) and FROM_MANIFEST.items() <= labels.items():
             return []
-        return [uninject_object(found.value) if find_kind(found.value) else found.value]
+        if find_kind(found.value):
+            return [uninject_object(found.value)]
+        after = found.value
+        for path, template in _find_annotated(found):
+            after = replace_at(after, path, uninject(template))
+        return [after]
 
     outputs = _replace_objects(documents, namespace, restore, warnings)
     pairs = [
@@ -147,51 +223,155 @@ def uninject_all(documents: Sequence[Document], *, namespace: str = "") -> Outpu
     return Output(remove_documents(pairs), warnings)
 
 
+def _change(
+    found: ManifestObject, defaults: ClusterDefaults, disabled: Sequence[str]
+) -> ObjectChange:
+    """The change of an object; of an unknown kind, only the warnings."""
+    change = change_object(found.value, defaults, disabled=disabled, namespace=found.namespace)
+    if not found.document.is_read or find_namespace_skip_reason(
+        found.value, found.namespace, disabled
+    ):
+        return change
+    kind = find_kind(found.value)
+    handled = [kind.template] if kind else []
+    warnings = tuple(find_ineffective_keys(found.value, handled))
+    return replace(change, warnings=change.warnings + warnings)
+
+
+def _change_template(
+    found: ManifestObject, defaults: ClusterDefaults, disabled: Sequence[str]
+) -> ObjectChange:
+    """The change of the pod template of an isolated object of an unknown kind."""
+    item = found.value
+    reason = find_namespace_skip_reason(item, found.namespace, disabled)
+    injection = None if reason else inject(get_template(item), defaults)
+    if injection is None:
+        reason = reason or "asya.sh/inject switches it off"
+        return ObjectChange(before=item, after=item, skip_reason=reason)
+    operator = find_operator(item)
+    warnings = [f"{operator}; check that the actor starts"] if operator else []
+    return ObjectChange(
+        before=item,
+        after=replace_template(item, injection.pod),
+        injection=injection,
+        warnings=(*warnings, *injection.warnings),
+    )
+
+
+def _find_annotated(found: ManifestObject) -> list[tuple[Path, Object]]:
+    """The pod templates in an object of an unknown kind that have annotations of ours."""
+    if not found.document.is_read:
+        return []
+    return [
+        (path, template)
+        for path, template in find_templates(found.value)
+        if any(key.startswith(PREFIX) for key in get_annotations(template))
+    ]
+
+
+def _isolate(item: Object, template: Object) -> Object:
+    """An object of an unknown kind with one pod template, where `get_template` finds it."""
+    kept = {key: item[key] for key in ("apiVersion", "kind", "metadata") if key in item}
+    return kept | {"spec": {"template": template}}
+
+
+def _count(output: Output, found: ManifestObject, change: ObjectChange) -> None:
+    """Count an object, and note its warnings."""
+    output.warnings.extend(f"{found.label}: {line}" for line in change.warnings)
+    is_actor = change.injection is not None
+    if is_actor and change.after != change.before:
+        output.injected += 1
+    elif is_actor or (find_kind(change.before) and _is_annotated(change.before)):
+        output.unchanged += 1
+        output.already += is_actor
+
+
+def _is_annotated(item: Object) -> bool:
+    metadata = (get_in(item, "metadata"), get_in(get_template(item), "metadata"))
+    return any(
+        str(key).startswith(PREFIX) for each in metadata for key in get_in(each, "annotations")
+    )
+
+
 class _RuntimeConfigMaps:
-    """The runtime ConfigMaps of a set of manifests: those in it, and those to add."""
+    """The runtime ConfigMaps of a set of manifests: those in it, and those to add.
+
+    Each namespace gets its own, named after its first actor, so that several sets of manifests can
+    share a namespace. Helm creates hooks before everything else, so they get another one.
+    """
 
     def __init__(
-        self, documents: Sequence[Document], runtime: RuntimeFiles | None, namespace: str
+        self,
+        documents: Sequence[Document],
+        runtime: RuntimeFiles | None,
+        namespace: str,
+        annotations: Mapping[str, str],
     ) -> None:
         self._runtime = runtime
+        self._annotations = annotations
         self._present = {
             (found.namespace, str(get_in(found.value, "metadata").get("name"))): found
             for found in iter_objects(documents, namespace)
             if found.value.get("kind") == "ConfigMap"
         }
-        self._checked: set[str] = set()
+        self._chosen: dict[tuple[str, str], ClusterDefaults] = {}
 
-    def add_missing(self, found: ManifestObject) -> list[Object]:
+    def choose_name(self, found: ManifestObject, defaults: ClusterDefaults) -> ClusterDefaults:
+        """The defaults with the name of the ConfigMap that this object's pods mount."""
+        if self._runtime is None or (found.namespace, defaults.config_map) in self._present:
+            return defaults
+        chosen = self._chosen.get((found.namespace, _get_hook(found.value)))
+        if chosen:
+            return chosen
+        metadata = get_in(found.value, "metadata")
+        name = metadata.get("name") or metadata.get("generateName") or ""
+        owner = f"{found.value.get('kind')}/{name}"
+        return replace(defaults, stream=hashlib.sha256(owner.encode()).hexdigest()[:8])
+
+    def add_missing(self, found: ManifestObject, settings: ClusterDefaults) -> list[Object]:
         """Return the ConfigMap to add before this object, if any; raises InjectionError."""
-        if self._runtime is None or found.namespace in self._checked:
+        hook = _get_hook(found.value)
+        if self._runtime is None or (found.namespace, hook) in self._chosen:
             return []
-        self._checked.add(found.namespace)
+        self._chosen[found.namespace, hook] = settings
         configmap = self._runtime.config_map()
-        metadata = configmap["metadata"]
-        present = self._present.get((found.namespace, metadata["name"]))
+        name = settings.config_map
+        present = self._present.get((found.namespace, name))
         if present and present.value.get("data") != configmap["data"]:
             raise InjectionError(
-                f"ConfigMap {quote(metadata['name'])} in {present.document.place}",
+                f"ConfigMap {quote(name)} in {present.document.place}",
                 "has other content, which pods would run",
                 fix="remove it: asya-injector adds its own",
                 reason=Reason.RUNTIME_CONFIGMAP_CONFLICT,
             )
         if present:
             return []
-        place = {"namespace": found.namespace} if found.namespace else {}
-        labels = metadata["labels"] | FROM_MANIFEST
-        return [configmap | {"metadata": {"name": metadata["name"], **place, "labels": labels}}]
+        annotations = self._annotations
+        if hook:
+            annotations = {_HOOK: hook, f"{_HOOK}-weight": str(-(2**31))}
+        metadata = {
+            "name": name,
+            **({"namespace": found.namespace} if found.namespace else {}),
+            "labels": configmap["metadata"]["labels"] | FROM_MANIFEST,
+            **({"annotations": dict(annotations)} if annotations else {}),
+        }
+        return [configmap | {"metadata": metadata}]
+
+
+def _get_hook(item: Object) -> str:
+    """When Helm runs an object as a hook; empty if it is not one."""
+    return str(get_in(item, "metadata", "annotations").get(_HOOK) or "")
 
 
 def _replace_objects(
     documents: Sequence[Document],
     namespace: str,
-    replace: Callable[[ManifestObject], list[Object]],
+    change: Callable[[ManifestObject], list[Object]],
     warnings: list[str],
 ) -> list[list[Document]]:
     """Replace all objects; return the new documents for each document; raises RejectedError.
 
-    replace: returns the new object and, before it, objects to add; or nothing, to remove it.
+    change: returns the new object and, before it, objects to add; or nothing, to remove it.
     """
     errors: list[str] = []
     outputs = []
@@ -199,7 +379,7 @@ def _replace_objects(
         values: dict[int | None, list[Object]] = {}
         for found in iter_objects([document], namespace):
             try:
-                values[found.item] = replace(found)
+                values[found.item] = change(found)
             except InjectionError as error:
                 errors.append(f"{found.label}: {error}")
         if _is_list(document.value):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from asya_injector.annotations.parse import merge, select_own
 from asya_injector.annotations.settings import ClusterDefaults
-from asya_injector.annotations.table import BY_KEY, INHERITED, PREFIX
+from asya_injector.annotations.table import BY_KEY, INHERITED, INJECTED, PREFIX
 from asya_injector.errors import quote
 from asya_injector.kube_objects import (
     POD,
@@ -55,9 +54,7 @@ def change_object(
     """
     reason = find_skip_reason(item, namespace, disabled)
     if reason:
-        is_missed = find_kind(item) is None and _mentions_asya(item)
-        missed = (f"not injected, because {reason}",) if is_missed else ()
-        return ObjectChange(before=item, after=item, skip_reason=reason, warnings=missed)
+        return ObjectChange(before=item, after=item, skip_reason=reason)
     is_pod = find_kind(item) is POD
     after = item if is_pod else propagate(item)
     warnings = () if is_pod else find_overridden(item)
@@ -65,10 +62,8 @@ def change_object(
     if injection:
         after = replace_template(after, injection.pod)
         warnings += injection.warnings
-    elif merge(get_annotations(get_template(after))):
-        reason = "asya.sh/inject switches it off"
     else:
-        reason = "it has no asya.sh/ annotation"
+        reason = _explain_no_actor(item, get_annotations(get_template(after)))
     return ObjectChange(
         before=item, after=after, injection=injection, skip_reason=reason, warnings=warnings
     )
@@ -115,6 +110,11 @@ def find_overridden(workload: Object) -> tuple[str, ...]:
     )
 
 
+def find_namespace_skip_reason(item: Object, namespace: str, disabled: Collection[str]) -> str:
+    """Why pods of an object of any kind are not sent to the webhooks; empty if they are."""
+    return next(_find_namespace_skip_reasons(item, namespace, disabled), "")
+
+
 def get_namespace(item: Object) -> str:
     """The namespace that an object names; empty if it names none."""
     return str(get_in(item, "metadata").get("namespace") or "")
@@ -137,12 +137,7 @@ def is_disabled_namespace(item: Object) -> bool:
 
 def _find_skip_reasons(item: Object, namespace: str, disabled: Collection[str]) -> Iterator[str]:
     """All reasons. The annotations are read last: in other cases they may be malformed."""
-    if namespace in SYSTEM_NAMESPACES:
-        yield "its namespace is never injected"
-    if namespace in disabled:
-        yield "its namespace has the label asya.sh/injection: disabled"
-    if get_in(item, "metadata").get("deletionTimestamp"):
-        yield "it is being deleted"
+    yield from _find_namespace_skip_reasons(item, namespace, disabled)
     if item["kind"] == "ReplicaSet" and _has_controller(item):
         yield "its controller manages the pod template"
     annotations, template = get_annotations(item), get_annotations(get_template(item))
@@ -155,15 +150,28 @@ def _find_skip_reasons(item: Object, namespace: str, disabled: Collection[str]) 
         yield f'asya.sh/inject is "false"{place}'
 
 
+def _find_namespace_skip_reasons(
+    item: Object, namespace: str, disabled: Collection[str]
+) -> Iterator[str]:
+    if namespace in SYSTEM_NAMESPACES:
+        yield "its namespace is never injected"
+    if namespace in disabled:
+        yield "its namespace has the label asya.sh/injection: disabled"
+    if get_in(item, "metadata").get("deletionTimestamp"):
+        yield "it is being deleted"
+
+
+def _explain_no_actor(item: Object, annotations: dict[str, str]) -> str:
+    """Why an object that is sent to the webhooks does not become an actor."""
+    if merge(annotations):
+        return "asya.sh/inject switches it off"
+    if select_own(get_annotations(item)) and not get_template(item):
+        return "it has no pod template"
+    if INJECTED in annotations:
+        return "its annotations were removed after the injection; run uninject"
+    return "it has no asya.sh/ annotation"
+
+
 def _has_controller(item: Object) -> bool:
     owners = get_in(item, "metadata").get("ownerReferences")
     return isinstance(owners, list) and any(get_in(o).get("controller") is True for o in owners)
-
-
-def _mentions_asya(item: Any) -> bool:
-    """Whether an object of any kind, or its pod template, has an `asya.sh/` annotation."""
-    return any(
-        str(key).startswith(PREFIX)
-        for node in (item, get_in(item, "spec", "template"))
-        for key in get_in(node, "metadata", "annotations")
-    )

@@ -114,7 +114,8 @@ def test_a_closed_pipe_is_not_reported() -> None:
             text=True,
             check=False,
         )
-    assert (done.returncode, done.stderr) == (1, "")
+    summary = "asya-injector: 0 injected, 0 unchanged, 0 rejected\n"
+    assert (done.returncode, done.stderr) == (1, summary)
 
 
 def test_output_is_colored_on_terminals_unless_no_color_is_set(tmp_path: Path) -> None:
