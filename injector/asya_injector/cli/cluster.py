@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +20,8 @@ from asya_injector.runtime_files import RuntimeFiles
 if TYPE_CHECKING:
     from asya_injector.kube_client import Cluster
 
+# In a pod: the namespace of its service account.
+_OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _COLORS = {OK: "green", WRONG: "red", UNKNOWN: "yellow"}
 
 _CHECK_EPILOG = f"""
@@ -101,6 +104,13 @@ def check(*, namespace: str, kubeconfig: str | None, context: str | None, output
     help="Keep ConfigMaps that are younger: 90s, 10m, 2h, 1d. Default: 10m.",
 )
 @click.option(
+    "--release-namespace",
+    default="",
+    metavar="NAME",
+    help="Namespace of the chart's release. Default: that of the webhook's Service; in a pod "
+    "without permission to read it, the pod's namespace.",
+)
+@click.option(
     "--keep", multiple=True, metavar="HASH", help="Also keep this version. May be repeated."
 )
 def prune(
@@ -110,6 +120,7 @@ def prune(
     context: str | None,
     dry_run: bool,
     older_than: dt.timedelta,
+    release_namespace: str,
     keep: tuple[str, ...],
 ) -> None:
     """Delete runtime ConfigMaps that no pod uses.
@@ -131,7 +142,12 @@ def prune(
     with _connect(kubeconfig, context) as cluster:
         try:
             for decision in run_prune(
-                cluster, older_than=older_than, dry_run=dry_run, namespace=namespace, keep=keep
+                cluster,
+                older_than=older_than,
+                dry_run=dry_run,
+                release=release_namespace or _find_release(cluster),
+                namespace=namespace,
+                keep=keep,
             ):
                 name, reason = decision.name, decision.reason
                 if decision.failed:
@@ -150,6 +166,23 @@ def prune(
     click.echo(f"{deleted} deleted{suffix}, {kept} kept")
     if failed:
         raise SystemExit(FAILED)
+
+
+def _find_release(cluster: Cluster) -> str | None:
+    """The namespace of the chart's release; empty if there is none, None if it is unknown."""
+    from asya_injector.diagnostics.injector import find_release_namespace
+    from asya_injector.kube_client import ApiException
+
+    try:
+        return find_release_namespace(
+            cluster.list("admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations")
+        )
+    except ApiException:
+        pass
+    try:
+        return _OWN_NAMESPACE.read_text("utf-8").strip()
+    except OSError:
+        return None
 
 
 @contextmanager

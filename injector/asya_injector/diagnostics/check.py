@@ -122,13 +122,15 @@ class _Checks:
                 yield _try_admission(self._cluster, namespace)
 
     def check_versions(self) -> Iterator[Finding]:
-        """Check the chart's ConfigMaps; their versions are the current ones."""
+        """Check the chart's ConfigMaps; those of the release have the current versions.
+
+        Anybody could write one in another namespace.
+        """
+        found = self._cluster.list("v1", "configmaps", namespace=self._release, labels=CHART)
         charts = [
-            item
-            for item in self._cluster.list("v1", "configmaps", labels=CHART)
-            if CHART_SHA256 in get_mapping(item, "metadata", "annotations")
+            item for item in found if CHART_SHA256 in get_mapping(item, "metadata", "annotations")
         ]
-        if charts:
+        if charts and self._release:
             self._current = {
                 str(get_mapping(item, "metadata", "annotations")[CHART_SHA256])[:10]
                 for item in charts

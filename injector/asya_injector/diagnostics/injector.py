@@ -27,6 +27,14 @@ def find_webhook_configurations(configurations: Iterable[Object]) -> list[Object
     ]
 
 
+def find_release_namespace(configurations: Iterable[Object]) -> str:
+    """The namespace of the Service that the API server calls; empty if there is none."""
+    for item in find_webhook_configurations(configurations):
+        webhook = find_by_name(get_items(item, "webhooks"), POD_WEBHOOK) or {}
+        return str(get_mapping(webhook, "clientConfig", "service").get("namespace") or "")
+    return ""
+
+
 def check_webhooks(configurations: Sequence[Object]) -> Finding:
     """Check that exactly one configuration calls the injector, each webhook with a caBundle."""
     names = [str(get_mapping(item, "metadata").get("name")) for item in configurations]

@@ -60,18 +60,22 @@ def prune(
     *,
     older_than: dt.timedelta,
     dry_run: bool,
+    release: str | None,
     namespace: str = "",
     keep: Iterable[str] = (),
 ) -> Iterator[PruneDecision]:
     """Delete unused runtime ConfigMaps; yield each decision after it was carried out.
 
+    release: namespace of the chart's release; only its ConfigMaps and injectors tell which versions
+        are current. Empty: nothing is installed. None: unknown, then `keep` is required.
     keep: hashes to keep, besides the current ones. Raises ApiException or PruneError, before
     anything was deleted, if the cluster cannot be read.
     """
     configmaps = _list_runtime_configmaps(cluster, namespace)
     keep = set(keep)
-    charts = _find_chart_versions(cluster, required=not keep)
-    references, injected = _read_pods(cluster.list("v1", "pods", namespace=namespace))
+    charts = _find_chart_versions(cluster, release, required=not keep)
+    references = _read_references(cluster.list("v1", "pods", namespace=namespace))
+    injected = _find_injected_versions(cluster, release)
     current = keep | charts | injected
     refreshed: dict[str, References] = {}
     for configmap in configmaps:
@@ -79,10 +83,8 @@ def prune(
         if decision.delete and not dry_run:
             where = configmap["metadata"]["namespace"]
             if where not in refreshed:
-                refreshed[where], _ = _read_pods(cluster.list("v1", "pods", namespace=where))
-                injectors = cluster.list("v1", "pods", namespace=namespace, labels=INJECTOR)
-                _, injected = _read_pods(injectors)
-                current |= injected
+                refreshed[where] = _read_references(cluster.list("v1", "pods", namespace=where))
+                current |= _find_injected_versions(cluster, release)
             decision = decide(
                 configmap, refreshed[where], current, now=cluster.now, older_than=older_than
             )
@@ -144,33 +146,44 @@ def _list_runtime_configmaps(cluster: Cluster, namespace: str) -> list[Object]:
     return [item for item in found.values() if is_runtime_configmap(item)]
 
 
-def _find_chart_versions(cluster: Cluster, *, required: bool) -> set[str]:
-    """Hashes of the runtime in the charts of the cluster."""
+def _list_charts(cluster: Cluster, release: str) -> Iterable[Object]:
+    if not release:
+        return ()
+    return cluster.list("v1", "configmaps", namespace=release, labels=CHART, metadata_only=True)
+
+
+def _find_chart_versions(cluster: Cluster, release: str | None, *, required: bool) -> set[str]:
+    """Hashes of the runtime in the charts of the release's namespace."""
+    problem = "the namespace of the release is unknown"
     try:
-        charts = list(cluster.list("v1", "configmaps", labels=CHART, metadata_only=True))
+        if release is not None:
+            charts = _list_charts(cluster, release)
+            found = (get_mapping(item, "metadata", "annotations") for item in charts)
+            return {str(each[CHART_SHA256])[:10] for each in found if each.get(CHART_SHA256)}
     except ApiException as error:
-        if not required:
-            return set()
-        raise PruneError(
-            f"cannot determine the current runtime version ({describe_error(error)}); name it "
-            "with --keep HASH"
-        ) from None
-    found = (get_mapping(item, "metadata", "annotations").get(CHART_SHA256) for item in charts)
-    return {str(sha256)[:10] for sha256 in found if sha256}
+        problem = describe_error(error)
+    if not required:
+        return set()
+    raise PruneError(
+        f"cannot determine the current runtime version ({problem}); name the namespace with "
+        "--release-namespace, or the version with --keep HASH"
+    )
 
 
-def _read_pods(pods: Iterable[Object]) -> tuple[References, set[str]]:
-    """What pods refer to, and hashes of the runtime that the injectors among them give to pods."""
+def _find_injected_versions(cluster: Cluster, release: str | None) -> set[str]:
+    """Hashes of the runtime that the release's injectors give to pods."""
+    pods = cluster.list("v1", "pods", namespace=release, labels=INJECTOR) if release else ()
+    found = (get_mapping(pod, "metadata", "annotations").get(_CHECKSUM) for pod in pods)
+    return {str(checksum)[:10] for checksum in found if checksum}
+
+
+def _read_references(pods: Iterable[Object]) -> References:
     references: References = defaultdict(set)
-    versions = set()
     for pod in pods:
         metadata = get_mapping(pod, "metadata")
         for name in find_references(pod):
             references[f"{metadata['namespace']}/{name}"].add(str(metadata["name"]))
-        checksum = get_mapping(metadata, "annotations").get(_CHECKSUM)
-        if checksum and INJECTOR.items() <= get_mapping(metadata, "labels").items():
-            versions.add(str(checksum)[:10])
-    return references, versions
+    return references
 
 
 def _delete(cluster: Cluster, decision: PruneDecision) -> PruneDecision:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asya_injector.cli import cluster
 
 from tests.injector.commands import Done, asya
 from tests.injector.paged_api import PagedApi, serve_paged_api
@@ -151,11 +152,29 @@ def test_prune_without_permission_to_read_the_cluster_deletes_nothing(
 def test_prune_that_cannot_find_the_current_version_says_how_to_name_it(
     run: Command, server: PagedApi
 ) -> None:
-    server.denied = {"GET /api/v1/configmaps": 403}
-    assert run("prune", "-n", "m") == Done(
-        1,
-        "",
-        "asya-injector: cannot determine the current runtime version (/api/v1/configmaps is "
-        "forbidden); name it with --keep HASH\n",
-    )
+    webhooks = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+    configmaps = "/api/v1/namespaces/s/configmaps"
+    server.denied = {f"GET {webhooks}": 403, f"GET {configmaps}": 403}
+    hint = "; name the namespace with --release-namespace, or the version with --keep HASH\n"
+    line = "asya-injector: cannot determine the current runtime version"
+    unknown = f"{line} (the namespace of the release is unknown){hint}"
+    assert run("prune", "-n", "m") == Done(1, "", unknown)
+    denied = f"{line} ({configmaps} is forbidden){hint}"
+    assert run("prune", "-n", "m", "--release-namespace", "s") == Done(1, "", denied)
     assert run("prune", "-n", "m", "--keep", OLD) == Done(0, "0 deleted, 0 kept\n", "")
+
+
+def test_prune_finds_the_release_by_the_webhook_or_by_its_own_namespace(
+    run: Command, server: PagedApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    webhooks = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+    service = {"service": {"namespace": "s", "name": "x"}}
+    webhook = {"name": "pods.asya.sh", "clientConfig": service}
+    server.lists = {webhooks: [{"metadata": {"name": "x"}, "webhooks": [webhook]}]}
+    assert run("prune").status == 0
+    assert any("/namespaces/s/configmaps" in call for call in server.calls)
+    (tmp_path / "namespace").write_text("own\n")
+    monkeypatch.setattr(cluster, "_OWN_NAMESPACE", tmp_path / "namespace")
+    server.denied = {f"GET {webhooks}": 403}
+    assert run("prune").status == 0
+    assert any("/namespaces/own/configmaps" in call for call in server.calls)

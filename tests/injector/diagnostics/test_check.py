@@ -216,6 +216,7 @@ def server() -> Iterator[PagedApi]:
 RUNTIME = RuntimeFiles({"asya_runtime.py": "1"})
 PART_OF = {"app.kubernetes.io/part-of": "asya-runtime"}
 WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+RELEASE_CONFIGMAPS = "/api/v1/namespaces/s/configmaps"
 RELEASE_PODS = "/api/v1/namespaces/s/pods"
 
 
@@ -253,7 +254,7 @@ def install(server: PagedApi) -> None:
                 "endpoints": [{"addresses": ["1"], "conditions": {"ready": True}}],
             }
         ],
-        "/api/v1/configmaps": [chart],
+        RELEASE_CONFIGMAPS: [chart],
         "/api/v1/pods": [pod(RUNTIME.hash)],
         "/apis/apps/v1/deployments": [propagate(workload)],
     }
@@ -296,6 +297,7 @@ def test_a_healthy_installation_passes_all_checks(server: PagedApi) -> None:
 def test_without_a_webhook_configuration_the_injector_is_not_checked(server: PagedApi) -> None:
     install(server)
     server.lists[WEBHOOKS] = []
+    server.lists["/api/v1/configmaps"] = server.lists[RELEASE_CONFIGMAPS]
     states = {name: state for name, (state, _, _) in run_check(server).items()}
     assert states == {"webhook": WRONG, "version": OK, "pods": OK, "workloads": OK}
 
@@ -310,7 +312,7 @@ def test_a_check_that_the_api_server_denies_is_unknown_and_the_others_run(
     paths = {
         "injector": "/apis/apps/v1/namespaces/s/deployments",
         "endpoints": "/apis/discovery.k8s.io/v1/namespaces/s/endpointslices",
-        "version": "/api/v1/configmaps",
+        "version": RELEASE_CONFIGMAPS,
         "pods": "/api/v1/pods",
         "workloads": "/apis/batch/v1/cronjobs",
     }
@@ -325,12 +327,23 @@ def test_a_check_that_the_api_server_denies_is_unknown_and_the_others_run(
 
 def test_the_current_runtime_is_that_of_the_chart(server: PagedApi) -> None:
     install(server)
-    (chart,) = server.lists["/api/v1/configmaps"]
+    (chart,) = server.lists[RELEASE_CONFIGMAPS]
     chart["metadata"]["annotations"] = {"asya.sh/runtime-sha256": NEW + "f" * 54}
     server.lists["/api/v1/pods"] = [pod(NEW)]
     results = run_check(server)
     assert (results["version"][0], results["pods"][0]) == (WRONG, OK)
     server.lists["/api/v1/pods"] = [pod(RUNTIME.hash)]
+    assert run_check(server)["pods"][0] == WRONG
+
+
+def test_a_configmap_outside_of_the_release_does_not_say_what_is_current(server: PagedApi) -> None:
+    install(server)
+    metadata = {"namespace": "x", "name": "x", "labels": PART_OF}
+    metadata["annotations"] = {"asya.sh/runtime-sha256": NEW + "f" * 54}
+    server.lists["/api/v1/configmaps"] = [{"metadata": metadata, "data": {}}]
+    results = run_check(server)
+    assert (results["version"][0], results["pods"][0]) == (OK, OK)
+    server.lists["/api/v1/pods"] = [pod(NEW)]
     assert run_check(server)["pods"][0] == WRONG
 
 

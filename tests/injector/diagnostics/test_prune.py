@@ -93,6 +93,8 @@ def server() -> Iterator[PagedApi]:
         yield server
 
 
+RELEASE_CONFIGMAPS = "/api/v1/namespaces/s/configmaps"
+RELEASE_PODS = "/api/v1/namespaces/s/pods"
 CONFIGMAPS, PODS = "/api/v1/configmaps", "/api/v1/pods"
 PART_OF = {"app.kubernetes.io/part-of": "asya-runtime"}
 CHART = {
@@ -107,7 +109,7 @@ CHART = {
 
 def run_prune(server: PagedApi, **options: Any) -> dict[str, str]:
     """The reason for each ConfigMap that was kept, "" for those that were deleted."""
-    options = {"older_than": TEN_MINUTES, "dry_run": False, **options}
+    options = {"older_than": TEN_MINUTES, "dry_run": False, "release": "s", **options}
     return {
         decision.name.replace("asya-runtime-", ""): "failed: " * decision.failed + decision.reason
         for decision in prune(server.connect(), **options)
@@ -119,8 +121,8 @@ def test_only_unused_configmaps_are_deleted_and_only_if_unchanged(server: PagedA
         CONFIGMAPS: [
             *(configmap(OLD, namespace) for namespace in ("a", "b", "c", "d", "e")),
             configmap(NEW, "a"),
-            CHART,
         ],
+        RELEASE_CONFIGMAPS: [CHART],
         PODS: [pod(OLD, "b"), pod(OLD, "d"), pod(None, "e")],
         "/api/v1/namespaces/d/pods": [pod(OLD, "d")],
     }
@@ -143,7 +145,7 @@ def test_only_unused_configmaps_are_deleted_and_only_if_unchanged(server: PagedA
 def test_configmaps_are_listed_before_pods_and_pods_again_before_a_deletion(
     server: PagedApi,
 ) -> None:
-    server.lists = {CONFIGMAPS: [configmap(OLD), CHART]}
+    server.lists = {CONFIGMAPS: [configmap(OLD)], RELEASE_CONFIGMAPS: [CHART]}
 
     def add_pod() -> None:
         server.lists["/api/v1/namespaces/m/pods"] = [pod(OLD)]
@@ -151,7 +153,7 @@ def test_configmaps_are_listed_before_pods_and_pods_again_before_a_deletion(
     server.after = {PODS: add_pod}
     assert run_prune(server) == {f"m/{OLD}": "used by pod p"}
     assert [call.split("?")[0] for call in server.calls][:3] == [
-        f"GET {CONFIGMAPS}", f"GET {CONFIGMAPS}", f"GET {PODS}",
+        f"GET {CONFIGMAPS}", f"GET {RELEASE_CONFIGMAPS}", f"GET {PODS}",
     ]  # fmt: skip
     assert not [call for call in server.calls if call.startswith("DELETE")]
 
@@ -159,9 +161,34 @@ def test_configmaps_are_listed_before_pods_and_pods_again_before_a_deletion(
 def test_the_runtime_of_a_running_injector_is_kept(server: PagedApi) -> None:
     injector = pod(None, "s", annotations={"checksum/runtime": OLD + "0" * 54})
     injector["metadata"]["labels"] = PART_OF | {"app.kubernetes.io/name": "asya-injector"}
-    server.lists = {CONFIGMAPS: [configmap(OLD), CHART], PODS: [injector]}
+    server.lists = {
+        CONFIGMAPS: [configmap(OLD)],
+        RELEASE_CONFIGMAPS: [CHART],
+        RELEASE_PODS: [injector],
+    }
     assert run_prune(server) == {f"m/{OLD}": "current version"}
+    assert run_prune(server, namespace="m") == {}
+    server.lists["/api/v1/namespaces/m/configmaps"] = [configmap(OLD)]
+    assert run_prune(server, namespace="m") == {f"m/{OLD}": "current version"}
     injector["metadata"]["labels"] = {}
+    assert run_prune(server) == {f"m/{OLD}": ""}
+
+
+def test_configmaps_and_pods_outside_of_the_release_do_not_keep_a_version(
+    server: PagedApi,
+) -> None:
+    forged = {"metadata": CHART["metadata"] | {"namespace": "x"}}
+    forged["metadata"]["annotations"] = {"asya.sh/runtime-sha256": OLD + "f" * 54}
+    injector = pod(None, "x", annotations={"checksum/runtime": OLD + "0" * 54})
+    injector["metadata"]["labels"] = PART_OF | {"app.kubernetes.io/name": "asya-injector"}
+    server.lists = {
+        CONFIGMAPS: [configmap(OLD), forged],
+        RELEASE_CONFIGMAPS: [CHART],
+        "/api/v1/namespaces/x/configmaps": [forged],
+        PODS: [injector],
+        "/api/v1/namespaces/x/pods": [injector],
+    }
+    assert run_prune(server, release="x") == {f"m/{OLD}": "current version"}
     assert run_prune(server) == {f"m/{OLD}": ""}
 
 
@@ -185,9 +212,10 @@ def test_without_permission_to_find_the_current_version_it_must_be_named(
     server: PagedApi,
 ) -> None:
     server.lists = {"/api/v1/namespaces/m/configmaps": [configmap(OLD), configmap(NEW)]}
-    server.denied = {f"GET {CONFIGMAPS}": 403}
-    with pytest.raises(PruneError, match="name it with --keep HASH"):
-        run_prune(server, namespace="m")
+    server.denied = {f"GET {RELEASE_CONFIGMAPS}": 403}
+    for release in ("s", None):
+        with pytest.raises(PruneError, match="--release-namespace, or the version with --keep"):
+            run_prune(server, namespace="m", release=release)
     assert run_prune(server, namespace="m", keep=[NEW]) == {
         f"m/{OLD}": "",
         f"m/{NEW}": "current version",
