@@ -242,22 +242,22 @@ def _read_json(source: str, text: str) -> list[Document]:
     documents: list[Document] = []
     start = 0
     while (begin := _skip_space(text, start)) < len(text):
-        document = Document(source, len(documents) + 1, text[start:], is_json=True)
+        document = Document(source, len(documents) + 1, "", is_json=True)
         try:
             value, end = decode_json(text, begin)
-            end = _LINE_END.match(text, end).end()  # type: ignore[union-attr]
-            document = replace(document, text=text[start:end])
-            is_read = _concerns_us(document.text)
+            line_end = _LINE_END.match(text, end)
+            end = line_end.end() if line_end else end
+            is_read = _concerns_us(text[start:end])
             value = check_json(value) if is_read else None
         except RecursionError:
-            if _concerns_us(document.text):
+            if _concerns_us(text[start:]):
                 raise ManifestError(f"{document.place}: {TOO_DEEP}") from None
-            return [*documents, replace(document, is_read=False)]
+            return [*documents, replace(document, text=text[start:], is_read=False)]
         except ValueError:
             return []
         except DocumentError as error:
             raise ManifestError(f"{document.place}: {error}") from None
-        documents.append(replace(document, value=value, is_read=is_read))
+        documents.append(replace(document, text=text[start:end], value=value, is_read=is_read))
         start = end
     if documents:
         last = documents[-1]
