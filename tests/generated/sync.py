@@ -26,7 +26,7 @@ _REGION = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _SCHEMA_DEFAULTS = re.compile(r'^(?P<indent> *)"defaults": \{\n.*?^(?P=indent)\}', re.M | re.S)
-_CHART_VERSION = re.compile(r'^((?:appV|v)ersion: "?)[0-9][^"\n]*', re.M)
+_VERSION = re.compile(r'^((?:appV|v)ersion: "?)[0-9][^"\n]*', re.M)
 _IMAGE_TAG = re.compile(r"(asya-injector:)\d[\w.]*\b")
 
 
@@ -44,7 +44,8 @@ def wanted(root: Path = ROOT) -> dict[Path, str]:
     files = {chart / "files" / name: _read(root / "runtime" / name) for name in RUNTIME_FILES}
     files[chart / "templates/_tables.tpl"] = tables.helper_tables()
     about = chart / "Chart.yaml"
-    files[about] = _CHART_VERSION.sub(rf"\g<1>{__version__}", _read(about))
+    for path in (about, root / "examples/gitops/helm-plugin/plugin.yaml"):
+        files[path] = _VERSION.sub(rf"\g<1>{__version__}", _read(path))
     schema = chart / "values.schema.json"
     files[schema] = _with_defaults(_read(schema))
     values = chart / "values.yaml"
