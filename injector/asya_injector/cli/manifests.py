@@ -22,6 +22,7 @@ from asya_injector.manifests.documents import (
     join_documents,
     read_documents,
 )
+from asya_injector.manifests.objects import iter_objects
 from asya_injector.runtime_files import RuntimeFiles
 
 # What keeps an object that is no longer in the manifests, by tool.
@@ -117,8 +118,9 @@ def inject(
 
     Reads YAML and JSON, also with several documents and with lists, and writes all of it to
     standard output. Annotated pods and workloads are changed as the webhook would change their
-    pods. The runtime ConfigMap of each namespace is added before its first actor. Everything else
-    is written as it was, including comments and order. If an object is rejected, all errors are
+    pods, and so are annotated pod templates in other kinds. The runtime ConfigMap of each namespace
+    is added before its first actor. Everything else is written as it was, including comments and
+    order. If an object is rejected, all errors are
     reported and no output is written. Objects that were injected before are updated.
     """
     runtime = _load_runtime()
@@ -177,7 +179,7 @@ def explain(
     disabled = transform.list_disabled_namespaces(documents)
     outcomes = [
         outcome
-        for each in transform.iter_objects(documents, namespace, with_unread=True)
+        for each in iter_objects(documents, namespace, with_unread=True)
         for outcome in transform.explain_changes(each, settings, disabled)
     ]
     explained = [explanations.explain(*outcome) for outcome in outcomes]

@@ -24,13 +24,8 @@ from asya_injector.manifests.nodes import (
     compose_yaml,
     decode_json,
 )
-from asya_injector.manifests.yaml_edit import (
-    edit_json,
-    edit_yaml,
-    has_aliases,
-    render_block,
-    render_json,
-)
+from asya_injector.manifests.render import render_block, render_json
+from asya_injector.manifests.yaml_edit import edit_json, edit_yaml, has_aliases
 
 SUFFIXES = (".yaml", ".yml", ".json")
 _BOM = "\ufeff"

@@ -19,8 +19,8 @@ from asya_injector.kube_objects import (
     get_strings,
     get_template,
 )
+from asya_injector.manifests.objects import ManifestObject
 from asya_injector.manifests.templates import describe_path
-from asya_injector.manifests.transform import ManifestObject
 from asya_injector.mutation.inject import Injection
 from asya_injector.mutation.ownership import HOOKS, get_hook_command
 from asya_injector.mutation.workload import ObjectChange

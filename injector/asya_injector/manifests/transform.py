@@ -5,14 +5,13 @@ All or nothing: if an object is rejected, all errors are reported and there is n
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.annotations.table import PREFIX
-from asya_injector.errors import InjectionError, Reason, quote
+from asya_injector.errors import InjectionError
 from asya_injector.kube_objects import (
     Object,
     find_kind,
@@ -28,9 +27,10 @@ from asya_injector.manifests.documents import (
     render_document,
     uses_anchors,
 )
+from asya_injector.manifests.objects import ManifestObject, is_list, iter_objects
+from asya_injector.manifests.runtime_configmaps import RuntimeConfigMaps
 from asya_injector.manifests.templates import (
     Path,
-    describe_path,
     find_ineffective_keys,
     find_operator,
     find_templates,
@@ -42,39 +42,10 @@ from asya_injector.mutation.workload import (
     ObjectChange,
     change_object,
     find_namespace_skip_reason,
-    get_namespace,
     is_disabled_namespace,
     is_runtime_configmap,
 )
 from asya_injector.runtime_files import FROM_MANIFEST, RuntimeFiles
-
-_HOOK = "helm.sh/hook"
-
-
-@dataclass(frozen=True)
-class ManifestObject:
-    """An object and where it is: a document, and the index of the item if that is a list.
-
-    template: path of its pod template, in an object of an unknown kind.
-    """
-
-    document: Document
-    item: int | None
-    value: Object
-    namespace: str
-    template: Path = ()
-
-    @property
-    def label(self) -> str:
-        """The object in a message: place, kind, namespace and name."""
-        place = self.document.place + (f"[{self.item}]" if self.item is not None else "")
-        metadata = get_in(self.value, "metadata")
-        name = str(metadata.get("name") or metadata.get("generateName") or "")
-        path = "/".join(filter(None, (self.namespace, name)))
-        text = f"{self.value.get('kind') or ''} {path}".rstrip()
-        # Names may contain terminal sequences.
-        text = text if text.isascii() and text.isprintable() else quote(text)
-        return f"{place} {text}" + (f" {describe_path(self.template)}" if self.template else "")
 
 
 @dataclass
@@ -107,23 +78,6 @@ class RejectedError(Exception):
     def __init__(self, lines: Sequence[str]) -> None:
         super().__init__("\n".join(lines))
         self.lines = list(lines)
-
-
-def iter_objects(
-    documents: Sequence[Document], namespace: str = "", *, with_unread: bool = False
-) -> Iterator[ManifestObject]:
-    """Yield the objects that were read, including items of lists.
-
-    namespace: of objects that name none. with_unread: also yield what is known of the others.
-    """
-    for document in documents:
-        value = document.value
-        if with_unread and "kind" in document.head and not document.is_read:
-            value = document.head
-        items = enumerate(value["items"]) if _is_list(value) else [(None, value)]
-        for index, item in items:
-            if isinstance(item, dict):
-                yield ManifestObject(document, index, item, get_namespace(item) or namespace)
 
 
 def list_disabled_namespaces(documents: Sequence[Document]) -> list[str]:
@@ -172,7 +126,7 @@ def inject_all(
     ConfigMaps.
     """
     disabled = list_disabled_namespaces(documents)
-    configmaps = _RuntimeConfigMaps(documents, runtime, namespace, annotations or {})
+    configmaps = RuntimeConfigMaps(documents, runtime, namespace, annotations or {})
     output = Output([], [])
 
     def change_one(found: ManifestObject) -> list[Object]:
@@ -293,76 +247,6 @@ def _is_annotated(item: Object) -> bool:
     )
 
 
-class _RuntimeConfigMaps:
-    """The runtime ConfigMaps of a set of manifests: those in it, and those to add.
-
-    Each namespace gets its own, named after its first actor, so that several sets of manifests can
-    share a namespace. Helm creates hooks before everything else, so they get another one.
-    """
-
-    def __init__(
-        self,
-        documents: Sequence[Document],
-        runtime: RuntimeFiles | None,
-        namespace: str,
-        annotations: Mapping[str, str],
-    ) -> None:
-        self._runtime = runtime
-        self._annotations = annotations
-        self._present = {
-            (found.namespace, str(get_in(found.value, "metadata").get("name"))): found
-            for found in iter_objects(documents, namespace)
-            if found.value.get("kind") == "ConfigMap"
-        }
-        self._chosen: dict[tuple[str, str], ClusterDefaults] = {}
-
-    def choose_name(self, found: ManifestObject, defaults: ClusterDefaults) -> ClusterDefaults:
-        """The defaults with the name of the ConfigMap that this object's pods mount."""
-        if self._runtime is None or (found.namespace, defaults.config_map) in self._present:
-            return defaults
-        chosen = self._chosen.get((found.namespace, _get_hook(found.value)))
-        if chosen:
-            return chosen
-        metadata = get_in(found.value, "metadata")
-        name = metadata.get("name") or metadata.get("generateName") or ""
-        owner = f"{found.value.get('kind')}/{name}"
-        return replace(defaults, stream=hashlib.sha256(owner.encode()).hexdigest()[:8])
-
-    def add_missing(self, found: ManifestObject, settings: ClusterDefaults) -> list[Object]:
-        """Return the ConfigMap to add before this object, if any; raises InjectionError."""
-        hook = _get_hook(found.value)
-        if self._runtime is None or (found.namespace, hook) in self._chosen:
-            return []
-        self._chosen[found.namespace, hook] = settings
-        configmap = self._runtime.config_map()
-        name = settings.config_map
-        present = self._present.get((found.namespace, name))
-        if present and present.value.get("data") != configmap["data"]:
-            raise InjectionError(
-                f"ConfigMap {quote(name)} in {present.document.place}",
-                "has other content, which pods would run",
-                fix="remove it: asya-injector adds its own",
-                reason=Reason.RUNTIME_CONFIGMAP_CONFLICT,
-            )
-        if present:
-            return []
-        annotations = self._annotations
-        if hook:
-            annotations = {_HOOK: hook, f"{_HOOK}-weight": str(-(2**31))}
-        metadata = {
-            "name": name,
-            **({"namespace": found.namespace} if found.namespace else {}),
-            "labels": configmap["metadata"]["labels"] | FROM_MANIFEST,
-            **({"annotations": dict(annotations)} if annotations else {}),
-        }
-        return [configmap | {"metadata": metadata}]
-
-
-def _get_hook(item: Object) -> str:
-    """When Helm runs an object as a hook; empty if it is not one."""
-    return str(get_in(item, "metadata", "annotations").get(_HOOK) or "")
-
-
 def _replace_objects(
     documents: Sequence[Document],
     namespace: str,
@@ -382,7 +266,7 @@ def _replace_objects(
                 values[found.item] = change(found)
             except InjectionError as error:
                 errors.append(f"{found.label}: {error}")
-        if _is_list(document.value):
+        if is_list(document.value):
             each = (values.get(i, [item]) for i, item in enumerate(document.value["items"]))
             items = [item for replaced in each for item in replaced]
             values = {None: [document.value | {"items": items}]}
@@ -403,11 +287,3 @@ def _write(document: Document, values: list[Any], warnings: list[str]) -> list[D
         edited = render_document(value, like=document)
     rendered = [render_document(item, like=document) for item in added]
     return [edited, *rendered] if document.has_directive else [*rendered, edited]
-
-
-def _is_list(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and str(value.get("kind")).endswith("List")
-        and isinstance(value.get("items"), list)
-    )

@@ -123,9 +123,9 @@ def test_five_megabytes_of_others_take_less_than_a_second() -> None:
     crd = "apiVersion: x/v1\nkind: CRD\nspec:\n" + "  - {name: x, pattern: '^\\/[a-z]'}\n" * 30_000
     text = "---\n".join([crd] * 5 + [ACTOR])
     assert len(text) > 5_000_000
-    start = time.perf_counter()
+    start = time.process_time()
     assert asya("inject", stdin=text).status == 0
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("template", ["{}---\n", '{{"kind": "List", "items": [{}]}}'])
@@ -139,9 +139,9 @@ def test_many_actors_take_linear_time(template: str) -> None:
     def measure(count: int) -> float:
         items = [item.replace("NAME", f"p{i}") for i in range(count)]
         text = template.format(",".join(items)) if "List" in template else "\n---\n".join(items)
-        start = time.perf_counter()
+        start = time.process_time()
         assert asya("inject", stdin=text).status == 0
-        return (time.perf_counter() - start) / count
+        return (time.process_time() - start) / count
 
     assert measure(400) < max(3 * measure(50), 0.01)
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from asya_injector.manifests import documents
 from asya_injector.manifests.nodes import Node, compose_yaml
-from asya_injector.manifests.yaml_edit import edit_yaml, render_block, render_flow
+from asya_injector.manifests.render import render_block, render_flow
+from asya_injector.manifests.yaml_edit import edit_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
