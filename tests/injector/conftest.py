@@ -1,4 +1,4 @@
-"""An API server in memory, and the injector as a process that talks to it."""
+"""A stand-in API server, and the injector as a process that uses it."""
 
 import contextlib
 import json
@@ -30,12 +30,12 @@ def free_port() -> int:
         return port
 
 
-def until(what: str, found: Callable[[], Any], *, seconds: float = DEADLINE) -> Any:
-    """What `found` gives, once it gives something."""
+def until(what: str, check: Callable[[], Any], *, seconds: float = DEADLINE) -> Any:
+    """Wait until `check` returns a true value, and return that; fails after `seconds`."""
     end = time.monotonic() + seconds
-    while not (result := found()):
+    while not (result := check()):
         if time.monotonic() > end:
-            raise AssertionError(f"waited in vain for {what}")
+            raise AssertionError(f"timed out waiting for {what}")
         time.sleep(0.02)
     return result
 
@@ -48,7 +48,7 @@ def api(tmp_path: Path) -> Iterator[Api]:
 
 
 def run_script(script: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    """What a program prints that is run by an interpreter of its own, with our package.
+    """Run a Python script in a new process that can import the package.
 
     text: its standard input.
     """
@@ -63,7 +63,7 @@ def run_script(script: str, text: str = "") -> subprocess.CompletedProcess[str]:
 
 
 class Injector:
-    """`asya-injector run` as a process of its own."""
+    """A process that runs `asya-injector run`."""
 
     def __init__(
         self, directory: Path, kubeconfig: Path, program: Sequence[str], **environ: str
@@ -82,28 +82,30 @@ class Injector:
             "KUBECONFIG": str(kubeconfig),
             "PYTHONPATH": str(ROOT / "injector"),
         }
-        # Compiled once, not at each start.
-        kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        # Compile modules once, not at each start.
+        inherited = {
+            key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"
+        }
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(
                 (sys.executable, *program),
-                env={**kept, **settings, **environ},
+                env={**inherited, **settings, **environ},
                 stdout=output,
                 stderr=output,
             )
 
     @property
     def log(self) -> list[Any]:
-        """Its log's lines; each must be JSON."""
+        """The lines of its log; each must be JSON."""
         return [json.loads(line) for line in self._output.read_text().splitlines()]
 
     @property
     def text(self) -> str:
-        """All that it printed."""
+        """Its whole output."""
         return self._output.read_text()
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status and text of its plain port; 0 while that is closed."""
+        """Status and text from its plain HTTP port; status 0 while the port is closed."""
         try:
             with urllib.request.urlopen(
                 f"http://127.0.0.1:{self.http_port}{path}", timeout=5
@@ -122,7 +124,7 @@ class Injector:
         until("readiness", ready)
 
     def connect(self, bundle: bytes) -> ssl.SSLSocket:
-        """A TLS connection as the API server makes it."""
+        """A TLS connection as the API server opens it."""
         context = ssl.create_default_context(cadata=bundle.decode())
         plain = socket.create_connection(("127.0.0.1", self.webhook_port), timeout=10)
         connection = context.wrap_socket(plain, server_hostname=f"{NAME}.{NAMESPACE}.svc")
@@ -130,12 +132,12 @@ class Injector:
         return connection
 
     def stop(self) -> int:
-        """Its exit status after SIGTERM."""
+        """Send SIGTERM; returns the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(DEADLINE)
 
     def end(self) -> None:
-        """Leave nothing of it behind."""
+        """Kill the process and close its connections."""
         for connection in self._connections:
             connection.close()
         self.process.kill()
@@ -144,7 +146,7 @@ class Injector:
 
 @pytest.fixture
 def start(tmp_path: Path, api: Api) -> Iterator[Callable[..., Injector]]:
-    """Start an injector with more settings; it is killed in the end."""
+    """Start an injector with additional settings; it is killed after the test."""
     with contextlib.ExitStack() as stack:
 
         def run(
@@ -160,17 +162,17 @@ def start(tmp_path: Path, api: Api) -> Iterator[Callable[..., Injector]]:
         yield run
 
 
-def connected(kubeconfig: Path) -> ApiClient:
-    """The injector's own way to the API server of a kubeconfig."""
+def connect_with(kubeconfig: Path) -> ApiClient:
+    """The injector's client for the API server of a kubeconfig."""
     with pytest.MonkeyPatch.context() as patch:
-        where = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
-        patch.setattr(where, str(kubeconfig))
+        location = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
+        patch.setattr(location, str(kubeconfig))
         return connect()
 
 
 @pytest.fixture
 def connection(api: Api) -> Iterator[ApiClient]:
-    """The injector's own way to the API server in memory."""
-    client = connected(api.kubeconfig)
+    """The injector's client for the stand-in API server."""
+    client = connect_with(api.kubeconfig)
     yield client
     client.rest_client.pool_manager.clear()

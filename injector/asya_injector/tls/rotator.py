@@ -77,7 +77,7 @@ class CertRotator:
             if error.status != 404:
                 raise
             raise NotReadyError(f"MutatingWebhookConfiguration {name} not found") from None
-        return configuration, _time_of(headers)
+        return configuration, _get_server_time(headers)
 
     def _ensure_pair(self, *, owner: Any, now: dt.datetime) -> KeyPair:
         """The pair in the Secret, created or renewed if needed.
@@ -156,7 +156,7 @@ class CertRotator:
             logger.info("caBundle written", extra={"webhooks": stale})
 
 
-def _time_of(headers: Mapping[str, str]) -> dt.datetime:
+def _get_server_time(headers: Mapping[str, str]) -> dt.datetime:
     """The API server's clock: it validates the certificate, and all replicas share it."""
     try:
         return parsedate_to_datetime(headers["Date"])

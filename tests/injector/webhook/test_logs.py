@@ -1,4 +1,4 @@
-"""The injector's log: what a line holds, and which lines there are."""
+"""The injector's log: the fields of a line, and which records are logged."""
 
 import json
 import logging
@@ -12,8 +12,8 @@ from tests.injector.conftest import ROOT, run_script
 
 
 @pytest.fixture
-def far_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine that is not on UTC."""
+def outside_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose time zone is not UTC."""
     with monkeypatch.context() as patch:
         patch.setenv("TZ", "Asia/Tokyo")
         time.tzset()
@@ -21,8 +21,8 @@ def far_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
-@pytest.mark.usefixtures("far_away")
-def test_a_line_tells_the_time_in_utc_then_what_happened_then_what_more_is_known() -> None:
+@pytest.mark.usefixtures("outside_utc")
+def test_a_line_has_the_time_in_utc_first_and_extra_fields_last() -> None:
     record = logging.makeLogRecord(
         {"name": "a.b", "levelname": "INFO", "msg": "%s", "args": ("x",)}
     )
@@ -40,15 +40,15 @@ def test_a_line_tells_the_time_in_utc_then_what_happened_then_what_more_is_known
 
 
 @pytest.mark.parametrize(
-    ("level", "told"),
+    ("level", "logged"),
     [
         ("DEBUG", ["DEBUG asya_injector", "INFO asya_injector", "WARNING kopf", "WARNING asyncio"]),
         ("INFO", ["INFO asya_injector", "WARNING kopf", "WARNING asyncio"]),
         ("ERROR", []),
     ],
 )
-def test_of_libraries_only_warnings_are_told_and_no_decision_twice(
-    level: str, told: list[str]
+def test_logs_only_warnings_of_libraries_and_nothing_of_kopf_about_objects(
+    level: str, logged: list[str]
 ) -> None:
     script = (
         "import logging; from asya_injector.webhook.telemetry import log_as_json\n"
@@ -58,6 +58,6 @@ def test_of_libraries_only_warnings_are_told_and_no_decision_twice(
         "logging.getLogger('kopf.objects').error('x')\n"
         "for name in ('kopf', 'asyncio'): logging.getLogger(name).warning('x')\n"
     )
-    done = run_script(script)
-    lines = [json.loads(line) for line in done.stderr.splitlines()]
-    assert [f"{line['level']} {line['logger']}" for line in lines] == told
+    process = run_script(script)
+    lines = [json.loads(line) for line in process.stderr.splitlines()]
+    assert [f"{line['level']} {line['logger']}" for line in lines] == logged

@@ -1,4 +1,4 @@
-"""The JSON patch, applied by a library of somebody else's."""
+"""The JSON patch, applied by an independent library."""
 
 import copy
 import json
@@ -21,23 +21,23 @@ NODES = st.recursive(
 OBJECTS = st.dictionaries(KEYS, NODES, max_size=5)
 
 
-# A busy machine is no fault of the strategy.
+# On a busy machine, generating examples is slow.
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(OBJECTS, OBJECTS)
-def test_applied_to_what_was_it_gives_what_is(before: Any, after: Any) -> None:
-    kept = copy.deepcopy(before)
+def test_turns_before_into_after_and_modifies_neither(before: Any, after: Any) -> None:
+    original = copy.deepcopy(before)
     patch = json.loads(json.dumps(build_json_patch(before, after)))
     assert JsonPatch(patch).apply(copy.deepcopy(before)) == after
-    assert before == kept
+    assert before == original
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(OBJECTS)
-def test_what_is_equal_needs_no_patch(thing: Any) -> None:
-    assert build_json_patch(thing, copy.deepcopy(thing)) == []
+def test_equal_objects_need_no_patch(item: Any) -> None:
+    assert build_json_patch(item, copy.deepcopy(item)) == []
 
 
-def test_a_pod_is_changed_where_it_differs_and_not_replaced() -> None:
+def test_patches_only_the_fields_of_a_pod_that_differ() -> None:
     pod = {
         "metadata": {"annotations": {"asya.sh/handler": "a.b"}, "labels": {"x": "y"}},
         "spec": {

@@ -1,4 +1,4 @@
-"""The whole injector as a process: start, readiness, reviews, metrics, end."""
+"""The injector as a process: start, readiness, reviews, metrics, shutdown."""
 
 import base64
 import copy
@@ -44,19 +44,19 @@ POD: dict[str, Any] = {
 }
 
 
-def bundle(api: Api) -> bytes:
-    """The CA that the API server would trust."""
+def read_bundle(api: Api) -> bytes:
+    """The CAs that the API server trusts."""
     with api.lock:
         webhook = api.objects["mutatingwebhookconfigurations", "", NAME]["webhooks"][0]
         return base64.b64decode(webhook["clientConfig"].get("caBundle", ""))
 
 
 class Caller:
-    """A kept connection that sends reviews."""
+    """A keep-alive connection that sends reviews."""
 
-    def __init__(self, injector: Injector, trusted: bytes) -> None:
+    def __init__(self, injector: Injector, bundle: bytes) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1")
-        self._connection.sock = injector.connect(trusted)
+        self._connection.sock = injector.connect(bundle)
 
     @property
     def is_open(self) -> bool:
@@ -92,22 +92,24 @@ class Caller:
         return self.receive()
 
 
-def samples(text: str) -> dict[str, float]:
+def parse_samples(text: str) -> dict[str, float]:
     lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, value in lines}
 
 
-def test_a_pod_becomes_an_actor_and_its_namespace_gets_the_runtime(start: Start, api: Api) -> None:
+def test_injects_a_pod_and_creates_the_runtime_configmap_in_its_namespace(
+    start: Start, api: Api
+) -> None:
     injector = start()
     injector.wait_until_ready()
-    caller = Caller(injector, bundle(api))
+    caller = Caller(injector, read_bundle(api))
     answer = caller(POD)
     patch = JsonPatch(json.loads(base64.b64decode(answer["patch"])))
     pod = patch.apply(copy.deepcopy(POD))
     assert answer["allowed"]
     assert pod["spec"]["containers"][0]["command"][-3:] == ["--", "python3", "app.py"]
     assert ("configmaps", "models", f"asya-runtime-{HASH}") in api.objects
-    # What it made is changed no more.
+    # An injected pod is not changed again.
     assert caller(pod) == {"uid": "u-1", "allowed": True}
 
     deployment = {
@@ -130,17 +132,17 @@ def test_a_pod_becomes_an_actor_and_its_namespace_gets_the_runtime(start: Start,
     ]
 
 
-def test_warnings_reach_who_applies(start: Start, api: Api) -> None:
+def test_a_review_is_answered_with_warnings(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
-    caller = Caller(injector, bundle(api))
+    caller = Caller(injector, read_bundle(api))
     pod = copy.deepcopy(POD)
     pod["spec"]["containers"][0]["readinessProbe"] = {"tcpSocket": {"port": 80}}
-    late = (
+    readiness = (
         'container "model" keeps its own readiness probe, so the pod may be ready before its '
         "actor is"
     )
-    assert caller(pod)["warnings"] == [late]
+    assert caller(pod)["warnings"] == [readiness]
     deployment = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -149,22 +151,22 @@ def test_warnings_reach_who_applies(start: Start, api: Api) -> None:
     }
     assert caller(deployment)["warnings"] == [
         'asya.sh/handler: "app.predict" on the pod template wins over "a.b" here',
-        late,
+        readiness,
     ]
 
 
-def test_what_nobody_foresaw_is_refused_and_its_traceback_is_in_the_log_alone(
+def test_an_internal_error_rejects_the_pod_and_its_traceback_is_only_in_the_log(
     start: Start, api: Api
 ) -> None:
     injector = start()
     injector.wait_until_ready()
 
-    def odd(verb: str, resource: str, *_: str) -> None:
+    def answer_with_a_list(verb: str, resource: str, *_: str) -> None:
         if resource == "configmaps":
             raise failure(409, "AlreadyExists", "") if verb == "create" else Answer(200, b"[]")
 
-    api.fault = odd
-    answer = Caller(injector, bundle(api))(POD)
+    api.fault = answer_with_a_list
+    answer = Caller(injector, read_bundle(api))(POD)
     assert answer == {
         "uid": "u-1",
         "allowed": False,
@@ -174,28 +176,28 @@ def test_what_nobody_foresaw_is_refused_and_its_traceback_is_in_the_log_alone(
             "(InternalError)",
         },
     }
-    faults = [line for line in injector.log if line["level"] == "ERROR"]
-    assert [(line["logger"], line["uid"]) for line in faults] == [
+    errors = [line for line in injector.log if line["level"] == "ERROR"]
+    assert [(line["logger"], line["uid"]) for line in errors] == [
         ("asya_injector.webhook.admission", "u-1")
     ]
-    assert "in _create_or_check" in faults[0]["exception"]
+    assert "in _create_or_check" in errors[0]["exception"]
 
 
-def test_a_dry_run_leaves_no_trace(start: Start, api: Api) -> None:
+def test_a_dry_run_creates_nothing(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
-    assert "patch" in Caller(injector, bundle(api))(POD, dryRun=True)
+    assert "patch" in Caller(injector, read_bundle(api))(POD, dryRun=True)
     assert not any(resource == "configmaps" for resource, _, _ in api.objects)
     assert api.called("create", "configmaps") == 0
 
 
-def test_text_of_a_user_forges_no_log_line(start: Start, api: Api) -> None:
+def test_a_users_text_cannot_forge_a_log_line(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
     pod = copy.deepcopy(POD)
     forged = 'x"}\n{"level": "INFO", "message": "changed"}\r\n\x1b[2J\u2028'
     pod["metadata"] |= {"name": forged, "annotations": {"asya.sh/handler": forged}}
-    answer = Caller(injector, bundle(api))(pod, uid=forged)
+    answer = Caller(injector, read_bundle(api))(pod, uid=forged)
     assert not answer["allowed"]
     assert answer["status"]["message"].isprintable()
     (line,) = (line for line in injector.log if line["logger"] == "asya_injector.webhook.server")
@@ -204,31 +206,31 @@ def test_text_of_a_user_forges_no_log_line(start: Start, api: Api) -> None:
     assert "\x1b" not in injector.text
 
 
-def test_nothing_below_the_level_is_logged(start: Start, api: Api) -> None:
+def test_logs_nothing_below_the_level(start: Start, api: Api) -> None:
     injector = start(INJECTOR_LOG_LEVEL="warning")
     injector.wait_until_ready()
-    assert Caller(injector, bundle(api))(POD)["allowed"]
+    assert Caller(injector, read_bundle(api))(POD)["allowed"]
     assert injector.stop() == 0
     assert injector.text == ""
 
 
-def test_metrics_are_those_of_the_documentation(start: Start, api: Api) -> None:
+def test_exposes_exactly_the_documented_metrics(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
-    caller = Caller(injector, bundle(api))
+    caller = Caller(injector, read_bundle(api))
     caller(POD)
     caller(POD)
     caller(POD | {"metadata": POD["metadata"] | {"annotations": {"asya.sh/handler": "x"}}})
     caller(POD, resource={"group": "", "version": "v1", "resource": "nodes"})
-    found = samples(injector.get("/metrics")[1])
+    found = parse_samples(injector.get("/metrics")[1])
     prefix = "asya_injector_"
     expiry = found[f"{prefix}certificate_expiry_timestamp_seconds"]
     assert expiry == pytest.approx(time.time() + 90 * 86400, abs=3600)
-    ours = {
+    own = {
         name.removeprefix(prefix): value for name, value in found.items() if "_created" not in name
     }
     assert (
-        ours.items()
+        own.items()
         >= {
             'admissions_total{reason="",resource="pods",result="changed"}': 2,
             'admissions_total{reason="AnnotationInvalid",resource="pods",result="rejected"}': 1,
@@ -253,51 +255,47 @@ def test_metrics_are_those_of_the_documentation(start: Start, api: Api) -> None:
         assert used - {"le"} == set(re.findall(r"`(\w+)`", labels)), name
 
 
-def test_readiness_waits_for_an_api_server_that_does_not_answer_and_the_log_says_so_once(
+def test_readiness_waits_for_an_unreachable_api_server_and_logs_each_problem_once(
     start: Start, api: Api, tmp_path: Path
 ) -> None:
     port = free_port()
-    later = tmp_path / "later"
-    later.mkdir()
-    injector = start(kubeconfig=write_kubeconfig(later, port))
+    directory = tmp_path / "directory"
+    directory.mkdir()
+    injector = start(kubeconfig=write_kubeconfig(directory, port))
     until("a reason", lambda: "did not answer" in injector.get("/readyz")[1])
     assert injector.get("/readyz")[0] == 503
-    with api_server(later, port=port) as late:
-        late.install()
+    with api_server(directory, port=port) as started:
+        started.install()
         injector.wait_until_ready()
-        assert Caller(injector, bundle(late))(POD)["allowed"]
+        assert Caller(injector, read_bundle(started))(POD)["allowed"]
     messages = [line["message"] for line in injector.log if line["level"] != "INFO"]
     assert sorted(set(messages)) == sorted(messages)
 
 
-def test_an_api_server_that_is_not_well_yet_is_waited_for(start: Start, api: Api) -> None:
-    def unwell(*_: str) -> None:
+def test_waits_for_an_unhealthy_api_server(start: Start, api: Api) -> None:
+    def fail(*_: str) -> None:
         raise failure(503, "ServiceUnavailable", "etcd is not up")
 
-    api.fault = unwell
+    api.fault = fail
     injector = start()
     until("a reason", lambda: injector.get("/readyz") == (503, "etcd is not up\n"))
 
-    def waiting() -> list[str]:
+    def find_waiting() -> list[str]:
         return [line["logger"] for line in injector.log if line.get("error") == "etcd is not up"]
 
-    until("both to say so", lambda: len(waiting()) == 2)
-    assert sorted(waiting()) == ["asya_injector.tls.watcher", "asya_injector.webhook.app"]
+    until("both lines", lambda: len(find_waiting()) == 2)
+    assert sorted(find_waiting()) == ["asya_injector.tls.watcher", "asya_injector.webhook.app"]
     api.fault = lambda *_: None
     injector.wait_until_ready()
 
 
-def test_an_api_server_that_never_answers_does_not_hinder_the_end(
-    start: Start, tmp_path: Path
-) -> None:
+def test_stops_while_the_api_server_is_unreachable(start: Start, tmp_path: Path) -> None:
     injector = start(kubeconfig=write_kubeconfig(tmp_path, free_port()))
     until("the plain port", lambda: injector.get("/livez")[0])
     assert injector.stop() == 0
 
 
-def test_sigterm_lets_what_has_come_in_be_answered_and_ends_with_success(
-    start: Start, api: Api
-) -> None:
+def test_on_sigterm_answers_pending_reviews_and_exits_with_0(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
     arrived, go = threading.Event(), threading.Event()
@@ -308,12 +306,12 @@ def test_sigterm_lets_what_has_come_in_be_answered_and_ends_with_success(
             go.wait(10)
 
     api.fault = slow
-    caller, idle = Caller(injector, bundle(api)), Caller(injector, bundle(api))
+    caller, idle = Caller(injector, read_bundle(api)), Caller(injector, read_bundle(api))
     caller.send(POD)
     assert arrived.wait(10)
     injector.process.send_signal(signal.SIGTERM)
     until("readiness to end", lambda: injector.get("/readyz") == (503, "stopping\n"))
-    injector.process.send_signal(signal.SIGTERM)  # a second one changes nothing
+    injector.process.send_signal(signal.SIGTERM)  # a second signal changes nothing
     go.set()
     assert "patch" in caller.receive()
     assert injector.process.wait(8) == 0
@@ -323,15 +321,15 @@ def test_sigterm_lets_what_has_come_in_be_answered_and_ends_with_success(
     assert all(line["level"] == "INFO" for line in injector.log)
 
 
-def test_on_the_way_out_a_kept_connection_ends_with_an_answer(start: Start, api: Api) -> None:
+def test_while_draining_closes_each_connection_after_an_answer(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
-    used, idle = Caller(injector, bundle(api)), Caller(injector, bundle(api))
+    used, idle = Caller(injector, read_bundle(api)), Caller(injector, read_bundle(api))
     assert used(POD)["allowed"]
     assert used.is_open
     injector.process.send_signal(signal.SIGTERM)
     until("readiness to end", lambda: injector.get("/readyz") == (503, "stopping\n"))
-    for caller in (used, idle, Caller(injector, bundle(api))):
+    for caller in (used, idle, Caller(injector, read_bundle(api))):
         assert caller(POD)["allowed"]
         assert not caller.is_open
     assert injector.process.wait(8) == 0
@@ -365,7 +363,7 @@ def test_on_the_way_out_a_kept_connection_ends_with_an_answer(start: Start, api:
         ),
     ],
 )
-def test_a_wrong_setting_ends_it_in_one_line(
+def test_an_invalid_setting_prints_one_line_and_exits_with_78(
     start: Start, environ: dict[str, str], line: str
 ) -> None:
     injector = start(**environ)
@@ -373,7 +371,7 @@ def test_a_wrong_setting_ends_it_in_one_line(
     assert injector.text == f"asya-injector: {line}\n"
 
 
-def test_a_port_that_is_taken_ends_it_in_one_line(start: Start) -> None:
+def test_a_port_in_use_prints_one_line_and_exits_with_78(start: Start) -> None:
     first = start()
     first.wait_until_ready()
     for name, port in (
@@ -391,9 +389,7 @@ def test_a_port_that_is_taken_ends_it_in_one_line(start: Start) -> None:
         ]
 
 
-def test_a_fault_of_the_api_server_is_told_to_the_user_before_the_review_ends(
-    start: Start, api: Api
-) -> None:
+def test_rejects_a_pod_whose_runtime_configmap_cannot_be_created(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
 
@@ -402,27 +398,27 @@ def test_a_fault_of_the_api_server_is_told_to_the_user_before_the_review_ends(
             raise failure(403, "Forbidden", "exceeded quota: count/configmaps=1")
 
     api.fault = forbid
-    answer = Caller(injector, bundle(api))(POD)
+    answer = Caller(injector, read_bundle(api))(POD)
     assert not answer["allowed"]
     assert "exceeded quota" in answer["status"]["message"]
     assert answer["status"]["message"].endswith("(RuntimeConfigMapUnavailable)")
 
 
-def test_it_does_this_with_no_right_that_the_chart_does_not_give(start: Start, api: Api) -> None:
+def test_uses_only_the_rights_that_the_chart_grants(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
-    Caller(injector, bundle(api))(POD)
+    Caller(injector, read_bundle(api))(POD)
     assert {(resource, verb) for verb, resource, _, _ in api.calls} <= set(RIGHTS)
     assert not [line for line in injector.log if line["level"] != "INFO"]
     assert {name for verb, resource, _, name in api.calls if resource == "secrets"} == {SECRET}
     assert NAMESPACE in {namespace for _, _, namespace, _ in api.calls}
 
 
-def test_the_clients_typed_calls_which_load_all_models_are_not_loaded() -> None:
-    """They would be a fifth of the injector's memory."""
+def test_does_not_load_the_typed_calls_of_the_kubernetes_client() -> None:
+    """They load all models, which would be a fifth of the injector's memory."""
     script = (
         "import sys; import asya_injector.webhook.app\n"
         "print([name for name in sys.modules if name.startswith('kubernetes.client.api.')])"
     )
-    done = run_script(script)
-    assert done.stdout == "[]\n"
+    process = run_script(script)
+    assert process.stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""The ConfigMap that pods mount: its name tells its content."""
+"""The runtime ConfigMap, named by its content, and how the webhook ensures it in a namespace."""
 
 import asyncio
 import json
@@ -16,28 +16,28 @@ from asya_injector.webhook.runtime_configmap import RuntimeConfigMapWriter
 from asya_injector.webhook.telemetry import Metrics
 from stand_in import Answer, Api, failure, write_kubeconfig
 
-from tests.injector.conftest import connected, free_port
+from tests.injector.conftest import connect_with, free_port
 
 RUNTIME = Path(__file__).parents[3] / "runtime"
 
 
-def test_the_hash_is_what_sha256sum_says_of_the_files() -> None:
-    said = subprocess.run(
+def test_the_hash_equals_that_of_sha256sum() -> None:
+    message = subprocess.run(
         "sha256sum *.py | sha256sum", shell=True, cwd=RUNTIME, capture_output=True, check=True
     ).stdout.decode()
-    assert RuntimeFiles.load(RUNTIME).hash == said[:10]
+    assert RuntimeFiles.load(RUNTIME).hash == message[:10]
 
 
-def test_the_config_map_is_immutable_and_named_by_its_content() -> None:
-    payload = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
-    assert payload.config_map() == {
+def test_the_configmap_is_immutable_and_named_by_its_content() -> None:
+    files = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
+    assert files.config_map() == {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {
-            "name": f"asya-runtime-{payload.hash}",
+            "name": f"asya-runtime-{files.hash}",
             "labels": {
                 "app.kubernetes.io/managed-by": "asya-injector",
-                "asya.sh/runtime-hash": payload.hash,
+                "asya.sh/runtime-hash": files.hash,
             },
         },
         "immutable": True,
@@ -45,36 +45,36 @@ def test_the_config_map_is_immutable_and_named_by_its_content() -> None:
     }
 
 
-def test_a_byte_more_is_another_name() -> None:
+def test_one_more_byte_changes_the_name() -> None:
     one = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
     other = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2\n"})
     assert one.hash != other.hash
 
 
-def test_a_missing_file_is_no_payload(tmp_path: Path) -> None:
+def test_rejects_a_directory_without_one_of_the_files(tmp_path: Path) -> None:
     (tmp_path / "asya_runtime.py").write_text("1")
     with pytest.raises(FileNotFoundError, match=r"asya_entrypoint\.py"):
         RuntimeFiles.load(tmp_path)
 
 
 class Namespaces:
-    """A publisher on an API server in memory, with the metrics it writes."""
+    """A writer that uses the stand-in API server, and its metrics."""
 
     def __init__(self, api: Api, connection: ApiClient) -> None:
         self.api = api
-        self.payload = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
-        self.name = self.payload.config_map()["metadata"]["name"]
+        self.files = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
+        self.name = self.files.config_map()["metadata"]["name"]
         self.now = 100.0
         self._connection = connection
         self._metrics = Metrics()
-        self.publisher = self.replica()
+        self.writer = self.replica()
 
     def replica(self) -> RuntimeConfigMapWriter:
         return RuntimeConfigMapWriter(
-            self.payload, self._connection, self._metrics, clock=lambda: self.now
+            self.files, self._connection, self._metrics, clock=lambda: self.now
         )
 
-    def written(self) -> dict[str, float]:
+    def count_writes(self) -> dict[str, float]:
         """Counts of the metric by result."""
         (family,) = self._metrics.runtime_configmap_writes.collect()
         return {
@@ -85,19 +85,19 @@ class Namespaces:
 
     async def rejection(self, namespace: str = "models", *, within: float = 5.0) -> str:
         with pytest.raises(InjectionError) as caught:
-            await self.publisher.ensure(namespace, within=within)
+            await self.writer.ensure(namespace, within=within)
         return str(caught.value)
 
-    def held(self, namespace: str = "") -> threading.Event:
-        """Calls, of one namespace or all, are not answered before the event is set."""
-        go = threading.Event()
+    def hold(self, namespace: str = "") -> threading.Event:
+        """Answer no call (of one namespace, or of all) until the event is set."""
+        release = threading.Event()
 
         def fault(_: str, __: str, called: str, ___: str) -> None:
             if namespace in ("", called):
-                go.wait(20)
+                release.wait(20)
 
         self.api.fault = fault
-        return go
+        return release
 
 
 @pytest.fixture
@@ -105,8 +105,8 @@ def namespaces(api: Api, connection: ApiClient) -> Namespaces:
     return Namespaces(api, connection)
 
 
-def failing(*answers: Answer | None, resource: str = "configmaps") -> Callable[..., None]:
-    """A fault of the first calls: each raises the next answer, None lets one pass."""
+def fail_first(*answers: Answer | None, resource: str = "configmaps") -> Callable[..., None]:
+    """Fail the first calls, each with the next answer; None lets one pass."""
     left = list(answers)
 
     def fault(_: str, called: str, *__: str) -> None:
@@ -116,46 +116,48 @@ def failing(*answers: Answer | None, resource: str = "configmaps") -> Callable[.
     return fault
 
 
-async def test_fifty_pods_at_once_in_a_new_namespace_cost_one_call(namespaces: Namespaces) -> None:
-    await asyncio.gather(*(namespaces.publisher.ensure("models", within=20) for _ in range(50)))
+async def test_fifty_concurrent_pods_of_a_new_namespace_share_one_check(
+    namespaces: Namespaces,
+) -> None:
+    await asyncio.gather(*(namespaces.writer.ensure("models", within=20) for _ in range(50)))
     assert namespaces.api.calls == [("create", "configmaps", "models", "")]
-    assert namespaces.written() == {"created": 1}
+    assert namespaces.count_writes() == {"created": 1}
     stored = namespaces.api.objects["configmaps", "models", namespaces.name]
-    assert (stored["immutable"], stored["data"]) == (True, dict(namespaces.payload.files))
+    assert (stored["immutable"], stored["data"]) == (True, dict(namespaces.files.files))
 
 
-async def test_two_replicas_that_race_both_find_it_there(namespaces: Namespaces) -> None:
+async def test_replicas_that_race_both_succeed(namespaces: Namespaces) -> None:
     other = namespaces.replica()
     await asyncio.gather(
-        namespaces.publisher.ensure("models", within=20), other.ensure("models", within=20)
+        namespaces.writer.ensure("models", within=20), other.ensure("models", within=20)
     )
-    assert namespaces.written() == {"created": 1, "present": 1}
+    assert namespaces.count_writes() == {"created": 1, "present": 1}
     assert namespaces.api.called("create", "configmaps") == 2
     assert namespaces.api.called("patch", "configmaps") == 1
 
 
-async def test_it_is_remembered_for_a_second_so_that_a_new_namespace_of_the_same_name_gets_its_own(
+async def test_a_success_is_cached_for_a_second_because_a_namespace_may_be_created_again(
     namespaces: Namespaces,
 ) -> None:
-    await namespaces.publisher.ensure("models", within=20)
+    await namespaces.writer.ensure("models", within=20)
     del namespaces.api.objects["configmaps", "models", namespaces.name]
     namespaces.now += 0.9
-    await namespaces.publisher.ensure("models", within=20)
+    await namespaces.writer.ensure("models", within=20)
     assert len(namespaces.api.calls) == 1
     namespaces.now += 0.2
-    await namespaces.publisher.ensure("models", within=20)
+    await namespaces.writer.ensure("models", within=20)
     assert ("configmaps", "models", namespaces.name) in namespaces.api.objects
 
 
-async def test_namespaces_are_forgotten(namespaces: Namespaces) -> None:
+async def test_the_cache_is_emptied(namespaces: Namespaces) -> None:
     for number in range(50):
         namespaces.now += 0.2
-        await namespaces.publisher.ensure(f"ns-{number}", within=20)
-    assert len(namespaces.publisher._cached) <= 6
-    assert namespaces.publisher._checks == {}
+        await namespaces.writer.ensure(f"ns-{number}", within=20)
+    assert len(namespaces.writer._cached) <= 6
+    assert namespaces.writer._checks == {}
 
 
-async def test_other_content_under_the_name_is_refused_with_what_to_do(
+async def test_rejects_different_content_under_the_name_and_says_how_to_fix_it(
     namespaces: Namespaces,
 ) -> None:
     metadata = {"name": namespaces.name}
@@ -165,44 +167,46 @@ async def test_other_content_under_the_name_is_refused_with_what_to_do(
         f"delete it: kubectl delete configmap -n models {namespaces.name} "
         "(RuntimeConfigMapConflict)"
     )
-    # Nothing bad is remembered: once it is deleted, the next pod is let in.
+    # A failure is not cached: once it is deleted, the next pod is admitted.
     del namespaces.api.objects["configmaps", "models", namespaces.name]
-    await namespaces.publisher.ensure("models", within=20)
-    assert namespaces.written() == {"RuntimeConfigMapConflict": 1, "created": 1}
+    await namespaces.writer.ensure("models", within=20)
+    assert namespaces.count_writes() == {"RuntimeConfigMapConflict": 1, "created": 1}
 
 
-BY_HAND = "allow the injector to create it (rights, quota), or create it by hand"
-BY_ITSELF = "the next pod retries"
-FAULTS = [
-    (403, "Forbidden", "exceeded quota: compute, requested: count/configmaps=1", BY_HAND),
-    (403, "Forbidden", 'cannot create resource "configmaps"', BY_HAND),
-    (403, "Forbidden", "because it is being terminated", BY_HAND),
-    (403, "Forbidden", "evil\n\x1b[2Jtext", BY_HAND),
-    (422, "Invalid", "ValidatingAdmissionPolicy 'x' denied request", BY_HAND),
-    (404, "NotFound", 'namespaces "models" not found', BY_ITSELF),
-    (500, "InternalError", "etcdserver: leader changed", BY_ITSELF),
+BY_ADMIN = "allow the injector to create it (rights, quota), or create it by hand"
+RETRIED = "the next pod retries"
+FAILURES = [
+    (403, "Forbidden", "exceeded quota: compute, requested: count/configmaps=1", BY_ADMIN),
+    (403, "Forbidden", 'cannot create resource "configmaps"', BY_ADMIN),
+    (403, "Forbidden", "because it is being terminated", BY_ADMIN),
+    (403, "Forbidden", "evil\n\x1b[2Jtext", BY_ADMIN),
+    (422, "Invalid", "ValidatingAdmissionPolicy 'x' denied request", BY_ADMIN),
+    (404, "NotFound", 'namespaces "models" not found', RETRIED),
+    (500, "InternalError", "etcdserver: leader changed", RETRIED),
 ]
 
 
-@pytest.mark.parametrize(("code", "reason", "said", "fix"), FAULTS)
-async def test_what_the_api_server_says_is_told_to_all_who_wait(
-    namespaces: Namespaces, code: int, reason: str, said: str, fix: str
+@pytest.mark.parametrize(("code", "reason", "message", "fix"), FAILURES)
+async def test_a_failure_rejects_all_waiting_pods(
+    namespaces: Namespaces, code: int, reason: str, message: str, fix: str
 ) -> None:
-    namespaces.api.fault = failing(failure(code, reason, said))
-    refusals = await asyncio.gather(*(namespaces.rejection() for _ in range(10)))
-    assert set(refusals) == {
+    namespaces.api.fault = fail_first(failure(code, reason, message))
+    rejections = await asyncio.gather(*(namespaces.rejection() for _ in range(10)))
+    assert set(rejections) == {
         f"ConfigMap models/{namespaces.name}: could not be created or checked: "
-        f"{json.dumps(said)}; {fix} (RuntimeConfigMapUnavailable)"
+        f"{json.dumps(message)}; {fix} (RuntimeConfigMapUnavailable)"
     }
     assert len(namespaces.api.calls) == 1
-    await namespaces.publisher.ensure("models", within=20)  # nothing bad is remembered
+    await namespaces.writer.ensure("models", within=20)  # a failure is not cached
 
 
-async def test_what_is_no_api_server_is_told(namespaces: Namespaces) -> None:
-    namespaces.api.fault = failing(Answer(200, b"<html>Sign in</html>"))
+async def test_rejects_a_pod_if_the_answer_is_not_from_an_api_server(
+    namespaces: Namespaces,
+) -> None:
+    namespaces.api.fault = fail_first(Answer(200, b"<html>Sign in</html>"))
     assert await namespaces.rejection() == (
         f"ConfigMap models/{namespaces.name}: could not be created or checked: "
-        f'"200 OK, but not JSON: is that an API server?"; {BY_ITSELF} (RuntimeConfigMapUnavailable)'
+        f'"200 OK, but not JSON: is that an API server?"; {RETRIED} (RuntimeConfigMapUnavailable)'
     )
 
 
@@ -214,69 +218,69 @@ EXISTS = failure(409, "AlreadyExists", "it exists")
     [
         ([failure(429, "TooManyRequests", "busy", {"Retry-After": "1"})], "create create"),
         ([failure(409, "Conflict", "the quota has been modified")], "create create"),
-        # Deleted between our two calls, after another replica had made it.
+        # Deleted between the two calls.
         (
             [EXISTS, failure(404, "NotFound", 'configmaps "asya-runtime" not found')],
             "create patch create",
         ),
     ],
-    ids=["busy", "quota changed", "deleted meanwhile"],
+    ids=["busy", "conflict", "deleted"],
 )
-async def test_what_passes_is_tried_again_within_the_time(
+async def test_retries_transient_failures(
     namespaces: Namespaces, answers: list[Answer], verbs: str
 ) -> None:
-    namespaces.api.fault = failing(*answers)
-    await namespaces.publisher.ensure("models", within=20)
-    assert namespaces.written() == {"created": 1}
+    namespaces.api.fault = fail_first(*answers)
+    await namespaces.writer.ensure("models", within=20)
+    assert namespaces.count_writes() == {"created": 1}
     assert [call[0] for call in namespaces.api.calls] == verbs.split()
 
 
-async def test_a_busy_api_server_is_asked_again_when_it_says(namespaces: Namespaces) -> None:
+async def test_waits_as_long_as_a_busy_api_server_asks_for(namespaces: Namespaces) -> None:
     busy = failure(429, "TooManyRequests", "busy", {"Retry-After": "30"})
-    namespaces.api.fault = failing(*[busy] * 100)
+    namespaces.api.fault = fail_first(*[busy] * 100)
     assert "did not answer in time" in await namespaces.rejection(within=0.5)
     assert len(namespaces.api.calls) == 1
 
 
-async def test_the_answer_comes_within_the_time_whatever_the_api_server_does(
+async def test_rejects_in_time_while_the_api_server_does_not_answer(
     namespaces: Namespaces,
 ) -> None:
-    go = namespaces.held()
+    release = namespaces.hold()
     began = time.monotonic()
-    refusals = await asyncio.gather(*(namespaces.rejection(within=0.3) for _ in range(5)))
+    rejections = await asyncio.gather(*(namespaces.rejection(within=0.3) for _ in range(5)))
     assert time.monotonic() - began < 5
-    go.set()
-    assert set(refusals) == {
+    release.set()
+    assert set(rejections) == {
         f"ConfigMap models/{namespaces.name}: could not be created or checked: "
         '"the API server did not answer in time"; the next pod retries '
         "(RuntimeConfigMapUnavailable)"
     }
 
 
-async def test_a_slow_namespace_does_not_hold_up_another(namespaces: Namespaces) -> None:
-    go = namespaces.held("slow")
-    slow = asyncio.create_task(namespaces.publisher.ensure("slow", within=20))
-    await namespaces.publisher.ensure("models", within=20)
+async def test_a_slow_namespace_does_not_delay_another(namespaces: Namespaces) -> None:
+    release = namespaces.hold("slow")
+    slow = asyncio.create_task(namespaces.writer.ensure("slow", within=20))
+    await namespaces.writer.ensure("models", within=20)
     assert not slow.done()
-    go.set()
+    release.set()
     await slow
 
 
-async def test_an_api_server_that_is_gone_is_told(tmp_path: Path) -> None:
-    gone = connected(write_kubeconfig(tmp_path, free_port()))
-    payload = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
+async def test_rejects_a_pod_while_the_api_server_is_unreachable(tmp_path: Path) -> None:
+    unreachable = connect_with(write_kubeconfig(tmp_path, free_port()))
+    files = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
     with pytest.raises(InjectionError, match=r"did not answer .*RuntimeConfigMapUnavailable"):
-        await RuntimeConfigMapWriter(payload, gone, Metrics()).ensure("models", within=10)
+        await RuntimeConfigMapWriter(files, unreachable, Metrics()).ensure("models", within=10)
 
 
-async def test_one_who_cannot_wait_as_long_takes_nothing_from_those_who_can(
+async def test_a_short_deadline_does_not_end_a_shared_check(
     namespaces: Namespaces,
 ) -> None:
-    go = namespaces.held()
-    patient = asyncio.create_task(namespaces.publisher.ensure("models", within=20))
+    release = namespaces.hold()
+    patient = asyncio.create_task(namespaces.writer.ensure("models", within=20))
     while not namespaces.api.calls:
         await asyncio.sleep(0.01)
     assert "in time" in await namespaces.rejection(within=0.1)
-    go.set()
+    release.set()
     await patient
-    assert namespaces.written() == {"created": 1}
+    assert namespaces.count_writes() == {"created": 1}

@@ -1,4 +1,4 @@
-"""The TLS listener: what reaches kopf, and what everything else is answered."""
+"""The TLS server: what reaches kopf, and how all other requests are answered."""
 
 import asyncio
 import base64
@@ -49,7 +49,7 @@ def review(**changes: Any) -> dict[str, Any]:
     }
 
 
-def refused(uid: str, code: int, message: str) -> dict[str, Any]:
+def rejection(uid: str, code: int, message: str) -> dict[str, Any]:
     status = {"code": code, "message": message}
     return {
         "apiVersion": "admission.k8s.io/v1",
@@ -59,7 +59,7 @@ def refused(uid: str, code: int, message: str) -> dict[str, Any]:
 
 
 async def kopf_stand_in(head: Any, *, webhook: str) -> Any:
-    """Allows, and says what it was shown; or does what the object's name wants."""
+    """Allows, and returns the review that it got; the object's name selects another behaviour."""
     current = current_review.get()
     uid = head["request"]["uid"]
     name = current.object["metadata"].get("name")
@@ -68,7 +68,7 @@ async def kopf_stand_in(head: Any, *, webhook: str) -> Any:
     if name == "slow":
         SLOW.set()
         await asyncio.to_thread(GATE.wait, 10)
-    if name == "nobody":  # as if no handler was there for it
+    if name == "unhandled":  # as if no handler matched
         return {"response": {"uid": uid, "allowed": True}}
     if name == "rejected":
         current.reject("no", Reason.ENV_CONFLICT)
@@ -122,7 +122,7 @@ class Client:
             return it.status, text
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection for bytes of the test's own."""
+        """A connection to send raw bytes."""
         return await asyncio.open_connection("localhost", self.port, ssl=self.context)
 
 
@@ -153,8 +153,8 @@ async def client(watcher: CertWatcher, pair: KeyPair, metrics: Metrics) -> Async
 
 
 @pytest.fixture
-def said() -> Iterator[list[Any]]:
-    """What the server logs."""
+def records() -> Iterator[list[Any]]:
+    """The records that the server logs."""
     records: list[Any] = []
     handler = logging.Handler()
     handler.emit = records.append  # type: ignore[assignment]
@@ -165,7 +165,7 @@ def said() -> Iterator[list[Any]]:
     logger.removeHandler(handler)
 
 
-async def test_kopf_is_shown_the_head_of_the_object_and_its_answer_gets_our_patch(
+async def test_kopf_gets_a_stub_of_the_object_and_the_patch_is_added_to_its_answer(
     client: Client,
 ) -> None:
     status, answer = await client.post(review(oldObject={"metadata": {}}))
@@ -181,11 +181,11 @@ async def test_kopf_is_shown_the_head_of_the_object_and_its_answer_gets_our_patc
     assert answer["response"]["patchType"] == "JSONPatch"
 
 
-async def test_a_decision_is_one_log_line_and_one_count(
-    client: Client, metrics: Metrics, said: list[Any]
+async def test_a_review_is_one_log_line_and_one_count(
+    client: Client, metrics: Metrics, records: list[Any]
 ) -> None:
     await client.post(review(object={"metadata": {"name": "rejected"}}, dryRun=True))
-    (record,) = said
+    (record,) = records
     assert {
         key: getattr(record, key)
         for key in (
@@ -210,12 +210,10 @@ async def test_a_decision_is_one_log_line_and_one_count(
 
 
 @pytest.mark.parametrize("path", ["/", "/inject", "/pods/x", "/pod"])
-async def test_a_path_that_the_chart_does_not_name_is_refused_not_silently_allowed(
-    client: Client, path: str
-) -> None:
+async def test_rejects_a_path_that_the_chart_does_not_use(client: Client, path: str) -> None:
     assert await client.post(review(), path) == (
         200,
-        refused("u-1", 404, "this path is not a webhook; use the chart's webhook configuration"),
+        rejection("u-1", 404, "this path is not a webhook; use the chart's webhook configuration"),
     )
 
 
@@ -228,24 +226,24 @@ async def test_a_path_that_the_chart_does_not_name_is_refused_not_silently_allow
         ("/pods", {"subResource": "eviction"}),
     ],
 )
-async def test_what_a_path_has_no_handler_for_is_refused_not_silently_allowed(
+async def test_rejects_an_object_that_the_path_does_not_handle(
     client: Client, path: str, changes: dict[str, Any]
 ) -> None:
     message = "this webhook does not handle such objects; use the chart's webhook configuration"
-    assert await client.post(review(**changes), path) == (200, refused("u-1", 404, message))
+    assert await client.post(review(**changes), path) == (200, rejection("u-1", 404, message))
 
 
-@pytest.mark.parametrize("name", ["broken", "nobody"])
-async def test_a_fault_becomes_a_refusal_that_tells_nothing_but_the_uid(
-    client: Client, metrics: Metrics, said: list[Any], name: str
+@pytest.mark.parametrize("name", ["broken", "unhandled"])
+async def test_an_internal_error_rejects_the_object_and_discloses_only_the_uid(
+    client: Client, metrics: Metrics, records: list[Any], name: str
 ) -> None:
     message = "the injector failed on this object; search its log for uid u-1 (InternalError)"
     assert await client.post(review(object={"metadata": {"name": name}})) == (
         200,
-        refused("u-1", 500, message),
+        rejection("u-1", 500, message),
     )
-    fault, decision = said
-    assert (fault.levelname, fault.uid, decision.reason) == ("ERROR", "u-1", "InternalError")
+    error, decision = records
+    assert (error.levelname, error.uid, decision.reason) == ("ERROR", "u-1", "InternalError")
     labels = {"resource": "pods", "result": "failed", "reason": "InternalError"}
     assert metrics.registry.get_sample_value("asya_injector_admissions_total", labels) == 1
 
@@ -268,7 +266,7 @@ async def test_a_fault_becomes_a_refusal_that_tells_nothing_but_the_uid(
     ],
     ids=lambda value: repr(value[:30]),
 )
-async def test_what_is_no_review_is_a_bad_request_in_one_line(
+async def test_rejects_a_body_that_is_not_a_review_in_one_line(
     client: Client, metrics: Metrics, body: bytes, text: str
 ) -> None:
     assert await client.post(body) == (400, f"asya-injector: {text}\n")
@@ -289,13 +287,13 @@ async def test_what_is_no_review_is_a_bad_request_in_one_line(
         ("userInfo", None, "request needs userInfo, as an object"),
     ],
 )
-async def test_a_malformed_review_is_refused_under_its_uid(
+async def test_rejects_a_malformed_review_with_its_uid(
     client: Client, field: str, value: Any, text: str
 ) -> None:
-    assert await client.post(review(**{field: value})) == (200, refused("u-1", 400, text))
+    assert await client.post(review(**{field: value})) == (200, rejection("u-1", 400, text))
 
 
-async def test_nobody_is_talked_to_by_an_older_tls(client: Client) -> None:
+async def test_rejects_older_versions_of_tls(client: Client) -> None:
     _, writer = await client.connect()
     writer.close()
     client.context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -303,7 +301,7 @@ async def test_nobody_is_talked_to_by_an_older_tls(client: Client) -> None:
         await client.connect()
 
 
-async def test_the_content_type_must_be_json(client: Client) -> None:
+async def test_accepts_only_json_as_content_type(client: Client) -> None:
     assert await client.post(review(), content_type="text/plain") == (
         415,
         "asya-injector: the content type is not application/json\n",
@@ -312,10 +310,10 @@ async def test_the_content_type_must_be_json(client: Client) -> None:
     assert status == 200
 
 
-async def test_nothing_is_unpacked(client: Client) -> None:
-    packed = gzip.compress(json.dumps(review()).encode())
+async def test_does_not_decompress_a_body(client: Client) -> None:
+    compressed = gzip.compress(json.dumps(review()).encode())
     head = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
-    async with client.session.post(f"{client.url}/pods", data=packed, headers=head) as answer:
+    async with client.session.post(f"{client.url}/pods", data=compressed, headers=head) as answer:
         assert (answer.status, await answer.text()) == (
             400,
             "asya-injector: the body is not JSON\n",
@@ -323,13 +321,13 @@ async def test_nothing_is_unpacked(client: Client) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"])
-async def test_other_methods_are_told_so(client: Client, method: str) -> None:
+async def test_rejects_other_methods(client: Client, method: str) -> None:
     async with client.session.request(method, client.url + "/pods") as answer:
         assert answer.status == 405
 
 
 @pytest.mark.parametrize(("size", "status"), [(3 << 20, 200), (8 << 20, 200), ((8 << 20) + 1, 413)])
-async def test_reviews_as_large_as_the_api_server_sends_are_taken(
+async def test_accepts_reviews_as_large_as_the_api_server_sends(
     client: Client, size: int, status: int
 ) -> None:
     body = io.BytesIO(json.dumps(review()).encode().ljust(size))
@@ -338,7 +336,7 @@ async def test_reviews_as_large_as_the_api_server_sends_are_taken(
         assert answer.status == status
 
 
-async def test_a_body_that_does_not_come_ends_in_time(
+async def test_closes_a_connection_whose_body_does_not_arrive(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "_BODY_SECONDS", 0.2)
@@ -353,7 +351,7 @@ async def test_a_body_that_does_not_come_ends_in_time(
     writer.close()
 
 
-async def test_connections_that_say_nothing_are_closed_and_others_are_answered_meanwhile(
+async def test_closes_silent_connections_and_answers_others(
     watcher: CertWatcher, pair: KeyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "_IDLE_SECONDS", 1.0)
@@ -377,7 +375,7 @@ async def test_connections_that_say_nothing_are_closed_and_others_are_answered_m
             writer.close()
 
 
-async def test_a_connection_is_kept_for_the_next_review(client: Client) -> None:
+async def test_answers_several_reviews_on_one_connection(client: Client) -> None:
     reader, writer = await client.connect()
     body = json.dumps(review()).encode()
     head = "POST /pods?timeout=5s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -395,22 +393,22 @@ async def test_a_connection_is_kept_for_the_next_review(client: Client) -> None:
     ("query", "seconds"),
     [("timeout=5s", 3.5), ("timeout=10s", 7.0), ("", 3.5), ("timeout=1m0s", 3.5)],
 )
-async def test_a_review_must_be_answered_before_the_api_server_gives_up(
+async def test_the_deadline_of_a_review_is_earlier_than_the_api_servers_timeout(
     client: Client, monkeypatch: pytest.MonkeyPatch, query: str, seconds: float
 ) -> None:
     seen: list[float] = []
 
-    class Noted:
+    class Recorder:
         def set(self, review: Any) -> None:
             seen.append(review.deadline)
             current_review.set(review)
 
-    monkeypatch.setattr(server_module, "current_review", Noted())
+    monkeypatch.setattr(server_module, "current_review", Recorder())
     await client.post(review(), f"/pods?{query}")
     assert seen == pytest.approx([seconds])
 
 
-async def test_nothing_is_served_before_a_certificate_is_there(watcher: CertWatcher) -> None:
+async def test_refuses_connections_until_a_certificate_is_loaded(watcher: CertWatcher) -> None:
     port = free_port()
     server = Server(port=port, watcher=watcher, handled=HANDLED, metrics=Metrics())
     server.bind()
@@ -426,7 +424,7 @@ async def test_nothing_is_served_before_a_certificate_is_there(watcher: CertWatc
     server.unbind()
 
 
-async def test_a_new_certificate_is_shown_while_old_connections_live_on(
+async def test_replaces_the_certificate_and_keeps_open_connections(
     client: Client, watcher: CertWatcher, pair: KeyPair
 ) -> None:
     reader, writer = await client.connect()
@@ -435,7 +433,7 @@ async def test_a_new_certificate_is_shown_while_old_connections_live_on(
     other = Client(client.port, fresh)
     async with other.session:
         assert (await other.post(review()))[0] == 200
-    with pytest.raises(ssl.SSLError):  # the old CA knows nobody here any more
+    with pytest.raises(ssl.SSLError):  # the old CA did not sign the new certificate
         await client.connect()
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     async with asyncio.timeout(10):
@@ -443,7 +441,7 @@ async def test_a_new_certificate_is_shown_while_old_connections_live_on(
     writer.close()
 
 
-async def test_what_has_come_in_is_answered_when_the_server_is_closed(
+async def test_answers_pending_reviews_when_it_is_closed(
     watcher: CertWatcher, pair: KeyPair
 ) -> None:
     watcher.load(CertificatePair(pair.certificate, pair.key))
@@ -467,41 +465,41 @@ async def test_what_has_come_in_is_answered_when_the_server_is_closed(
 
 
 @pytest.mark.parametrize(
-    ("farewell", "longest", "levels"),
+    ("quiet", "limit", "levels"),
     [(0.4, 5.0, []), (5.0, 0.8, ["WARNING"])],
-    ids=["until nobody comes", "but not for ever"],
+    ids=["until a quiet period", "until the limit"],
 )
-async def test_who_is_still_led_here_is_answered_and_not_kept(
+async def test_while_draining_answers_new_connections_and_closes_them(
     watcher: CertWatcher,
     pair: KeyPair,
     monkeypatch: pytest.MonkeyPatch,
-    said: list[Any],
-    farewell: float,
-    longest: float,
+    records: list[Any],
+    quiet: float,
+    limit: float,
     levels: list[str],
 ) -> None:
-    """Endpoints and kube-proxy may learn later that a pod leaves than it waits for them."""
-    monkeypatch.setattr(server_module, "_QUIET_SECONDS", farewell)
-    monkeypatch.setattr(server_module, "_MAX_DRAIN_SECONDS", longest)
+    """Endpoints and kube-proxy may learn only after the quiet period that a pod stops."""
+    monkeypatch.setattr(server_module, "_QUIET_SECONDS", quiet)
+    monkeypatch.setattr(server_module, "_MAX_DRAIN_SECONDS", limit)
     watcher.load(CertificatePair(pair.certificate, pair.key))
     watcher.ready.set()
     port = free_port()
     server = Server(port=port, watcher=watcher, handled=HANDLED, metrics=Metrics())
     client = Client(port, pair)
     async with client.session, serving(server), asyncio.timeout(30):
-        leaving = asyncio.create_task(server.drain())
-        for _ in range(4):  # longer in all than the first of the two farewells
-            await asyncio.wait([leaving], timeout=0.15)
-            assert not leaving.done()
+        draining = asyncio.create_task(server.drain())
+        for _ in range(4):  # longer in total than the shorter quiet period
+            await asyncio.wait([draining], timeout=0.15)
+            assert not draining.done()
             async with client.session.post(f"{client.url}/pods", json=review()) as answer:
                 assert (answer.status, answer.headers["Connection"]) == (200, "close")
-        await leaving
-        assert [each.levelname for each in said if each.levelname != "INFO"] == levels
+        await draining
+        assert [each.levelname for each in records if each.levelname != "INFO"] == levels
 
 
-async def test_nobody_is_waited_for_where_nobody_could_have_come(watcher: CertWatcher) -> None:
-    """Without a certificate it is not ready, so nobody was led to it."""
+async def test_does_not_drain_if_it_was_never_ready(watcher: CertWatcher) -> None:
+    """Without a certificate it is not ready, so it gets no connections."""
     server = Server(port=free_port(), watcher=watcher, handled=HANDLED, metrics=Metrics())
-    leaving = asyncio.create_task(server.drain())
-    await asyncio.wait([leaving], timeout=0.5)
-    assert leaving.done()
+    draining = asyncio.create_task(server.drain())
+    await asyncio.wait([draining], timeout=0.5)
+    assert draining.done()
