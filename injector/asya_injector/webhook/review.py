@@ -5,12 +5,23 @@ https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-con
 
 from __future__ import annotations
 
+import base64
+import json
+import re
+from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from asya_injector.errors import Reason
 from asya_injector.kube_objects import Object
+from asya_injector.mutation.workload import SYSTEM_NAMESPACES
+
+# The API server's are UUIDs.
+_MAX_UID = 100
+# https://kubernetes.io/docs/concepts/overview/working-with-objects/names/
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
+_MAX_NAME = 253
 
 
 class BadRequestError(Exception):
@@ -31,11 +42,15 @@ class Review:
     """The request, and the outcome once the object has been admitted or rejected.
 
     resource: group, version and plural name.
-    object: the pod or workload as it would be stored; never modified.
+    object: the pod or workload as it would be stored; never modified. Empty once it is dropped.
+    name: the object's name, or its `generateName`: the API server names such a pod only later.
+    caller: the sender's address.
+    deadline: the event loop's time by which the API server needs the answer.
+    on_drop: called when the object is no longer needed.
     result: `changed`, `unchanged`, `rejected` or `failed`; empty until decided.
     reason, rejection: code and text of a rejection.
-    patch: JSON patch that injects the object.
-    deadline: seconds within which the API server needs the answer.
+    patch: JSON patch that injects the object, in base64; empty if nothing changes.
+    mounts_configmap: the object is a pod that mounts the runtime ConfigMap.
     """
 
     uid: str
@@ -45,41 +60,51 @@ class Review:
     namespace: str
     dry_run: bool
     object: Object
-    user_info: Object
+    name: str = ""
+    caller: str = ""
+    deadline: float = 0.0
+    on_drop: Callable[[], None] = lambda: None
     result: str = ""
     reason: str = ""
     rejection: str = ""
-    patch: list[Object] = field(default_factory=list)
-    deadline: float = 3.5
+    patch: str = ""
+    mounts_configmap: bool = False
 
     @classmethod
     def parse(cls, body: Any) -> Review:
         """Validate the fields that are used; raises BadRequestError."""
         request = _field(body, "request", dict, "the review")
         uid = _field(request, "uid", str, "request")
-        if not uid:
-            raise BadRequestError(400, "request.uid is empty")
+        if not 0 < len(uid) <= _MAX_UID:
+            raise BadRequestError(400, f"request.uid is not 1 to {_MAX_UID} characters long")
         try:
             resource = _field(request, "resource", dict, "request")
             item = _field(request, "object", dict, "request")
-            _field(item, "metadata", dict, "request.object")
+            metadata = _field(item, "metadata", dict, "request.object")
             _field(request, "userInfo", dict, "request")
             group, version, plural = (
                 _field(resource, name, str, "request.resource")
                 for name in ("group", "version", "resource")
             )
             operation = _field(request, "operation", str, "request")
+            if operation not in {"CREATE", "UPDATE"}:
+                raise BadRequestError(400, "request.operation is neither CREATE nor UPDATE")
+            namespace = _field(request, "namespace", str, "request")
+            if not _NAMESPACE.fullmatch(namespace):
+                raise BadRequestError(400, "request.namespace is not the name of a namespace")
+            if namespace in SYSTEM_NAMESPACES:
+                raise BadRequestError(403, "system namespaces are never injected")
         except BadRequestError as error:
-            raise BadRequestError(400, str(error), uid=uid) from None
+            raise BadRequestError(error.code, str(error), uid=uid) from None
         return cls(
             uid=uid,
             resource=(group, version, plural),
-            subresource=str(request.get("subResource") or ""),
+            subresource=_text(request, "subResource"),
             operation=operation,
-            namespace=str(request.get("namespace") or ""),
+            namespace=namespace,
+            name=_text(metadata, "name") or _text(metadata, "generateName"),
             dry_run=request.get("dryRun") is True,
             object=item,
-            user_info=request["userInfo"],
         )
 
     @property
@@ -89,7 +114,7 @@ class Review:
         kopf copies all that it gets, and never forgets an object whose uid it has seen.
         """
         metadata = {"name": self.name, "namespace": self.namespace}
-        stub = {"apiVersion": self.object.get("apiVersion"), "kind": self.object.get("kind")}
+        stub = {name: _text(self.object, name) for name in ("apiVersion", "kind")}
         group, version, plural = self.resource
         return {
             "apiVersion": "admission.k8s.io/v1",
@@ -98,17 +123,11 @@ class Review:
                 "uid": self.uid,
                 "resource": {"group": group, "version": version, "resource": plural},
                 "operation": self.operation,
-                "userInfo": self.user_info,
+                "userInfo": {},
                 "object": stub | {"metadata": metadata},
                 "dryRun": self.dry_run,
             },
         }
-
-    @property
-    def name(self) -> str:
-        """The object's name, or its `generateName`: the API server names such a pod only later."""
-        metadata = self.object["metadata"]
-        return str(metadata.get("name") or metadata.get("generateName") or "")
 
     def log_fields(self) -> Object:
         """The fields of the log line for this review."""
@@ -121,13 +140,26 @@ class Review:
             "dryrun": self.dry_run,
         } | ({"reason": self.reason, "rejection": self.rejection} if self.reason else {})
 
+    def admit(self, admitted: Object) -> None:
+        """Record the object to admit as a patch."""
+        patch = build_json_patch(self.object, admitted)
+        if patch:
+            self.patch = base64.b64encode(json.dumps(patch).encode()).decode()
+
+    def drop_object(self) -> None:
+        """Free the object's memory; the answer needs only the patch."""
+        self.object = {}
+        self.on_drop()
+
     def reject(self, message: str, reason: Reason) -> None:
         """Record a rejection that the user or the cluster's administrator can fix."""
         self.result, self.reason, self.rejection = "rejected", str(reason), message
+        self.patch = ""
 
     def fail(self) -> str:
         """Record an internal error; returns its text, which discloses only where to look."""
         self.result, self.reason = "failed", str(Reason.INTERNAL_ERROR)
+        self.patch = ""
         self.rejection = (
             "the injector failed on this object; "
             f"search its log for uid {self.uid} ({Reason.INTERNAL_ERROR})"
@@ -150,6 +182,12 @@ def build_rejection(uid: str, message: str, code: int) -> Object:
             "status": {"code": code, "message": message},
         },
     }
+
+
+def _text(node: Object, name: str) -> str:
+    """A string, shortened to the longest that is valid for a name; empty if it is not one."""
+    value = node.get(name)
+    return value[:_MAX_NAME] if isinstance(value, str) else ""
 
 
 def _field(node: Any, name: str, kind: type, where: str) -> Any:

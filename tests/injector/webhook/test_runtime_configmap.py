@@ -1,12 +1,12 @@
 """The runtime ConfigMap, named by its content, and how the webhook ensures it in a namespace."""
 
 import asyncio
-import json
 import subprocess
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asya_injector.errors import InjectionError
@@ -88,6 +88,13 @@ class Namespaces:
             await self.writer.ensure(namespace, within=within)
         return str(caught.value)
 
+    def put(self, **changes: Any) -> None:
+        """Store the ConfigMap with other fields; None removes one, metadata is merged."""
+        item = self.files.config_map()
+        changes["metadata"] = item["metadata"] | changes.get("metadata", {})
+        item = {key: value for key, value in (item | changes).items() if value is not None}
+        self.api.put("configmaps", "models", item)
+
     def hold(self, namespace: str = "") -> threading.Event:
         """Answer no call (of one namespace, or of all) until the event is set."""
         release = threading.Event()
@@ -120,20 +127,30 @@ async def test_fifty_concurrent_pods_of_a_new_namespace_share_one_check(
     namespaces: Namespaces,
 ) -> None:
     await asyncio.gather(*(namespaces.writer.ensure("models", within=20) for _ in range(50)))
-    assert namespaces.api.calls == [("create", "configmaps", "models", "")]
+    assert namespaces.api.calls == [
+        ("patch", "configmaps", "models", namespaces.name),
+        ("create", "configmaps", "models", ""),
+    ]
     assert namespaces.count_writes() == {"created": 1}
     stored = namespaces.api.objects["configmaps", "models", namespaces.name]
     assert (stored["immutable"], stored["data"]) == (True, dict(namespaces.files.files))
 
 
 async def test_replicas_that_race_both_succeed(namespaces: Namespaces) -> None:
+    both_looked = threading.Barrier(2)
+
+    def fault(verb: str, *_: str) -> None:
+        if verb == "create":
+            both_looked.wait(10)
+
+    namespaces.api.fault = fault
     other = namespaces.replica()
     await asyncio.gather(
         namespaces.writer.ensure("models", within=20), other.ensure("models", within=20)
     )
     assert namespaces.count_writes() == {"created": 1, "present": 1}
     assert namespaces.api.called("create", "configmaps") == 2
-    assert namespaces.api.called("patch", "configmaps") == 1
+    assert namespaces.api.called("patch", "configmaps") == 3
 
 
 async def test_a_success_is_cached_for_a_second_because_a_namespace_may_be_created_again(
@@ -141,9 +158,10 @@ async def test_a_success_is_cached_for_a_second_because_a_namespace_may_be_creat
 ) -> None:
     await namespaces.writer.ensure("models", within=20)
     del namespaces.api.objects["configmaps", "models", namespaces.name]
+    calls = len(namespaces.api.calls)
     namespaces.now += 0.9
     await namespaces.writer.ensure("models", within=20)
-    assert len(namespaces.api.calls) == 1
+    assert len(namespaces.api.calls) == calls
     namespaces.now += 0.2
     await namespaces.writer.ensure("models", within=20)
     assert ("configmaps", "models", namespaces.name) in namespaces.api.objects
@@ -157,13 +175,69 @@ async def test_the_cache_is_emptied(namespaces: Namespaces) -> None:
     assert namespaces.writer._checks == {}
 
 
-async def test_rejects_different_content_under_the_name_and_says_how_to_fix_it(
-    namespaces: Namespaces,
+# --- A ConfigMap of this name exists
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (403, "exceeded quota: few, requested: count/configmaps=1, used: 2, limited: 2"),
+        (403, 'cannot create resource "configmaps"'),
+        (422, "ValidatingAdmissionPolicy 'x' denied request"),
+    ],
+)
+async def test_needs_no_right_to_create_if_it_exists(
+    namespaces: Namespaces, code: int, message: str
 ) -> None:
-    metadata = {"name": namespaces.name}
-    namespaces.api.put("configmaps", "models", {"metadata": metadata, "data": {"x": "1"}})
+    def fault(verb: str, *_: str) -> None:
+        if verb == "create":
+            raise failure(code, "Forbidden", message)
+
+    namespaces.put()
+    namespaces.api.fault = fault
+    await namespaces.writer.ensure("models", within=20)
+    assert namespaces.count_writes() == {"present": 1}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"metadata": {"labels": {"asya.sh/source": "manifest"}, "annotations": {"a": "b"}}},
+        {"metadata": {"ownerReferences": [{"kind": "Deployment"}]}},
+        {"binaryData": {}},
+        {"binaryData": None},
+    ],
+)
+async def test_accepts_the_same_files_with_other_metadata(
+    namespaces: Namespaces, changes: dict[str, Any]
+) -> None:
+    namespaces.put(**changes)
+    await namespaces.writer.ensure("models", within=20)
+    assert namespaces.count_writes() == {"present": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"data": {"x": "1"}}, "exists with different content, which pods would run"),
+        ({"data": None}, "exists with different content, which pods would run"),
+        (
+            {"data": {"asya_runtime.py": "1", "asya_entrypoint.py": "2", "json.py": ""}},
+            "exists with different content, which pods would run",
+        ),
+        ({"binaryData": {"json.py": ""}}, "exists with binaryData, which pods would import"),
+        ({"immutable": None}, "exists and is not immutable, so it could be changed"),
+        ({"immutable": False}, "exists and is not immutable, so it could be changed"),
+        ({"immutable": "true"}, "exists and is not immutable, so it could be changed"),
+    ],
+)
+async def test_rejects_a_configmap_that_is_not_exactly_ours_and_says_how_to_fix_it(
+    namespaces: Namespaces, changes: dict[str, Any], problem: str
+) -> None:
+    namespaces.put(**changes)
     assert await namespaces.rejection() == (
-        f"ConfigMap models/{namespaces.name}: exists with different content, which pods would run; "
+        f"ConfigMap models/{namespaces.name}: {problem}; "
         f"delete it: kubectl delete configmap -n models {namespaces.name} "
         "(RuntimeConfigMapConflict)"
     )
@@ -173,66 +247,131 @@ async def test_rejects_different_content_under_the_name_and_says_how_to_fix_it(
     assert namespaces.count_writes() == {"RuntimeConfigMapConflict": 1, "created": 1}
 
 
-BY_ADMIN = "allow the injector to create it (rights, quota), or create it by hand"
-RETRIED = "the next pod retries"
-FAILURES = [
-    (403, "Forbidden", "exceeded quota: compute, requested: count/configmaps=1", BY_ADMIN),
-    (403, "Forbidden", 'cannot create resource "configmaps"', BY_ADMIN),
-    (403, "Forbidden", "because it is being terminated", BY_ADMIN),
-    (403, "Forbidden", "evil\n\x1b[2Jtext", BY_ADMIN),
-    (422, "Invalid", "ValidatingAdmissionPolicy 'x' denied request", BY_ADMIN),
-    (404, "NotFound", 'namespaces "models" not found', RETRIED),
-    (500, "InternalError", "etcdserver: leader changed", RETRIED),
-]
-
-
-@pytest.mark.parametrize(("code", "reason", "message", "fix"), FAILURES)
-async def test_a_failure_rejects_all_waiting_pods(
-    namespaces: Namespaces, code: int, reason: str, message: str, fix: str
-) -> None:
-    namespaces.api.fault = fail_first(failure(code, reason, message))
-    rejections = await asyncio.gather(*(namespaces.rejection() for _ in range(10)))
-    assert set(rejections) == {
-        f"ConfigMap models/{namespaces.name}: could not be created or checked: "
-        f"{json.dumps(message)}; {fix} (RuntimeConfigMapUnavailable)"
-    }
-    assert len(namespaces.api.calls) == 1
-    await namespaces.writer.ensure("models", within=20)  # a failure is not cached
-
-
-async def test_rejects_a_pod_if_the_answer_is_not_from_an_api_server(
-    namespaces: Namespaces,
-) -> None:
-    namespaces.api.fault = fail_first(Answer(200, b"<html>Sign in</html>"))
+async def test_rejects_a_configmap_that_is_being_deleted(namespaces: Namespaces) -> None:
+    namespaces.put(metadata={"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["a/b"]})
     assert await namespaces.rejection() == (
-        f"ConfigMap models/{namespaces.name}: could not be created or checked: "
-        f'"200 OK, but not JSON: is that an API server?"; {RETRIED} (RuntimeConfigMapUnavailable)'
+        f"ConfigMap models/{namespaces.name}: could not be created or checked: it is being "
+        "deleted; the next pod retries (RuntimeConfigMapUnavailable)"
     )
 
 
+@pytest.mark.parametrize(("code", "reason"), [(403, "Forbidden"), (422, "Invalid"), (400, "")])
+@pytest.mark.parametrize("exists", [True, False])
+async def test_creates_it_if_checking_is_denied_and_rejects_one_that_exists(
+    namespaces: Namespaces, code: int, reason: str, exists: bool
+) -> None:
+    """The chart's policy denies a patch of an object without the injector's label."""
+
+    def fault(verb: str, *_: str) -> None:
+        if verb == "patch":
+            raise failure(code, reason, "denied")
+
+    namespaces.api.fault = fault
+    if not exists:
+        await namespaces.writer.ensure("models", within=20)
+        assert namespaces.count_writes() == {"created": 1}
+        return
+    namespaces.put()
+    assert await namespaces.rejection() == (
+        f"ConfigMap models/{namespaces.name}: exists, but may not be checked: it lacks the "
+        "injector's label; delete it: kubectl delete configmap -n models "
+        f"{namespaces.name} (RuntimeConfigMapConflict)"
+    )
+    assert [verb for verb, *_ in namespaces.api.calls] == ["patch", "create"]
+
+
+# --- The API server fails
+
+DENIED = (
+    "the API server rejected it; check the namespace's quotas and policies for ConfigMaps and the "
+    "injector's rights; the injector's log has the answer"
+)
+FAILED = (
+    "the API server failed or did not answer; the next pod retries; the injector's log has details"
+)
+FAILURES = [
+    (403, "Forbidden", "exceeded quota: compute, requested: count/configmaps=1", DENIED),
+    (403, "Forbidden", 'cannot create resource "configmaps"', DENIED),
+    (403, "Forbidden", "because it is being terminated", DENIED),
+    (403, "Forbidden", "evil\n\x1b[2Jtext", DENIED),
+    (422, "Invalid", "ValidatingAdmissionPolicy 'x' denied request", DENIED),
+    (404, "NotFound", 'namespaces "models" not found', DENIED),
+    (404, "NotFound", 'namespaces "configmaps-1" not found', DENIED),
+    (500, "InternalError", "etcdserver: leader changed", FAILED),
+    (503, "ServiceUnavailable", "etcd is not up", FAILED),
+]
+
+
+@pytest.mark.parametrize(("code", "reason", "message", "text"), FAILURES)
+async def test_a_failure_rejects_all_waiting_pods_and_its_cause_is_only_logged(
+    namespaces: Namespaces,
+    caplog: pytest.LogCaptureFixture,
+    code: int,
+    reason: str,
+    message: str,
+    text: str,
+) -> None:
+    namespaces.api.fault = fail_first(None, failure(code, reason, message))
+    rejections = await asyncio.gather(*(namespaces.rejection() for _ in range(10)))
+    assert set(rejections) == {
+        f"ConfigMap models/{namespaces.name}: could not be created or checked: {text} "
+        "(RuntimeConfigMapUnavailable)"
+    }
+    assert [verb for verb, *_ in namespaces.api.calls] == ["patch", "create"]
+    (record,) = caplog.records
+    assert vars(record).items() >= {"namespace": "models", "status": code, "error": message}.items()
+    await namespaces.writer.ensure("models", within=20)  # a failure is not cached
+
+
+@pytest.mark.parametrize(("code", "reason"), [(500, "InternalError"), (503, "ServiceUnavailable")])
+async def test_creates_nothing_if_the_check_fails(
+    namespaces: Namespaces, code: int, reason: str
+) -> None:
+    namespaces.api.fault = fail_first(failure(code, reason, "no leader"))
+    assert FAILED in await namespaces.rejection()
+    assert namespaces.api.called("create", "configmaps") == 0
+
+
+async def test_rejects_a_pod_if_the_answer_is_not_from_an_api_server(
+    namespaces: Namespaces, caplog: pytest.LogCaptureFixture
+) -> None:
+    namespaces.api.fault = fail_first(Answer(200, b"<html>Sign in</html>"))
+    assert FAILED in await namespaces.rejection()
+    (record,) = caplog.records
+    assert vars(record)["error"] == "200 OK, but not JSON: is that an API server?"
+
+
 EXISTS = failure(409, "AlreadyExists", "it exists")
+NOT_FOUND = failure(404, "NotFound", 'configmaps "asya-runtime" not found')
 
 
 @pytest.mark.parametrize(
     ("answers", "verbs"),
     [
-        ([failure(429, "TooManyRequests", "busy", {"Retry-After": "1"})], "create create"),
-        ([failure(409, "Conflict", "the quota has been modified")], "create create"),
-        # Deleted between the two calls.
+        ([failure(429, "TooManyRequests", "busy", {"Retry-After": "1"})], "patch patch create"),
+        ([None, failure(429, "TooManyRequests", "busy")], "patch create patch create"),
         (
-            [EXISTS, failure(404, "NotFound", 'configmaps "asya-runtime" not found')],
-            "create patch create",
+            [None, failure(409, "Conflict", "the quota has been modified")],
+            "patch create patch create",
         ),
+        # Created between the first two calls, and deleted again.
+        ([None, EXISTS, NOT_FOUND], "patch create patch create"),
     ],
-    ids=["busy", "conflict", "deleted"],
+    ids=["busy", "busy at creation", "conflict", "deleted"],
 )
 async def test_retries_transient_failures(
-    namespaces: Namespaces, answers: list[Answer], verbs: str
+    namespaces: Namespaces, answers: list[Answer | None], verbs: str
 ) -> None:
     namespaces.api.fault = fail_first(*answers)
     await namespaces.writer.ensure("models", within=20)
     assert namespaces.count_writes() == {"created": 1}
     assert [call[0] for call in namespaces.api.calls] == verbs.split()
+
+
+async def test_gives_up_after_losing_several_races(namespaces: Namespaces) -> None:
+    namespaces.api.fault = fail_first(*[NOT_FOUND, EXISTS] * 100)
+    assert "other clients keep creating and deleting it" in await namespaces.rejection()
+    assert len(namespaces.api.calls) <= 10
 
 
 async def test_waits_as_long_as_a_busy_api_server_asks_for(namespaces: Namespaces) -> None:
@@ -252,9 +391,19 @@ async def test_rejects_in_time_while_the_api_server_does_not_answer(
     release.set()
     assert set(rejections) == {
         f"ConfigMap models/{namespaces.name}: could not be created or checked: "
-        '"the API server did not answer in time"; the next pod retries '
+        "the API server did not answer in time; the next pod retries "
         "(RuntimeConfigMapUnavailable)"
     }
+
+
+async def test_rejects_a_pod_while_the_api_server_is_unreachable(tmp_path: Path) -> None:
+    unreachable = connect_with(write_kubeconfig(tmp_path, free_port()))
+    files = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
+    with pytest.raises(InjectionError, match=r"did not answer.*RuntimeConfigMapUnavailable"):
+        await RuntimeConfigMapWriter(files, unreachable, Metrics()).ensure("models", within=10)
+
+
+# --- Callers share it
 
 
 async def test_a_slow_namespace_does_not_delay_another(namespaces: Namespaces) -> None:
@@ -266,21 +415,72 @@ async def test_a_slow_namespace_does_not_delay_another(namespaces: Namespaces) -
     await slow
 
 
-async def test_rejects_a_pod_while_the_api_server_is_unreachable(tmp_path: Path) -> None:
-    unreachable = connect_with(write_kubeconfig(tmp_path, free_port()))
-    files = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
-    with pytest.raises(InjectionError, match=r"did not answer .*RuntimeConfigMapUnavailable"):
-        await RuntimeConfigMapWriter(files, unreachable, Metrics()).ensure("models", within=10)
-
-
+@pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
 async def test_a_short_deadline_does_not_end_a_shared_check(
-    namespaces: Namespaces,
+    namespaces: Namespaces, first: bool
 ) -> None:
     release = namespaces.hold()
+    hasty = asyncio.create_task(namespaces.rejection(within=0.1)) if first else None
+    await asyncio.sleep(0)
     patient = asyncio.create_task(namespaces.writer.ensure("models", within=20))
     while not namespaces.api.calls:
         await asyncio.sleep(0.01)
-    assert "in time" in await namespaces.rejection(within=0.1)
+    assert "in time" in await (hasty or namespaces.rejection(within=0.1))
     release.set()
     await patient
     assert namespaces.count_writes() == {"created": 1}
+
+
+async def test_a_check_ends_with_the_last_caller_that_waits_for_it(namespaces: Namespaces) -> None:
+    busy = failure(429, "TooManyRequests", "busy", {"Retry-After": "1"})
+    namespaces.api.fault = fail_first(*[busy] * 100)
+    callers = [asyncio.create_task(namespaces.writer.ensure("models", within=20)) for _ in range(5)]
+    while not namespaces.api.calls:
+        await asyncio.sleep(0.01)
+    for caller in callers:
+        caller.cancel()
+    await asyncio.wait(callers)
+    assert namespaces.writer._checks == {}
+    await asyncio.sleep(1.5)
+    assert len(namespaces.api.calls) == 1
+    # The next caller gets its own check.
+    namespaces.api.fault = lambda *_: None
+    await namespaces.writer.ensure("models", within=20)
+
+
+async def test_callers_of_unknown_namespaces_do_not_delay_those_of_another_address(
+    namespaces: Namespaces,
+) -> None:
+    """One address asks for 400 namespaces and closes its connections."""
+    running, most = 0, 0
+
+    def fault(_: str, __: str, namespace: str, ___: str) -> None:
+        nonlocal running, most
+        if namespace != "models":
+            with namespaces.api.lock:
+                running += 1
+                most = max(most, running)
+            time.sleep(0.05)
+            with namespaces.api.lock:
+                running -= 1
+            raise failure(404, "NotFound", f'namespaces "{namespace}" not found')
+
+    namespaces.api.fault = fault
+    hostile = [
+        asyncio.create_task(
+            namespaces.writer.ensure(f"configmaps-{number}", within=1e9, caller="10.0.0.1")
+        )
+        for number in range(400)
+    ]
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(2):  # 400 namespaces would take 5 s or more
+        await namespaces.writer.ensure("models", within=20, caller="10.0.0.2")
+    assert await asyncio.to_thread(lambda: "the certificate's thread") == "the certificate's thread"
+    for caller in hostile:
+        caller.cancel()
+    await asyncio.wait(hostile)
+    calls = len(namespaces.api.calls)
+    await asyncio.sleep(0.5)
+    assert len(namespaces.api.calls) <= calls + 8  # those that were running
+    assert most <= 4
+    assert namespaces.writer._checks == {}

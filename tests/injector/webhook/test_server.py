@@ -74,7 +74,7 @@ async def kopf_stand_in(head: Any, *, webhook: str) -> Any:
         current.reject("no", Reason.ENV_CONFLICT)
         return {"response": {"uid": uid, "allowed": False}}
     current.result = "changed"
-    current.patch = [{"op": "add", "path": "/x", "value": head["request"]["object"]}]
+    current.admit(current.object | {"x": head["request"]["object"]})
     return {"response": {"uid": uid, "allowed": True, "warnings": [webhook]}}
 
 
@@ -262,7 +262,11 @@ async def test_an_internal_error_rejects_the_object_and_discloses_only_the_uid(
         (b'{"request": []}', "the review needs request, as an object"),
         (b'{"request": {}}', "request needs uid, as a string"),
         (b'{"request": {"uid": 1}}', "request needs uid, as a string"),
-        (b'{"request": {"uid": ""}}', "request.uid is empty"),
+        (b'{"request": {"uid": ""}}', "request.uid is not 1 to 100 characters long"),
+        (
+            b'{"request": {"uid": "%s"}}' % (b"u" * 101),
+            "request.uid is not 1 to 100 characters long",
+        ),
     ],
     ids=lambda value: repr(value[:30]),
 )
@@ -284,13 +288,34 @@ async def test_rejects_a_body_that_is_not_a_review_in_one_line(
         ("resource", "pods", "request needs resource, as an object"),
         ("resource", {}, "request.resource needs group, as a string"),
         ("operation", 7, "request needs operation, as a string"),
+        ("operation", "DELETE", "request.operation is neither CREATE nor UPDATE"),
         ("userInfo", None, "request needs userInfo, as an object"),
+        ("namespace", None, "request needs namespace, as a string"),
+        ("namespace", "", "request.namespace is not the name of a namespace"),
+        ("namespace", "Models", "request.namespace is not the name of a namespace"),
+        ("namespace", "models\n", "request.namespace is not the name of a namespace"),
+        ("namespace", "../kube-system", "request.namespace is not the name of a namespace"),
+        ("namespace", "a" * 64, "request.namespace is not the name of a namespace"),
     ],
 )
 async def test_rejects_a_malformed_review_with_its_uid(
     client: Client, field: str, value: Any, text: str
 ) -> None:
     assert await client.post(review(**{field: value})) == (200, rejection("u-1", 400, text))
+
+
+@pytest.mark.parametrize("namespace", ["kube-system", "kube-public", "kube-node-lease"])
+async def test_rejects_system_namespaces(client: Client, namespace: str) -> None:
+    """The chart's webhook configuration excludes them, so such a review is forged."""
+    assert await client.post(review(namespace=namespace)) == (
+        200,
+        rejection("u-1", 403, "system namespaces are never injected"),
+    )
+
+
+@pytest.mark.parametrize("namespace", ["a", "0", "a" * 63, "kube-system-2", "a-b"])
+async def test_accepts_other_namespaces(client: Client, namespace: str) -> None:
+    assert (await client.post(review(namespace=namespace)))[1]["response"]["allowed"]
 
 
 async def test_rejects_older_versions_of_tls(client: Client) -> None:
@@ -326,14 +351,59 @@ async def test_rejects_other_methods(client: Client, method: str) -> None:
         assert answer.status == 405
 
 
-@pytest.mark.parametrize(("size", "status"), [(3 << 20, 200), (8 << 20, 200), ((8 << 20) + 1, 413)])
-async def test_accepts_reviews_as_large_as_the_api_server_sends(
-    client: Client, size: int, status: int
+@pytest.mark.parametrize("size", [3 << 20, 8 << 20])
+async def test_accepts_reviews_as_large_as_the_api_server_sends(client: Client, size: int) -> None:
+    status, answer = await client.post(json.dumps(review()).encode().ljust(size))
+    assert (status, answer["response"]["allowed"]) == (200, True)
+
+
+def too_large(problem: str) -> str:
+    return (
+        f"this object's review has more than {problem}; make the object smaller, or inject its "
+        "manifest with `asya-injector inject` (ReviewTooLarge)"
+    )
+
+
+@pytest.mark.parametrize("size", [(8 << 20) + 1, 24 << 20])
+async def test_rejects_a_larger_review_with_its_uid_and_a_readable_text(
+    client: Client, metrics: Metrics, size: int
 ) -> None:
-    body = io.BytesIO(json.dumps(review()).encode().ljust(size))
-    head = {"Content-Type": "application/json"}
-    async with client.session.post(f"{client.url}/pods", data=body, headers=head) as answer:
-        assert answer.status == status
+    body = json.dumps(review()).encode().ljust(size)
+    text = too_large("8388608 bytes")
+    assert await client.post(body) == (200, rejection("u-1", 413, text))
+    labels = {"code": "413"}
+    assert metrics.registry.get_sample_value("asya_injector_bad_requests_total", labels) == 1
+
+
+async def test_rejects_a_large_body_without_a_uid(client: Client) -> None:
+    assert await client.post(b" " * ((8 << 20) + 1)) == (
+        413,
+        f"asya-injector: {too_large('8388608 bytes')}\n",
+    )
+
+
+EMPTY = b"{}," * 600_000
+DENSE = {
+    "mappings": b"[" + EMPTY + b"{}]",
+    "after a text with quotes": b'["\\\\","\\"{,",' + EMPTY + b"{}]",
+    "lists": b"[" + b"[]," * 600_000 + b"[]]",
+    "numbers": b"[" + b"0," * 1_100_000 + b"0]",
+}
+
+
+@pytest.mark.parametrize("value", DENSE.values(), ids=DENSE)
+async def test_rejects_a_review_that_would_take_too_much_memory_when_parsed(
+    client: Client, value: bytes
+) -> None:
+    body = json.dumps(review()).encode().replace(b'"operation"', b'"x": %s, "operation"' % value)
+    assert await client.post(body) == (200, rejection("u-1", 413, too_large("1000000 values")))
+
+
+async def test_accepts_texts_that_only_look_like_many_values(client: Client) -> None:
+    text = '{"a": [0]}, \\"\\' * 300_000
+    metadata = {"name": "p", "annotations": {"a": text, "b": '"'}}
+    status, answer = await client.post(review(object=POD | {"metadata": metadata}))
+    assert (status, answer["response"]["allowed"]) == (200, True)
 
 
 async def test_closes_a_connection_whose_body_does_not_arrive(
@@ -391,7 +461,19 @@ async def test_answers_several_reviews_on_one_connection(client: Client) -> None
 
 @pytest.mark.parametrize(
     ("query", "seconds"),
-    [("timeout=5s", 3.5), ("timeout=10s", 7.0), ("", 3.5), ("timeout=1m0s", 3.5)],
+    [
+        ("timeout=5s", 3.5),
+        ("timeout=10s", 7.0),
+        ("timeout=30s", 21.0),
+        ("", 3.5),
+        ("timeout=1m0s", 3.5),
+        # The API server sends 1 to 30 s.
+        ("timeout=0s", 0.7),
+        ("timeout=31s", 21.0),
+        ("timeout=999999999s", 21.0),
+        (f"timeout={'9' * 400}s", 21.0),
+    ],
+    ids=lambda value: str(value)[:20],
 )
 async def test_the_deadline_of_a_review_is_earlier_than_the_api_servers_timeout(
     client: Client, monkeypatch: pytest.MonkeyPatch, query: str, seconds: float
@@ -400,12 +482,12 @@ async def test_the_deadline_of_a_review_is_earlier_than_the_api_servers_timeout(
 
     class Recorder:
         def set(self, review: Any) -> None:
-            seen.append(review.deadline)
+            seen.append(review.deadline - asyncio.get_running_loop().time())
             current_review.set(review)
 
     monkeypatch.setattr(server_module, "current_review", Recorder())
     await client.post(review(), f"/pods?{query}")
-    assert seen == pytest.approx([seconds])
+    assert seen == pytest.approx([seconds], abs=0.5)
 
 
 async def test_refuses_connections_until_a_certificate_is_loaded(watcher: CertWatcher) -> None:
