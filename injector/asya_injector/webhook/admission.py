@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import kopf
 
@@ -18,6 +18,8 @@ from asya_injector.webhook.review import Review, current_review
 from asya_injector.webhook.runtime_configmap import RuntimeConfigMapWriter
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # The last part of each webhook's path in the chart. Updates that need no propagation go to a
 # separate webhook that is allowed to be unavailable.
@@ -45,7 +47,7 @@ class Webhook:
 
     async def admit_pod(self, review: Review, warnings: list[str]) -> Object:
         """The pod to admit, injected if it asks for it; raises InjectionError."""
-        injection = inject(review.object, self._defaults)
+        injection = await _run(review, lambda: inject(review.object, self._defaults))
         if injection is None:
             return review.object
         review.mounts_configmap = True
@@ -55,7 +57,7 @@ class Webhook:
     async def admit_workload(self, review: Review, warnings: list[str]) -> Object:
         """The workload to admit; raises InjectionError if its pods would be rejected later."""
         workload = propagate(review.object)
-        injection = inject(get_template(workload), self._defaults)
+        injection = await _run(review, lambda: inject(get_template(workload), self._defaults))
         warnings.extend(find_overridden(workload))
         warnings.extend(injection.warnings if injection else ())
         return workload
@@ -65,6 +67,11 @@ class Webhook:
         if review.mounts_configmap and not review.dry_run:
             within = review.deadline - asyncio.get_running_loop().time()
             await self._configmaps.ensure(review.namespace, within=within, caller=review.caller)
+
+
+async def _run(review: Review, function: Callable[[], T]) -> T:
+    """Call a function; in a thread if the review is large, so that the event loop goes on."""
+    return await asyncio.to_thread(function) if review.is_large else function()
 
 
 def build_registry(webhook: Webhook) -> kopf.OperatorRegistry:

@@ -120,25 +120,23 @@ class Turns:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.cancelled():
-                self._leave(address, turn)
-            else:
+            if not turn.cancelled():  # it was given just before
                 self.release()
+            elif turn in self._waiting.get(address, ()):
+                self._waiting[address].remove(turn)
+                if not self._waiting[address]:
+                    del self._waiting[address]
             raise
 
     def release(self) -> None:
         """Give the turn to the next address."""
-        if not self._waiting:
-            self._free += 1
-            return
-        address = next(iter(self._waiting))
-        turns = self._waiting.pop(address)
-        turns.popleft().set_result(None)
-        if turns:
-            self._waiting[address] = turns
-
-    def _leave(self, address: str, turn: asyncio.Future[None]) -> None:
-        turns = self._waiting[address]
-        turns.remove(turn)
-        if not turns:
-            del self._waiting[address]
+        while self._waiting:
+            address = next(iter(self._waiting))
+            turns = self._waiting.pop(address)
+            turn = turns.popleft()
+            if turns:
+                self._waiting[address] = turns  # the last one now
+            if not turn.cancelled():
+                turn.set_result(None)
+                return
+        self._free += 1

@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 
 # An UPDATE carries the object twice, and the API server accepts objects of up to 3 MiB.
 _MAX_REVIEW_BYTES = 8 << 20
-# Each number, text, list or mapping in JSON takes up to 140 bytes of memory.
-_MAX_REVIEW_VALUES = 1_000_000
+# Each comma, colon or bracket in JSON stands for up to 140 bytes of memory. Objects of 3 MiB have
+# fewer.
+_MAX_REVIEW_VALUES = 600_000
 # Larger reviews are answered one at a time, and take at most half of the time.
 _LARGE_REVIEW_BYTES = 256 << 10
 # The API server does not wait longer for an answer.
@@ -120,7 +121,11 @@ class Server:
 
         async def handle(request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
             with web.use(request.protocol) as connection:
-                status, body = await self._handle(fn, request, connection)
+                try:
+                    status, body = await self._handle(fn, request, connection)
+                except Exception:
+                    logger.exception("cannot answer a request")
+                    status, body = 500, b"asya-injector: internal error; search its log\n"
                 self._connections.resize(connection, len(body))
                 response = _make_response(status, body)
                 if self._draining:
@@ -128,7 +133,7 @@ class Server:
                 try:
                     async with asyncio.timeout(_SEND_SECONDS):
                         await _send(request, response, body)
-                except TimeoutError:
+                except (TimeoutError, ConnectionError):
                     connection.close()
                 return response
 
@@ -225,6 +230,7 @@ class Server:
         try:
             await self._read_body(request, connection, body)
             connection.use()
+            size = len(body)
             async with self._turn(body, connection.address, deadline) as end_turn:
                 _check_values(body)
                 review = Review.parse(_parse_json(body))
@@ -236,6 +242,7 @@ class Server:
                     self._connections.resize(connection, len(review.patch))
 
                 review.on_drop = drop
+                review.is_large = size > _LARGE_REVIEW_BYTES
                 answer = await _answer(fn, path, review)
         except BadRequestError as error:
             self._metrics.bad_requests.labels(code=error.code).inc()

@@ -147,4 +147,6 @@ def log_as_json(level: str) -> None:
     # The server logs one line per review; these would repeat it.
     for noisy in ("kopf", "aiohttp.access", "urllib3", "asyncio"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))
-    logging.getLogger("kopf.objects").setLevel(logging.CRITICAL)
+    # aiohttp logs a traceback for each request that is not valid HTTP.
+    for repeated in ("kopf.objects", "aiohttp.server"):
+        logging.getLogger(repeated).setLevel(logging.CRITICAL)

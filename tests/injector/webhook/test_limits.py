@@ -128,18 +128,21 @@ async def test_at_most_so_many_have_a_turn() -> None:
     assert most == 3
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["waiting", "has just got its turn"])
-async def test_a_cancelled_caller_takes_no_turn(given: bool) -> None:
+@pytest.mark.parametrize("when", ["waiting", "turn given", "turn released"])
+async def test_a_cancelled_caller_takes_no_turn(when: str) -> None:
     turns = Turns(1)
     await turns.acquire("1")
     waiting = asyncio.create_task(turns.acquire("2"))
     await asyncio.sleep(0)
-    if given:
+    if when == "turn given":
         turns.release()
     waiting.cancel()
+    if when == "turn released":  # before the cancelled task runs
+        turns.release()
     await asyncio.wait([waiting])
     assert turns._waiting == {}
-    if not given:
+    if when == "waiting":
         turns.release()
     async with asyncio.timeout(5):
         await turns.acquire("3")
+    assert turns._free == 0

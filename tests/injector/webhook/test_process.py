@@ -1,6 +1,7 @@
 """The injector as a process: start, readiness, reviews, metrics, shutdown."""
 
 import base64
+import contextlib
 import copy
 import http.client
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from asya_injector import __version__
 from asya_injector.runtime_files import RuntimeFiles
 from jsonpatch import JsonPatch
@@ -51,6 +53,19 @@ def read_bundle(api: Api) -> bytes:
         return base64.b64decode(webhook["clientConfig"].get("caBundle", ""))
 
 
+def make_review(body: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    plural = body["kind"].lower() + "s"
+    group = {"pods": "", "deployments": "apps"}[plural]
+    return {
+        "uid": "u-1",
+        "resource": {"group": group, "version": "v1", "resource": plural},
+        "operation": "CREATE",
+        "namespace": body["metadata"].get("namespace"),
+        "userInfo": {},
+        "object": body,
+    } | changes
+
+
 class Caller:
     """A keep-alive connection that sends reviews."""
 
@@ -64,17 +79,8 @@ class Caller:
         return self._connection.sock is not None
 
     def send(self, body: dict[str, Any], **changes: Any) -> None:
-        plural = body["kind"].lower() + "s"
-        group = {"pods": "", "deployments": "apps"}[plural]
-        request = {
-            "uid": "u-1",
-            "resource": {"group": group, "version": "v1", "resource": plural},
-            "operation": "CREATE",
-            "namespace": body["metadata"].get("namespace"),
-            "userInfo": {},
-            "object": body,
-        } | changes
-        path = "/workloads" if group else "/pods"
+        request = make_review(body, **changes)
+        path = "/pods" if body["kind"] == "Pod" else "/workloads"
         self._connection.request(
             "POST",
             f"{path}?timeout=5s",
@@ -416,6 +422,72 @@ def test_uses_only_the_rights_that_the_chart_grants(start: Start, api: Api) -> N
     assert not [line for line in injector.log if line["level"] != "INFO"]
     assert {name for verb, resource, _, name in api.calls if resource == "secrets"} == {SECRET}
     assert NAMESPACE in {namespace for _, _, namespace, _ in api.calls}
+
+
+def make_request(body: bytes, *, timeout: str = "5s", length: int = 0) -> bytes:
+    head = f"POST /pods?timeout={timeout} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {length or len(body)}\r\n\r\n".encode() + body
+
+
+def test_works_only_for_callers_that_wait(start: Start, api: Api) -> None:
+    """400 callers ask for a namespace that does not exist, and close their connections."""
+    injector = start()
+    injector.wait_until_ready()
+
+    def fault(_: str, resource: str, namespace: str, __: str) -> None:
+        if resource == "configmaps" and namespace != "models":
+            time.sleep(0.01)
+            raise failure(404, "NotFound", f'namespaces "{namespace}" not found')
+
+    api.fault = fault
+    bundle = read_bundle(api)
+    for number in range(400):
+        body = {"request": make_review(POD, namespace=f"configmaps-{number}")}
+        hostile = injector.connect(bundle)
+        hostile.sendall(make_request(json.dumps(body).encode(), timeout="999999999s"))
+        hostile.close()
+    assert Caller(injector, bundle)(POD)["allowed"]
+    calls = [call for call in api.calls if call[1] == "configmaps"]
+    assert len(calls) <= 2 * 401
+    time.sleep(0.5)
+    assert len([call for call in api.calls if call[1] == "configmaps"]) == len(calls)
+    assert injector.get("/readyz") == (200, "ok\n")
+
+
+def test_hostile_callers_cannot_use_more_memory_than_the_charts_limit(
+    start: Start, api: Api
+) -> None:
+    injector = start()
+    injector.wait_until_ready()
+    bundle = read_bundle(api)
+    largest = 8 << 20
+    uid = b'{"request":{"uid":"u","x":'
+    dense = [
+        uid + b"[" + b"{}," * (largest // 3 - 20) + b"{}]}}",
+        uid + b"[" + b'{"":0},' * 190_000 + b"{}]}}",
+        uid + b"[" + b",".join(b'"%05x"' % number for number in range(590_000)) + b"]}}",
+        uid
+        + b"["
+        + b",".join(b'{"%05x":"%06x"}' % (each, each) for each in range(190_000))
+        + b"]}}",
+        uid + b'"' + "\U0001f600".encode() * (largest // 4 - 20) + b'"}}',
+    ]
+    for body in dense:
+        caller = injector.connect(bundle)
+        caller.sendall(make_request(body))
+        assert caller.recv(20).startswith(b"HTTP/1.1 ")
+    for _ in range(24):
+        unfinished = injector.connect(bundle)
+        with contextlib.suppress(OSError):  # it is closed
+            unfinished.sendall(make_request(b" " * (largest - 1), length=largest))
+    for _ in range(400):
+        injector.connect(bundle)
+    assert Caller(injector, bundle)(POD)["allowed"]
+    status = Path(f"/proc/{injector.process.pid}/status").read_text()
+    peak = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+    values = yaml.safe_load((ROOT / "chart" / "values.yaml").read_text())
+    limit = values["injector"]["resources"]["limits"]["memory"]
+    assert peak < int(limit.removesuffix("Mi")) * 1024
 
 
 def test_does_not_load_the_typed_calls_of_the_kubernetes_client() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import datetime as dt
+import gc
 import gzip
 import io
 import json
@@ -21,6 +22,7 @@ from asya_injector.tls.authority import KeyPair, create
 from asya_injector.tls.watcher import CertificatePair, CertWatcher
 from asya_injector.webhook import server as server_module
 from asya_injector.webhook.admission import HANDLED
+from asya_injector.webhook.limits import Connections
 from asya_injector.webhook.review import current_review
 from asya_injector.webhook.server import Server
 from asya_injector.webhook.telemetry import Metrics
@@ -30,6 +32,9 @@ from tests.injector.conftest import free_port
 NAMES = ["localhost"]
 # Set once a slow review has arrived; set to have it answered.
 SLOW, GATE = threading.Event(), threading.Event()
+# Set once the answer to a review has been cancelled.
+CANCELLED = threading.Event()
+LARGE = 300 << 10
 POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "p-", "uid": "of-the-pod"}}
 REQUEST: dict[str, Any] = {
     "uid": "u-1",
@@ -68,6 +73,20 @@ async def kopf_stand_in(head: Any, *, webhook: str) -> Any:
     if name == "slow":
         SLOW.set()
         await asyncio.to_thread(GATE.wait, 10)
+    if name == "waits":  # its object is dropped first
+        current.drop_object()
+        SLOW.set()
+        await asyncio.to_thread(GATE.wait, 10)
+    if name == "forever":
+        try:
+            SLOW.set()
+            await asyncio.Event().wait()
+        finally:
+            CANCELLED.set()
+    if name == "huge":
+        current.result = "changed"
+        current.patch = "A" * (8 << 20)
+        return {"response": {"uid": uid, "allowed": True}}
     if name == "unhandled":  # as if no handler matched
         return {"response": {"uid": uid, "allowed": True}}
     if name == "rejected":
@@ -134,6 +153,12 @@ def pair() -> KeyPair:
 @pytest.fixture
 async def watcher(tmp_path: Path) -> CertWatcher:
     return CertWatcher(tmp_path, name="localhost")
+
+
+@pytest.fixture(autouse=True)
+def events() -> None:
+    for event in (SLOW, GATE, CANCELLED):
+        event.clear()
 
 
 @pytest.fixture
@@ -382,12 +407,12 @@ async def test_rejects_a_large_body_without_a_uid(client: Client) -> None:
     )
 
 
-EMPTY = b"{}," * 600_000
+EMPTY = b"{}," * 350_000
 DENSE = {
     "mappings": b"[" + EMPTY + b"{}]",
     "after a text with quotes": b'["\\\\","\\"{,",' + EMPTY + b"{}]",
-    "lists": b"[" + b"[]," * 600_000 + b"[]]",
-    "numbers": b"[" + b"0," * 1_100_000 + b"0]",
+    "lists": b"[" + b"[]," * 350_000 + b"[]]",
+    "numbers": b"[" + b"0," * 650_000 + b"0]",
 }
 
 
@@ -396,7 +421,7 @@ async def test_rejects_a_review_that_would_take_too_much_memory_when_parsed(
     client: Client, value: bytes
 ) -> None:
     body = json.dumps(review()).encode().replace(b'"operation"', b'"x": %s, "operation"' % value)
-    assert await client.post(body) == (200, rejection("u-1", 413, too_large("1000000 values")))
+    assert await client.post(body) == (200, rejection("u-1", 413, too_large("600000 values")))
 
 
 async def test_accepts_texts_that_only_look_like_many_values(client: Client) -> None:
@@ -585,3 +610,198 @@ async def test_does_not_drain_if_it_was_never_ready(watcher: CertWatcher) -> Non
     draining = asyncio.create_task(server.drain())
     await asyncio.wait([draining], timeout=0.5)
     assert draining.done()
+
+
+# --- Limits
+
+
+def named(name: str, *, size: int = 0) -> bytes:
+    """A review of an object whose name selects what kopf's stand-in does."""
+    return json.dumps(review(object={"metadata": {"name": name}})).encode().ljust(size)
+
+
+def post(body: bytes, *, length: int = 0, timeout: int = 5) -> bytes:
+    """The bytes of a request. length: what its header says, if that is more."""
+    head = (
+        f"POST /pods?timeout={timeout}s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    )
+    return f"{head}Content-Length: {length or len(body)}\r\n\r\n".encode() + body
+
+
+async def is_closed(reader: asyncio.StreamReader, *, within: float = 10.0) -> bool:
+    try:
+        async with asyncio.timeout(within):
+            while await reader.read(1 << 20):
+                pass
+    except TimeoutError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+@contextlib.asynccontextmanager
+async def limited(
+    watcher: CertWatcher, pair: KeyPair, **limits: int
+) -> AsyncIterator[tuple[Client, Server]]:
+    """A server with other limits."""
+    watcher.load(CertificatePair(pair.certificate, pair.key))
+    watcher.ready.set()
+    port = free_port()
+    server = Server(port=port, watcher=watcher, handled=HANDLED, metrics=Metrics())
+    server._connections = Connections(**limits)
+    async with serving(server):
+        client = Client(port, pair)
+        async with client.session:
+            yield client, server
+
+
+async def test_stops_answering_a_caller_that_closes_its_connection(client: Client) -> None:
+    _, writer = await client.connect()
+    writer.write(post(named("forever")))
+    assert await asyncio.to_thread(SLOW.wait, 10)
+    writer.transport.abort()
+    assert await asyncio.to_thread(CANCELLED.wait, 10)
+
+
+async def test_closes_the_oldest_silent_connections_if_there_are_too_many(
+    watcher: CertWatcher, pair: KeyPair
+) -> None:
+    async with limited(watcher, pair, max_connections=4) as (client, server):
+        busy, writer = await client.connect()
+        writer.write(post(named("slow")))
+        assert await asyncio.to_thread(SLOW.wait, 10)
+        silent = [await client.connect() for _ in range(5)]
+        assert (await client.post(review()))[0] == 200
+        closed = [await is_closed(reader, within=0.2) for reader, _ in silent]
+        assert closed == [True, True, True, False, False]
+        GATE.set()
+        async with asyncio.timeout(10):
+            assert (await busy.readline()).startswith(b"HTTP/1.1 200 ")
+        assert len(server._connections) == 4
+        for _, each in silent:
+            each.transport.abort()
+
+
+async def test_counts_connections_before_their_handshake(
+    watcher: CertWatcher, pair: KeyPair
+) -> None:
+    async with limited(watcher, pair, max_connections=4) as (client, server):
+        plain = [await asyncio.open_connection("127.0.0.1", client.port) for _ in range(10)]
+        assert (await client.post(review()))[0] == 200
+        assert len(server._connections) == 4
+        closed = [await is_closed(reader, within=0.2) for reader, _ in plain]
+        assert closed == [True] * 7 + [False] * 3
+        for _, writer in plain:
+            writer.close()
+        while len(server._connections) > 1:
+            await asyncio.sleep(0.01)
+
+
+async def test_closes_the_largest_unfinished_request_if_all_take_too_much_memory(
+    watcher: CertWatcher, pair: KeyPair
+) -> None:
+    async with limited(watcher, pair, max_bytes=1 << 20) as (client, server):
+        peers = []
+        for size in (500 << 10, 300 << 10, 400 << 10):
+            reader, writer = await client.connect()
+            writer.write(post(b" " * size, length=8 << 20))
+            await writer.drain()
+            peers.append((reader, writer))
+            while not server._connections.closed_early and server._connections._size < size:
+                await asyncio.sleep(0.01)
+        closed = [await is_closed(reader, within=0.5) for reader, _ in peers]
+        assert closed == [True, False, False]
+        assert (await client.post(review()))[0] == 200
+        for _, writer in peers:
+            writer.transport.abort()
+        while server._connections._size:
+            await asyncio.sleep(0.01)
+
+
+async def test_closes_connections_whose_first_request_does_not_arrive_in_time(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_FIRST_REQUEST_SECONDS", 0.5)
+    used, silent, slow = [await client.connect() for _ in range(3)]
+    used[1].write(post(named("p")))
+    slow[1].write(b"POST /pods HTTP/1.1\r\nHost:")
+    assert await is_closed(silent[0])
+    assert await is_closed(slow[0])
+    assert not await is_closed(used[0], within=0.5)
+    for _, writer in (used, silent, slow):
+        writer.close()
+
+
+async def test_closes_a_connection_that_does_not_read_its_answer(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, answer = await client.post(named("huge"))
+    assert (status, len(answer["response"]["patch"])) == (200, 8 << 20)
+    monkeypatch.setattr(server_module, "_SEND_SECONDS", 0.3)
+    reader, writer = await client.connect()
+    reader._transport.pause_reading()  # type: ignore[attr-defined]
+    writer.write(post(named("huge")))
+    await asyncio.sleep(1)
+    reader._transport.resume_reading()  # type: ignore[attr-defined]
+    received = b""
+    with contextlib.suppress(OSError):
+        async with asyncio.timeout(10):
+            while chunk := await reader.read(1 << 20):
+                received += chunk
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert len(received) < 8 << 20
+    writer.close()
+
+
+async def test_answers_one_large_review_at_a_time_and_small_ones_meanwhile(client: Client) -> None:
+    first, second, third = [await client.connect() for _ in range(3)]
+    first[1].write(post(named("slow", size=LARGE)))
+    assert await asyncio.to_thread(SLOW.wait, 10)
+    second[1].write(post(named("p", size=LARGE)))
+    third[1].write(post(named("p", size=LARGE), timeout=1))
+    assert (await client.post(named("p")))[0] == 200
+    async with asyncio.timeout(10):
+        head = await third[0].readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 ")
+        text = "too many large reviews at the same time; try again"
+        expected = json.dumps(rejection("u-1", 503, text)).encode()
+        assert await third[0].readexactly(len(expected)) == expected
+    assert not await is_closed(second[0], within=0.2)
+    GATE.set()
+    for reader, writer in (first, second):
+        async with asyncio.timeout(10):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+    third[1].close()
+    assert gc.isenabled()
+
+
+async def test_a_large_review_gives_its_turn_away_while_it_waits(client: Client) -> None:
+    _, writer = await client.connect()
+    writer.write(post(named("waits", size=LARGE)))
+    assert await asyncio.to_thread(SLOW.wait, 10)
+    async with asyncio.timeout(10):
+        status, answer = await client.post(named("p", size=LARGE))
+    assert (status, answer["response"]["allowed"]) == (200, True)
+    GATE.set()
+    writer.close()
+
+
+async def test_garbage_is_answered_without_an_error_in_the_log(
+    client: Client, records: list[Any]
+) -> None:
+    for garbage in (
+        b"\x16\x03\x01\r\n\r\n",
+        b"GET / HTTP/9\r\n\r\n",
+        b"POST /pods HTTP/1.1\r\n" + b"X: %s\r\n" % (b"a" * 10_000),
+        b"POST /pods HTTP/1.1\r\n" + b"".join(b"X-%d: a\r\n" % number for number in range(100)),
+    ):
+        reader, writer = await client.connect()
+        writer.write(garbage)
+        async with asyncio.timeout(10):
+            assert (await reader.readline()).startswith(b"HTTP/1.0 400 ")
+        assert await is_closed(reader)
+        writer.close()
+    assert (await client.post(review()))[0] == 200
+    assert [record.levelname for record in records] == ["INFO"]
