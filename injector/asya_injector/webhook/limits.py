@@ -14,8 +14,8 @@ from collections.abc import Callable
 # Memory for requests that are being received and answers that are being sent: the largest review
 # twice.
 _MAX_BYTES = 16 << 20
-# A busy API server has up to 200 requests in flight that change objects.
-_MAX_CONNECTIONS = 256
+# An API server handles at most 600 requests at a time by default, and few of them are reviews.
+_MAX_CONNECTIONS = 512
 
 
 class Connection:

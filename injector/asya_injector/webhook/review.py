@@ -258,9 +258,9 @@ def _compare(before: Any, after: Any, path: str, found: list[Object]) -> None:
 def _describe_growth(before: list[Any], after: list[Any], path: str) -> list[Object]:
     """Items that were added at the start or the end of a list; else the whole list."""
     added = len(after) - len(before)
-    if added > 0 and after[added:] == before:
+    if after[added:] == before:
         return [{"op": "add", "path": f"{path}/0", "value": new} for new in after[added - 1 :: -1]]
-    if added > 0 and after[: len(before)] == before:
+    if after[: len(before)] == before:
         return [{"op": "add", "path": f"{path}/-", "value": new} for new in after[len(before) :]]
     return [{"op": "replace", "path": path, "value": after}]
 

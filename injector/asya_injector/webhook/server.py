@@ -31,7 +31,7 @@ _MAX_REVIEW_BYTES = 8 << 20
 # fewer.
 _MAX_REVIEW_VALUES = 600_000
 # Larger reviews are answered one at a time, and take at most half of the time.
-_LARGE_REVIEW_BYTES = 256 << 10
+_LARGE_REVIEW_BYTES = 64 << 10
 # The API server does not wait longer for an answer.
 _BODY_SECONDS = 5.0
 _HANDSHAKE_SECONDS = 5.0
@@ -54,6 +54,7 @@ _MAX_DRAIN_SECONDS = 12.0
 _SHUTDOWN_SECONDS = 10.0
 # asyncio allocates a buffer for each TLS connection: 256 KiB by default. A record has 16 KiB.
 _TLS_BUFFER_BYTES = 32 << 10
+_READ_BUFFER_BYTES = 16 << 10
 _CHUNK_BYTES = 64 << 10
 # The API server sends this field first.
 _UID = re.compile(rb'"request"\s*:\s*\{\s*"uid"\s*:\s*"([-0-9a-zA-Z]{1,100})"')
@@ -346,6 +347,7 @@ class _Protocols(aiohttp.web.Server):
             auto_decompress=False,
             keepalive_timeout=_IDLE_SECONDS,
             lingering_time=2,
+            read_bufsize=_READ_BUFFER_BYTES,
             max_line_size=4096,
             max_headers=32,
         )
@@ -461,7 +463,6 @@ async def _send(
         for start in range(0, len(body), _CHUNK_BYTES):
             await response.write(body[start : start + _CHUNK_BYTES])
     await response.write_eof()
-    await request.writer.drain()
 
 
 def _parse_deadline(query: Mapping[str, str]) -> float:

@@ -34,7 +34,7 @@ NAMES = ["localhost"]
 SLOW, GATE = threading.Event(), threading.Event()
 # Set once the answer to a review has been cancelled.
 CANCELLED = threading.Event()
-LARGE = 300 << 10
+LARGE = 100 << 10
 POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "p-", "uid": "of-the-pod"}}
 REQUEST: dict[str, Any] = {
     "uid": "u-1",
@@ -83,9 +83,9 @@ async def kopf_stand_in(head: Any, *, webhook: str) -> Any:
             await asyncio.Event().wait()
         finally:
             CANCELLED.set()
-    if name == "huge":
+    if name in {"huge", "medium"}:
         current.result = "changed"
-        current.patch = "A" * (8 << 20)
+        current.patch = "A" * ((8 << 20) if name == "huge" else 60_000)
         return {"response": {"uid": uid, "allowed": True}}
     if name == "unhandled":  # as if no handler matched
         return {"response": {"uid": uid, "allowed": True}}
@@ -708,8 +708,9 @@ async def test_closes_the_largest_unfinished_request_if_all_take_too_much_memory
             writer.write(post(b" " * size, length=8 << 20))
             await writer.drain()
             peers.append((reader, writer))
-            while not server._connections.closed_early and server._connections._size < size:
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(10):
+                while not server._connections.closed_early and server._connections._size < size:
+                    await asyncio.sleep(0.01)
         closed = [await is_closed(reader, within=0.5) for reader, _ in peers]
         assert closed == [True, False, False]
         assert (await client.post(review()))[0] == 200
@@ -733,16 +734,17 @@ async def test_closes_connections_whose_first_request_does_not_arrive_in_time(
         writer.close()
 
 
-async def test_closes_a_connection_that_does_not_read_its_answer(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "count"), [("huge", 1), ("medium", 200)])
+async def test_closes_a_connection_that_does_not_read_its_answers(
+    client: Client, monkeypatch: pytest.MonkeyPatch, name: str, count: int
 ) -> None:
-    status, answer = await client.post(named("huge"))
-    assert (status, len(answer["response"]["patch"])) == (200, 8 << 20)
+    status, answer = await client.post(named(name))
+    assert (status, len(answer["response"]["patch"])) == (200, (8 << 20) if count == 1 else 60_000)
     monkeypatch.setattr(server_module, "_SEND_SECONDS", 0.3)
     reader, writer = await client.connect()
     reader._transport.pause_reading()  # type: ignore[attr-defined]
-    writer.write(post(named("huge")))
-    await asyncio.sleep(1)
+    writer.write(post(named(name)) * count)
+    await asyncio.sleep(2)
     reader._transport.resume_reading()  # type: ignore[attr-defined]
     received = b""
     with contextlib.suppress(OSError):
