@@ -7,42 +7,27 @@ import contextlib
 import gc
 import json
 import logging
-import re
 import socket
 import time
-from asyncio import sslproto
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import Any, cast
 
 import aiohttp.web
 import kopf
 
-from asya_injector.errors import Reason
 from asya_injector.tls.watcher import CertWatcher
+from asya_injector.webhook.body import find_uid, parse_body, read_body
 from asya_injector.webhook.limits import Connection, Connections, Turns
+from asya_injector.webhook.listener import Listener
 from asya_injector.webhook.review import BadRequestError, Review, build_rejection, current_review
 from asya_injector.webhook.telemetry import Metrics
 
 logger = logging.getLogger(__name__)
 
-# An UPDATE carries the object twice, and the API server accepts objects of up to 3 MiB.
-_MAX_REVIEW_BYTES = 8 << 20
-# Each comma, colon or bracket in JSON stands for up to 140 bytes of memory. Objects of 3 MiB have
-# fewer.
-_MAX_REVIEW_VALUES = 600_000
 # Larger reviews are answered one at a time, and take at most half of the time.
 _LARGE_REVIEW_BYTES = 64 << 10
-# The API server does not wait longer for an answer.
-_BODY_SECONDS = 5.0
-_HANDSHAKE_SECONDS = 5.0
-# From the connection to the first whole request.
-_FIRST_REQUEST_SECONDS = 15.0
-_SEND_SECONDS = 5.0
-_SHUTDOWN_TLS_SECONDS = 2.0
 # The API server's limits for `timeoutSeconds` of a webhook.
 _MIN_TIMEOUT, _MAX_TIMEOUT = 1.0, 30.0
-# Longer than the API server keeps an idle connection (90 s), so that it closes first.
-_IDLE_SECONDS = 120.0
 # Quiet period: long enough for a busy keep-alive connection to be reused and for stale routes to
 # show.
 _QUIET_SECONDS = 2.0
@@ -52,12 +37,6 @@ _QUIET_SECONDS = 2.0
 _MAX_DRAIN_SECONDS = 12.0
 # Longer than any review.
 _SHUTDOWN_SECONDS = 10.0
-# asyncio allocates a buffer for each TLS connection: 256 KiB by default. A record has 16 KiB.
-_TLS_BUFFER_BYTES = 32 << 10
-_READ_BUFFER_BYTES = 16 << 10
-_CHUNK_BYTES = 64 << 10
-# The API server sends this field first.
-_UID = re.compile(rb'"request"\s*:\s*\{\s*"uid"\s*:\s*"([-0-9a-zA-Z]{1,100})"')
 
 Answer = Callable[..., Awaitable[Any]]
 
@@ -89,8 +68,7 @@ class Server:
         self._handled = handled
         self._metrics = metrics
         self._socket: socket.socket | None = None
-        self._draining = False
-        self._last_connected = 0.0
+        self._listener: Listener | None = None
         self._connections = Connections()
         self._large_reviews = Turns(1)
 
@@ -118,31 +96,15 @@ class Server:
     async def __call__(self, fn: Answer) -> AsyncIterator[Any]:
         """Serve once a certificate is loaded; at the end, answer the requests that have arrived."""
         await self._watcher.ready.wait()
-        sslproto.SSLProtocol.max_size = _TLS_BUFFER_BYTES
-
-        async def handle(request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
-            with web.use(request.protocol) as connection:
-                try:
-                    status, body = await self._handle(fn, request, connection)
-                except Exception:
-                    logger.exception("cannot answer a request")
-                    status, body = 500, b"asya-injector: internal error; search its log\n"
-                self._connections.resize(connection, len(body))
-                response = _make_response(status, body)
-                if self._draining:
-                    response.force_close()
-                try:
-                    async with asyncio.timeout(_SEND_SECONDS):
-                        await _send(request, response, body)
-                except (TimeoutError, ConnectionError):
-                    connection.close()
-                return response
-
-        web = _Protocols(handle, self._connections)
+        web = self._listener = Listener(
+            lambda request, connection: self._handle(fn, request, connection),
+            context=self._watcher.context,
+            connections=self._connections,
+        )
         listener = cast(socket.socket, self._socket)
         listener.setblocking(False)
         listener.listen(1024)
-        accepting = asyncio.create_task(self._accept(listener, web))
+        accepting = asyncio.create_task(web.accept(listener))
         try:
             self.listening = True
             yield kopf.WebhookClientConfig(url=f"https://localhost:{self._port}")
@@ -162,63 +124,20 @@ class Server:
         replica without a connection so far drains too: the API server may have used another
         replica, which is ending as well.
         """
-        if not self.listening:
+        if not self.listening or self._listener is None:
             return
-        self._draining = True
+        listener = self._listener
+        listener.draining = True
         logger.info("draining")
         clock = asyncio.get_running_loop().time
-        began = self._last_connected = clock()
-        while clock() < self._last_connected + _QUIET_SECONDS:
+        began = listener.last_connected = clock()
+        while clock() < listener.last_connected + _QUIET_SECONDS:
             if clock() >= began + _MAX_DRAIN_SECONDS:
                 logger.warning(
                     "still receiving connections; closing", extra={"seconds": _MAX_DRAIN_SECONDS}
                 )
                 return
             await asyncio.sleep(0.05)
-
-    async def _accept(self, listener: socket.socket, web: _Protocols) -> None:
-        """Accept connections until cancelled."""
-        loop = asyncio.get_running_loop()
-        handshakes: set[asyncio.Task[None]] = set()
-        try:
-            while True:
-                try:
-                    plain, address = await loop.sock_accept(listener)
-                except OSError as error:  # such as too many open files
-                    logger.warning("cannot accept a connection", extra={"error": str(error)})
-                    await asyncio.sleep(0.1)
-                    continue
-                self._last_connected = loop.time()
-                handshake = asyncio.create_task(self._shake_hands(plain, address[0], web))
-                handshakes.add(handshake)
-                handshake.add_done_callback(handshakes.discard)
-        finally:
-            for handshake in handshakes:
-                handshake.cancel()
-
-    async def _shake_hands(self, plain: socket.socket, address: str, web: _Protocols) -> None:
-        """Serve a connection from its TLS handshake on."""
-        loop = asyncio.get_running_loop()
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-        connection = Connection(address, close=task.cancel, now=loop.time())
-        self._connections.add(connection)
-        protocol = web.open(connection)
-        try:
-            transport, _ = await loop.connect_accepted_socket(
-                lambda: protocol,
-                plain,
-                ssl=self._watcher.context,
-                ssl_handshake_timeout=_HANDSHAKE_SECONDS,
-                ssl_shutdown_timeout=_SHUTDOWN_TLS_SECONDS,
-            )
-        except OSError:  # the caller's fault
-            web.forget(protocol)
-        except asyncio.CancelledError:
-            web.forget(protocol)
-            raise
-        else:
-            connection.close = transport.abort
-            connection.limit_first_request(_FIRST_REQUEST_SECONDS)
 
     async def _handle(
         self, fn: Answer, request: aiohttp.web.BaseRequest, connection: Connection
@@ -227,23 +146,22 @@ class Server:
         began = time.perf_counter()
         deadline = asyncio.get_running_loop().time() + _parse_deadline(request.query)
         path = request.path.strip("/")
-        body = bytearray()
         try:
-            await self._read_body(request, connection, body)
+            body = await read_body(
+                request, on_growth=lambda size: self._connections.resize(connection, size)
+            )
             connection.use()
-            size = len(body)
-            async with self._turn(body, connection.address, deadline) as end_turn:
-                _check_values(body)
-                review = Review.parse(_parse_json(body))
+            is_large = len(body) > _LARGE_REVIEW_BYTES
+            async with self._take_turn(body, connection.address, deadline) as end_turn:
+                review = Review.parse(parse_body(body))
                 self._check_handled(path, review)
-                review.deadline, review.caller = deadline, connection.address
 
                 def drop() -> None:
                     end_turn()
                     self._connections.resize(connection, len(review.patch))
 
-                review.on_drop = drop
-                review.is_large = size > _LARGE_REVIEW_BYTES
+                review.on_drop, review.is_large = drop, is_large
+                review.deadline, review.caller = deadline, connection.address
                 answer = await _answer(fn, path, review)
         except BadRequestError as error:
             self._metrics.bad_requests.labels(code=error.code).inc()
@@ -260,28 +178,8 @@ class Server:
         logger.info(review.result, extra=review.log_fields() | {"seconds": round(seconds, 4)})
         return 200, _encode(answer)
 
-    async def _read_body(
-        self, request: aiohttp.web.BaseRequest, connection: Connection, body: bytearray
-    ) -> None:
-        """Append the body of a request; raises BadRequestError."""
-        if request.method != "POST":
-            raise BadRequestError(405, "the method is not POST")
-        if request.content_type != "application/json":
-            raise BadRequestError(415, "the content type is not application/json")
-        try:
-            async with asyncio.timeout(_BODY_SECONDS):
-                async for chunk in request.content.iter_any():
-                    body += chunk
-                    if len(body) > _MAX_REVIEW_BYTES:
-                        raise _make_too_large(body, f"has more than {_MAX_REVIEW_BYTES} bytes")
-                    self._connections.resize(connection, len(body))
-        except TimeoutError:
-            raise BadRequestError(
-                408, f"the body did not arrive within {_BODY_SECONDS:g} s"
-            ) from None
-
     @contextlib.asynccontextmanager
-    async def _turn(
+    async def _take_turn(
         self, body: bytearray, address: str, deadline: float
     ) -> AsyncIterator[Callable[[], None]]:
         """A turn to answer a review; yields a function that ends it early.
@@ -298,7 +196,7 @@ class Server:
                 await self._large_reviews.acquire(address)
         except TimeoutError:
             raise BadRequestError(
-                503, "too many large reviews at the same time; try again", uid=_find_uid(body)
+                503, "too many large reviews at the same time; try again", uid=find_uid(body)
             ) from None
         began = loop.time()
         ended = False
@@ -333,99 +231,6 @@ class Server:
             )
 
 
-class _Protocols(aiohttp.web.Server):
-    """Makes aiohttp's protocols, and knows which connection each of them serves.
-
-    A handler ends with its connection, because the caller no longer waits for the answer.
-    """
-
-    def __init__(self, handler: Any, connections: Connections) -> None:
-        super().__init__(
-            handler,
-            handler_cancellation=True,
-            access_log=None,
-            auto_decompress=False,
-            keepalive_timeout=_IDLE_SECONDS,
-            lingering_time=2,
-            read_bufsize=_READ_BUFFER_BYTES,
-            max_line_size=4096,
-            max_headers=32,
-        )
-        self._limits = connections
-        self._open: dict[Any, Connection] = {}
-
-    def open(self, connection: Connection) -> Any:
-        """A protocol for this connection; `forget` it if its handshake fails."""
-        protocol = self()
-        self._open[protocol] = connection
-        return protocol
-
-    def forget(self, protocol: Any) -> None:
-        """The connection of this protocol is closed."""
-        if connection := self._open.pop(protocol, None):
-            connection.limit_first_request(None)
-            self._limits.remove(connection)
-
-    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
-        """Called by the protocol."""
-        super().connection_lost(handler, exc)
-        self.forget(handler)
-
-    @contextlib.contextmanager
-    def use(self, protocol: Any) -> Iterator[Connection]:
-        """The connection of this protocol, while a request on it is answered."""
-        connection = self._open[protocol]
-        try:
-            yield connection
-        finally:
-            connection.busy, connection.since = False, asyncio.get_running_loop().time()
-            self._limits.resize(connection, 0)
-
-
-def _check_values(body: bytearray) -> None:
-    """Raise BadRequestError for a body that would take too much memory when it is parsed."""
-    if _count_separators(body) > _MAX_REVIEW_VALUES:
-        # Slower, and right: without the contents of strings.
-        plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-        count, first = 0, 0
-        for start in range(0, len(plain), _CHUNK_BYTES):
-            parts = plain[start : start + _CHUNK_BYTES].split(b'"')
-            count += _count_separators(b"".join(parts[first::2]))
-            first = (first + len(parts) - 1) % 2
-        if count > _MAX_REVIEW_VALUES:
-            raise _make_too_large(body, f"has more than {_MAX_REVIEW_VALUES} values")
-
-
-def _count_separators(text: bytes | bytearray) -> int:
-    """At least the number of values in JSON."""
-    return sum(map(text.count, (b",", b":", b"[", b"{")))
-
-
-def _make_too_large(body: bytearray, problem: str) -> BadRequestError:
-    return BadRequestError(
-        413,
-        f"this object's review {problem}; make the object smaller, or inject its manifest with "
-        f"`asya-injector inject` ({Reason.REVIEW_TOO_LARGE})",
-        uid=_find_uid(body),
-    )
-
-
-def _find_uid(body: bytearray) -> str:
-    """The uid of a review that is not parsed; empty if it is not where the API server puts it."""
-    found = _UID.search(body, 0, 1000)
-    return found[1].decode() if found else ""
-
-
-def _parse_json(body: bytearray) -> Any:
-    """The value of a JSON text, which is cleared; raises BadRequestError."""
-    try:
-        text = body.decode()
-        body.clear()
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise BadRequestError(400, "the body is not JSON") from None
-
-
 async def _answer(fn: Answer, path: str, review: Review) -> Any:
     """kopf's answer with the patch added; a rejection if kopf fails."""
     current_review.set(review)
@@ -443,26 +248,6 @@ async def _answer(fn: Answer, path: str, review: Review) -> Any:
 
 def _encode(answer: Any) -> bytes:
     return json.dumps(answer).encode()
-
-
-def _make_response(status: int, body: bytes) -> aiohttp.web.StreamResponse:
-    content_type = "application/json" if status == 200 else "text/plain"
-    if len(body) <= _CHUNK_BYTES:
-        return aiohttp.web.Response(body=body, status=status, content_type=content_type)
-    response = aiohttp.web.StreamResponse(status=status)
-    response.content_type, response.content_length = content_type, len(body)
-    return response
-
-
-async def _send(
-    request: aiohttp.web.BaseRequest, response: aiohttp.web.StreamResponse, body: bytes
-) -> None:
-    """Send a response, as fast as the caller reads it."""
-    await response.prepare(request)
-    if not isinstance(response, aiohttp.web.Response):
-        for start in range(0, len(body), _CHUNK_BYTES):
-            await response.write(body[start : start + _CHUNK_BYTES])
-    await response.write_eof()
 
 
 def _parse_deadline(query: Mapping[str, str]) -> float:

@@ -20,6 +20,8 @@ import pytest
 from asya_injector.errors import Reason
 from asya_injector.tls.authority import KeyPair, create
 from asya_injector.tls.watcher import CertificatePair, CertWatcher
+from asya_injector.webhook import body as body_module
+from asya_injector.webhook import listener as listener_module
 from asya_injector.webhook import server as server_module
 from asya_injector.webhook.admission import HANDLED
 from asya_injector.webhook.limits import Connections
@@ -434,7 +436,7 @@ async def test_accepts_texts_that_only_look_like_many_values(client: Client) -> 
 async def test_closes_a_connection_whose_body_does_not_arrive(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "_BODY_SECONDS", 0.2)
+    monkeypatch.setattr(body_module, "_SECONDS", 0.2)
     reader, writer = await client.connect()
     writer.write(
         b"POST /pods HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -449,8 +451,8 @@ async def test_closes_a_connection_whose_body_does_not_arrive(
 async def test_closes_silent_connections_and_answers_others(
     watcher: CertWatcher, pair: KeyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "_IDLE_SECONDS", 1.0)
-    monkeypatch.setattr(server_module, "_HANDSHAKE_SECONDS", 1.0)
+    monkeypatch.setattr(listener_module, "_IDLE_SECONDS", 1.0)
+    monkeypatch.setattr(listener_module, "_HANDSHAKE_SECONDS", 1.0)
     watcher.load(CertificatePair(pair.certificate, pair.key))
     watcher.ready.set()
     port = free_port()
@@ -723,7 +725,7 @@ async def test_closes_the_largest_unfinished_request_if_all_take_too_much_memory
 async def test_closes_connections_whose_first_request_does_not_arrive_in_time(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "_FIRST_REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(listener_module, "_FIRST_REQUEST_SECONDS", 0.5)
     used, silent, slow = [await client.connect() for _ in range(3)]
     used[1].write(post(named("p")))
     slow[1].write(b"POST /pods HTTP/1.1\r\nHost:")
@@ -740,7 +742,7 @@ async def test_closes_a_connection_that_does_not_read_its_answers(
 ) -> None:
     status, answer = await client.post(named(name))
     assert (status, len(answer["response"]["patch"])) == (200, (8 << 20) if count == 1 else 60_000)
-    monkeypatch.setattr(server_module, "_SEND_SECONDS", 0.3)
+    monkeypatch.setattr(listener_module, "_SEND_SECONDS", 0.3)
     reader, writer = await client.connect()
     reader._transport.pause_reading()  # type: ignore[attr-defined]
     writer.write(post(named(name)) * count)
