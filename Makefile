@@ -161,8 +161,12 @@ check: ## run lint, unit, chart and cluster tests, and the demo
 	echo "make check: all passed in $$((SECONDS / 60)) min $$((SECONDS % 60)) s"
 
 .PHONY: bench
-bench: deps ## compare the speed of runtime and injector with alternatives
-	@$(bin)/python -m bench.run $(ARGS)
+bench: $(if $(findstring .tools,$(UV)),$(UV)) ## compare the speed of runtime and injector with alternatives
+	@[[ -x .tools/bench/bin/python ]] || echo 'installing Python packages into .tools/bench (usually 15 s)' >&2
+	@$(UV) venv --quiet --allow-existing --no-python-downloads --python "$$(command -v $(PYTHON))" .tools/bench
+	@$(UV) pip sync --quiet --python .tools/bench/bin/python --require-hashes --compile-bytecode requirements-bench.txt
+	@.tools/bench/bin/python -m compileall -q injector/asya_injector
+	@.tools/bench/bin/python -m bench.run $(ARGS)
 
 .PHONY: bench-cluster
 bench-cluster: deps cluster ## measure the cost of injection in a cluster

@@ -1,4 +1,4 @@
-"""Who is measured: how each server is started and which protocol its clients speak."""
+"""The servers that are compared: how each is started, and which protocol its clients speak."""
 
 from __future__ import annotations
 
@@ -9,21 +9,31 @@ from pathlib import Path
 SERVERS = Path(__file__).parent / "servers"
 RUNTIME = Path(__file__).parents[1] / "runtime" / "asya_runtime.py"
 
-FRAMES, HTTP, GRPC = "frames", "http", "grpc"
+FRAMES, HTTP = "frames", "http"
+ONE, MANY = "one client", "many clients"
+BASELINE, RUNTIME_LABEL = "bare echo", "asya-runtime"
 
 
-@dataclass(frozen=True, kw_only=True)
+class ServerError(Exception):
+    """A server did not start, or did not answer as expected."""
+
+
+@dataclass(frozen=True)
 class Contender:
-    """One server. `{socket}` in its command and environment stands for the socket's path."""
+    """One server.
 
-    name: str
+    command, environment: `{socket}` stands for the path of the socket.
+    only_for: the number of clients that the server is made for; empty for any number.
+    """
+
     label: str
     command: tuple[str, ...]
     protocol: str = FRAMES
     environment: dict[str, str] = field(default_factory=dict)
+    only_for: str = ""
 
 
-def _file(name: str, *words: str) -> tuple[str, ...]:
+def _script(name: str, *words: str) -> tuple[str, ...]:
     return (sys.executable, str(SERVERS / name), "{socket}", *words)
 
 
@@ -32,48 +42,21 @@ def _uvicorn(app: str) -> tuple[str, ...]:
     return (*module, "--no-access-log", "--log-level", "error", app)
 
 
-def _runtime(**settings: str) -> dict[str, str]:
-    return {"ASYA_HANDLER": "work.predict", "ASYA_SOCKET_PATH": "{socket}", **settings}
+def _runtime(label: str, **settings: str) -> Contender:
+    settings |= {"ASYA_HANDLER": "work.predict", "ASYA_SOCKET_PATH": "{socket}"}
+    return Contender(label, (sys.executable, str(RUNTIME)), environment=settings)
 
-
-BASE = "echo"
-# A single thread serves one client after another; for several at once it needs one each.
-BASE_FOR_MANY = "echo-threads"
-# The limit of what a faster JSON library can gain, for a single client.
-BASE_FAST = "echo-orjson"
 
 CONTENDERS = (
-    Contender(name=BASE, label="bare echo", command=_file("bare_echo.py")),
-    Contender(
-        name=BASE_FOR_MANY, label="bare echo, threads", command=_file("bare_echo.py", "threads")
-    ),
-    Contender(name=BASE_FAST, label="bare echo, orjson", command=_file("bare_echo.py", "orjson")),
-    Contender(
-        name="asya",
-        label="asya-runtime",
-        command=(sys.executable, str(RUNTIME)),
-        environment=_runtime(),
-    ),
-    Contender(
-        name="asya-orjson",
-        label="asya-runtime, orjson",
-        command=(sys.executable, str(RUNTIME)),
-        environment=_runtime(ASYA_JSON="orjson"),
-    ),
-    Contender(name="asyncio", label="asyncio streams", command=_file("asyncio_streams.py")),
-    Contender(
-        name="uvicorn",
-        label="uvicorn + Starlette",
-        command=_uvicorn("starlette_app:app"),
-        protocol=HTTP,
-    ),
-    Contender(
-        name="fastapi",
-        label="uvicorn + FastAPI",
-        command=_uvicorn("fastapi_app:app"),
-        protocol=HTTP,
-    ),
-    Contender(name="aiohttp", label="aiohttp", command=_file("aiohttp_app.py"), protocol=HTTP),
-    Contender(name="grpc", label="grpcio", command=_file("grpc_app.py"), protocol=GRPC),
+    # The baseline serves one client after another; several clients need a thread each.
+    Contender(BASELINE, _script("bare_echo.py"), only_for=ONE),
+    Contender(BASELINE, _script("bare_echo.py", "threads"), only_for=MANY),
+    Contender(f"{BASELINE}, orjson", _script("bare_echo.py", "orjson"), only_for=ONE),
+    _runtime(RUNTIME_LABEL),
+    _runtime(f"{RUNTIME_LABEL}, orjson", ASYA_JSON="orjson"),
+    Contender("asyncio streams", _script("asyncio_streams.py")),
+    Contender("uvicorn + Starlette", _uvicorn("starlette_app:app"), HTTP),
+    Contender("uvicorn + FastAPI", _uvicorn("fastapi_app:app"), HTTP),
+    Contender("aiohttp", _script("aiohttp_app.py"), HTTP),
 )
-BY_NAME = {contender.name: contender for contender in CONTENDERS}
+LABELS = tuple(dict.fromkeys(contender.label for contender in CONTENDERS))

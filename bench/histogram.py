@@ -1,37 +1,36 @@
-"""Quantiles of the API server's own histograms: what happened between two readings of /metrics."""
+"""Quantiles of the API server's histograms, for the time between two readings of its metrics."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 
-Buckets = dict[float, float]  # upper bound in seconds: how many took at most so long
-_LINE = re.compile(r"^(\w+?)_bucket\{(.*)\} (\S+)$", re.MULTILINE)
-_LABEL = re.compile(r'(\w+)="([^"]*)"')
+from prometheus_client.parser import text_string_to_metric_families
+
+Buckets = dict[float, float]  # the number of calls by the upper bound of their seconds, cumulative
 
 
 def read(text: str, name: str, labels: Mapping[str, str]) -> Buckets:
-    """The buckets of all series of a histogram that carry these labels, added up."""
+    """The buckets of all series of a histogram that have these labels, added up."""
     buckets: Buckets = {}
-    for found, described, count in _LINE.findall(text):
-        if found == name:
-            has = dict(_LABEL.findall(described))
-            if labels.items() <= has.items():
-                bound = float(has["le"])
-                buckets[bound] = buckets.get(bound, 0.0) + float(count)
+    lines = [line for line in text.splitlines() if line.startswith(f"{name}_bucket{{")]
+    for family in text_string_to_metric_families("\n".join([*lines, ""])):
+        for sample in family.samples:
+            if labels.items() <= sample.labels.items():
+                bound = float(sample.labels["le"])
+                buckets[bound] = buckets.get(bound, 0.0) + sample.value
     return buckets
 
 
 def between(before: Buckets, after: Buckets) -> Buckets:
-    """What came in from one reading to the next."""
+    """The calls from one reading to the next."""
     return {bound: count - before.get(bound, 0.0) for bound, count in sorted(after.items())}
 
 
 def quantile(buckets: Buckets, share: float) -> float:
-    """Seconds within which this share of the calls was, as Prometheus reckons: even in a bucket.
+    """The seconds within which this share of the calls ended, interpolated as Prometheus does it.
 
-    NaN without a call; the largest finite bound where it lies beyond all of them.
+    NaN without a call; the largest finite bound where the quantile is beyond all of them.
     """
     total = max(buckets.values(), default=0.0)
     if not total:

@@ -1,7 +1,7 @@
-"""A cluster with the release installed, a namespace for each test, and a look at it on failure.
+"""A cluster with the release, a namespace for each test, and a report of it on failure.
 
-Tests run side by side, in as many processes as pytest-xdist makes; those marked `alone` have the
-cluster to themselves. README.md beside this file says how to write one.
+Tests run in parallel, in the processes of pytest-xdist. A test marked `alone` runs without others.
+README.md in this folder describes how to write a test.
 """
 
 from __future__ import annotations
@@ -14,31 +14,33 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from kubernetes import config
 
-from e2e.harness import MADE_HERE, REPOSITORY, SYSTEM, Cluster, run
+from e2e.harness import MADE_HERE, REPOSITORY, SYSTEM, Cluster, connect, run
 from e2e.load import ledger, trend
 from e2e.load.faults import Scene, staged
+from tests.support.tables import Table, write_section
 
 LOCK = REPOSITORY / "build" / "e2e.lock"
-CHANGED = REPOSITORY / "build" / "e2e.changed"  # there while the release is not the usual one
+CHANGED = REPOSITORY / "build" / "e2e.changed"  # exists while the release is not the usual one
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "alone: no other test runs meanwhile")
+    config.addinivalue_line("markers", "alone: no other test runs at the same time")
     LOCK.parent.mkdir(exist_ok=True)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Prepare the cluster, before there are workers, which inherit the environment."""
+    """Prepare the cluster before pytest-xdist starts workers, which inherit the environment."""
     if hasattr(session.config, "workerinput") or session.config.option.collectonly:
         return
     if not os.environ.get("INJECTOR_IMAGE") or not shutil.which("kubectl"):
-        pytest.exit("run these tests by `make e2e`: it makes cluster, tools and images", 2)
+        pytest.exit(
+            "run these tests with `make e2e`, which creates the cluster, tools and images", 2
+        )
     os.environ["MODEL_IMAGES"] = run(
         str(REPOSITORY / "e2e/cluster/model-images.sh"), timeout=900
     ).stdout
-    cluster = connected()
+    cluster = connect(os.environ["INJECTOR_IMAGE"], os.environ["MODEL_IMAGES"])
     cluster.uninstall()
     cluster.kubectl("delete", "namespaces", "-l", MADE_HERE, "--wait=false")
     cluster.kubectl("delete", "namespace", SYSTEM, "--ignore-not-found", "--timeout=120s")
@@ -47,19 +49,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     CHANGED.unlink(missing_ok=True)
 
 
-def connected() -> Cluster:
-    config.load_kube_config(os.environ["KUBECONFIG"])  # type: ignore[no-untyped-call]
-    images = dict(line.split() for line in os.environ["MODEL_IMAGES"].splitlines())
-    return Cluster(os.environ["INJECTOR_IMAGE"], images)
-
-
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What may take longest begins first, a group as a whole, so that nobody waits for a straggler.
+    """Start the longest tests first, a group as a whole, so that all workers end at the same time.
 
-    Those that run alone come last, and of them those that leave another release or begin without
-    one. They are one group, which is one process: what a module of them has made is there once, and
-    gone when the next begins.
+    Tests that run alone come last; of them, those that change the release, and then those that
+    start without one. They are one group and run in one process, so that a module's fixtures exist
+    once and are gone when the next module starts.
     """
     units: dict[str, list[pytest.Item]] = {}
     for item in items:
@@ -75,7 +71,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ordered = sorted(units.values(), key=order)
     single = [unit for unit in ordered if len(unit) == 1 and not is_alone(unit[0])]
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
-    if single and processes:  # each is given two at once: what waits for the longest shall be short
+    if single and processes:  # a worker gets two at once: put a short one behind the longest
         ordered.remove(single[-1])
         ordered.insert(processes, single[-1])
     items[:] = [item for unit in ordered for item in unit]
@@ -91,7 +87,7 @@ def is_alone(item: pytest.Item) -> bool:
 def pytest_collection_finish(session: pytest.Session) -> None:
     if getattr(session.config.option, "loadgroup", False):
         grouped = [item.nodeid for item in session.items if item.get_closest_marker("xdist_group")]
-        assert all("@" in each for each in grouped), "pytest-xdist saw no group"
+        assert all("@" in each for each in grouped), "pytest-xdist did not see the groups"
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before the test's clock starts
@@ -104,12 +100,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def cluster() -> Cluster:
     """The cluster with the release installed in `asya-system`, under restricted PodSecurity."""
-    return connected()
+    return connect(os.environ["INJECTOR_IMAGE"], os.environ["MODEL_IMAGES"])
 
 
 @pytest.fixture(autouse=True)
-def as_usual(cluster: Cluster, request: pytest.FixtureRequest) -> None:
-    """The usual release, whatever an earlier test made of it."""
+def usual_release(cluster: Cluster, request: pytest.FixtureRequest) -> None:
+    """Restore the usual release if an earlier test changed it."""
     if "free" in request.fixturenames:
         return
     with CHANGED.with_name("e2e.changed.lock").open("w") as stream:
@@ -122,28 +118,28 @@ def as_usual(cluster: Cluster, request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="module")
 def scene(cluster: Cluster) -> Iterator[Scene]:
-    """Actors and load of the module's own."""
-    with staged(cluster) as made:
-        yield made
+    """Actors and load for a module."""
+    with staged(cluster) as scene:
+        yield scene
 
 
 @pytest.fixture
 def changing(cluster: Cluster) -> Cluster:
-    """The cluster for a test, to be run alone, that leaves another release than the usual one."""
+    """The cluster, for a test marked `alone` that changes the release."""
     CHANGED.touch()
     return cluster
 
 
 @pytest.fixture
 def free(changing: Cluster) -> Cluster:
-    """The same without a release."""
+    """The cluster without a release, for a test marked `alone`."""
     changing.uninstall()
     return changing
 
 
 @pytest.fixture
 def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A namespace of the test's own, under restricted PodSecurity; left for a look if it fails."""
+    """A namespace under restricted PodSecurity; it stays if the test fails."""
     name = f"e2e-{os.urandom(4).hex()}"
     cluster.make_namespace(name)
     yield name
@@ -161,41 +157,38 @@ def pytest_runtest_makereport(
     report: pytest.TestReport = yield  # type: ignore[misc, assignment]
     if report.failed:
         item.stash[_FAILED] = True
-        if item.get_closest_marker("alone"):  # it may not have come to putting things back
+        if item.get_closest_marker("alone"):  # it may not have restored the release
             CHANGED.touch()
         arguments = getattr(item, "funcargs", {})
         scene = getattr(arguments.get("scene"), "namespace", None)
         for namespace in filter(None, (arguments.get("namespace"), scene, SYSTEM)):
-            report.sections.append((f"namespace {namespace}", _look(namespace)))
+            report.sections.append((f"namespace {namespace}", _describe(namespace)))
     return report
 
 
-def _look(namespace: str) -> str:
-    """Pods, events and logs, as much as a person would ask for."""
+def _describe(namespace: str) -> str:
+    """Pods, events and logs of a namespace."""
 
-    def say(*words: str) -> str:
+    def kubectl(*words: str) -> str:
         done = run("kubectl", "-n", namespace, *words, check=False)
         return f"$ kubectl -n {namespace} {' '.join(words)}\n{done.stdout}{done.stderr}\n"
 
-    text = say("get", "all,configmaps", "-o", "wide") + say(
+    text = kubectl("get", "all,configmaps", "-o", "wide") + kubectl(
         "get", "events", "--sort-by=.lastTimestamp"
     )
     listed = run("kubectl", "-n", namespace, "get", "pods", "-o", "json", check=False)
     pods = json.loads(listed.stdout)["items"] if listed.returncode == 0 else []
     for pod in pods:
         name = pod["metadata"]["name"]
-        text += say("logs", name, "--all-containers", "--prefix", "--tail=40")
+        text += kubectl("logs", name, "--all-containers", "--prefix", "--tail=40")
     return text
 
 
-@pytest.hookimpl(trylast=True)  # after the slowest tests: these are the lines to be read
+@pytest.hookimpl(trylast=True)  # after pytest's list of the slowest tests
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The last lines: what grew, and what each fault did, as the tests recorded it.
-
-    A test may have run in another process; its report brings the properties along.
-    """
+    """Print what grew and what each fault did, as the tests recorded it in their properties."""
     if hasattr(terminalreporter.config, "workerinput"):
-        return  # each process is asked, for what it has run itself
+        return  # the first process has all reports
     reports = [one for all_ in terminalreporter.stats.values() for one in all_]
     recorded = [
         (name, json.loads(str(value)))
@@ -209,19 +202,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         ("row", "what was lost", ledger.HEADER),
     ):
         rows = [cells for name, cells in recorded if name == kind]
-        if rows:
-            terminalreporter.section(title)
-            for line in ledger.as_text([header, *rows]):
-                terminalreporter.line(line)
-        if rows and kind == "row" and os.environ.get("DOCS"):
-            _write_page(ledger.as_markdown([header, *rows]))
-
-
-def _write_page(table: list[str]) -> None:
-    """Replace the table between the markers of docs/operations.md."""
-    begin, end = "<!-- measured: begin -->", "<!-- measured: end -->"
-    page = REPOSITORY / "docs/operations.md"
-    before, _, rest = page.read_text().partition(begin)
-    where = f"{dt.datetime.now(dt.UTC).date().isoformat()}, {os.cpu_count()} cores."
-    lines = [f"{before}{begin}", where, "", *table, f"{end}{rest.partition(end)[2]}"]
-    page.write_text("\n".join(lines))
+        if not rows:
+            continue
+        table = Table([header, *rows], texts=2)
+        terminalreporter.section(title)
+        for line in table.as_text():
+            terminalreporter.line(line)
+        if kind == "row" and os.environ.get("DOCS"):
+            where = f"{dt.datetime.now(dt.UTC).date().isoformat()}, {os.cpu_count()} cores."
+            write_section("faults", [where, "", *table.as_markdown()])

@@ -1,9 +1,10 @@
-"""What the tests do to a cluster, and how they wait: by looking, with a deadline."""
+"""The cluster as tests use it, objects to create, and waiting with a deadline."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import subprocess
 import time
@@ -12,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cryptography import x509
-from kubernetes import client
+from kubernetes import client, config
 
-from e2e.pod_exec import run_inside
+from e2e.pod_exec import exec_python
 
 T = TypeVar("T")
 Object = dict[str, Any]
@@ -25,10 +26,10 @@ RELEASE = "asya-runtime"
 SYSTEM = "asya-system"
 SIDECAR = "asya-sidecar"
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
-MADE_HERE = "example.com/made-by=e2e"  # the next run takes away what a failed one left
+MADE_HERE = "example.com/made-by=e2e"  # the next run deletes what a failed run left
 
-# The sidecar's side of the protocol: a line of JSON in, a line of JSON out. Fewer lines come out
-# when the actor's process ends.
+# The sidecar's side of the protocol: one line of JSON for each message and for each reply. Replies
+# are missing if the actor's process ends.
 CLIENT = """
 import os, socket, struct, sys
 connection = socket.socket(socket.AF_UNIX)
@@ -44,10 +45,34 @@ for line in sys.stdin.buffer:
 """
 
 
+READ_PROC = """
+import json, os
+usage = {}
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    try:
+        words = open(f"/proc/{pid}/cmdline").read().split("\\0")
+        status = dict(line.split(":", 1) for line in open(f"/proc/{pid}/status"))
+        stat = open(f"/proc/{pid}/stat").read().rsplit(") ", 1)[1].split()
+        descriptors = len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        continue
+    if int(pid) != os.getpid() and "VmRSS" in status and "--ready" not in words:
+        name = next((word for word in words if word.endswith(("runtime.py", "asya_injector"))), "")
+        if name:
+            usage[os.path.basename(name)] = {
+                "memory_mb": int(status["VmRSS"].split()[0]) / 1024,
+                "threads": int(status["Threads"]),
+                "descriptors": descriptors,
+                "cpu_s": (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK"),
+            }
+print(json.dumps(usage))
+"""
+
+
 def run(
     *words: str, stdin: str | None = None, check: bool = True, timeout: float = 120
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program; where `check`, its failure is shown with all that it said."""
+    """Run a program; with `check`, a failure is an AssertionError with its error output."""
     done = subprocess.run(
         words, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -56,11 +81,11 @@ def run(
     return done
 
 
-def until(what: str, look: Callable[[], T | None], *, seconds: float = 60) -> T:
-    """Look until something is there; fails with `what` after the deadline."""
+def until(what: str, check: Callable[[], T | None], *, seconds: float = 60) -> T:
+    """The first true result of `check`; fails with `what` after the deadline."""
     deadline = time.monotonic() + seconds
     while True:
-        found = look()
+        found = check()
         if found:
             return found
         if time.monotonic() > deadline:
@@ -68,11 +93,12 @@ def until(what: str, look: Callable[[], T | None], *, seconds: float = 60) -> T:
         time.sleep(0.1)
 
 
-def reach(
+def retry_unreached(
     kubectl: Callable[[], subprocess.CompletedProcess[str]],
 ) -> subprocess.CompletedProcess[str]:
-    """Run kubectl. What never reached the API server is said again, for 10 seconds at most: the
-    container engine's proxy on the way to it has been seen to drop a connection.
+    """Run kubectl; for 10 seconds, retry a request that did not reach the API server.
+
+    The container engine's proxy sometimes drops a connection.
     """
     deadline = time.monotonic() + 10
     while True:
@@ -83,7 +109,7 @@ def reach(
 
 
 class Cluster:
-    """The cluster that KUBECONFIG names, with the images that the tests need loaded into it."""
+    """The cluster of KUBECONFIG, with the images of the tests loaded."""
 
     def __init__(self, injector_image: str, images: dict[str, str]) -> None:
         self.injector_image = injector_image
@@ -95,22 +121,33 @@ class Cluster:
         self, *words: str, check: bool = True, **how: Any
     ) -> subprocess.CompletedProcess[str]:
         """Run kubectl."""
-        done = reach(lambda: run("kubectl", *words, check=False, **how))
+        done = retry_unreached(lambda: run("kubectl", *words, check=False, **how))
         if check and done.returncode:
             raise AssertionError(f"kubectl {' '.join(words)}: {done.returncode}\n{done.stderr}")
         return done
 
-    def run_inside(
+    def exec_python(
         self, *pod: str, program: str, check: bool = True, **how: Any
     ) -> subprocess.CompletedProcess[str]:
-        """Run a Python program in a pod, named in kubectl's words, as `inside.py` has it."""
-        done = reach(lambda: run_inside(*pod, program=program, **how))
+        """Run a Python program in a pod; see `pod_exec`. pod: kubectl's arguments for the pod."""
+        done = retry_unreached(lambda: exec_python(*pod, program=program, **how))
         if check and done.returncode:
             raise AssertionError(f"in {' '.join(pod)}: {done.returncode}\n{done.stderr}")
         return done
 
+    def process_usage(
+        self, namespace: str, pod: str, container: str
+    ) -> dict[str, dict[str, float]]:
+        """What the runtime's and the injector's processes of a container use, by their names.
+
+        Empty if the container does not answer.
+        """
+        where = ("-n", namespace, pod, "-c", container)
+        done = self.exec_python(*where, program=READ_PROC, check=False)
+        return {} if done.returncode else dict(json.loads(done.stdout))
+
     def get(self, *words: str) -> Object:
-        """An object as the API server gives it."""
+        """An object, or a list, as the API server returns it."""
         result: Object = json.loads(self.kubectl("get", *words, "-o", "json").stdout)
         return result
 
@@ -122,7 +159,7 @@ class Cluster:
         return self.kubectl(*words, stdin=json.dumps(items), **how)
 
     def make_namespace(self, name: str) -> None:
-        """A namespace under restricted PodSecurity, in which pods can be created."""
+        """Create a namespace under restricted PodSecurity, ready for pods."""
         label, _, value = MADE_HERE.partition("=")
         ours = {label: value} if name.startswith("e2e-") else {}
         metadata = {"name": name, "labels": RESTRICTED | ours}
@@ -144,7 +181,7 @@ class Cluster:
         verb: str = "install",
         chart: Path = REPOSITORY / "chart",
     ) -> None:
-        """`helm install` as the README has it, with the image under test."""
+        """`helm install` as in the README, with the image under test."""
         repository, tag = self.injector_image.rsplit(":", 1)
         image = f"injector.image.repository={repository},injector.image.tag={tag}"
         words = [RELEASE, str(chart), "--namespace", namespace, "--create-namespace", "--wait"]
@@ -152,14 +189,14 @@ class Cluster:
         run("helm", verb, *words, "--timeout", "3m", *settings, timeout=200)
 
     def uninstall(self) -> None:
-        """Take every release of ours away, whoever installed it and wherever."""
+        """Uninstall the release from every namespace."""
         listed = json.loads(run("helm", "list", "-A", "-o", "json").stdout)
         for namespace in [each["namespace"] for each in listed if each["name"] == RELEASE]:
             run("helm", "uninstall", RELEASE, "--namespace", namespace, timeout=200)
-            self._end(namespace)
+            self._wait_until_gone(namespace)
 
-    def _end(self, namespace: str) -> None:
-        """Wait for those on their way out; it is short, because nobody calls them any more."""
+    def _wait_until_gone(self, namespace: str) -> None:
+        """Wait for terminating pods, and shorten that, because no request reaches them."""
 
         def gone() -> bool:
             pods = self.injector_pods(namespace)
@@ -172,36 +209,35 @@ class Cluster:
         until("the injector's pods to be gone", gone, seconds=90)
 
     def injector_pods(self, namespace: str = SYSTEM) -> list[Pod]:
-        """The injector's pods, those on their way out among them."""
+        """The injector's pods, including terminating ones."""
         selector = f"app.kubernetes.io/name=asya-injector,app.kubernetes.io/instance={RELEASE}"
         listed = self.core.list_namespaced_pod(namespace, label_selector=selector).items
         return list(listed)
 
     def injectors(self, namespace: str = SYSTEM) -> list[str]:
-        """Their names."""
+        """The names of the injector's pods."""
         return [pod.metadata.name for pod in self.injector_pods(namespace)]
 
     def settle(self, replicas: int = 2) -> None:
-        """Wait until all replicas are ready, and none is on its way out: till then it answers."""
+        """Wait until all replicas are ready and none is terminating, because those still answer."""
 
-        def look() -> bool:
+        def are_settled() -> bool:
             pods = self.injector_pods()
             stay = [pod for pod in pods if is_ready(pod) and not pod.metadata.deletion_timestamp]
             return len(pods) == len(stay) == replicas
 
-        until(f"{replicas} replicas of the injector and no other", look, seconds=90)
+        until(f"{replicas} replicas of the injector and no other", are_settled, seconds=90)
 
     def admits(self, namespace: str) -> bool:
-        """Whether an annotated pod would be let in now.
+        """Whether an annotated pod would be admitted now.
 
-        Helm 3 waits for ready pods, endpoints for readiness: neither for the node's rules to lead
-        to them. Who brings the CA may be slower still.
+        Ready pods are not enough: the node's rules and the CA in the webhooks may come later.
         """
-        pod = bare_pod("asked", self.model_image, {"asya.sh/handler": "handlers.echo"})
+        pod = bare_pod("requested", self.model_image, {"asya.sh/handler": "handlers.echo"})
         return not self.create(pod, "-n", namespace, "--dry-run=server", check=False).returncode
 
     def copies(self, namespace: str) -> list[Object]:
-        """The copies of the runtime in a namespace, whole."""
+        """The runtime ConfigMaps of a namespace."""
         listed = self.get("-n", namespace, "configmaps")["items"]
         return [each for each in listed if each["metadata"]["name"].startswith("asya-runtime-")]
 
@@ -209,28 +245,29 @@ class Cluster:
         return len(self.get("-n", namespace, "replicasets")["items"])
 
     def ca_bundles(self) -> set[str]:
-        """What the API server is told to trust for the webhooks; empty for one that lacks it."""
+        """The CA bundles of the webhooks; an empty string for a webhook without one."""
         webhooks = self.get(f"mutatingwebhookconfiguration/{RELEASE}")["webhooks"]
         return {webhook["clientConfig"].get("caBundle", "") for webhook in webhooks}
 
-    def serials_shown(self) -> set[int]:
-        """Serial numbers of the certificates that the injectors show; 0 where one shows none."""
+    def certificate_serials(self) -> set[int]:
+        """The serial numbers of the replicas' certificates; 0 for a replica without TLS."""
         program = "import ssl; print(ssl.get_server_certificate(('127.0.0.1', 9443), timeout=5))"
         found = set()
         for name in self.injectors():
-            done = self.run_inside("-n", SYSTEM, name, program=program, check=False)
+            done = self.exec_python("-n", SYSTEM, name, program=program, check=False)
             found.add(0 if done.returncode else serial(done.stdout.encode()))
         return found
 
     def rights(self, account: str) -> set[tuple[str, str, str]]:
-        """Resources, names and verbs that `kubectl auth can-i --list` has for an account of the
-        release's namespace, without everybody's: Kubernetes has more of these in each version.
+        """The permissions of an account of the release's namespace: resources, names and verbs.
+
+        Without those of every account, which depend on the Kubernetes release.
         """
 
         def listed(name: str) -> set[tuple[str, str, str]]:
             user = f"system:serviceaccount:{SYSTEM}:{name}"
-            said = self.kubectl("auth", "can-i", "--list", "-n", SYSTEM, "--as", user).stdout
-            rows = re.findall(r"^(\S+) +\[\] +\[(.*?)\] +\[(.*?)\]$", said, re.M)
+            printed = self.kubectl("auth", "can-i", "--list", "-n", SYSTEM, "--as", user).stdout
+            rows = re.findall(r"^(\S+) +\[\] +\[(.*?)\] +\[(.*?)\]$", printed, re.M)
             return {
                 (resource, names, " ".join(sorted(each.split()))) for resource, names, each in rows
             }
@@ -239,58 +276,58 @@ class Cluster:
 
     @contextlib.contextmanager
     def without_injectors(self) -> Iterator[None]:
-        """No replica answers inside; two do after it, whatever happens."""
+        """Without any replica in the context; with two afterwards, also after a failure."""
         self.kubectl("-n", SYSTEM, "scale", f"deployment/{RELEASE}", "--replicas=0")
-        self._end(SYSTEM)
-        until("nobody to be called", lambda: self._endpoints() == 0)
+        self._wait_until_gone(SYSTEM)
+        until("no endpoints", lambda: self._endpoints() == 0)
         try:
             yield
         finally:
             self.kubectl("-n", SYSTEM, "scale", f"deployment/{RELEASE}", "--replicas=2")
-            until("both replicas to be called", lambda: self._endpoints() == 2, seconds=90)
-            until("the way to them", lambda: self.admits("default"))
+            until("two endpoints", lambda: self._endpoints() == 2, seconds=90)
+            until("the route to them", lambda: self.admits("default"))
 
     def _endpoints(self) -> int:
-        """How many replicas the Service leads to."""
+        """The number of ready endpoints of the Service."""
         slices = self.get("-n", SYSTEM, "endpointslices")["items"]
         endpoints = [each for part in slices for each in part["endpoints"] or []]
         return len([each for each in endpoints if each["conditions"]["ready"]])
 
     def pods(self, namespace: str, name: str) -> list[Pod]:
-        """The pods of an application that are not on their way out."""
+        """The pods of an application that are not terminating."""
         listed = self.core.list_namespaced_pod(namespace, label_selector=f"app={name}").items
         return [pod for pod in listed if not pod.metadata.deletion_timestamp]
 
     def ready_pod(self, namespace: str, name: str, *, seconds: float = 90) -> Pod:
         """The one ready pod of an application."""
 
-        def look() -> Pod | None:
+        def find_ready() -> Pod | None:
             return next((pod for pod in self.pods(namespace, name) if is_ready(pod)), None)
 
-        return until(f"a ready pod of {namespace}/{name}", look, seconds=seconds)
+        return until(f"a ready pod of {namespace}/{name}", find_ready, seconds=seconds)
 
-    def restart_model(self, pod: Pod) -> None:
-        """End process 1 of the model's container and wait for its successor to be ready."""
+    def restart_target(self, pod: Pod) -> None:
+        """End process 1 of the target container and wait until the container is ready again."""
         name, namespace = pod.metadata.name, pod.metadata.namespace
         words = ["-n", namespace, "exec", name, "-c", "model", "--", "python3", "-c"]
         self.kubectl(*words, "import os; os.kill(1, 15)")
 
-        def restarted() -> bool:
+        def is_restarted() -> bool:
             now = self.core.read_namespaced_pod(name, namespace)
             status = next(each for each in now.status.container_statuses if each.name == "model")
             return bool(status.restart_count and status.ready)
 
-        until("the container's successor", restarted, seconds=90)
+        until("the container to be restarted", is_restarted, seconds=90)
 
     def call(self, pod: Pod, *messages: Object) -> list[Object]:
         """Send messages to the pod's actor from its sidecar."""
         lines = "".join(json.dumps(message) + "\n" for message in messages)
         words = ["-n", pod.metadata.namespace, "-c", SIDECAR, pod.metadata.name]
-        done = self.run_inside(*words, program=CLIENT, stdin=lines)
+        done = self.exec_python(*words, program=CLIENT, stdin=lines)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def reviews(self, webhook: str) -> int:
-        """How often the API server has called a webhook of ours, by its own count."""
+        """How often the API server has called one of the webhooks, by its own metrics."""
         text = self.kubectl("get", "--raw", "/metrics").stdout
         pattern = rf'^apiserver_admission_webhook_request_total{{[^}}]*name="{webhook}".*}} (\S+)$'
         return sum(int(float(count)) for count in re.findall(pattern, text, re.MULTILINE))
@@ -298,6 +335,12 @@ class Cluster:
     def events(self, namespace: str) -> Iterable[str]:
         """The messages of all events."""
         return [event.message or "" for event in self.core.list_namespaced_event(namespace).items]
+
+
+def connect(injector_image: str, images: str) -> Cluster:
+    """The cluster of KUBECONFIG. images: a line for each image, its key and its name."""
+    config.load_kube_config(os.environ["KUBECONFIG"])  # type: ignore[no-untyped-call]
+    return Cluster(injector_image, dict(line.split() for line in images.splitlines()))
 
 
 def serial(pem: bytes) -> int:
@@ -311,7 +354,7 @@ def is_ready(pod: Pod) -> bool:
 
 
 def container(name: str, image: str, command: list[str] | None) -> Object:
-    """A container as strict as PodSecurity knows."""
+    """A container that satisfies the restricted PodSecurity level."""
     return {
         "name": name,
         "image": image,
@@ -336,9 +379,9 @@ def workload(
     command: list[str] | None = None,
     kind: str = "Deployment",
 ) -> Object:
-    """A model with a sidecar; annotations on the workload itself and on its template.
+    """A model with a sidecar, which runs as another user.
 
-    The sidecar runs as another user than the model.
+    annotations: those of the workload; template: those of its pod template.
     """
     sleep = "import signal; signal.signal(15, lambda *_: exit()); signal.pause()"
     sidecar = container(SIDECAR, image, ["python3", "-c", sleep])
@@ -360,7 +403,7 @@ def workload(
 
 def bare_pod(name: str, image: str, annotations: dict[str, str], **container_fields: Any) -> Object:
     """A pod without a controller, labelled with its name."""
-    model = container("model", image, ["python3", "-m", "app"]) | container_fields
+    target = container("model", image, ["python3", "-m", "app"]) | container_fields
     metadata = {"name": name, "labels": {"app": name}, "annotations": annotations}
-    spec = {"containers": [model], "terminationGracePeriodSeconds": 1}
+    spec = {"containers": [target], "terminationGracePeriodSeconds": 1}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}

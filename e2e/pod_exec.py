@@ -1,9 +1,9 @@
-"""Run a Python program in a pod and be sure of what it said.
+"""Run a Python program in a pod, with reliable output and exit code.
 
-When one side of an exec's connection closes, the kubelet drops what is still on its way to the
-other, and kubectl takes the silence for success (kubernetes/kubernetes pull request 137404). On a
-busy node one exec of a thousand loses output and exit code so. The program's process therefore does
-not end before its output has been read here.
+When one side of an exec's connection closes, the kubelet drops data for the other side, and kubectl
+takes the missing data for success (kubernetes/kubernetes pull request 137404). On a busy node one
+exec of a thousand loses its output and exit code. Therefore the program's process waits until its
+output is read here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import subprocess
 import threading
 
-MARK = "\x04"  # ASCII's End of Transmission; the exit code follows it
+END = "\x04"  # ASCII's End of Transmission; the exit code follows it
 
 ENTRY = f"""
 import io, sys, traceback
@@ -30,19 +30,19 @@ except SystemExit as end:
 except BaseException:
     failed = 1
     traceback.print_exc()
-print({MARK!r} + str(failed), flush=True)
+print({END!r} + str(failed), flush=True)
 here.read()
 """
 
 
-def run_inside(
+def exec_python(
     *pod: str, program: str, arguments: tuple[str, ...] = (), stdin: str = "", timeout: float = 120
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program's text in a pod.
+    """Run the text of a program in a pod, and return its output and exit code, 0 or 1.
 
-    pod: kubectl's words that say which, and which container. stdin: all that the program can read.
-    Returns what it said and its exit code, 0 or 1; where it did not come to its end, kubectl's own
-    code, or 1. After `timeout` seconds kubectl is killed.
+    pod: kubectl's arguments for the pod and the container. stdin: all of the program's input.
+    If the program does not end as expected, the exit code is kubectl's, or 1. kubectl is killed
+    after `timeout` seconds.
     """
     inside = ["python3", "-c", ENTRY, program, str(len(stdin.encode())), *arguments]
     words = ["kubectl", "exec", "-i", *pod, "--", *inside]
@@ -53,13 +53,13 @@ def run_inside(
         assert kubectl.stderr
         deadline = threading.Timer(timeout, kubectl.kill)
         deadline.start()
-        with contextlib.suppress(BrokenPipeError):  # it has ended, and says why
+        with contextlib.suppress(BrokenPipeError):  # it has ended; its error is read below
             kubectl.stdin.write(stdin)
             kubectl.stdin.flush()
-        said, mark, code = "", "", ""
+        output, mark, code = "", "", ""
         for line in kubectl.stdout:
-            before, mark, code = line.partition(MARK)
-            said += before
+            before, mark, code = line.partition(END)
+            output += before
             if mark:
                 break
         with contextlib.suppress(BrokenPipeError):
@@ -68,6 +68,6 @@ def run_inside(
         ended = kubectl.wait()
         deadline.cancel()
     if mark:
-        return subprocess.CompletedProcess(words, int(code), said, errors)
-    lost = f"{errors}the program did not come to its end"
-    return subprocess.CompletedProcess(words, ended or 1, said, lost)
+        return subprocess.CompletedProcess(words, int(code), output, errors)
+    errors += "the program did not end as expected"
+    return subprocess.CompletedProcess(words, ended or 1, output, errors)

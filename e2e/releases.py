@@ -1,4 +1,4 @@
-"""Releases of the chart by either Helm, and pods that are asked for all the while."""
+"""Releases of the chart by either Helm, and a stream of pods that are requested during changes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ ECHO = {"asya.sh/handler": "handlers.echo"}
 
 @dataclass
 class Release:
-    """The release in its namespace, as somebody at a terminal sees it."""
+    """A release in a namespace, changed as from a terminal."""
 
     cluster: Cluster
     tool: str = "helm"
     namespace: str = SYSTEM
 
     def helm(self, *words: str, check: bool = True) -> str:
-        """What Helm prints; raises AssertionError with its words where it fails."""
+        """Run Helm and return its output; raises AssertionError if it fails."""
         done = run(self.tool, *words, "--namespace", self.namespace, check=check, timeout=200)
         return done.stdout + done.stderr
 
@@ -49,53 +49,53 @@ class Release:
 
 @dataclass
 class Stream:
-    """Annotated pods asked for without a pause, as dry runs: what became of each."""
+    """Annotated pods that are requested without a pause, as dry runs, and the results."""
 
     cluster: Cluster
     namespace: str
     injected: int = 0
     plain: int = 0
-    refused: list[str] = field(default_factory=list)
+    rejected: list[str] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
 
-    def _ask(self) -> None:
+    def _request(self) -> None:
         core: Any = client.CoreV1Api(client.ApiClient())
-        pod = bare_pod("asked", self.cluster.model_image, ECHO)
+        pod = bare_pod("requested", self.cluster.model_image, ECHO)
         while not self._stop.is_set():
             try:
                 made = core.create_namespaced_pod(self.namespace, pod, dry_run="All")
             except ApiException as error:
-                self.refused.append(str(error.body))
+                self.rejected.append(str(error.body))
             except HTTPError:
-                continue  # the way to the API server, not its answer
+                continue  # the API server did not answer
             else:
                 if "asya.sh/injected" in (made.metadata.annotations or {}):
                     self.injected += 1
                 else:
                     self.plain += 1
-            time.sleep(0.02)  # a pace, not a wait: one core is for the cluster
+            time.sleep(0.02)  # leaves one core to the cluster
 
 
 @contextmanager
 def stream(cluster: Cluster, namespace: str) -> Iterator[Stream]:
-    """Pods are asked for while the context is open, which it is once the first is let in."""
-    until("a pod to be let in", lambda: cluster.admits(namespace))
-    asked = Stream(cluster, namespace)
-    thread = threading.Thread(target=asked._ask, daemon=True)
+    """Request pods while the context is open, after one pod is admitted."""
+    until("a pod to be admitted", lambda: cluster.admits(namespace))
+    requested = Stream(cluster, namespace)
+    thread = threading.Thread(target=requested._request, daemon=True)
     thread.start()
     try:
-        yield asked
+        yield requested
     finally:
-        asked._stop.set()
+        requested._stop.set()
         thread.join(timeout=30)
 
 
-def certificate(name: str) -> tuple[str, Object]:
-    """A CA as PEM, and the data of a Secret with a certificate for the name that it signed."""
+def create_certificate(name: str) -> tuple[str, Object]:
+    """A CA as PEM, and the data of a Secret with a certificate for the name, signed by it."""
     now = dt.datetime.now(dt.UTC)
     keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
     names = [
-        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each)]) for each in ("our CA", name)
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each)]) for each in ("test CA", name)
     ]
     signed = []
     for index, is_ca in enumerate((True, False)):

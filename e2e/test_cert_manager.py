@@ -1,6 +1,6 @@
-"""Certificates by cert-manager: its own controllers, run as processes beside the cluster.
+"""Certificates by cert-manager, whose controllers run as processes beside the cluster.
 
-`make e2e-cert-manager` builds and runs them; they are no part of `make e2e`.
+`make e2e-cert-manager` builds and runs them; `make e2e` does not include this module.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SECRET = f"secret/{RELEASE}-cert-manager"
 
 @contextlib.contextmanager
 def controller(directory: Path, name: str, log: Path) -> Iterator[None]:
-    """One of cert-manager's programs, running; what it logged stays in the test's directory."""
+    """Run one of cert-manager's programs; its log is in the test's directory."""
     words = [str(directory / "bin" / name), "--kubeconfig", os.environ["KUBECONFIG"]]
     with (
         log.open("w") as stream,
@@ -40,7 +40,7 @@ def controller(directory: Path, name: str, log: Path) -> Iterator[None]:
 
 @pytest.fixture
 def with_cert_manager(free: Cluster, tmp_path: Path) -> Iterator[Cluster]:
-    """A cluster with cert-manager and without a release of ours."""
+    """The cluster with cert-manager, and without a release."""
     directory = Path(os.environ["CERT_MANAGER"])
     crds = ["-f", str(directory / "crds")]
     free.kubectl("apply", "--server-side", *crds)
@@ -61,21 +61,21 @@ def serial_of(cluster: Cluster) -> int:
     return serial(base64.b64decode(cluster.get("-n", SYSTEM, SECRET)["data"]["tls.crt"]))
 
 
-def test_cert_manager_makes_the_certificate_and_renews_it_unnoticed(
+def test_cert_manager_issues_the_certificate_and_its_renewal_rejects_no_pod(
     with_cert_manager: Cluster, namespace: str
 ) -> None:
     cluster = with_cert_manager
     release = Release(cluster)
     release.change("install", BY_CERT_MANAGER)
-    until("cainjector's caBundle to be known", lambda: cluster.admits(namespace))
+    until("cainjector's caBundle to be used", lambda: cluster.admits(namespace))
     assert "the actor answers" in release.helm("test", RELEASE, "--logs")
     trusted = cluster.ca_bundles()
     assert len(trusted) == 1
 
     pods = set(cluster.injectors())
     before = serial_of(cluster)
-    with stream(cluster, namespace) as asked:
-        # A Secret that is gone is how anybody asks cert-manager for a new certificate.
+    with stream(cluster, namespace) as requested:
+        # Deleting the Secret makes cert-manager issue a new certificate.
         cluster.kubectl("-n", SYSTEM, "delete", SECRET)
         words = ["-n", SYSTEM, "get", SECRET, "--ignore-not-found", "-o", "name"]
         until("another Secret", lambda: cluster.kubectl(*words).stdout)
@@ -85,19 +85,21 @@ def test_cert_manager_makes_the_certificate_and_renews_it_unnoticed(
         )
         fresh = serial_of(cluster)
         assert fresh != before
-        # A kubelet looks at a Secret that is mounted once a minute or so.
-        until("it to be shown by all", lambda: cluster.serials_shown() == {fresh}, seconds=150)
-    assert (asked.refused, asked.plain) == ([], 0)
+        # A kubelet updates a mounted Secret about once a minute.
+        until(
+            "all replicas to use it", lambda: cluster.certificate_serials() == {fresh}, seconds=150
+        )
+    assert (requested.rejected, requested.plain) == ([], 0)
     assert cluster.ca_bundles() == trusted
     assert set(cluster.injectors()) == pods
 
-    # To the injector's own certificate: for a moment nobody can know its CA, and pods are refused,
-    # by the API server itself; none is missed.
-    with stream(cluster, namespace) as asked:
+    # Back to the injector's own certificate: until the API server has its CA, it rejects annotated
+    # pods; none is admitted without injection.
+    with stream(cluster, namespace) as requested:
         release.change("upgrade")
         until(
             "the old replicas to be gone", lambda: not pods & set(cluster.injectors()), seconds=90
         )
         until("pods to be admitted again", lambda: cluster.admits(namespace))
-    assert asked.plain == 0
-    assert [text for text in asked.refused if "failed calling webhook" not in text] == []
+    assert requested.plain == 0
+    assert [text for text in requested.rejected if "failed calling webhook" not in text] == []

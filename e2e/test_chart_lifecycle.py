@@ -1,4 +1,4 @@
-"""The chart's releases: changed in all ways that its README names, while pods are asked for."""
+"""Releases of the chart, changed in all documented ways while pods are requested."""
 
 import base64
 import json
@@ -9,22 +9,22 @@ from pathlib import Path
 import pytest
 
 from e2e.harness import RELEASE, REPOSITORY, SYSTEM, Cluster, bare_pod, container, until
-from e2e.releases import CHART, ECHO, PREVIOUS, Release, certificate, stream
+from e2e.releases import CHART, ECHO, PREVIOUS, Release, create_certificate, stream
 
 OK = [{"status": "ok", "result": {}}]
-DOES_NOT_ANSWER = 'failed calling webhook "pods.asya.sh"'
+NO_ANSWER = 'failed calling webhook "pods.asya.sh"'
 
 
 @pytest.mark.alone
 @pytest.mark.timeout(600)
-def test_no_change_of_a_release_refuses_or_misses_a_pod(free: Cluster, namespace: str) -> None:
+def test_no_change_of_a_release_rejects_or_misses_a_pod(free: Cluster, namespace: str) -> None:
     release = Release(free)
     release.change("install", chart=PREVIOUS)
     bundles = free.ca_bundles()
-    with stream(free, namespace) as asked:
+    with stream(free, namespace) as requested:
         release.change("upgrade", "runtime.defaults.chunk-size=8192")
         free.settle()
-        until("all webhooks to be given the certificate's CA", lambda: free.ca_bundles() == bundles)
+        until("all webhooks to have the CA", lambda: free.ca_bundles() == bundles)
         pod = bare_pod("model", free.model_image, ECHO)
         made = free.create(pod, "-n", namespace, "--dry-run=server", "-o", "json")
         env = json.loads(made.stdout)["spec"]["containers"][0]["env"]
@@ -43,12 +43,12 @@ def test_no_change_of_a_release_refuses_or_misses_a_pod(free: Cluster, namespace
         release.change("upgrade")
         free.settle()
 
-        # What was trusted stays so until nobody shows it any more.
-        ours, data = certificate(f"{RELEASE}.{SYSTEM}.svc")
+        # The previous CA stays trusted until no replica uses its certificate.
+        ca, data = create_certificate(f"{RELEASE}.{SYSTEM}.svc")
         before = free.get("-n", SYSTEM, "secret/asya-runtime-tls")["data"]["ca.crt"]
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "ours"}}
         free.apply(secret | {"stringData": data}, namespace=SYSTEM)
-        both = ours + base64.b64decode(before).decode()
+        both = ca + base64.b64decode(before).decode()
         release.change(
             "upgrade",
             "certificates.mode=existingSecret",
@@ -58,27 +58,27 @@ def test_no_change_of_a_release_refuses_or_misses_a_pod(free: Cluster, namespace
         free.settle()
         assert "the actor answers" in release.helm("test", RELEASE, "--logs")
         assert free.rights("asya-runtime") == {("configmaps", "", "create patch")}
-    assert (asked.refused, asked.plain) == ([], 0)
-    assert asked.injected > 50
+    assert (requested.rejected, requested.plain) == ([], 0)
+    assert requested.injected > 50
 
-    # The other way, nobody can know the new CA before the new injector has made it: this once, pods
-    # are refused for a moment, by the API server itself; but none is missed.
-    with stream(free, namespace) as asked:
+    # In the other direction, the new injector has to create a CA first. Until the API server has
+    # it, annotated pods are rejected. None is admitted without injection.
+    with stream(free, namespace) as requested:
         release.change("upgrade")
         free.settle()
-    said = [json.loads(text)["message"] for text in asked.refused]
-    assert [text for text in said if DOES_NOT_ANSWER not in text] == []
-    assert asked.plain == 0
-    with stream(free, namespace) as asked:
-        until("some pods to be let in", lambda: asked.injected + len(asked.refused) > 20)
-    assert (asked.refused, asked.plain) == ([], 0)
+    errors = [json.loads(text)["message"] for text in requested.rejected]
+    assert [text for text in errors if NO_ANSWER not in text] == []
+    assert requested.plain == 0
+    with stream(free, namespace) as requested:
+        until("some pods", lambda: requested.injected + len(requested.rejected) > 20)
+    assert (requested.rejected, requested.plain) == ([], 0)
 
     release.helm("uninstall", RELEASE, "--wait")
     free.settle(replicas=0)
     free.kubectl("-n", SYSTEM, "delete", "secret", "ours")
     kinds = "all,secrets,configmaps,roles,rolebindings,serviceaccounts,poddisruptionbudgets"
     left = {each["metadata"]["name"] for each in free.get("-n", SYSTEM, kinds)["items"]}
-    # The copy of the runtime for the pod of `helm test` stays, as all copies do.
+    # The runtime ConfigMap for the pod of `helm test` stays, like all of them.
     copies = {name for name in left if name.startswith("asya-runtime-")}
     assert left - copies <= {"default", "kube-root-ca.crt"}
     wide = "mutatingwebhookconfigurations,clusterroles,clusterrolebindings"
@@ -87,7 +87,7 @@ def test_no_change_of_a_release_refuses_or_misses_a_pod(free: Cluster, namespace
     assert free.kubectl("get", wide, "-l", label, "-o", "name").stdout == ""
 
 
-def test_a_second_release_is_refused_before_anything_of_it_is_made(
+def test_a_second_release_is_rejected_before_any_object_is_created(
     cluster: Cluster, namespace: str
 ) -> None:
     other = Release(cluster, namespace=namespace)
@@ -106,17 +106,17 @@ def test_a_second_release_is_refused_before_anything_of_it_is_made(
 
 @pytest.mark.alone
 @pytest.mark.timeout(300)
-def test_helm_3_does_the_same_by_a_shorter_way(free: Cluster, namespace: str) -> None:
+def test_helm_3_installs_upgrades_tests_and_uninstalls(free: Cluster, namespace: str) -> None:
     release = Release(free, tool="helm3")
     release.change("install")
-    with stream(free, namespace) as asked:
+    with stream(free, namespace) as requested:
         release.change("upgrade", "injector.logLevel=debug", "prune.enabled=true")
         free.settle()
         assert "Succeeded" in release.helm("test", RELEASE)
-    assert (asked.refused, asked.plain) == ([], 0)
-    assert asked.injected > 10
+    assert (requested.rejected, requested.plain) == ([], 0)
+    assert requested.injected > 10
 
-    # And a test that must fail does.
+    # `helm test` fails if the webhook does not see its pod.
     release.change("upgrade", "webhook.namespaceSelector.matchLabels.actors=here")
     with pytest.raises(AssertionError):
         release.helm("test", RELEASE)
@@ -127,14 +127,14 @@ def test_helm_3_does_the_same_by_a_shorter_way(free: Cluster, namespace: str) ->
     free.settle(replicas=0)
 
 
-def test_without_the_injector_the_config_map_is_mounted_as_the_specification_shows(
+def test_without_the_injector_a_pod_can_mount_the_chart_s_config_map(
     cluster: Cluster, namespace: str
 ) -> None:
     release = Release(cluster, namespace=namespace)
     release.change("install", "injector.enabled=false", name="files")
     pod = bare_pod("model", cluster.model_image, {})
-    (model,) = pod["spec"]["containers"]
-    model |= {
+    (target,) = pod["spec"]["containers"]
+    target |= {
         "command": ["python3", "/app/asya_runtime.py"],
         "env": [{"name": "ASYA_HANDLER", "value": "handlers.echo"}],
         "volumeMounts": [
@@ -160,7 +160,7 @@ def test_without_the_injector_the_config_map_is_mounted_as_the_specification_sho
     program = "import pathlib; assert pathlib.Path('/tmp/sockets/app.sock').is_socket()"
     until(
         "the socket",
-        lambda: cluster.run_inside(*words, program=program, check=False).returncode == 0,
+        lambda: cluster.exec_python(*words, program=program, check=False).returncode == 0,
     )
     assert cluster.call(ready, {"payload": {}}) == OK
     release.helm("uninstall", "files")
@@ -193,11 +193,11 @@ def prune_once(cluster: Cluster) -> int:
         *("-n", SYSTEM, "create", "job", "prune-now", "--from=cronjob/asya-runtime-prune")
     )
 
-    def ended() -> int | None:
+    def find_result() -> int | None:
         status = cluster.get("-n", SYSTEM, "job/prune-now")["status"]
         return 1 if status.get("succeeded") else 2 if status.get("failed") else None
 
-    result = until("the prune job to end", ended, seconds=90) - 1
+    result = until("the prune job to end", find_result, seconds=90) - 1
     log = cluster.kubectl("-n", SYSTEM, "logs", "job/prune-now").stdout
     assert re.search(r"^\d+ deleted, \d+ kept$", log, re.M), log
     cluster.kubectl("-n", SYSTEM, "delete", "job", "prune-now")

@@ -1,4 +1,4 @@
-"""The command line and a cluster: what it finds and removes, and actors without a webhook."""
+"""The command line with a cluster: check, prune, and manifests that need no webhook."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ OLD = "0123456789"
 
 
 def asya(*words: str, **how: Any) -> Any:
-    """Run `asya-injector` with these words; any exit status will do."""
+    """Run `asya-injector`, with any exit status."""
     return run(sys.executable, "-m", "asya_injector", *words, check=False, **how)
 
 
-def findings(*words: str) -> tuple[int, dict[str, list[Object]]]:
-    """The exit status of `check`, and its rows by check."""
+def run_check(*words: str) -> tuple[int, dict[str, list[Object]]]:
+    """The exit status of `check`, and its rows by the name of the check."""
     done = asya("check", "-o", "json", *words)
     assert done.stderr == ""
     rows: dict[str, list[Object]] = {}
@@ -36,18 +36,17 @@ def findings(*words: str) -> tuple[int, dict[str, list[Object]]]:
     return done.returncode, rows
 
 
-def disable(cluster: Cluster, namespace: str, yes: bool = True) -> None:
-    """Switch injection off or on in a namespace, and wait until the API server knows."""
-    cluster.kubectl(
-        "label", "namespace", namespace, "asya.sh/injection" + "=disabled" * yes + "-" * (not yes)
-    )
+def switch_injection(cluster: Cluster, namespace: str, *, on: bool) -> None:
+    """Switch injection on or off in a namespace, and wait until that is effective."""
+    label = "asya.sh/injection-" if on else "asya.sh/injection=disabled"
+    cluster.kubectl("label", "namespace", namespace, label)
     probe = bare_pod("probe", cluster.model_image, ECHO)
     words = ["-n", namespace, "--dry-run=server", "-o", "yaml"]
 
-    def is_known() -> bool:
-        return ("asya.sh/injected" in cluster.create(probe, *words).stdout) != yes
+    def is_effective() -> bool:
+        return ("asya.sh/injected" in cluster.create(probe, *words).stdout) == on
 
-    until("the label to be seen", is_known)
+    until("the label to be effective", is_effective)
 
 
 def old_copy(version: str = OLD, **labels: str) -> Object:
@@ -63,10 +62,10 @@ def with_old_runtime(pod: Object, version: str = OLD) -> Object:
     return pod
 
 
-@pytest.mark.alone  # other releases and charts would be in its table
-def test_a_healthy_cluster_has_nothing_to_mend(cluster: Cluster, namespace: str) -> None:
+@pytest.mark.alone  # other releases would be in the table
+def test_a_healthy_cluster_passes_all_checks(cluster: Cluster, namespace: str) -> None:
     cluster.create(bare_pod("model", cluster.model_image, ECHO), "-n", namespace)
-    status, rows = findings("-n", namespace)
+    status, rows = run_check("-n", namespace)
     states = {check: [row["state"] for row in found] for check, found in rows.items()}
     checks = [
         "webhook",
@@ -88,10 +87,10 @@ def test_a_healthy_cluster_has_nothing_to_mend(cluster: Cluster, namespace: str)
     ]
 
 
-def test_pods_and_workloads_that_the_injector_never_saw_are_found(
+def test_pods_and_workloads_that_the_injector_has_not_seen_are_found(
     cluster: Cluster, namespace: str
 ) -> None:
-    disable(cluster, namespace)
+    switch_injection(cluster, namespace, on=False)
     sleeping = workload("asleep", cluster.model_image, annotations=ECHO)
     sleeping["spec"]["replicas"] = 0
     cluster.apply(
@@ -100,14 +99,14 @@ def test_pods_and_workloads_that_the_injector_never_saw_are_found(
         sleeping,
         namespace=namespace,
     )
-    # Not the exit status: other tests may be renewing the injector's certificate just now.
-    rows = findings("-n", namespace)[1]
+    # The exit status is not checked: another test may be renewing the injector's certificate.
+    rows = run_check("-n", namespace)[1]
     assert [row["found"] for row in rows["pods"] + rows["workloads"]] == [
         "actors with the current runtime: 0",
         "workloads with propagated annotations: 0",
     ]
-    disable(cluster, namespace, yes=False)
-    status, rows = findings("-n", namespace)
+    switch_injection(cluster, namespace, on=True)
+    status, rows = run_check("-n", namespace)
     assert status == 1
     assert sorted(row["found"] for row in rows["pods"]) == [
         f"{namespace}: pod/old runs the old runtime {OLD} (1 pod)",
@@ -117,33 +116,33 @@ def test_pods_and_workloads_that_the_injector_never_saw_are_found(
     assert row["found"] == (
         f"{namespace}: annotations of deployment/asleep are not propagated to its pod template"
     )
-    # The table says how to mend it; doing so does.
+    # The suggested fix works.
     cluster.kubectl(*row["fix"].removeprefix("kubectl ").split())
-    assert findings("-n", namespace)[1]["workloads"][0]["state"] == "ok"
+    assert run_check("-n", namespace)[1]["workloads"][0]["state"] == "ok"
 
 
 @pytest.mark.alone
 @pytest.mark.timeout(300)
-def test_an_injector_that_nobody_can_call_is_found(cluster: Cluster, namespace: str) -> None:
+def test_an_unreachable_injector_is_found(cluster: Cluster, namespace: str) -> None:
     configuration = "mutatingwebhookconfiguration/asya-runtime"
     with cluster.without_injectors():
         other = create(["x.svc"], now=dt.datetime.now(dt.UTC)).bundle
         path = "/webhooks/0/clientConfig/caBundle"
         change = {"op": "replace", "path": path, "value": base64.b64encode(other).decode()}
         cluster.kubectl("patch", configuration, "--type=json", "-p", json.dumps([change]))
-        status, rows = findings("-n", namespace)
+        status, rows = run_check("-n", namespace)
     assert status == 1
     wrong = {name: found[0]["found"] for name, found in rows.items() if found[0]["state"] != "ok"}
     assert sorted(wrong) == ["admission", "certificate", "endpoints", "injector"]
     assert wrong["certificate"].endswith("is not signed by a CA in caBundle")
     assert "has no ready address" in wrong["endpoints"]
     assert 'failed calling webhook "pods.asya.sh"' in wrong["admission"]
-    until("all to be well again", lambda: findings("-n", namespace)[0] == 0)
+    until("all checks to pass again", lambda: run_check("-n", namespace)[0] == 0)
 
 
 @pytest.fixture
 def pruner(cluster: Cluster, namespace: str, tmp_path: Path) -> Iterator[list[str]]:
-    """Options that look at the cluster with the rights of the design and no others."""
+    """Options for an account that has exactly the documented permissions."""
     role = f"e2e-prune-{namespace}"
     words = ["create", "clusterrole", role, "--verb=list"]
     cluster.kubectl(*words, "--resource=configmaps,pods")
@@ -163,11 +162,11 @@ def pruner(cluster: Cluster, namespace: str, tmp_path: Path) -> Iterator[list[st
     cluster.kubectl("delete", "clusterrole,clusterrolebinding", role)
 
 
-def test_prune_takes_only_what_no_pod_needs_with_the_rights_of_the_design(
+def test_prune_deletes_only_unused_config_maps_and_needs_only_the_documented_permissions(
     cluster: Cluster, namespace: str, pruner: list[str]
 ) -> None:
     cluster.create(bare_pod("model", cluster.model_image, ECHO), "-n", namespace)
-    disable(cluster, namespace)
+    switch_injection(cluster, namespace, on=False)
     used, manifest = "aaaaaaaaaa", {"asya.sh/source": "manifest"}
     copies = [old_copy(), old_copy(used), old_copy("bbbbbbbbbb", **manifest)]
     user = with_old_runtime(bare_pod("user", cluster.model_image, {}), used)
@@ -179,12 +178,12 @@ def test_prune_takes_only_what_no_pod_needs_with_the_rights_of_the_design(
         if (name := item["metadata"]["name"]).startswith("asya-runtime-")
         and name not in [each["metadata"]["name"] for each in copies]
     ]
-    assert asya("prune", *pruner).stdout.splitlines()[-1] == "0 deleted, 4 kept"  # all are young
+    assert asya("prune", *pruner).stdout.splitlines()[-1] == "0 deleted, 4 kept"  # all are new
     words = ["prune", *pruner, "--older-than", "0s"]
     dry = asya(*words, "--dry-run")
     assert (dry.returncode, dry.stderr) == (0, "")
     assert dry.stdout.splitlines()[-1] == "1 deleted (dry run), 3 kept"
-    # The current one stays even if no pod refers to it.
+    # The current one stays even without a pod that refers to it.
     cluster.kubectl("-n", namespace, "delete", "pod", "model", "--wait")
     done = asya(*words)
     assert (done.returncode, done.stderr) == (0, "")
@@ -201,20 +200,20 @@ def test_prune_takes_only_what_no_pod_needs_with_the_rights_of_the_design(
     assert left == {item["metadata"]["name"] for item in present} - {f"asya-runtime-{OLD}"}
 
 
-def test_what_check_may_not_see_is_said_in_its_row(
+def test_a_check_without_permission_is_unknown_and_shows_the_error(
     cluster: Cluster, namespace: str, pruner: list[str]
 ) -> None:
-    status, rows = findings(*pruner)
+    status, rows = run_check(*pruner)
     assert status == 1
     states = {name: found[0]["state"] for name, found in rows.items()}
     assert states == {"webhook": "unknown", "version": "ok", "pods": "ok", "workloads": "unknown"}
     assert "cannot list resource" in rows["webhook"][0]["found"]
 
 
-def test_manifests_that_were_injected_need_no_webhook(cluster: Cluster, namespace: str) -> None:
-    disable(cluster, namespace)
+def test_injected_manifests_need_no_webhook(cluster: Cluster, namespace: str) -> None:
+    switch_injection(cluster, namespace, on=False)
     model = workload("model", cluster.model_image, command=APP, annotations=ECHO)
-    # Whether an empty mapping was there cannot be told afterwards.
+    # uninject cannot know whether there was an empty mapping.
     del model["spec"]["template"]["metadata"]["annotations"]
     injected = asya("inject", "-n", namespace, stdin=json.dumps(model))
     assert (injected.returncode, injected.stderr) == (0, "")

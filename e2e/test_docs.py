@@ -1,4 +1,4 @@
-"""The pages that need a cluster say what is typed, and what comes of it."""
+"""The commands and outputs of the pages that need a cluster."""
 
 import os
 
@@ -11,7 +11,7 @@ from tests.docs.session import run_page
 
 @pytest.mark.alone
 @pytest.mark.timeout(300)
-def test_the_quick_start_does_what_it_says(free: Cluster) -> None:
+def test_the_quickstart_works_as_written(free: Cluster) -> None:
     gone = ("delete", "namespace", "quickstart", "--ignore-not-found")
     free.kubectl(*gone)
     mine = {name: text for name, text in os.environ.items() if not name.startswith("MAKE")}

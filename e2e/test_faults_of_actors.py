@@ -1,7 +1,6 @@
-"""What is lost when an actor fails, or a certificate is due, while messages and pods come in:
-nothing that was promised.
+"""Faults of actors, ConfigMaps and certificates under load: no message and no pod is lost.
 
-No pod that is asked for notices any of this, nor does anything in another namespace.
+None of these faults affects the admission of pods, or other namespaces.
 """
 
 from __future__ import annotations
@@ -26,97 +25,93 @@ from e2e.load.faults import (
     Property,
     Scene,
     fault,
-    kill_within,
-    without_an_account,
+    find_unfinished,
+    kill_in_container,
 )
-from e2e.load.ledger import Promise, Row, State
-from e2e.load.traffic import APP, actor, load, long_message
+from e2e.load.ledger import Row, State, Tolerance
+from e2e.load.traffic import APP, actor, generate_load, send_long_message
 
 pytestmark = [pytest.mark.xdist_group("actors"), pytest.mark.timeout(240)]
 
 
 @pytest.mark.parametrize("app", [WRAP, HOOK])
-def test_a_runtime_that_is_killed_comes_back(
-    scene: Scene, record_property: Property, app: str
-) -> None:
+def test_a_killed_runtime_is_restarted(scene: Scene, record_property: Property, app: str) -> None:
     pod, before = scene.pod(app), scene.restarts(app)
     with fault(scene, record_property, f"runtime SIGKILLed, {app} mode", messages=KILLS):
-        long_message(scene.cluster, pod, signal.SIGUSR1)
-        kill_within(scene.cluster, pod, "asya_runtime.py", signal.SIGKILL)
-        # By the kubelet where it goes with the container, by its supervisor where it does not.
+        send_long_message(scene.cluster, pod, signal.SIGUSR1)
+        kill_in_container(scene.cluster, pod, "asya_runtime.py", signal.SIGKILL)
+        # In wrap mode the container ends with it; in hook mode a supervisor restarts it.
         more = 1 if app == WRAP else 0
         until("it to be restarted", lambda: scene.restarts(app) == before + more)
     assert scene.restarts(app) == before + more
 
 
-def test_a_container_that_is_killed_for_its_memory_comes_back(
+def test_a_container_over_its_memory_limit_is_restarted(
     scene: Scene, record_property: Property
 ) -> None:
     before = scene.restarts(SMALL)
     with fault(scene, record_property, "container OOM-killed by its limit", messages=KILLS):
-        long_message(scene.cluster, scene.pod(SMALL), signal.SIGUSR2)
+        send_long_message(scene.cluster, scene.pod(SMALL), signal.SIGUSR2)
         until("the container to be restarted", lambda: scene.restarts(SMALL) == before + 1)
     (pod,) = scene.cluster.pods(scene.namespace, SMALL)
     status = next(each for each in pod.status.container_statuses if each.name == "model")
     ended = status.last_state.terminated
-    assert ended is None or ended.exit_code == 137  # a kubelet may have removed it: test_gpu.py
-    assert cut(scene, pod) == 1
+    assert ended is None or ended.exit_code == 137  # removed by the kubelet: test_gpu.py
+    assert count_cut(scene, pod) == 1
 
 
-def cut(scene: Scene, pod: Pod) -> int:
-    """How many messages of a pod's sidecar were cut."""
-    histories = scene.sending.ledger().histories
+def count_cut(scene: Scene, pod: Pod) -> int:
+    """The number of messages of a pod's sidecar that were cut."""
+    histories = scene.messages.ledger().histories
     return sum(
         any(event.state == State.CUT for event in history)
-        for thing, history in histories.items()
-        if thing.startswith(f"{pod.metadata.name}-kept")
+        for item, history in histories.items()
+        if item.startswith(f"{pod.metadata.name}-kept")
     )
 
 
-def test_an_application_that_exits_leaves_no_message_unanswered(
+def test_an_application_that_exits_lets_the_current_message_be_answered(
     scene: Scene, record_property: Property
 ) -> None:
     pod, before = scene.pod(WRAP), scene.restarts(WRAP)
-    with fault(scene, record_property, "application exits, message in hand"):
-        long_message(scene.cluster, pod, signal.SIGUSR1)
-        kill_within(scene.cluster, pod, "app", signal.SIGTERM)
+    with fault(scene, record_property, "application exits during a message"):
+        send_long_message(scene.cluster, pod, signal.SIGUSR1)
+        kill_in_container(scene.cluster, pod, "app", signal.SIGTERM)
         until("the container to be restarted", lambda: scene.restarts(WRAP) == before + 1)
 
 
 @pytest.mark.parametrize("app", [WRAP, HOOK])
-def test_a_pod_that_is_deleted_answers_what_it_has_in_hand(
+def test_a_deleted_pod_answers_the_message_that_it_has_received(
     scene: Scene, record_property: Property, app: str
 ) -> None:
     pod = scene.pod(app)
-    with fault(scene, record_property, f"SIGTERM, message in hand, {app} mode"):
-        long_message(scene.cluster, pod, signal.SIGUSR1)
+    with fault(scene, record_property, f"SIGTERM during a message, {app} mode"):
+        send_long_message(scene.cluster, pod, signal.SIGUSR1)
         words = ["-n", scene.namespace, "delete", "pod", pod.metadata.name, "--timeout=60s"]
         scene.cluster.kubectl(*words)
     living = {each.metadata.name for each in scene.cluster.pods(scene.namespace, app)}
     assert pod.metadata.name not in living
 
 
-def test_a_configmap_that_is_deleted_is_missed_by_nobody(
-    scene: Scene, record_property: Property
-) -> None:
+def test_a_deleted_configmap_affects_no_pod(scene: Scene, record_property: Property) -> None:
     cluster, namespace = scene.cluster, scene.namespace
     before = scene.restarts(SMALL)
     words = ["-n", namespace, "get", "configmaps", "-o", "name"]
     with fault(scene, record_property, "ConfigMap deleted by hand", messages=KILLS):
         label = "app.kubernetes.io/managed-by=asya-injector"
         cluster.kubectl("-n", namespace, "delete", "configmaps", "-l", label)
-        # A container that starts again has what it had.
-        kill_within(cluster, scene.pod(SMALL), "asya_runtime.py", signal.SIGKILL)
+        # A container that restarts still has the files.
+        kill_in_container(cluster, scene.pod(SMALL), "asya_runtime.py", signal.SIGKILL)
         until("the container to be restarted", lambda: scene.restarts(SMALL) == before + 1)
-        # The next pod brings it back.
+        # The next pod creates it again.
         until(
-            "the ConfigMap to be there again",
+            "the ConfigMap to be created again",
             lambda: "configmap/asya-runtime-" in cluster.kubectl(*words).stdout,
         )
     scene.pod(SMALL)
 
 
-def test_a_namespace_that_is_deleted_goes_and_can_be_made_again(
+def test_a_namespace_under_load_can_be_deleted_and_created_again(
     scene: Scene, record_property: Property
 ) -> None:
     cluster = scene.cluster
@@ -125,40 +120,37 @@ def test_a_namespace_that_is_deleted_goes_and_can_be_made_again(
     try:
         began = time.time()
         item = actor(WRAP, cluster.model_image, command=APP)
-        with load(cluster, name, item) as (sending, asking):
+        with generate_load(cluster, name, item) as (messages, pod_requests):
             pod = cluster.ready_pod(name, WRAP)
-            long_message(cluster, pod, signal.SIGUSR1)
+            send_long_message(cluster, pod, signal.SIGUSR1)
             cluster.kubectl("delete", "namespace", name, "--timeout=90s", timeout=100)
-            asking.stop()
-            assert sending.unfinished(set()) == []
-            promise = Promise(refusals=True)
-            messages = sending.ledger().tally(NOTHING, since=began)
-            # The pod that is asked for at the end is refused for ever, and says why.
-            histories = asking.ledger.histories
+            pod_requests.stop()
+            assert messages.unfinished(set()) == []
+            sent = messages.ledger().tally(NOTHING, since=began)
+            # The last pod that is requested stays rejected.
+            histories = pod_requests.ledger.histories
             last = histories.pop(list(histories)[-1])
-            assert {event.state for event in last} <= {State.ASKED, State.REFUSED}
-            pods = asking.ledger.tally(promise, since=began)
-            for row in (Row("namespace deleted", "messages", messages),
+            assert {event.state for event in last} <= {State.REQUESTED, State.REJECTED}
+            pods = pod_requests.ledger.tally(Tolerance(rejections=True), since=began)
+            for row in (Row("namespace deleted", "messages", sent),
                         Row("namespace deleted", "pods", pods)):  # fmt: skip
                 record_property("row", json.dumps(row.cells()))
-            assert [*messages.lost, *pods.lost] == []
+            assert [*sent.lost, *pods.lost] == []
         cluster.make_namespace(name)
-        with load(cluster, name, item) as (sending, _):
-            assert sending.answered_since(WRAP, began)
+        with generate_load(cluster, name, item) as (messages, _):
+            assert messages.answered_since(WRAP, began)
     finally:
         cluster.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
 
 
 @pytest.mark.parametrize("part", ["certificate", "CA"])
-def test_what_is_due_is_renewed_unnoticed(
-    scene: Scene, record_property: Property, part: str
-) -> None:
+def test_renewal_rejects_no_pod(scene: Scene, record_property: Property, part: str) -> None:
     core = scene.cluster.core
     secret = core.read_namespaced_secret("asya-runtime-tls", SYSTEM)
     before, now = KeyPair.from_secret(secret.data), dt.datetime.now(dt.UTC)
-    # A certificate for other names is due at once, by the same rule as one that is about to end.
+    # A certificate for other names is renewed at once, like one that is about to expire.
     due = before.renew(["elsewhere.svc"], now=now)
-    if part == "CA":  # of ten years, of which it has had nearly all; the present one is trusted too
+    if part == "CA":  # valid for ten years, nearly over; the current CA is trusted too
         aged = create(["elsewhere.svc"], now=now - dt.timedelta(days=3600))
         due = replace(aged, bundle=aged.bundle + before.bundle)
     with fault(scene, record_property, f"injector: {part} renewed"):
@@ -172,28 +164,26 @@ def test_what_is_due_is_renewed_unnoticed(
 
         fresh = until("another certificate", renewed)
         until(
-            "both replicas to have loaded it",
-            lambda: scene.cluster.serials_shown() == {fresh},
+            "both replicas to use it",
+            lambda: scene.cluster.certificate_serials() == {fresh},
         )
     after = KeyPair.from_secret(core.read_namespaced_secret("asya-runtime-tls", SYSTEM).data)
     kept = after.bundle == before.bundle
     assert kept if part == "certificate" else after.bundle.endswith(before.bundle) and not kept
 
 
-def test_a_secret_that_is_deleted_or_damaged_is_put_back(
-    scene: Scene, record_property: Property
-) -> None:
+def test_a_deleted_or_damaged_secret_is_restored(scene: Scene, record_property: Property) -> None:
     secret = ["-n", SYSTEM, "secret/asya-runtime-tls"]
     kept = scene.cluster.get(*secret)["data"]
     words = ["get", *secret, "-o", "json", "--ignore-not-found"]
     with fault(scene, record_property, "injector: Secret deleted, then damaged"):
         scene.cluster.kubectl("delete", *secret)
-        until("the Secret to be put back", lambda: scene.cluster.kubectl(*words).stdout)
+        until("the Secret to be restored", lambda: scene.cluster.kubectl(*words).stdout)
         assert scene.cluster.get(*secret)["data"] == kept
         scene.cluster.kubectl("patch", *secret, "-p", '{"data": {"tls.key": "AAAA"}}')
-        until("the Secret to be mended", lambda: scene.cluster.get(*secret)["data"] == kept)
+        until("the Secret to be repaired", lambda: scene.cluster.get(*secret)["data"] == kept)
 
 
-def test_every_sidecar_that_is_gone_gave_a_whole_account(scene: Scene) -> None:
-    """Without this, a message could be lost with the log that would have said so."""
-    assert without_an_account(scene) == []
+def test_the_log_of_every_sidecar_that_is_gone_is_complete(scene: Scene) -> None:
+    """Otherwise, a message could be lost together with the log that shows it."""
+    assert find_unfinished(scene) == []

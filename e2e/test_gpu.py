@@ -1,4 +1,4 @@
-"""GPU memory that runs out is an answer, not an end; what cannot be mended is a new process."""
+"""Exhausted GPU memory is a recoverable reply; after a fatal GPU error the process is restarted."""
 
 import pytest
 
@@ -10,8 +10,8 @@ CALL = {"asya.sh/handler": "handlers.call"}
 NO_MEMORY = {"severity": "recoverable", "retry_after": 60}
 
 
-def message(what: str, **more: int) -> Object:
-    return {"payload": {"call": what, **more}}
+def message(call: str, **more: int) -> Object:
+    return {"payload": {"call": call, **more}}
 
 
 TOO_MUCH = message("allocate", bytes=6 * GIB, pieces=6)
@@ -19,7 +19,7 @@ BESIDE = message("beside", bytes=3 * GIB)
 
 
 def outcome(reply: Object) -> Object:
-    """A reply without its text; of `stats`, what is in use and how often the cache was emptied."""
+    """A reply without its text; for `stats`, the memory and how often the cache was emptied."""
     kept = {key: value for key, value in reply.items() if key not in {"message", "status"}}
     result = reply.get("result")
     if isinstance(result, dict) and "memory" in result:
@@ -32,32 +32,32 @@ def outcome(reply: Object) -> Object:
     return kept
 
 
-def restarted(cluster: Cluster, ends: list[tuple[Pod, int]]) -> None:
-    """Wait until the models' containers are ready again, each after an end with its status.
+def wait_until_restarted(cluster: Cluster, ends: list[tuple[Pod, int]]) -> None:
+    """Wait until the target containers are ready again, each after it ended with its status.
 
-    An end is noted while it is seen: a start that fails on a busy node takes its place. A kubelet
-    has also been seen to remove an ended container before it told of it: its status, which the
-    tests of the runtime hold too, is then known to nobody.
+    The status is recorded as soon as it is visible, because a failed start on a busy node replaces
+    it. A kubelet may also remove an ended container before it reports the status, which is then
+    unknown; the tests of the runtime check it too.
     """
     seen: dict[str, set[int]] = {pod.metadata.name: set() for pod, _ in ends}
 
     def look() -> bool:
-        back = []
+        ready = []
         for name, statuses in seen.items():
             now = cluster.core.read_namespaced_pod(name, ends[0][0].metadata.namespace)
-            model = next(each for each in now.status.container_statuses if each.name == "model")
-            for ended in (model.state.terminated, model.last_state.terminated):
+            target = next(each for each in now.status.container_statuses if each.name == "model")
+            for ended in (target.state.terminated, target.last_state.terminated):
                 if ended and ended.reason != "StartError":
                     statuses.add(ended.exit_code)
-            back.append(bool(model.restart_count and model.ready))
-        return all(back)
+            ready.append(bool(target.restart_count and target.ready))
+        return all(ready)
 
-    until("the containers to be back", look, seconds=120)
+    until("the containers to be ready again", look, seconds=120)
     assert all(seen[pod.metadata.name] <= {status} for pod, status in ends), seen
 
 
 @pytest.mark.timeout(400)
-def test_memory_that_runs_out_is_answered_and_given_back(cluster: Cluster, namespace: str) -> None:
+def test_exhausted_memory_is_answered_and_freed(cluster: Cluster, namespace: str) -> None:
     settings = {
         "model": {},
         "uncleaned": {"asya.sh/cuda-cleanup-on-oom": "false"},
@@ -76,7 +76,7 @@ def test_memory_that_runs_out_is_answered_and_given_back(cluster: Cluster, names
     cuda = {"error": "cuda_oom_error", "type": "OutOfMemoryError", **NO_MEMORY}
     fatal = {"error": "processing_error", "severity": "fatal"}
     emptied = {"allocated": 0, "reserved": 0}
-    asked = [
+    exchanges = [
         (TOO_MUCH, cuda),
         (message("stats"), {**emptied, "emptied": 1}),
         (BESIDE, {"result": 3 * GIB}),
@@ -92,11 +92,11 @@ def test_memory_that_runs_out_is_answered_and_given_back(cluster: Cluster, names
         (message("stream", count=3, fails=1), {**fatal, "type": "ValueError"}),
         (message("fan_out", count=2), {"result": [{"part": 0}, {"part": 1}]}),
     ]  # fmt: skip
-    replies = cluster.call(pods["model"], *(each for each, _ in asked))
-    assert [outcome(reply) for reply in replies] == [expected for _, expected in asked]
+    replies = cluster.call(pods["model"], *(each for each, _ in exchanges))
+    assert [outcome(reply) for reply in replies] == [expected for _, expected in exchanges]
     assert replies[0]["message"].startswith("CUDA out of memory. Tried to allocate 1.00 GiB.")
 
-    # Without the cleanup torch keeps what nobody uses, and others on the GPU have no room.
+    # Without the cleanup, torch keeps unused memory, and other libraries on the GPU get none.
     replies = cluster.call(pods["uncleaned"], TOO_MUCH, message("stats"), BESIDE)
     assert [outcome(reply) for reply in replies] == [
         cuda,
@@ -108,7 +108,7 @@ def test_memory_that_runs_out_is_answered_and_given_back(cluster: Cluster, names
 
 
 @pytest.mark.timeout(400)
-def test_a_lost_context_and_a_crash_end_in_a_new_process_that_serves(
+def test_after_a_lost_context_or_a_crash_a_new_process_serves(
     cluster: Cluster, namespace: str
 ) -> None:
     image = cluster.model_image
@@ -131,7 +131,7 @@ def test_a_lost_context_and_a_crash_end_in_a_new_process_that_serves(
     crashed = cluster.ready_pod(namespace, "crashed", seconds=180)
     assert cluster.call(crashed, message("crash"), message("echo")) == []  # end of stream
 
-    restarted(cluster, [(lost, 70), (crashed, 139)])
+    wait_until_restarted(cluster, [(lost, 70), (crashed, 139)])
     payload = {"seconds": 0.1}
     asynchronous = cluster.ready_pod(namespace, "async", seconds=180)
     assert cluster.call(asynchronous, {"payload": payload}) == [{"status": "ok", "result": payload}]

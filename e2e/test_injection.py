@@ -1,4 +1,4 @@
-"""The main path: an annotation makes an actor of an unmodified image."""
+"""The main path: an annotation turns an unmodified image into an actor."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ def answer(payload: Object) -> Object:
 
 
 @pytest.mark.parametrize("place", ["annotations", "template"])
-def test_an_annotation_on_the_deployment_or_its_template_makes_an_actor(
+def test_an_annotation_on_the_deployment_or_its_template_injects_the_pod(
     cluster: Cluster, namespace: str, place: str
 ) -> None:
     model = workload("model", cluster.model_image, command=APP, **{place: ECHO})  # type: ignore[arg-type]
@@ -25,12 +25,12 @@ def test_an_annotation_on_the_deployment_or_its_template_makes_an_actor(
     pod = cluster.ready_pod(namespace, "model")
     messages = [{"payload": {"text": text}} for text in ("one", "zwei", "三")]
     assert cluster.call(pod, *messages) == [answer(each["payload"]) for each in messages]
-    note = json.loads(pod.metadata.annotations["asya.sh/injected"])
-    assert note["mode"] == "wrap"
-    assert pod.metadata.labels["asya.sh/runtime-hash"] == note["runtime"]
+    record = json.loads(pod.metadata.annotations["asya.sh/injected"])
+    assert record["mode"] == "wrap"
+    assert pod.metadata.labels["asya.sh/runtime-hash"] == record["runtime"]
 
 
-def test_an_image_whose_entrypoint_is_unknown_becomes_an_actor_by_hooks(
+def test_a_container_without_a_command_gets_the_runtime_by_hooks(
     cluster: Cluster, namespace: str
 ) -> None:
     cluster.apply(workload("model", cluster.model_image, template=ECHO), namespace=namespace)
@@ -49,14 +49,14 @@ def test_the_application_runs_beside_the_actor_and_both_log_to_the_container(
     pod = cluster.ready_pod(namespace, "model")
     name = pod.metadata.name
 
-    def both_logged() -> bool:  # the pod is ready by its actor, whenever the application is
+    def both_logged() -> bool:  # readiness depends on the actor only
         log = cluster.core.read_namespaced_pod_log(name, namespace, container="model")
         return "app: serving" in log and "asya_runtime: serving" in log
 
-    until("both to say in the log that they serve", both_logged)
+    until("both to log that they serve", both_logged)
 
 
-def test_an_annotation_taken_away_from_the_deployment_is_taken_away_from_its_pods(
+def test_an_annotation_that_is_removed_from_the_deployment_is_removed_from_its_pods(
     cluster: Cluster, namespace: str
 ) -> None:
     cluster.apply(
@@ -71,10 +71,10 @@ def test_an_annotation_taken_away_from_the_deployment_is_taken_away_from_its_pod
         pods = cluster.pods(namespace, "model")
         return len(pods) == 1 and len(pods[0].spec.volumes) == 1  # the service account's token
 
-    until("one pod without our volumes", plain, seconds=90)
+    until("one pod without the injected volumes", plain, seconds=90)
 
 
-def test_applying_the_same_deployment_again_rolls_nothing_out(
+def test_applying_the_same_deployment_again_starts_no_rollout(
     cluster: Cluster, namespace: str
 ) -> None:
     model = workload("model", cluster.model_image, command=APP, annotations=ECHO)
@@ -87,10 +87,10 @@ def test_applying_the_same_deployment_again_rolls_nothing_out(
 
 
 @pytest.mark.alone  # reviews are counted
-def test_a_pod_without_annotation_is_as_sent_and_costs_no_call(
+def test_a_pod_without_annotation_is_unchanged_and_not_reviewed(
     cluster: Cluster, namespace: str
 ) -> None:
-    # The same pod in a namespace that is never looked at shows what the API server itself adds.
+    # The same pod in a namespace without injection shows what the API server itself adds.
     other = f"{namespace}-off"
     cluster.make_namespace(other)
     cluster.kubectl("label", "namespace", other, "asya.sh/injection=disabled")
@@ -109,19 +109,21 @@ def test_a_pod_without_annotation_is_as_sent_and_costs_no_call(
 
     assert created(namespace) == created(other)
     assert cluster.reviews("pods.asya.sh") == calls
-    cluster.create({**plain, "metadata": {"name": "asks", "annotations": ECHO}}, "-n", namespace)
+    cluster.create(
+        {**plain, "metadata": {"name": "annotated", "annotations": ECHO}}, "-n", namespace
+    )
     assert cluster.reviews("pods.asya.sh") > calls
     cluster.kubectl("delete", "namespace", other, "--wait=false")
 
 
 @pytest.mark.alone  # reviews are counted
-def test_a_namespace_with_injection_disabled_is_never_touched(
+def test_a_pod_in_a_namespace_with_injection_disabled_is_not_reviewed(
     cluster: Cluster, namespace: str
 ) -> None:
     cluster.kubectl("label", "namespace", namespace, "asya.sh/injection=disabled")
     calls = cluster.reviews("pods.asya.sh")
     item = bare_pod("model", cluster.model_image, ECHO)
-    until("the label to be seen", lambda: "asya.sh/injected" not in cluster.create(
+    until("the label to take effect", lambda: "asya.sh/injected" not in cluster.create(
         item, "-n", namespace, "--dry-run=server", "-o", "yaml").stdout)  # fmt: skip
     seen = cluster.reviews("pods.asya.sh")
     cluster.create(item, "-n", namespace)
@@ -129,7 +131,7 @@ def test_a_namespace_with_injection_disabled_is_never_touched(
     assert seen >= calls
 
 
-def test_the_configmap_comes_with_the_first_pod_and_serves_the_second(
+def test_the_first_pod_creates_the_configmap_and_the_second_shares_it(
     cluster: Cluster, namespace: str
 ) -> None:
     item = bare_pod("first", cluster.model_image, ECHO)
@@ -145,7 +147,9 @@ def test_the_configmap_comes_with_the_first_pod_and_serves_the_second(
         cluster.ready_pod(namespace, name)
 
 
-def test_a_namespace_made_anew_gets_its_configmap_anew(cluster: Cluster, namespace: str) -> None:
+def test_a_deleted_configmap_and_that_of_a_recreated_namespace_are_created_again(
+    cluster: Cluster, namespace: str
+) -> None:
     item = bare_pod("model", cluster.model_image, ECHO)
     cluster.create(item, "-n", namespace)
     cluster.ready_pod(namespace, "model")
@@ -159,7 +163,7 @@ def test_a_namespace_made_anew_gets_its_configmap_anew(cluster: Cluster, namespa
     cluster.ready_pod(namespace, "model")
 
 
-def test_a_configmap_of_that_name_with_other_content_is_never_mounted(
+def test_a_configmap_with_the_same_name_and_other_content_is_not_mounted(
     cluster: Cluster, namespace: str
 ) -> None:
     item = bare_pod("model", cluster.model_image, ECHO)
@@ -168,14 +172,14 @@ def test_a_configmap_of_that_name_with_other_content_is_never_mounted(
     label = {"app.kubernetes.io/managed-by": "asya-injector"}
     forged = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": label}}
     cluster.create({**forged, "data": {"asya_runtime.py": "import evil"}}, "-n", namespace)
-    refused = cluster.create(item, "-n", namespace, check=False)
+    rejected = cluster.create(item, "-n", namespace, check=False)
     assert (
         f"ConfigMap {namespace}/{name}: exists with different content, which pods would run; "
         f"delete it: kubectl delete configmap -n {namespace} {name} (RuntimeConfigMapConflict)"
-    ) in refused.stderr
+    ) in rejected.stderr
 
 
-def test_gpu_memory_that_runs_out_is_a_recoverable_reply_and_service_goes_on(
+def test_exhausted_gpu_memory_is_a_recoverable_reply_and_the_actor_still_serves(
     cluster: Cluster, namespace: str
 ) -> None:
     call = {"asya.sh/handler": "handlers.call"}
@@ -185,8 +189,8 @@ def test_gpu_memory_that_runs_out_is_a_recoverable_reply_and_service_goes_on(
     pod = cluster.ready_pod(namespace, "model")
     mib = 1024 * 1024
 
-    def message(what: str, **more: int) -> Object:
-        return {"payload": {"call": what, **more}}
+    def message(call: str, **more: int) -> Object:
+        return {"payload": {"call": call, **more}}
 
     replies = cluster.call(
         pod,
@@ -211,37 +215,38 @@ def test_gpu_memory_that_runs_out_is_a_recoverable_reply_and_service_goes_on(
 
 
 @pytest.mark.timeout(200)
-def test_a_pod_that_is_deleted_answers_its_message_after_the_users_own_hooks(
+def test_a_deleted_pod_answers_its_message_after_the_users_hooks(
     cluster: Cluster, namespace: str
 ) -> None:
     item = workload("model", cluster.model_image, template={"asya.sh/handler": "handlers.slow"})
     spec = item["spec"]["template"]["spec"]
     spec["terminationGracePeriodSeconds"] = 30
 
-    def say(word: str) -> Object:
+    def log_word(word: str) -> Object:
         script = f"import os; os.write(os.open('/proc/1/fd/1', os.O_WRONLY), b'{word}\\n')"
         return {"exec": {"command": ["python3", "-c", script]}}
 
-    spec["containers"][0]["lifecycle"] = {"postStart": say("up"), "preStop": say("down")}
-    # The sidecar's own end must not come before the reply.
+    spec["containers"][0]["lifecycle"] = {"postStart": log_word("up"), "preStop": log_word("down")}
+    # The sidecar must not end before the reply.
     sleep = "import signal, time; signal.signal(15, lambda *_: time.sleep(20)); signal.pause()"
     spec["containers"][1]["command"] = ["python3", "-c", sleep]
     cluster.apply(item, namespace=namespace)
     name = cluster.ready_pod(namespace, "model").metadata.name
-    ours = ["kubectl", "-n", namespace]
-    client = [*ours, "exec", "-i", name, "-c", SIDECAR, "--", "python3", "-uc", CLIENT]
+    kubectl = ["kubectl", "-n", namespace]
+    client = [*kubectl, "exec", "-i", name, "-c", SIDECAR, "--", "python3", "-uc", CLIENT]
     with (
-        subprocess.Popen([*ours, "logs", "-f", name, "-c", "model"], stdout=-1, text=True) as log,
+        subprocess.Popen(
+            [*kubectl, "logs", "-f", name, "-c", "model"], stdout=-1, text=True
+        ) as log,
         subprocess.Popen(client, stdin=-1, stdout=-1, text=True) as caller,
     ):
         assert log.stdout is not None
         assert caller.stdin is not None
         assert caller.stdout is not None
         caller.stdin.write('{"payload": {"seconds": 0}}\n{"payload": {"seconds": 4}}\n')
-        caller.stdin.flush()  # not closed: the program is to end after its output was read
-        assert (
-            json.loads(caller.stdout.readline())["status"] == "ok"
-        )  # so the next one is on its way
+        caller.stdin.flush()  # not closed: the program ends after its output is read
+        # The first reply shows that the next message is being processed.
+        assert json.loads(caller.stdout.readline())["status"] == "ok"
         cluster.kubectl("-n", namespace, "delete", "pod", name, "--wait=false")
         reply = json.loads(caller.stdout.readline())
         assert reply == {"status": "ok", "result": {"seconds": 4}}

@@ -1,4 +1,4 @@
-"""Uninstalled, nothing is left behind but what the docs name; installed again, all is taken up."""
+"""Uninstalling leaves only what the docs list, and a new installation continues from there."""
 
 import json
 
@@ -12,7 +12,7 @@ OK = [{"status": "ok", "result": {}}]
 
 
 def leftovers(cluster: Cluster) -> list[str]:
-    """All objects of the cluster that carry the release's label."""
+    """All objects of the cluster that have the release's label."""
     kinds = cluster.kubectl("api-resources", "--verbs=list", "-o", "name").stdout.split()
     kinds = [kind for kind in kinds if not kind.startswith(("events", "podmetrics", "nodemetrics"))]
     selector = f"app.kubernetes.io/instance={RELEASE}"
@@ -22,7 +22,7 @@ def leftovers(cluster: Cluster) -> list[str]:
 
 @pytest.mark.alone
 @pytest.mark.timeout(300)
-def test_what_runs_outlives_the_injector_which_takes_it_up_again_from_another_namespace(
+def test_actors_survive_an_uninstall_and_an_installation_in_another_namespace_continues(
     changing: Cluster, namespace: str
 ) -> None:
     cluster = changing
@@ -30,21 +30,21 @@ def test_what_runs_outlives_the_injector_which_takes_it_up_again_from_another_na
         workload("model", cluster.model_image, command=APP, template=ECHO), namespace=namespace
     )
     pod = cluster.ready_pod(namespace, "model")
-    made = cluster.copies(namespace)
-    assert len(made) == 1
+    before = cluster.copies(namespace)
+    assert len(before) == 1
     assert leftovers(cluster) != []
     cluster.uninstall()
-    until("all of the release to be gone", lambda: not leftovers(cluster))
+    until("all objects of the release to be gone", lambda: not leftovers(cluster))
     left = cluster.get("-n", SYSTEM, "secrets,configmaps,leases,endpoints")["items"]
     names = {each["metadata"]["name"] for each in left}
-    # Copies of the runtime stay: one may be here for the pod of an earlier `helm test`.
+    # Runtime ConfigMaps stay. One may belong to the pod of an earlier `helm test`.
     assert {name for name in names if not name.startswith("asya-runtime-")} == {"kube-root-ca.crt"}
 
     assert cluster.call(pod, {"payload": {}}) == OK
-    cluster.restart_model(pod)
+    cluster.restart_target(pod)
     assert cluster.call(pod, {"payload": {}}) == OK
 
-    # Nobody reads the annotations any more: new pods are plain ones.
+    # Without an injector, annotations have no effect on new pods.
     plain = cluster.create(
         bare_pod("plain", cluster.model_image, ECHO), "-n", namespace, "-o", "json"
     )
@@ -52,8 +52,8 @@ def test_what_runs_outlives_the_injector_which_takes_it_up_again_from_another_na
 
     cluster.install(namespace="default")
     cluster.create(bare_pod("again", cluster.model_image, ECHO), "-n", namespace)
-    assert cluster.copies(namespace) == made
-    try:  # and a model may live beside it
+    assert cluster.copies(namespace) == before
+    try:  # an actor in the injector's own namespace
         cluster.apply(workload("model", cluster.model_image, command=APP, annotations=ECHO))
         pod = cluster.ready_pod("default", "model")
         assert cluster.call(pod, {"payload": {}}) == OK

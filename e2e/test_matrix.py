@@ -1,6 +1,6 @@
-"""Every way to start an actor, in every kind of workload, with every form of image.
+"""All modes, kinds of workloads and forms of images.
 
-All objects of a table are applied at once, and waited for once.
+The objects of a table are applied at once, and there is one wait for all of them.
 """
 
 import functools
@@ -30,7 +30,7 @@ SERVED = "import socket; socket.create_connection(('localhost', 8080), 5)"
 
 
 def as_kind(deployment: Object, kind: str) -> Object:
-    """The same model as another kind of workload."""
+    """The Deployment as another kind of workload."""
     spec, metadata = deployment["spec"], deployment["metadata"]
     template = spec["template"]
     if kind == "Pod":
@@ -49,8 +49,8 @@ def as_kind(deployment: Object, kind: str) -> Object:
     return {**deployment, "kind": kind, "spec": fields}
 
 
-def all_ready(cluster: Cluster, namespace: str, names: list[str]) -> dict[str, Pod]:
-    """The ready pod of each application, when all of them have one."""
+def wait_for_pods(cluster: Cluster, namespace: str, names: list[str]) -> dict[str, Pod]:
+    """A ready pod of each application."""
 
     def look() -> dict[str, Pod] | None:
         pods = cluster.core.list_namespaced_pod(namespace).items
@@ -60,7 +60,7 @@ def all_ready(cluster: Cluster, namespace: str, names: list[str]) -> dict[str, P
     return until(f"pods of {', '.join(names)}", look, seconds=300)
 
 
-def ask(cluster: Cluster, pod: Pod) -> Any:
+def call(cluster: Cluster, pod: Pod) -> Any:
     (reply,) = cluster.call(pod, {"payload": {}})
     return reply.get("result", reply)
 
@@ -71,27 +71,27 @@ def mode_of(pod: Pod) -> str:
 
 
 @pytest.mark.timeout(500)
-def test_every_kind_of_workload_has_actors_in_both_modes(cluster: Cluster, namespace: str) -> None:
+def test_every_kind_of_workload_is_injected_in_both_modes(cluster: Cluster, namespace: str) -> None:
     kinds = ["StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob", "Pod"]
     items = {}
     for kind in kinds:
         for mode, command in MODES.items():
             name = f"{kind.lower()}-{mode}"
             item = workload(name, cluster.model_image, command=command, annotations=WHOAMI)
-            if kind == "Pod":  # which has no other place than its own
+            if kind == "Pod":  # the annotation of a bare pod is its own
                 item["spec"]["template"]["metadata"]["annotations"] = WHOAMI
             items[name] = as_kind(item, kind)
     cluster.apply(*items.values(), namespace=namespace)
     for mode in MODES:
         words = ["create", "job", f"once-{mode}", "--from", f"cronjob/cronjob-{mode}"]
         cluster.kubectl("-n", namespace, *words)
-    pods = all_ready(cluster, namespace, list(items))
-    seen = {name: (mode_of(pods[name]), ask(cluster, pods[name])["user"]) for name in items}
+    pods = wait_for_pods(cluster, namespace, list(items))
+    seen = {name: (mode_of(pods[name]), call(cluster, pods[name])["user"]) for name in items}
     assert seen == {name: (name.rpartition("-")[2], 10001) for name in items}
 
 
 def variants(cluster: Cluster) -> dict[str, tuple[Object, Object]]:
-    """Workloads by name, each with what its actor says of itself."""
+    """Workloads by name, each with a part of the expected reply of its actor."""
     image = cluster.images
     table: dict[str, tuple[Object, Object]] = {}
 
@@ -115,12 +115,12 @@ def variants(cluster: Cluster) -> dict[str, tuple[Object, Object]]:
     def init(spec: Object) -> None:
         spec["initContainers"] = [container("first", image["model"], ["python3", "-c", "pass"])]
 
-    def given_below(spec: Object) -> None:
+    def mount_parent(spec: Object) -> None:
         spec["volumes"] = [{"name": "tmp", "emptyDir": {}}]
         spec["containers"][0]["volumeMounts"] = [{"name": "tmp", "mountPath": "/tmp"}]
 
     def env(spec: Object) -> None:
-        value = "$(ASYA_SOCKET_PATH)"  # ours comes first, so that it is known here
+        value = "$(ASYA_SOCKET_PATH)"  # the injected variable comes first
         spec["containers"][0]["env"] = [{"name": "SEEN", "value": value}]
 
     wrapped, hooked = {"is_process_1": False}, {"is_process_1": False}
@@ -185,37 +185,39 @@ def variants(cluster: Cluster) -> dict[str, tuple[Object, Object]]:
         command=APP,
     )
     add("init-container", wrapped, init, command=APP)
-    add("mount-above", wrapped, given_below, command=APP)
+    add("mount-above", wrapped, mount_parent, command=APP)
     add("env-refers", wrapped, env, command=APP)
     return table  # fmt: skip
 
 
 @pytest.mark.timeout(500)
-def test_an_actor_comes_up_in_every_form_of_image_and_pod(cluster: Cluster, namespace: str) -> None:
+def test_an_actor_starts_in_every_form_of_image_and_pod(cluster: Cluster, namespace: str) -> None:
     table = variants(cluster)
     cluster.apply(*(item for item, _ in table.values()), namespace=namespace)
-    pods = all_ready(cluster, namespace, list(table))
+    pods = wait_for_pods(cluster, namespace, list(table))
     seen = {}
     for name, (_, expected) in table.items():
-        said = ask(cluster, pods[name])
-        seen[name] = {key: said.get(key) for key in expected}
+        reply = call(cluster, pods[name])
+        seen[name] = {key: reply.get(key) for key in expected}
     assert seen == {name: expected for name, (_, expected) in table.items()}
     words = ["-n", namespace, pods["env-refers"].metadata.name, "-c", "model"]
     program = "print(open('/proc/1/environ').read(), end='')"
-    environment = cluster.run_inside(*words, program=program).stdout.split("\0")
+    environment = cluster.exec_python(*words, program=program).stdout.split("\0")
     assert "SEEN=/tmp/sockets/app.sock" in environment
-    # The program of the image serves beside its actor.
+    # The image's own program serves too.
     for name in ("hook-exec-form", "hook-shell-form", "hook-script", "wrap-tini"):
         words = ["-n", namespace, pods[name].metadata.name, "-c", "model"]
-        cluster.run_inside(*words, program=SERVED)
+        cluster.exec_python(*words, program=SERVED)
 
 
 @pytest.mark.timeout(300)
-def test_what_cannot_start_says_why_and_is_never_ready(cluster: Cluster, namespace: str) -> None:
-    nobody = {HANDLER: "handlers.predict"}
+def test_a_container_that_cannot_start_shows_the_reason_and_is_not_ready(
+    cluster: Cluster, namespace: str
+) -> None:
+    missing = {HANDLER: "handlers.predict"}
     no_python = cluster.images["no-python"]
     cluster.apply(
-        workload("wrong-handler", cluster.model_image, template=nobody),
+        workload("wrong-handler", cluster.model_image, template=missing),
         workload("hook-without-python", no_python, template=WHOAMI),
         workload("wrap-without-python", no_python, template=WHOAMI, command=["sleep", "1000"]),
         namespace=namespace,
@@ -226,7 +228,7 @@ def test_what_cannot_start_says_why_and_is_never_ready(cluster: Cluster, namespa
         "wrap-without-python": "python3",
     }
 
-    def said(name: str, word: str) -> bool:
+    def is_shown(name: str, word: str) -> bool:
         events = cluster.core.list_namespaced_event(namespace).items
         texts = [
             event.message or ""
@@ -242,8 +244,8 @@ def test_what_cannot_start_says_why_and_is_never_ready(cluster: Cluster, namespa
         return any(word in text for text in texts)
 
     for name, word in wanted.items():
-        says = functools.partial(said, name, word)
-        until(f"an event of {name} that says why", says, seconds=120)
+        shown = functools.partial(is_shown, name, word)
+        until(f"the reason in an event or status of {name}", shown, seconds=120)
         assert not any(is_ready(pod) for pod in cluster.pods(namespace, name))
 
 
@@ -251,49 +253,49 @@ HOOK = {HANDLER: "handlers.echo", "asya.sh/mode": "hook"}
 GET = {"httpGet": {"port": 8080}}
 
 
-def model(**fields: Any) -> Callable[[Object], None]:
+def set_target(**fields: Any) -> Callable[[Object], None]:
     return lambda pod: pod["spec"]["containers"][0].update(fields)
 
 
-def spec(**fields: Any) -> Callable[[Object], None]:
+def set_spec(**fields: Any) -> Callable[[Object], None]:
     return lambda pod: pod["spec"].update(fields)
 
 
-def asks(name: str, value: str) -> Callable[[Object], None]:
+def annotate(name: str, value: str) -> Callable[[Object], None]:
     return lambda pod: pod["metadata"]["annotations"].update({f"asya.sh/{name}": value})
 
 
-def mounts(path: str) -> Callable[[Object], None]:
-    return model(volumeMounts=[{"name": "own", "mountPath": path}])
+def mount_at(path: str) -> Callable[[Object], None]:
+    return set_target(volumeMounts=[{"name": "own", "mountPath": path}])
 
 
-REFUSED = {
-    "shared-processes": (spec(shareProcessNamespace=True), "HookUnsupported"),
-    "post-start-get": (model(lifecycle={"postStart": GET}), "HookConflict"),
-    "pre-stop-get": (model(lifecycle={"preStop": GET}), "HookConflict"),
-    "runtime-with-command": (asks("mode", "runtime"), "CommandConflict"),
-    "init-as-target": (asks("container", "first"), "ContainerNotFound"),
-    "env-differs": (model(env=[{"name": "ASYA_HANDLER", "value": "a.b"}]), "EnvConflict"),
-    "mount-at-ours": (mounts("/opt/asya"), "MountConflict"),
-    "mount-below-ours": (mounts("/tmp/sockets/deep"), "MountConflict"),
-    "volume-of-our-name": (spec(volumes=[{"name": "asya-runtime", "emptyDir": {}}]),
+REJECTED = {
+    "shared-processes": (set_spec(shareProcessNamespace=True), "HookUnsupported"),
+    "post-start-get": (set_target(lifecycle={"postStart": GET}), "HookConflict"),
+    "pre-stop-get": (set_target(lifecycle={"preStop": GET}), "HookConflict"),
+    "runtime-with-command": (annotate("mode", "runtime"), "CommandConflict"),
+    "init-as-target": (annotate("container", "first"), "ContainerNotFound"),
+    "env-differs": (set_target(env=[{"name": "ASYA_HANDLER", "value": "a.b"}]), "EnvConflict"),
+    "mount-at-injected-path": (mount_at("/opt/asya"), "MountConflict"),
+    "mount-below-injected-path": (mount_at("/tmp/sockets/deep"), "MountConflict"),
+    "volume-with-injected-name": (set_spec(volumes=[{"name": "asya-runtime", "emptyDir": {}}]),
                            "VolumeConflict"),
-    "windows": (spec(nodeSelector={"kubernetes.io/os": "windows"}), "WindowsUnsupported"),
+    "windows": (set_spec(nodeSelector={"kubernetes.io/os": "windows"}), "WindowsUnsupported"),
 }  # fmt: skip
 
 
-def test_what_cannot_be_combined_is_refused_with_its_reason(
+def test_an_invalid_combination_is_rejected_with_its_reason(
     cluster: Cluster, namespace: str
 ) -> None:
     seen = {}
-    for name, (change, _) in REFUSED.items():
+    for name, (change, _) in REJECTED.items():
         pod = bare_pod(name, cluster.model_image, dict(HOOK))
         pod["spec"]["initContainers"] = [container("first", cluster.model_image, ["true"])]
         pod["spec"]["volumes"] = [{"name": "own", "emptyDir": {}}]
         change(pod)
         done = cluster.create(pod, "-n", namespace, "--dry-run=server", check=False)
         seen[name] = done.stderr.rstrip().rpartition(" ")[2]
-    assert seen == {name: f"({reason})" for name, (_, reason) in REFUSED.items()}
+    assert seen == {name: f"({reason})" for name, (_, reason) in REJECTED.items()}
 
 
 @pytest.mark.timeout(300)

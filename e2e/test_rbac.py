@@ -1,4 +1,4 @@
-"""The injector may do what the design lists, and nothing else."""
+"""The injector has the documented permissions, and no others."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def config_map(name: str, labels: dict[str, str]) -> Object:
     return item | {"immutable": True}
 
 
-def test_its_rights_are_those_of_the_design(cluster: Cluster) -> None:
+def test_the_injector_has_exactly_the_documented_permissions(cluster: Cluster) -> None:
     assert cluster.rights("asya-runtime") == {
         ("configmaps", "", "create patch"),
         ("secrets", "", "create"),
@@ -26,7 +26,7 @@ def test_its_rights_are_those_of_the_design(cluster: Cluster) -> None:
     }
 
 
-def test_the_policy_holds_its_config_maps_to_name_and_label(
+def test_the_policy_restricts_its_config_maps_by_name_and_label(
     cluster: Cluster, namespace: str
 ) -> None:
     label = {"app.kubernetes.io/managed-by": "asya-injector"}

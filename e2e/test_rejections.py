@@ -1,4 +1,4 @@
-"""What cannot be done is refused where the user looks, in one line, with nothing half done."""
+"""Mistakes are rejected at `kubectl apply`, in one line, and change nothing."""
 
 import json
 
@@ -8,7 +8,7 @@ from e2e.harness import SIDECAR, SYSTEM, Cluster, Object, bare_pod, until, workl
 
 APP = ["python3", "-m", "app"]
 HANDLER = "asya.sh/handler"
-REFUSED = [
+REJECTED = [
     pytest.param({HANDLER: "predict"},
                  'asya.sh/handler: "predict" is not valid; must be module.path.function, such as '
                  "my_app.handler.predict (AnnotationInvalid)", id="handler-not-a-path"),
@@ -17,31 +17,31 @@ REFUSED = [
                  "(AnnotationUnknown)", id="annotation-misspelt"),
     pytest.param({HANDLER: "handlers.echo", "asya.sh/container": "modle"},
                  'asya.sh/container: no container "modle" in this pod; did you mean "model"? '
-                 "(ContainerNotFound)", id="container-not-there"),
+                 "(ContainerNotFound)", id="container-missing"),
     pytest.param({HANDLER: "handlers.echo", "asya.sh/sidecars": "sidecar"},
                  'asya.sh/sidecars: no container "sidecar" beside "model" in this pod; '
-                 f'did you mean "{SIDECAR}"? (SidecarNotFound)', id="sidecar-not-there"),
+                 f'did you mean "{SIDECAR}"? (SidecarNotFound)', id="sidecar-missing"),
     pytest.param({HANDLER: "a.b\n\x1b[31mERROR forged"},
                  'asya.sh/handler: "a.b\\n\\u001b[31mERROR forged" is not valid; must be '
                  "module.path.function, such as my_app.handler.predict (AnnotationInvalid)",
-                 id="text-that-would-forge-a-line"),
+                 id="text-with-a-line-break"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("place", ["annotations", "template"])
-@pytest.mark.parametrize(("annotations", "line"), REFUSED)
-def test_kubectl_apply_of_a_wrong_deployment_fails_with_the_line(
+@pytest.mark.parametrize(("annotations", "line"), REJECTED)
+def test_kubectl_apply_of_an_invalid_deployment_fails_with_one_line(
     cluster: Cluster, namespace: str, annotations: dict[str, str], line: str, place: str
 ) -> None:
     wrong = workload("model", cluster.model_image, command=APP, **{place: annotations})  # type: ignore[arg-type]
     done = cluster.apply(wrong, namespace=namespace, check=False)
-    said = f'admission webhook "workloads.asya.sh" denied the request: {line}'
+    message = f'admission webhook "workloads.asya.sh" denied the request: {line}'
     assert done.returncode == 1
-    assert done.stderr.rstrip().endswith(said)
+    assert done.stderr.rstrip().endswith(message)
     assert cluster.get("-n", namespace, "deployments")["items"] == []
 
 
-def test_a_bare_pod_is_refused_with_the_same_line(cluster: Cluster, namespace: str) -> None:
+def test_a_bare_pod_is_rejected_with_the_same_line(cluster: Cluster, namespace: str) -> None:
     done = cluster.create(
         bare_pod("model", cluster.model_image, {HANDLER: "predict"}), "-n", namespace, check=False
     )
@@ -52,7 +52,7 @@ def test_a_bare_pod_is_refused_with_the_same_line(cluster: Cluster, namespace: s
     )
 
 
-def test_a_wrong_change_leaves_what_runs_alone(cluster: Cluster, namespace: str) -> None:
+def test_an_invalid_change_does_not_affect_running_pods(cluster: Cluster, namespace: str) -> None:
     right = {HANDLER: "handlers.echo"}
     cluster.apply(
         workload("model", cluster.model_image, command=APP, template=right), namespace=namespace
@@ -75,20 +75,18 @@ def test_warnings_are_shown_by_kubectl(cluster: Cluster, namespace: str) -> None
     )
     probe = {"httpGet": {"port": 8080}}
     model["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] = probe
-    said = cluster.apply(model, namespace=namespace).stderr
+    printed = cluster.apply(model, namespace=namespace).stderr
     assert (
         'Warning: asya.sh/handler: the pod template sets "handlers.echo", which overrides '
         '"handlers.slow"'
-    ) in said
-    assert 'Warning: container "model" keeps its own readiness probe' in said
+    ) in printed
+    assert 'Warning: container "model" keeps its own readiness probe' in printed
     pod = cluster.ready_pod(namespace, "model")
     env = {each.name: each.value for each in pod.spec.containers[0].env}
     assert env["ASYA_HANDLER"] == "handlers.echo"
 
 
-def test_a_handler_that_is_not_in_the_image_shows_in_the_pods_status(
-    cluster: Cluster, namespace: str
-) -> None:
+def test_a_missing_handler_is_shown_in_the_pods_status(cluster: Cluster, namespace: str) -> None:
     model = bare_pod("model", cluster.model_image, {HANDLER: "handlers.predict"})
     cluster.create({**model, "spec": {**model["spec"], "restartPolicy": "Never"}}, "-n", namespace)
     words = ["-n", namespace, "wait", "pod/model", "--for=jsonpath={.status.phase}=Failed"]
@@ -105,7 +103,7 @@ def test_decisions_are_logged_as_one_json_line_each(cluster: Cluster, namespace:
         bare_pod("model", cluster.model_image, {HANDLER: "predict"}), "-n", namespace, check=False
     )
 
-    def said() -> list[Object]:
+    def find_lines() -> list[Object]:
         logs = [
             cluster.core.read_namespaced_pod_log(name, SYSTEM).splitlines()
             for name in cluster.injectors()
@@ -113,7 +111,7 @@ def test_decisions_are_logged_as_one_json_line_each(cluster: Cluster, namespace:
         found = [json.loads(line) for lines in logs for line in lines if namespace in line]
         return [each for each in found if each.get("resource") == "pods"]
 
-    (line,) = until("the line in a log", said)
+    (line,) = until("the line in a log", find_lines)
     assert line["message"] == "rejected"
     assert line["reason"] == "AnnotationInvalid"
     assert line["object"] == "model"

@@ -1,4 +1,4 @@
-"""The runtime's copy in a namespace: there before the pod, kept, never of another's making."""
+"""The runtime ConfigMap of a namespace: created before the pod, and shared by all pods."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +8,7 @@ import pytest
 from e2e.harness import Cluster, Object, bare_pod, until
 
 ECHO = {"asya.sh/handler": "handlers.echo"}
-NOWHERE = {"example.com/no": "no"}  # no node has it: the pod is only admitted
+NOWHERE = {"example.com/no": "no"}  # no node matches: the pod is admitted, and not scheduled
 # Whoever writes a ConfigMap with such a name is held to `immutable`.
 HELD = "asya-runtime-0123456789"
 FREE = (
@@ -24,7 +24,7 @@ def hash_of(pod: Object) -> str:
     return label
 
 
-def test_fifty_pods_at_once_in_a_new_namespace_share_one_copy(
+def test_fifty_pods_at_once_in_a_new_namespace_share_one_config_map(
     cluster: Cluster, namespace: str
 ) -> None:
     def create(number: int) -> Object:
@@ -42,10 +42,10 @@ def test_fifty_pods_at_once_in_a_new_namespace_share_one_copy(
     assert made == [expected] * 50
 
 
-def test_where_no_config_map_may_be_made_the_pod_is_refused_with_the_apis_words(
+def test_a_pod_is_rejected_with_the_api_servers_error_if_the_config_map_cannot_be_created(
     cluster: Cluster, namespace: str
 ) -> None:
-    hard = {"count/configmaps": "1"}  # the cluster's own certificate is one
+    hard = {"count/configmaps": "1"}  # kube-root-ca.crt is one
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}}
     cluster.create({**quota, "spec": {"hard": hard}}, "-n", namespace)
 
@@ -60,16 +60,16 @@ def test_where_no_config_map_may_be_made_the_pod_is_refused_with_the_apis_words(
     assert "exceeded quota: few" in done.stderr
     assert done.stderr.rstrip().endswith("(RuntimeConfigMapUnavailable)")
     assert cluster.get("-n", namespace, "pods")["items"] == []
-    # It asks again at once, not when what was remembered is forgotten.
+    # A failure is not cached.
     cluster.kubectl("-n", namespace, "delete", "resourcequota/few")
     until(
-        "the quota to be forgotten",
+        "the pod to be admitted",
         lambda: cluster.create(pod, "-n", namespace, check=False).returncode == 0,
         seconds=30,
     )
 
 
-def test_a_namespace_on_its_way_out_takes_no_pods_and_makes_no_noise(
+def test_a_terminating_namespace_rejects_pods_and_gets_no_config_map(
     cluster: Cluster, namespace: str
 ) -> None:
     held = {"name": "held", "finalizers": ["example.com/hold"]}

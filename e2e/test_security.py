@@ -1,4 +1,4 @@
-"""What somebody gains who is in the cluster and means no good: nothing."""
+"""An attacker in the cluster gains nothing."""
 
 import json
 from typing import Any
@@ -22,7 +22,7 @@ HOSTILE = {
     "large": "a." * 100_000 + "b",
 }
 
-# Frames of somebody who has the socket, each on a connection of its own; then one that is right.
+# Malicious frames, each on its own connection; then a valid one.
 ATTACK = r"""
 import os, socket, struct
 def send(*pieces):
@@ -38,10 +38,10 @@ def reply(connection):
     stream = connection.makefile("rb")
     print(stream.read(int.from_bytes(stream.read(4), "big")).decode())
 held = [
-    send(b"\xff\xff\xff\xff"),                     # four gigabytes, announced
+    send(b"\xff\xff\xff\xff"),                     # announces four gigabytes
     send(struct.pack(">I", 1 << 30), b"{" * 10),   # a frame that never ends
     send(frame(b'{"payload": {}}') * 100),         # never reads
-    *[send() for _ in range(100)],                 # says nothing
+    *[send() for _ in range(100)],                 # sends nothing
 ]
 send(os.urandom(4096)).close()
 for body in (b"", b"\xff\xfe", b"[" * 100000, b'{"payload": NaN}', b"9" * 10000, b"null"):
@@ -49,13 +49,13 @@ for body in (b"", b"\xff\xfe", b"[" * 100000, b'{"payload": NaN}', b"9" * 10000,
 reply(send(frame(b'{"payload": {"still": "here"}}')))
 """
 
-# What a pod of anybody's can say to API server and injector, with the token that every pod has.
+# Requests to API server and injector with the token that every pod has.
 INTRUDER = r"""
 import json, ssl, sys, urllib.error, urllib.request
 place = "/var/run/secrets/kubernetes.io/serviceaccount/"
 token = open(place + "token").read()
 trusted = ssl.create_default_context(cafile=place + "ca.crt")
-nobody = ssl._create_unverified_context()
+unverified = ssl._create_unverified_context()
 def status(url, method="GET", body=None, context=trusted, kind="application/json"):
     headers = {"Authorization": "Bearer " + token, "Content-Type": kind}
     data = None if body is None else json.dumps(body).encode()
@@ -77,9 +77,9 @@ print(json.dumps({
                      kind="application/merge-patch+json")[0],
     "elsewhere": status(api + "default/configmaps", "POST", forged)[0],
     "here": status(api + sys.argv[3] + "/configmaps", "POST", forged)[0],
-    "webhook": status(hook + "pods", "POST", review, nobody)[0],
-    "garbage": status(hook + "pods", "POST", {"a": 1}, nobody)[0],
-    "unknown": status(hook + "../../etc/passwd", "GET", None, nobody)[0],
+    "webhook": status(hook + "pods", "POST", review, unverified)[0],
+    "garbage": status(hook + "pods", "POST", {"a": 1}, unverified)[0],
+    "unknown": status(hook + "../../etc/passwd", "GET", None, unverified)[0],
 }))
 """
 
@@ -102,7 +102,7 @@ print(json.dumps(kinds))
 """
 
 
-def test_hostile_annotations_are_refused_in_one_plain_line(
+def test_malicious_annotations_are_rejected_in_one_printable_line(
     cluster: Cluster, namespace: str
 ) -> None:
     for name, handler in HOSTILE.items():
@@ -118,15 +118,15 @@ def test_hostile_annotations_are_refused_in_one_plain_line(
 
 
 @pytest.mark.timeout(300)
-def test_hostile_frames_hold_nobody_up(cluster: Cluster, namespace: str) -> None:
+def test_malicious_frames_do_not_affect_other_connections(cluster: Cluster, namespace: str) -> None:
     command = ["python3", "-m", "app"]
     cluster.apply(
         workload("model", cluster.model_image, template=ECHO, command=command), namespace=namespace
     )
     pod = cluster.ready_pod(namespace, "model", seconds=120)
     words = ["-n", namespace, pod.metadata.name, "-c", SIDECAR]
-    said = cluster.run_inside(*words, program=ATTACK).stdout.splitlines()
-    replies = [json.loads(line) for line in said]
+    printed = cluster.exec_python(*words, program=ATTACK).stdout.splitlines()
+    replies = [json.loads(line) for line in printed]
     assert [reply.get("error", reply.get("result")) for reply in replies] == [
         *["invalid_json"] * 6,
         {"still": "here"},
@@ -136,13 +136,13 @@ def test_hostile_frames_hold_nobody_up(cluster: Cluster, namespace: str) -> None
 
 
 @pytest.mark.timeout(300)
-def test_a_pod_without_rights_reaches_no_secret_no_copy_and_no_review_of_others(
+def test_a_pod_without_permissions_can_access_no_secret_and_no_config_map(
     cluster: Cluster, namespace: str
 ) -> None:
     pod = bare_pod("intruder", cluster.model_image, {})
     cluster.create(pod, "-n", namespace)
     cluster.ready_pod(namespace, "intruder", seconds=120)
-    asked: Object = bare_pod("asks", cluster.model_image, ECHO)
+    annotated: Object = bare_pod("annotated", cluster.model_image, ECHO)
     review = {
         "apiVersion": "admission.k8s.io/v1",
         "kind": "AdmissionReview",
@@ -152,52 +152,52 @@ def test_a_pod_without_rights_reaches_no_secret_no_copy_and_no_review_of_others(
             "namespace": namespace,
             "dryRun": True,
             "resource": {"group": "", "version": "v1", "resource": "pods"},
-            "object": asked,
+            "object": annotated,
         },
     }
     arguments = (SYSTEM, json.dumps(review), namespace)
     words = ["-n", namespace, "intruder"]
-    seen = json.loads(cluster.run_inside(*words, program=INTRUDER, arguments=arguments).stdout)
+    seen = json.loads(cluster.exec_python(*words, program=INTRUDER, arguments=arguments).stdout)
     assert {key: seen[key] for key in ("secret", "source", "elsewhere", "here")} == {
         "secret": 403,
         "source": 403,
         "elsewhere": 403,
         "here": 403,
     }
-    # It may ask, and learns what would be done to the pod that it sent itself.
+    # It can send a review, and learns only how the pod in that review would be changed.
     assert seen["webhook"] == 200
     assert seen["garbage"] == 400
-    assert seen["unknown"] == 405  # it answers POST alone
+    assert seen["unknown"] == 405  # only POST is allowed
 
 
 def as_injector(cluster: Cluster, *words: str, **how: Any) -> str:
-    """What kubectl says when it is the injector's account that asks."""
+    """The error of kubectl with the injector's account."""
     return cluster.kubectl(*words, "--as", ACCOUNT, check=False, **how).stderr
 
 
 FORBIDDEN = {
-    "read Secrets of others": ["get", "secrets", "-n", "kube-system"],
+    "read Secrets of other namespaces": ["get", "secrets", "-n", "kube-system"],
     "read all Secrets of its own namespace": ["get", "secrets", "-n", SYSTEM],
     "read ConfigMaps": ["get", "configmap", "asya-runtime", "-n", SYSTEM],
     "read pods": ["get", "pods", "-A"],
     "read workloads": ["get", "deployments", "-A"],
     "read nodes": ["get", "nodes"],
-    "delete copies": ["delete", "configmap", "asya-runtime-0123456789", "-n", "default"],
+    "delete ConfigMaps": ["delete", "configmap", "asya-runtime-0123456789", "-n", "default"],
     "run a pod": ["run", "evil", "--image=evil", "-n", SYSTEM],
     "get a token": ["create", "token", "default", "-n", "default"],
-    "change what is asked": ["patch", "validatingadmissionpolicy/asya-runtime", "-p", "{}"],
+    "change its policy": ["patch", "validatingadmissionpolicy/asya-runtime", "-p", "{}"],
     "change other webhooks": ["patch", "mutatingwebhookconfiguration/other", "-p", "{}"],
-    "give itself rights": ["create", "clusterrolebinding", "evil", "--clusterrole=cluster-admin",
+    "extend its role": ["create", "clusterrolebinding", "evil", "--clusterrole=cluster-admin",
                            f"--serviceaccount={SYSTEM}:asya-runtime"],
 }  # fmt: skip
 
 
-def test_the_injectors_account_is_refused_all_else(cluster: Cluster) -> None:
-    said = {what: as_injector(cluster, *words) for what, words in FORBIDDEN.items()}
-    assert [what for what, text in said.items() if "cannot" not in text] == [], said
+def test_the_injectors_account_has_no_other_permissions(cluster: Cluster) -> None:
+    errors = {what: as_injector(cluster, *words) for what, words in FORBIDDEN.items()}
+    assert [what for what, text in errors.items() if "cannot" not in text] == [], errors
 
 
-def test_the_injectors_image_holds_and_needs_nothing_but_itself(cluster: Cluster) -> None:
+def test_the_injectors_image_has_no_tools_and_needs_no_shell(cluster: Cluster) -> None:
     plain = ["docker", "run", "--rm", "--network=none", "--read-only", "--cap-drop=ALL"]
     image = cluster.injector_image
     found = json.loads(run(*plain, "--entrypoint=python3", image, "-c", FIND).stdout)
@@ -207,8 +207,8 @@ def test_the_injectors_image_holds_and_needs_nothing_but_itself(cluster: Cluster
         for shell in ("sh", "dash", "bash")
         for word in ("--volume", f"/dev/null:/usr/bin/{shell}:ro")
     ]
-    said = run(*plain, *shells, image, "run", "--help").stdout
-    assert "asya-injector run" in said
+    printed = run(*plain, *shells, image, "run", "--help").stdout
+    assert "asya-injector run" in printed
     pods = cluster.core.list_namespaced_pod(
         SYSTEM, label_selector="app.kubernetes.io/instance=asya-runtime"
     ).items

@@ -1,7 +1,6 @@
-"""A workload that is annotated stays as it was applied: no drift, no second rollout, no storm.
+"""An annotated workload stays as it was applied: no drift, and no second rollout.
 
-Nothing here has a pod, but where one is what is asked about: all of it is between API server,
-controllers and injector.
+Workloads here have no pods: only API server, controllers and injector are involved.
 """
 
 import json
@@ -53,8 +52,9 @@ def without_pods(cluster: Cluster) -> list[Object]:
 
 
 def specs(cluster: Cluster, namespace: str) -> dict[str, Object]:
-    """What is wanted of each workload that nobody owns. (The generation of a Deployment counts
-    changes of its annotations too, the controller's own among them.)
+    """The spec of each workload without an owner.
+
+    (The generation of a Deployment also counts changes of annotations, including the controller's.)
     """
     listed = cluster.get("-n", namespace, "deploy,sts,rs,ds,jobs,cronjobs")["items"]
     return {
@@ -65,7 +65,7 @@ def specs(cluster: Cluster, namespace: str) -> dict[str, Object]:
 
 
 @pytest.mark.timeout(300)
-def test_applied_again_by_whomever_nothing_changes(cluster: Cluster, namespace: str) -> None:
+def test_applying_again_changes_nothing(cluster: Cluster, namespace: str) -> None:
     items = without_pods(cluster)
     cluster.apply(*items, namespace=namespace)
     before = specs(cluster, namespace)
@@ -77,17 +77,17 @@ def test_applied_again_by_whomever_nothing_changes(cluster: Cluster, namespace: 
     for _ in range(2):
         cluster.kubectl(*words, "-n", namespace, "-f", "-", stdin=text)
     assert specs(cluster, namespace) == before
-    assert cluster.replica_sets(namespace) == 2  # the Deployment's one, and the one of its own
+    assert cluster.replica_sets(namespace) == 2  # one of the Deployment, and one without an owner
     for flags in ([], ["--server-side", "--field-manager=gitops", "--force-conflicts"]):
         diff = ["diff", *flags, "-n", namespace, "-f", "-"]
         done = cluster.kubectl(*diff, stdin=text, check=False)
         assert (done.returncode, done.stdout) == (0, ""), flags
-    noted = {
+    propagated = {
         item["kind"]: INHERITED in annotations_of_template(item)
         for item in cluster.get("-n", namespace, "deploy,sts,rs,ds,jobs,cronjobs")["items"]
         if item["metadata"]["name"] == f"a-{item['kind'].lower()}"
     }
-    assert noted == {item["kind"]: True for item in items}
+    assert propagated == {item["kind"]: True for item in items}
 
 
 def annotations_of_template(item: Object) -> Object:
@@ -98,10 +98,8 @@ def annotations_of_template(item: Object) -> Object:
     return found
 
 
-def test_an_annotation_that_moves_is_followed_and_rolls_out_once(
-    cluster: Cluster, namespace: str
-) -> None:
-    def applied(item: Object) -> tuple[list[str], int]:
+def test_moving_an_annotation_starts_one_rollout(cluster: Cluster, namespace: str) -> None:
+    def apply(item: Object) -> tuple[list[str], int]:
         cluster.apply(item, namespace=namespace)
         kept = cluster.get("-n", namespace, "deployment/model")
         generation = kept["metadata"]["generation"]
@@ -110,22 +108,22 @@ def test_an_annotation_that_moves_is_followed_and_rolls_out_once(
             status = cluster.get("-n", namespace, "deployment/model")["status"]
             return bool(status.get("observedGeneration", 0) >= generation)
 
-        until("the controller to have seen it", observed)
+        until("the controller to observe it", observed)
         return sorted(annotations_of_template(kept)), cluster.replica_sets(namespace)
 
     at_the_top = deployment(cluster, annotations=ECHO)
     in_the_template = deployment(cluster, template=ECHO)
-    assert applied(at_the_top) == ([INHERITED], 1)
-    assert applied(in_the_template) == (["asya.sh/handler"], 2)
-    assert applied(at_the_top) == ([INHERITED], 2)  # the first one's template, found again
+    assert apply(at_the_top) == ([INHERITED], 1)
+    assert apply(in_the_template) == (["asya.sh/handler"], 2)
+    assert apply(at_the_top) == ([INHERITED], 2)  # the template of the first ReplicaSet
     both = deployment(cluster, annotations=ECHO, template={"asya.sh/chunk-size": "8192"})
-    assert applied(both) == (["asya.sh/chunk-size", INHERITED], 3)
+    assert apply(both) == (["asya.sh/chunk-size", INHERITED], 3)
     edited = deployment(cluster, annotations=ECHO, template={"asya.sh/chunk-size": "1024"})
-    assert applied(edited) == (["asya.sh/chunk-size", INHERITED], 4)
-    assert applied(deployment(cluster)) == ([], 5)
+    assert apply(edited) == (["asya.sh/chunk-size", INHERITED], 4)
+    assert apply(deployment(cluster)) == ([], 5)
 
 
-def test_what_a_controller_owns_and_what_nobody_knows(cluster: Cluster, namespace: str) -> None:
+def test_objects_with_an_unknown_owner(cluster: Cluster, namespace: str) -> None:
     owner = {
         "apiVersion": "example.com/v1",
         "kind": "Widget",

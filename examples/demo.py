@@ -1,8 +1,8 @@
-"""`make demo`: a web application's function becomes an actor by one annotation, step by step.
+"""`make demo`: one annotation turns a function of a web application into an actor.
 
-Expects a cluster, and in the environment KUBECONFIG, kubectl and helm on PATH, and INJECTOR_IMAGE
-(name:tag, already in the cluster). Ends with 0 only if every reply is the expected one. It may be
-run again at any time; `demo.py --clean` (`make demo-clean`) takes away what it made.
+Needs a cluster, KUBECONFIG, kubectl and helm on PATH, and INJECTOR_IMAGE (name:tag, loaded into the
+cluster). Exits with 0 only if every reply is as expected. It can be run again at any time;
+`make demo-clean` removes what it created.
 """
 
 from __future__ import annotations
@@ -20,67 +20,71 @@ from typing import Any
 
 import yaml
 
-from examples.pod_diff import as_yaml, changes, essence
+from examples.pod_diff import diff_pods, select_written, to_yaml
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parent
 RELEASE, SYSTEM = "asya-runtime", "asya-system"
 NAMESPACE, NAME, SIDECAR, PORT = "demo", "whichlang", "asya-sidecar", 8080
 HANDLER = "whichlang.service.predict"
-# Cleaning up removes namespace and release only with this label: what was there before stays.
-MARK = "installed-by=make-demo"
+# Cleaning up removes a namespace or a release only if it has this label.
+LABEL = "installed-by=make-demo"
 COLOURS = {"+": "\033[32m", "-": "\033[31m"}
 
 
 class DemoError(Exception):
-    """A step that did not do what it should; its text is one line."""
+    """A step failed; the text is one line."""
 
 
-class Missing(Exception):  # noqa: N818
-    """Something the demo expects is not there; the text says how to get it."""
+class MissingError(Exception):
+    """A requirement is missing; the text says how to get it."""
 
 
-# --- Doing and showing ------------------------------------------------------------------------
+# --- Commands ---------------------------------------------------------------------------------
 
 
 def headline(text: str) -> None:
-    """Begin a step."""
+    """Print the title of a step."""
     print(f"\n\033[1m== {text}\033[0m" if sys.stdout.isatty() else f"\n== {text}", flush=True)
 
 
-def run(*command: str, stdin: str | None = None, show: str = "", refused: bool = False) -> str:
-    """Run a command; returns its stdout, or the stderr of one that is meant to be refused.
+def run(*command: str, stdin: str | None = None, show: str = "", rejected: bool = False) -> str:
+    """Run a command; returns its stdout, or the stderr of a command that has to be rejected.
 
-    With `show`, the text of the command as somebody would type it, that and its stderr are seen.
+    show: the command as a user would type it; it is printed, and so is the command's stderr.
     """
     if show:
         print(f"$ {show}", flush=True)
-    # Far beyond anything seen; it only turns a hang into a message.
+    # The timeout is far longer than any command takes: it turns a hang into an error.
     result = subprocess.run(
         command, input=stdin, capture_output=True, text=True, timeout=240, check=False, cwd=REPO
     )
     print(result.stderr if show else "", end="", file=sys.stderr, flush=True)
-    if refused != bool(result.returncode):
-        why = "should have been refused" if refused else last_line(result.stderr or result.stdout)
+    if rejected != bool(result.returncode):
+        why = (
+            "was accepted, but should have been rejected"
+            if rejected
+            else last_line(result.stderr or result.stdout)
+        )
         raise DemoError(f"{shlex.join(command[:4])} ...: {why}")
-    return result.stderr if refused else result.stdout
+    return result.stderr if rejected else result.stdout
 
 
 def last_line(text: str) -> str:
-    """The last line that says something."""
+    """The last line that is not empty."""
     return next((line for line in reversed(text.splitlines()) if line.strip()), "no output")
 
 
-def kubectl(*arguments: str, refused: bool = False) -> str:
-    """Run kubectl for all to see; returns what `run` does."""
+def kubectl(*arguments: str, rejected: bool = False) -> str:
+    """Run kubectl and print the command and its output; returns what `run` returns."""
     command = ("kubectl", *arguments)
-    output = run(*command, show=shlex.join(command), refused=refused)
-    print("" if refused else output, end="", flush=True)
+    output = run(*command, show=shlex.join(command), rejected=rejected)
+    print("" if rejected else output, end="", flush=True)
     return output
 
 
-def look(*arguments: str) -> Any:
-    """What kubectl gives as JSON, without showing it."""
+def get_json(*arguments: str) -> Any:
+    """kubectl's output as JSON, without printing it."""
     return json.loads(run("kubectl", *arguments, "-o", "json"))
 
 
@@ -91,8 +95,8 @@ def image(name: str, context: str) -> str:
 
 
 def only_pod(selector: str) -> dict[str, Any]:
-    """The one pod of the application that is not on its way out."""
-    pods = look("get", "pods", "-n", NAMESPACE, "-l", selector)["items"]
+    """The one pod of the application that is not terminating."""
+    pods = get_json("get", "pods", "-n", NAMESPACE, "-l", selector)["items"]
     alive = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
     if len(alive) != 1:
         raise DemoError(f"expected one pod with {selector}, found {len(alive)}")
@@ -104,103 +108,103 @@ def only_pod(selector: str) -> dict[str, Any]:
 
 
 def install() -> None:
-    """Install the chart, or bring an installed one up to date."""
+    """Install the chart, or upgrade an installed release."""
     headline("Install asya-runtime")
     repository, _, tag = os.environ["INJECTOR_IMAGE"].rpartition(":")
-    if ours("--pending"):
-        # Somebody pressed Ctrl-C in the middle of helm; it would refuse for ever.
+    if is_installed("--pending"):
+        # Helm was interrupted, and would reject every upgrade.
         run("helm", "uninstall", RELEASE, "-n", SYSTEM, "--wait")
-    there = run("helm", "list", "-n", SYSTEM, "-q", "-f", f"^{RELEASE}$").strip()
+    existing = run("helm", "list", "-n", SYSTEM, "-q", "-f", f"^{RELEASE}$").strip()
     command = (
         f"helm upgrade --install {RELEASE} ./chart -n {SYSTEM} --create-namespace --wait "
         f"--set injector.image.repository={repository} --set injector.image.tag={tag} "
-        + ("--reset-then-reuse-values" if there else f"--labels {MARK}")
+        + ("--reset-then-reuse-values" if existing else f"--labels {LABEL}")
     )
     run(*command.split(), show=command)
 
 
-def ours(*options: str) -> bool:
-    """Whether there is a release that a demo installed."""
-    return bool(run(*f"helm list -n {SYSTEM} -q -f ^{RELEASE}$ -l {MARK}".split(), *options))
+def is_installed(*options: str) -> bool:
+    """Whether a demo has installed the release."""
+    return bool(run(*f"helm list -n {SYSTEM} -q -f ^{RELEASE}$ -l {LABEL}".split(), *options))
 
 
 def deploy() -> dict[str, Any]:
-    """Deploy the application as it was; returns its pod."""
-    headline("A web application, as it was: nothing in it knows asya-runtime")
+    """Deploy the unmodified application; returns its pod."""
+    headline("Deploy an unmodified web application")
     web, sidecar = image(NAME, "examples/app"), image("asya-demo-sidecar", "examples/sidecar")
     manifest = yaml.safe_load((HERE / "deployment.yaml").read_text())
     for container in manifest["spec"]["template"]["spec"]["containers"]:
         container["image"] = sidecar if container["name"] == SIDECAR else web
     if not run("kubectl", "get", "namespace", NAMESPACE, "--ignore-not-found"):
         run("kubectl", "create", "namespace", NAMESPACE)
-        run("kubectl", "label", "namespace", NAMESPACE, MARK)
-    # An earlier demo's Deployment goes with its pods, so that this one begins at the beginning.
-    gone = "--ignore-not-found --cascade=foreground --wait --timeout=60s"
-    run("kubectl", "delete", "deployment", NAME, "-n", NAMESPACE, *gone.split())
-    print(f"$ kubectl apply -n {NAMESPACE} -f examples/deployment.yaml   # with the images above")
+        run("kubectl", "label", "namespace", NAMESPACE, LABEL)
+    # Delete the Deployment of an earlier demo, with its pods.
+    options = "--ignore-not-found --cascade=foreground --wait --timeout=60s"
+    run("kubectl", "delete", "deployment", NAME, "-n", NAMESPACE, *options.split())
+    print(f"$ kubectl apply -n {NAMESPACE} -f examples/deployment.yaml   # with these images")
     print(run("kubectl", "apply", "-n", NAMESPACE, "-f", "-", stdin=json.dumps(manifest)), end="")
-    rolled_out()
+    wait_for_rollout()
     pod = only_pod(f"app={NAME}")
-    print(as_yaml({"spec": essence(pod)["spec"]}), end="")
+    print(to_yaml({"spec": select_written(pod)["spec"]}), end="")
     return pod
 
 
-def rolled_out() -> None:
-    """Wait until the Deployment is as wished."""
+def wait_for_rollout() -> None:
+    """Wait until the rollout is complete."""
     kubectl("rollout", "status", "-n", NAMESPACE, f"deployment/{NAME}", "--timeout=90s")
 
 
 def annotate(before: dict[str, Any]) -> str:
-    """Add the one annotation and show what it changed; returns the new pod's name."""
-    headline("One annotation: this function becomes an actor")
+    """Add the annotation and print the changes; returns the name of the new pod."""
+    headline("Add one annotation: the function becomes an actor")
     kubectl("annotate", "-n", NAMESPACE, f"deployment/{NAME}", f"asya.sh/handler={HANDLER}")
-    rolled_out()
-    headline("What that changed in the pod")
+    wait_for_rollout()
+    headline("What changed in the pod")
     pod = only_pod(f"app={NAME},asya.sh/runtime-hash")
-    for line in changes(before, pod):
+    for line in diff_pods(before, pod):
         colour = COLOURS.get(line[0]) if sys.stdout.isatty() else None
         print(f"{colour}{line}\033[0m" if colour else line)
     name: str = pod["metadata"]["name"]
     return name
 
 
-def still_answers(pod: str) -> None:
-    """Ask the application over HTTP, through the API server."""
+def check_page(pod: str) -> None:
+    """Request the application's page over HTTP, through the API server."""
     headline("The web application still answers over HTTP")
     path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}:{PORT}/proxy/"
     page = kubectl("get", "--raw", path + "?text=Goedemorgen,+wat+een+mooie+dag!")
     if "<p>Dutch</p>" not in page:
-        raise DemoError("the web application's page does not say Dutch")
+        raise DemoError("the page does not contain <p>Dutch</p>")
 
 
-def wrong_annotation() -> None:
-    """Try a misspelt annotation; it is refused before anything happens."""
-    headline("A mistake is refused at once, and changes nothing")
-    says = kubectl(
+def check_misspelt_annotation() -> None:
+    """Try a misspelt annotation, which is rejected."""
+    headline("A misspelt annotation is rejected, and changes nothing")
+    error = kubectl(
         *("annotate", "-n", NAMESPACE, f"deployment/{NAME}", f"asya.sh/handlr={HANDLER}"),
-        refused=True,
+        rejected=True,
     )
-    if 'did you mean "asya.sh/handler"' not in says:
-        raise DemoError(f"refused, but without a hint: {last_line(says)}")
+    if 'did you mean "asya.sh/handler"' not in error:
+        raise DemoError(f"the error has no suggestion: {last_line(error)}")
 
 
-def messages(pod: str) -> None:
-    """Send the file's messages through the sidecar and compare the replies."""
-    headline("Messages in, replies out: the sidecar sends them over the actor's socket")
-    sent = (HERE / "messages.jsonl").read_text()
+def send_messages(pod: str) -> None:
+    """Send messages from the sidecar, and compare the replies."""
+    headline("Send messages: from the sidecar, over the actor's socket")
+    messages = (HERE / "messages.jsonl").read_text()
     expected = [json.loads(line) for line in (HERE / "replies.jsonl").read_text().splitlines()]
     command = f"kubectl exec -i -n {NAMESPACE} {pod} -c {SIDECAR} -- python3 /sidecar.py"
-    output = run(*command.split(), stdin=sent, show=f"{command} < examples/messages.jsonl")
+    output = run(*command.split(), stdin=messages, show=f"{command} < examples/messages.jsonl")
     lines = output.splitlines()
-    for message, reply in zip(sent.splitlines(), lines, strict=False):
+    for message, reply in zip(messages.splitlines(), lines, strict=False):
         print(f"  -> {message}\n  <- {reply}")
-    wrong = list(differences([json.loads(line) for line in lines], expected))
+    wrong = list(find_differences([json.loads(line) for line in lines], expected))
     if wrong:
         raise DemoError("; ".join(wrong))
 
 
-def differences(replies: list[Any], expected: list[Any]) -> Iterator[str]:
-    """What is wrong with the replies, in words; nothing if they are right."""
+def find_differences(replies: list[Any], expected: list[Any]) -> Iterator[str]:
+    """The differences between replies and expected replies, in words."""
     if len(replies) != len(expected):
         yield f"{len(replies)} replies to {len(expected)} messages"
     for number, (reply, right) in enumerate(zip(replies, expected, strict=False), 1):
@@ -209,29 +213,29 @@ def differences(replies: list[Any], expected: list[Any]) -> Iterator[str]:
 
 
 def check() -> None:
-    """See that what the demo expects is there."""
+    """Check the requirements of the demo."""
     if not os.environ.get("INJECTOR_IMAGE"):
-        raise Missing("INJECTOR_IMAGE is not set: `make demo` builds the image and sets it")
-    if not cluster_answers():
-        raise Missing("no cluster answers: `make cluster` makes one")
+        raise MissingError("INJECTOR_IMAGE is not set: run `make demo`, which builds the image")
+    if not is_cluster_running():
+        raise MissingError("no cluster is running: create one with `make cluster`")
 
 
 def demo() -> None:
-    """All of it."""
+    """Run all steps."""
     started = time.monotonic()
-    print("To try the commands yourself, from the top of the repository:")
+    print("To run these commands yourself, in the root of the repository:")
     print("  export KUBECONFIG=$PWD/.tools/kubeconfig PATH=$PWD/.tools/bin:$PATH")
     install()
     pod = annotate(deploy())
-    still_answers(pod)
-    wrong_annotation()
-    messages(pod)
-    print("\nClean up: `make demo-clean` removes the demo, `make cluster-down` the cluster.")
-    print(f"demo: every reply is as expected ({time.monotonic() - started:.0f} s)")
+    check_page(pod)
+    check_misspelt_annotation()
+    send_messages(pod)
+    print("\nTo clean up: `make demo-clean` removes the demo, `make cluster-down` the cluster.")
+    print(f"demo: all replies are as expected ({time.monotonic() - started:.0f} s)")
 
 
-def cluster_answers() -> bool:
-    """Whether there is a cluster to show something on."""
+def is_cluster_running() -> bool:
+    """Whether the API server answers."""
     if not shutil.which("kubectl"):
         return False
     command = ["kubectl", "get", "--raw", "/readyz", "--request-timeout=10s"]
@@ -239,29 +243,29 @@ def cluster_answers() -> bool:
 
 
 def clean() -> None:
-    """Remove the namespace and the release, each only if a demo has made it."""
-    if not cluster_answers():
-        print("demo-clean: no cluster answers, so there is nothing to remove")
+    """Remove the namespace and the release, each only if a demo has created it."""
+    if not is_cluster_running():
+        print("demo-clean: no cluster is running, so there is nothing to remove")
         return
-    made = run("kubectl", "get", "namespace", "-l", MARK, "-o", "name").split()
-    if made:
-        print(run("kubectl", "delete", *made, "--wait"), end="")
-    if ours():
+    namespaces = run("kubectl", "get", "namespace", "-l", LABEL, "-o", "name").split()
+    if namespaces:
+        print(run("kubectl", "delete", *namespaces, "--wait"), end="")
+    if is_installed():
         print(run("helm", "uninstall", RELEASE, "-n", SYSTEM, "--wait"), end="")
         print(run("kubectl", "delete", "namespace", SYSTEM, "--wait"), end="")
     elif run("helm", "list", "-n", SYSTEM, "-q", "-f", f"^{RELEASE}$"):
-        print(f"release {RELEASE} stays: it was there before the demo")
-    elif not made:
-        print("demo-clean: nothing of the demo is there")
+        print(f"release {RELEASE} stays: it was installed before the demo")
+    elif not namespaces:
+        print("demo-clean: there is nothing to remove")
 
 
-def explain() -> None:
-    """What somebody needs to see why it failed."""
-    of = f"-n {NAMESPACE}"
+def print_diagnostics() -> None:
+    """Print the state of the demo after a failure."""
+    where = f"-n {NAMESPACE}"
     for command in (
-        f"kubectl get pods {of} -o wide",
-        f"kubectl get events {of} --sort-by=.lastTimestamp",
-        f"kubectl logs {of} -l app={NAME} --all-containers --prefix --tail=20",
+        f"kubectl get pods {where} -o wide",
+        f"kubectl get events {where} --sort-by=.lastTimestamp",
+        f"kubectl logs {where} -l app={NAME} --all-containers --prefix --tail=20",
         f"kubectl get pods -n {SYSTEM} -o wide",
         f"kubectl logs -n {SYSTEM} -l app.kubernetes.io/instance={RELEASE} --prefix --tail=20",
     ):
@@ -270,7 +274,7 @@ def explain() -> None:
 
 
 def main() -> int:
-    """Run the demo, or with --clean remove it; 0 if all of it was right."""
+    """Run the demo, or remove it with --clean; returns the exit status."""
     if sys.argv[1:] not in ([], ["--clean"]):
         print("usage: demo.py [--clean]", file=sys.stderr)
         return 2
@@ -281,16 +285,16 @@ def main() -> int:
         else:
             check()
             demo()
-    except Missing as missing:
+    except MissingError as missing:
         print(missing, file=sys.stderr)
         return 2
     except (DemoError, subprocess.TimeoutExpired) as failure:
         print(f"\nfailed: {failure}", file=sys.stderr, flush=True)
-        explain()
+        print_diagnostics()
         print(f"\nfailed: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; it may be run again at any time", file=sys.stderr)
+        print("\ninterrupted; you can run it again at any time", file=sys.stderr)
         return 130
     return 0
 

@@ -1,4 +1,4 @@
-"""What changed in a pod, readably: without status, identity and what the API server fills in."""
+"""The difference between two pods, without status, identity and defaults of the API server."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-# Filled in by the API server and the Deployment's controller: these say nothing about the pod.
-FILLED_IN = {
+# Set by the API server and by controllers.
+DEFAULTS = {
     *("dnsPolicy", "enableServiceLinks", "imagePullPolicy", "nodeName", "preemptionPolicy"),
     *("priority", "resources", "restartPolicy", "schedulerName", "serviceAccount"),
     *("serviceAccountName", "terminationGracePeriodSeconds", "terminationMessagePath"),
@@ -17,40 +17,40 @@ FILLED_IN = {
 }
 
 
-def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+def diff_pods(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """The changed parts of a pod as lines of a unified diff."""
     return list(
         difflib.unified_diff(_lines(before), _lines(after), "before", "after", lineterm="", n=2)
     )
 
 
-def essence(pod: dict[str, Any]) -> dict[str, Any]:
-    """What somebody wrote into a pod's labels, annotations and specification."""
+def select_written(pod: dict[str, Any]) -> dict[str, Any]:
+    """The labels, annotations and specification of a pod, as far as they were written by a user."""
     metadata = {key: pod["metadata"].get(key) for key in ("annotations", "labels")}
-    slim: dict[str, Any] = _slim({"metadata": metadata, "spec": pod["spec"]})
-    return slim
+    written: dict[str, Any] = _simplify({"metadata": metadata, "spec": pod["spec"]})
+    return written
 
 
-def as_yaml(value: Any) -> str:
-    """Readable YAML: keys in their order, whatever holds only plain values on one line."""
+def to_yaml(value: Any) -> str:
+    """YAML with the keys in their order, and with collections of plain values on one line."""
     text: str = yaml.safe_dump(value, default_flow_style=None, sort_keys=False, width=100)
     return text
 
 
 def _lines(pod: dict[str, Any]) -> list[str]:
-    # Annotations are long: a line for each.
-    slim = essence(pod)
-    metadata = yaml.safe_dump({"metadata": slim["metadata"]}, width=1000)
-    return [*metadata.splitlines(), *as_yaml({"spec": slim["spec"]}).splitlines()]
+    # Annotations are long: they get a line each.
+    written = select_written(pod)
+    metadata = yaml.safe_dump({"metadata": written["metadata"]}, width=1000)
+    return [*metadata.splitlines(), *to_yaml({"spec": written["spec"]}).splitlines()]
 
 
-def _slim(value: Any) -> Any:
+def _simplify(value: Any) -> Any:
     if isinstance(value, list):
-        return [_slim(item) for item in value if not _is_token(item)]
+        return [_simplify(item) for item in value if not _is_token(item)]
     if isinstance(value, dict):
         ordered = sorted(value.items(), key=lambda item: item[0] != "name")
-        slim = {key: _slim(item) for key, item in ordered if key not in FILLED_IN}
-        return {key: item for key, item in slim.items() if item not in (None, [])}
+        kept = {key: _simplify(item) for key, item in ordered if key not in DEFAULTS}
+        return {key: item for key, item in kept.items() if item not in (None, [])}
     return value
 
 

@@ -1,6 +1,4 @@
-"""aiohttp, as its documentation shows a handler; messages of any size."""
-
-from __future__ import annotations
+"""aiohttp, as in its documentation; messages of any size."""
 
 import sys
 

@@ -1,6 +1,4 @@
-"""The standard library's asynchronous server, with the same frames."""
-
-from __future__ import annotations
+"""asyncio's streams, with the frames of the runtime."""
 
 import asyncio
 import sys

@@ -1,21 +1,16 @@
-"""The limit: a blocking loop that reads prefix and body apart and does the JSON work, no checks.
+"""The baseline: a blocking loop that reads prefix and body and does the JSON work, without checks.
 
-    bare_echo.py SOCKET [threads] [orjson]
+    bare_echo.py SOCKET [threads|orjson]
 
-`threads`: a thread a connection, for several clients at once; without, one client after another.
-`orjson`: with that library in place of the standard one.
+threads: one for each connection; without it, one client is served after another.
+orjson: that library in place of the standard one.
 """
-
-from __future__ import annotations
 
 import socket
 import sys
 import threading
-from collections.abc import Callable
 
-from work import answer, fast_answer
-
-Answer = Callable[[bytearray], bytes]
+from work import answer, reply
 
 
 def read(connection: socket.socket, size: int) -> bytearray | None:
@@ -29,27 +24,29 @@ def read(connection: socket.socket, size: int) -> bytearray | None:
     return buffer
 
 
-def serve(connection: socket.socket, answer: Answer) -> None:
+def serve(connection: socket.socket) -> None:
     with connection:
         while (prefix := read(connection, 4)) is not None:
             body = read(connection, int.from_bytes(prefix, "big"))
             if body is None:
                 return
-            reply = answer(body)
-            connection.sendall(len(reply).to_bytes(4, "big") + reply)
+            result = answer(body)
+            connection.sendall(len(result).to_bytes(4, "big") + result)
 
 
-def main(path: str, *words: str) -> None:
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
-    listener.listen(64)
-    chosen = fast_answer() if "orjson" in words else answer
-    while True:
-        work = (listener.accept()[0], chosen)
-        if "threads" in words:
-            threading.Thread(target=serve, args=work, daemon=True).start()
-        else:
-            serve(*work)
+if "orjson" in sys.argv:
+    import orjson
+
+    def answer(body: bytes | bytearray) -> bytes:
+        return orjson.dumps(reply(orjson.loads(body)))
 
 
-main(*sys.argv[1:])
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen(64)
+while True:
+    connection, _ = listener.accept()
+    if "threads" in sys.argv:
+        threading.Thread(target=serve, args=[connection], daemon=True).start()
+    else:
+        serve(connection)

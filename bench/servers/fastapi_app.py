@@ -1,6 +1,4 @@
-"""FastAPI, as its documentation shows an endpoint that blocks."""
-
-from __future__ import annotations
+"""FastAPI, as in its documentation for an endpoint that blocks."""
 
 from typing import Any
 

@@ -1,6 +1,4 @@
-"""Starlette, as its documentation shows an endpoint."""
-
-from __future__ import annotations
+"""Starlette, as in its documentation."""
 
 from starlette.applications import Starlette  # type: ignore[import-not-found, unused-ignore]
 from starlette.requests import Request  # type: ignore[import-not-found, unused-ignore]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prints a directory with cert-manager's `controller` and `cainjector` and, in `crds/`, its CRDs; built once into the
-# cache. They talk to the API server only, so they run as plain processes beside the cluster.
+# Prints a directory with cert-manager's programs in `bin/` and its CRDs in `crds/`, built once and cached. The programs
+# connect to the API server only, so they run as plain processes beside the cluster.
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -17,7 +17,7 @@ build() {
   go_build "$kept.parts/bin" $module "v$CERT_MANAGER_VERSION" '' $module/cmd/controller $module/cmd/cainjector
   source=$(cd / && go mod download -json "$module@v$CERT_MANAGER_VERSION" | sed -nE 's/^\s*"Dir": "(.*)",/\1/p')
   for part in "$source"/deploy/crds/crd-*.yaml; do
-    sed '/{{/d' "$part" >"$kept.parts/crds/$(basename "$part")" # labels, made by Helm
+    sed '/{{/d' "$part" >"$kept.parts/crds/$(basename "$part")" # labels, which are Helm templates
   done
   mv "$kept.parts" "$kept"
 }

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# What the machine's apt already knows about Debian, and root file systems made with it.
+# Debian root file systems, made from the mirror that apt uses on this machine.
 
-# Release of this machine, or nothing where it is no Debian.
+# The Debian release of this machine; empty on other systems.
 debian_codename() { (. /etc/os-release 2>/dev/null && [[ $ID == debian ]] && echo "$VERSION_CODENAME"); }
 
-# "URI KEYRING" of the mirror that this machine's apt uses for Debian itself; needs filled package lists.
+# "URI KEYRING" of the Debian mirror in apt's sources; needs current package lists.
 debian_mirror() {
   local uri keyring
   # shellcheck disable=SC2016  # apt's own variables
@@ -16,21 +16,21 @@ debian_mirror() {
   echo "$uri ${keyring:-/usr/share/keyrings/debian-archive-keyring.gpg}"
 }
 
-# The builder of root file systems, installed where we may.
+# Installs mmdebstrap, which builds root file systems, if that is possible.
 need_mmdebstrap() {
   have mmdebstrap && return
   [[ $(debian_codename) && $(id -u) == 0 ]] ||
-    die "no image registry answers; building images instead needs Debian's mmdebstrap: install it"
+    die "no image registry answers, and building images needs mmdebstrap: install it"
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mmdebstrap
 }
 
-# debian_root SUITE FILE OPTION...: writes the tar file of a Debian root; complete or not at all
+# debian_root SUITE FILE OPTION...: writes a Debian root file system as a tar file, atomically
 debian_root() {
   local suite=$1 file=$2 uri keyring
   shift 2
   read -r uri keyring < <(debian_mirror)
-  # Manuals, translations and apt's own files are of no use in an image.
+  # Images need no manuals and translations.
   mmdebstrap --quiet --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
     "$@" "$suite" "$file.tmp.tar" "deb [signed-by=$keyring] $uri $suite main"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes sure that a container engine answers: the one that does; else one that is installed is started; else, on
-# Debian as root, it is installed. Seconds when there is nothing to do. See README.md for what it installs.
+# Ensures that a container engine is running: starts an installed one, or, on Debian as root, installs one first.
+# README.md lists what it installs.
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -9,8 +9,8 @@ set -euo pipefail
 
 answers() { have docker && timeout 10 docker version --format '{{.Server.Version}}'; }
 
-# Older Debian has no engine that starts privileged containers everywhere: take that one package from a newer
-# release, at a priority that changes nothing else.
+# On Debian 12 the engine cannot start privileged containers everywhere: take that package from a newer release, with
+# a priority that affects no other package.
 add_newer_debian() {
   local uri keyring
   read -r uri keyring < <(debian_mirror)
@@ -42,11 +42,11 @@ install_engine() {
   apt-get install -y --no-install-recommends "${packages[@]}"
 }
 
-# The daemon must outlive whoever called us: a session of its own, and none of the caller's pipes.
+# The daemon must outlive the caller: it gets a new session, and none of the caller's pipes.
 start_engine() {
   local pidfile=/run/docker.pid
   if [[ -d /run/systemd/system ]]; then systemctl start docker; return; fi
-  # The number in a file left behind may be another process by now, which the daemon would take for itself.
+  # A stale pid file may name another process, which the daemon would take for itself.
   [[ ! -f $pidfile || $(cat "/proc/$(<"$pidfile")/comm" 2>/dev/null) == dockerd ]] || rm -f "$pidfile"
   (
     cd /
@@ -59,8 +59,8 @@ start_engine() {
 }
 
 answers >/dev/null 2>&1 && exit
-[[ -z ${DOCKER_HOST:-} ]] || die "no container engine answers at DOCKER_HOST=$DOCKER_HOST"
-how="no container engine answers: install Docker Engine 24 or newer, start it, and let this user reach it"
+[[ -z ${DOCKER_HOST:-} ]] || die "no container engine is running at DOCKER_HOST=$DOCKER_HOST"
+how="no container engine is running: install Docker Engine 24 or newer, start it, and give this user access"
 [[ $(id -u) == 0 && $(uname -s) == Linux ]] || die "$how"
 locked engine
 if ! have dockerd || ! have docker; then
@@ -69,8 +69,8 @@ if ! have dockerd || ! have docker; then
     *) die "$how" ;;
   esac
 fi
-answers >/dev/null 2>&1 && exit # another run has started it, or the installation has
+answers >/dev/null 2>&1 && exit # started by another run, or by the installation
 log=$cache/log/dockerd.log
-say "starting the container engine (its log: $log)"
+say "starting the container engine (log: $log)"
 start_engine
-until_deadline 60 answers || die "the container engine does not answer after 60 s: $(tail -n 1 "$log") (log: $log)"
+until_deadline 60 answers || die "the container engine is not running after 60 s: $(tail -n 1 "$log") (log: $log)"

@@ -8,9 +8,9 @@ need_go() {
   at_least "${found#go}" "$GO_MINIMUM" || die "$1 needs Go $GO_MINIMUM or newer (found: ${found:-none})"
 }
 
-# go_build DIRECTORY MODULE VERSION LDFLAGS PACKAGE...: builds packages of a module, or a package of ours that
-# imports the module (a path), into the directory, which appears complete or not at all. A single program is named
-# as the directory is, without its version.
+# go_build DIRECTORY MODULE VERSION LDFLAGS PACKAGE...: builds packages of a module, or a local package (a path) that
+# imports the module, into the directory, atomically. A single program gets the name of the directory without the
+# version.
 go_build() {
   local out=$1 module=$2 version=$3 ldflags=$4 work=$1.build program
   shift 4
@@ -28,7 +28,7 @@ go_build() {
     cp "$1"/*.go .
     set -- .
   fi
-  # GOFLAGS adds to the machine's own settings; -v names each package as it is compiled, a sign of life in the log.
+  # GOFLAGS extends the user's settings; -v shows progress in the log.
   GOFLAGS="${GOFLAGS:-} -mod=mod" CGO_ENABLED=0 \
     go build -v -trimpath -buildvcs=false -ldflags "-s -w $ldflags" -o "bin/${program%%-*}" "$@"
   mv bin "$out"
@@ -36,8 +36,8 @@ go_build() {
   rm -rf "$work"
 }
 
-# Kubernetes' own modules require one another as v0.0.0 and say where in the repository they are; outside of it,
-# each is replaced by the release that goes with it.
+# Kubernetes' modules require each other as v0.0.0 and replace that by a path in the repository. Here each is replaced
+# by the corresponding release.
 staging() {
   local file
   file=$(cd / && go list -m -f '{{.GoMod}}' "$1@$2")

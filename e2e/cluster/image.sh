@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds an image, tags it by its content, loads it into the cluster if one is up and lacks it, and prints its name.
-# The Dockerfile gets the base image as PYTHON_IMAGE. Build containers may have no network and know neither the
-# machine's certificates nor its package mirrors: whatever a Dockerfile needs must be in its context.
+# Builds an image, tags it by its content, loads it into the cluster if one is running, and prints its name. The
+# Dockerfile gets the base image as PYTHON_IMAGE. Build containers may have no network, and have neither the machine's
+# certificates nor its package mirrors: everything that a Dockerfile needs must be in its context.
 # usage: image.sh NAME CONTEXT [DOCKERFILE] [--base PYTHON_VERSION] [--target STAGE]
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -26,12 +26,12 @@ name=${words[0]} context=${words[1]} dockerfile=${words[2]:-${words[1]}/Dockerfi
 
 python=$("$cluster_dir/python-image.sh" "$base")
 log=$cache/log/image-${name//\//-}.log
-# Without BuildKit's plug-in the classic builder does it; with it, keep the image a plain one that kind can load.
+# Use the classic builder if the BuildKit plug-in is missing; with BuildKit, build a plain image that kind can load.
 docker buildx version >/dev/null 2>&1 || export DOCKER_BUILDKIT=0
 export BUILDX_NO_DEFAULT_ATTESTATIONS=1
 idfile=$(mktemp)
 trap 'rm -f "$idfile"' EXIT
-# Packed here, because an image must not depend on whose files these are and on the umask of the checkout.
+# tar makes the image independent of the owner of the files and of the umask of the checkout.
 tar c --hard-dereference --owner=0 --group=0 --mode=u=rwX,go=rX -C "$context" . -C "$(realpath "$(dirname "$dockerfile")")" \
   "$(basename "$dockerfile")" |
   docker build --build-arg "PYTHON_IMAGE=$python" ${target[@]+"${target[@]}"} --file "$(basename "$dockerfile")" --iidfile "$idfile" - \
@@ -46,7 +46,7 @@ reference=docker.io/$image
 [[ $name == */* ]] || reference=docker.io/library/$image
 if ours 2>/dev/null && images=$(in_node 2>/dev/null) && ! grep -qxF "$reference" <<<"$images"; then
   say "loading $image into cluster $CLUSTER"
-  # Three times as fast as `kind load`, which keeps a file in between.
+  # Three times as fast as `kind load`, which writes a temporary file.
   docker save "$image" | docker exec -i "$node" ctr --namespace k8s.io images import - >"$log" 2>&1 ||
     die "loading $image into cluster $CLUSTER failed: $(tail -n 1 "$log")"
 fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the injector's image and prints its name. Its Python packages are installed here, from the locked
-# requirements, because build containers may have no network.
+# Builds the injector's image and prints its name. The locked Python packages are installed on this machine, because
+# build containers may have no network.
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -8,7 +8,7 @@ set -euo pipefail
 stage=$repo/build/image
 stamp=$repo/build/image.sha256
 uv=${UV:-$(command -v uv || echo "$repo/.tools/uv/bin/uv")}
-[[ -x $uv ]] || die "uv is needed: make deps provides it, or install it"
+[[ -x $uv ]] || die "uv is missing: run make deps, or install it"
 
 install_packages() {
   rm -rf "$stage/site-packages"

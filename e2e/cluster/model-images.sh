@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the images of the tests' model and prints them, a line each: what it is, a space, its name.
+# Builds the images of the tests' model and prints a line for each: its key and its name.
 # usage: model-images.sh
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -7,10 +7,10 @@ set -euo pipefail
 # shellcheck source=debian.sh
 . "$cluster_dir/debian.sh"
 
-# Build containers may have no network: on Debian, this machine takes the packages that the image needs. They need
-# nothing but a C library, so its release does not matter.
+# Build containers may have no network: on Debian, this machine downloads the packages of the image. They only need a C
+# library, so that the release does not matter.
 packages=$cache/packages
-take_packages() {
+download_packages() {
   rm -rf "$packages.tmp"
   mkdir -p "$packages.tmp"
   cd "$packages.tmp" || return
@@ -23,7 +23,7 @@ take_packages() {
 
 stage=$repo/build/model
 locked model-packages
-[[ -d $packages ]] || step "taking tini and dumb-init" '5 s' take_packages
+[[ -d $packages ]] || step "downloading tini and dumb-init" '5 s' download_packages
 rm -rf "$stage"
 mkdir -p "$stage"
 cp -r "$repo"/e2e/model/. "$stage"

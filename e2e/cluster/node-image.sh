@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prints the node image for a Kubernetes release: the published one if its registry answers, else one built here
-# from Debian packages and Go modules. What was built stays in the cache, each part complete or not at all: an
-# interrupted run goes on where it was, and another release makes only what differs.
+# from Debian packages and Go modules. Complete parts stay in the cache: a run continues after an interruption, and
+# another release builds only the parts that differ.
 # usage: node-image.sh [VERSION]
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -21,7 +21,7 @@ kept=$cache/node
 root_packages=systemd,systemd-sysv,dbus,conntrack,iptables,nftables,iproute2,ethtool,util-linux,mount,kmod
 root_packages+=,ca-certificates,curl,jq,procps,containerd,runc,containernetworking-plugins
 proxy_packages=iptables,nftables,conntrack
-# What a container needs of systemd is little; these would fail, wait or shut the node's door.
+# A container needs little of systemd; these units would fail, wait, or block logins.
 masked="systemd-resolved.service systemd-networkd.service systemd-logind.service systemd-timesyncd.service
   systemd-binfmt.service systemd-update-utmp.service console-getty.service getty.target apt-daily.timer
   apt-daily-upgrade.timer fstrim.timer e2scrub_all.timer dpkg-db-backup.timer sys-kernel-debug.mount
@@ -30,7 +30,7 @@ masked="systemd-resolved.service systemd-networkd.service systemd-logind.service
 
 build_kubernetes() {
   local names=(kubeadm kubelet kubectl kube-apiserver kube-controller-manager kube-scheduler kube-proxy)
-  local package=k8s.io/component-base/version # where kubeadm and the API server look for their own version
+  local package=k8s.io/component-base/version # where kubeadm and the API server have their version
   local flags="-X $package.gitVersion=v$version -X $package.gitMajor=1 -X $package.gitMinor=${minor#*.}"
   go_build "$kubernetes" k8s.io/kubernetes "v$version" "$flags -X $package.gitTreeState=clean" \
     "${names[@]/#/k8s.io/kubernetes/cmd/}"
@@ -38,7 +38,7 @@ build_kubernetes() {
 build_coredns() { go_build "$coredns" github.com/coredns/coredns "$(tag_of coredns)" "" "$cluster_dir/node/coredns"; }
 build_etcd() {
   local tag
-  tag=$(tag_of etcd) # 3.6.5-0: the number behind the dash counts images, not releases
+  tag=$(tag_of etcd) # 3.6.5-0: the number after the dash counts images, not releases
   go_build "$etcd" go.etcd.io/etcd/server/v3 "v${tag%-*}" "" go.etcd.io/etcd/server/v3
 }
 build_pause() { go_build "$pause" "" "" "" "$cluster_dir/node/pause"; }
@@ -47,18 +47,18 @@ build_root() {
   need_mmdebstrap
   debian_root "$DEBIAN_SUITE" "$root" --variant=minbase --include="$root_packages"
 }
-# Only unpacked, never configured: kube-proxy calls these programs, nothing else runs in its image.
+# Unpacked and not configured: only kube-proxy runs in its image, and calls these programs.
 build_proxy_root() {
   need_mmdebstrap
   debian_root "$DEBIAN_SUITE" "$proxy_root" --variant=extract --include="$proxy_packages"
 }
 
-# image_names: those that kubeadm wants, as registry.k8s.io/name:tag; tag_of NAME
+# image_names: the images that kubeadm needs, as registry.k8s.io/name:tag; tag_of NAME
 image_names() { "$kubernetes/kubeadm" config images list --kubernetes-version "v$version" 2>/dev/null; }
 image_of() { image_names | grep "/$1:"; }
 tag_of() { local image; image=$(image_of "$1"); echo "${image##*:}"; }
 
-# program_image NAME FILE: an image that holds one program
+# program_image NAME FILE: an image of one program
 program_image() {
   tar c --owner=0 --group=0 -C "$(dirname "$2")" "$(basename "$2")" |
     docker import --change 'ENV PATH=/' --change "ENTRYPOINT [\"/$(basename "$2")\"]" - "$(image_of "$1")"
@@ -81,7 +81,7 @@ pack_images() {
   rm -r "$work"
   mapfile -t images < <(image_names)
   docker save "${images[@]}" -o "$images_tar.tmp"
-  docker image rm "${images[@]}" # these names belong to others
+  docker image rm "${images[@]}" # the names of published images
   mv "$images_tar.tmp" "$images_tar"
 }
 
@@ -90,7 +90,7 @@ assemble() {
   rm -rf "$context"
   mkdir -p "$context/rootfs/opt/cni"
   cp -a "$cluster_dir/node/rootfs/." "$context/rootfs/"
-  chmod -R u=rwX,go=rX "$context/rootfs" # whatever the checkout's umask was
+  chmod -R u=rwX,go=rX "$context/rootfs" # independent of the umask of the checkout
   install -D -t "$context/rootfs/usr/bin" "$kubernetes"/{kubeadm,kubelet,kubectl}
   ln -s /usr/lib/cni "$context/rootfs/opt/cni/bin"
   sed -i "s#@PAUSE@#$(image_of pause)#" "$context/rootfs/etc/containerd/config.toml"
@@ -104,7 +104,7 @@ assemble() {
   rm -r "$context"
 }
 
-# The images go into the node's containerd, still packed: a node unpacks them when it first runs them.
+# The images are stored packed in the node's containerd, which unpacks them on first use.
 bake() {
   local container=asya-node-bake
   docker rm --force "$container" 2>/dev/null || true
@@ -119,18 +119,18 @@ bake() {
   docker image rm asya/node-bare asya/node-base
 }
 
-# part FILE WHAT USUAL COMMAND...: a step unless its file is there
+# part FILE WHAT USUAL COMMAND...: a step, unless its file exists
 part() {
   if [[ -e $1 ]]; then
     step_number=$((step_number + 1))
-    say "[$step_number/$steps] $2: kept from before"
+    say "[$step_number/$steps] $2: cached"
   else
     step "${@:2}"
   fi
 }
 
 digest() { sha256sum | cut -c 1-8; }
-# Named by how they are made: a changed recipe is a new image, and equal parts are shared.
+# The name contains a hash of the recipe: a changed recipe makes a new image, and equal parts are shared.
 recipe=$({ declare -f build_kubernetes assemble bake pack_images debian_root; echo "$root_packages $proxy_packages $masked"
   cd "$cluster_dir" && find node -type f | LC_ALL=C sort | xargs tail -n +1; } | digest)
 built=asya/node:v$version-$recipe
@@ -143,7 +143,7 @@ if ! have_image "$built"; then
   locked node-image
   mkdir -p "$kept"
   docker buildx version >/dev/null 2>&1 || export DOCKER_BUILDKIT=0
-  say "no registry gives $published: building it here, once (usually 11 min on 2 cores; may be interrupted)"
+  say "no registry provides $published: building it here, once (usually 11 min on 2 cores; can be interrupted)"
   steps=9
   kubernetes=$kept/kubernetes-$version
   part "$kubernetes" "building Kubernetes $version" '7 min on 2 cores' build_kubernetes
@@ -161,7 +161,7 @@ if ! have_image "$built"; then
   part "$images_tar" 'packing the control-plane images' '10 s' pack_images
   step 'assembling the node' '10 s' assemble
   trap 'docker rm --force asya-node-bake >/dev/null 2>&1 || true' EXIT
-  step 'putting the control-plane images in' '20 s' bake
+  step 'adding the control-plane images' '20 s' bake
   rm "$images_tar"
 fi
 echo "$built"

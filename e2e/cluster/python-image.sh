@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prints a base image with Python: the published slim one if its registry answers, else one made of Debian packages
-# (the interpreter and its standard library, certificates and time zones; no compiler, no pip).
+# Prints a base image with Python: the published slim image if its registry answers, else one built from Debian packages
+# (the interpreter, its standard library, certificates and time zones; no compiler, no pip).
 # usage: python-image.sh [VERSION]
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -21,7 +21,7 @@ build() {
     --customize-hook='ln -s python3 "$1/usr/bin/python"'
 }
 
-# Named by how they are made: a changed recipe is a new image.
+# The name contains a hash of the recipe: a changed recipe makes a new image.
 recipe=$(declare -f build debian_root | sha256sum | cut -c 1-8)
 built=asya/python:$version-$recipe
 tar=$cache/python-$version-$recipe.tar

@@ -1,10 +1,9 @@
 # shellcheck shell=bash
-# Published images, where their registry answers.
+# Published images, if their registry answers.
 
 have_image() { docker image inspect "$1" >/dev/null 2>&1; }
 
-# pulled IMAGE: whether its registry gives it. Asking costs at most five seconds; the pull itself may
-# take as long as it takes.
+# pulled IMAGE: pulls it, if its registry answers within five seconds. The pull itself has no time limit.
 pulled() {
   DOCKER_CLI_HINTS=false timeout 5 docker manifest inspect "$1" >/dev/null 2>&1 || return
   say "pulling $1"

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154  # read by lib.sh, whose $cache it uses
-# Long work, seen: each step says what it does, how long that usually takes and how long it took.
+# Progress of long work: each step prints what it does, its usual duration and its actual duration.
 
-# How many steps the whole will have, for "[2/9]"; a script sets it once it knows what is already there.
+# The number of steps, for "[2/9]"; a script sets it when it knows which parts exist.
 steps=0
 step_number=0
 
@@ -16,8 +16,8 @@ step() {
   log=$cache/log/$(tr -cs '[:alnum:].\n' - <<<"$what").log
   ((steps == 0)) || printf '[%d/%d] ' "$step_number" "$steps" >&2
   printf '%s (usually %s) ... ' "$what" "$usual" >&2
-  # Programs end by themselves at Ctrl-C; ours to say is only that nothing is lost.
-  trap 'say; say "interrupted; the next run goes on from here"; exit 130' INT
+  # Programs end at Ctrl-C; this only prints that nothing is lost.
+  trap 'say; say "interrupted; the next run continues from here"; exit 130' INT
   tick "$log" & ticker=$!
   set +e
   (set -e; "$@") >"$log" 2>&1 </dev/null
@@ -26,17 +26,17 @@ step() {
   kill "$ticker" 2>/dev/null || true
   wait "$ticker" 2>/dev/null || true
   trap 'exit 130' INT
-  ((SECONDS - start < 60)) || printf '\n    ' >&2 # on a line of its own, below those of the ticker
+  ((SECONDS - start < 60)) || printf '\n    ' >&2 # on a new line, below those of the ticker
   if ((status)); then
     say "failed after $(duration $((SECONDS - start)))"
     tail -n 5 "$log" | sed 's/^/    /' >&2
-    die "$what failed; the whole output is in $log"
+    die "$what failed; the full output is in $log"
   fi
   say "done in $(duration $((SECONDS - start)))"
 }
 
-# A line a minute, with the last one of the step's log. Waits on a pipe that never has anything: a `sleep` would
-# outlive us and hold the caller's stderr open.
+# Prints a line every minute, with the last line of the step's log. Waits on an empty pipe: a `sleep` would outlive this
+# script and keep the caller's stderr open.
 tick() {
   local silence seconds=0
   exec {silence}<> <(:)

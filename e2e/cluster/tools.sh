@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Provides the named tools (kind, helm, helm3, kubectl): the one on PATH when it is new enough, else a pinned one, built
-# or taken once into the cache and linked into .tools/bin.
-# usage: tools.sh [kind] [helm] [helm3] [kubectl]; kubectl is the cluster's own, so the cluster must be up
+# Provides tools (kind, helm, helm3, kubectl): the one on PATH if it is new enough, else a pinned version, which is
+# built or copied once into the cache and linked into .tools/bin.
+# usage: tools.sh [kind] [helm] [helm3] [kubectl]; kubectl is copied from the node, so the cluster must be running
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -23,7 +23,7 @@ go_tool() {
   local kept=$cache/bin/$1-$2
   if at_least "$(version_of "$1")" "$3"; then return; fi
   if [[ ! -x $kept ]]; then
-    need_go "$1 $3 or newer is not on PATH; install it, or let it be built: that"
+    need_go "$1 $3 or newer is not on PATH: install it; building it"
     locked "$1"
     step "building $1 $2" "$5" build_tool "$4@v$2" "$kept"
   fi
@@ -37,7 +37,7 @@ build_tool() {
   rmdir "$2.build"
 }
 
-# Kubernetes supports a kubectl within one minor of the API server; the node's own fits exactly.
+# kubectl may differ from the API server by one minor version; the node's has the same version.
 kubectl_tool() {
   local server client kept
   server=$(docker exec "$node" cat /kind/version)
@@ -46,7 +46,7 @@ kubectl_tool() {
   [[ $client =~ ^1\.([0-9]+) ]] && client=${BASH_REMATCH[1]} || client=-9
   [[ $server =~ ^1\.([0-9]+) ]]
   if ((client - BASH_REMATCH[1] <= 1 && BASH_REMATCH[1] - client <= 1)); then return; fi
-  [[ $(uname -s) == Linux ]] || die "kubectl ${server%.*} is needed: install it"
+  [[ $(uname -s) == Linux ]] || die "kubectl ${server%.*} is missing: install it"
   kept=$cache/bin/kubectl-$server
   if [[ ! -x $kept ]]; then
     mkdir -p "$cache/bin"

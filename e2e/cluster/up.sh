@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A kind cluster from nothing, or the one that is there: engine, tools, node image, cluster, kubeconfig. Any part
-# that is ready costs a look; calling it again costs seconds; interrupting it loses only the step at hand.
-#   CLUSTER=asya             its name
-#   KUBERNETES_VERSION=1.34  a release of versions.env
+# Creates a kind cluster, or checks the existing one: engine, tools, node image, cluster, kubeconfig. Parts that are
+# ready are skipped. An interruption loses only the current step.
+#   CLUSTER=asya             name of the cluster
+#   KUBERNETES_VERSION=1.34  a release in versions.env
 #   API_PORT=                port of the API server on this machine; a free one by default
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -17,25 +17,24 @@ minor=${wanted%% *}
 "$cluster_dir/tools.sh" kind helm
 locked "cluster-$CLUSTER"
 
-# Asked of the engine, not of the node: a node that is just starting cannot run anything yet.
+# Asks the engine, because a node that is starting cannot run programs.
 complete() { docker cp "$node:/kind/asya-complete" - >/dev/null 2>&1; }
-# Asked of CoreDNS too: what the API server knows of nodes and pods may be from before the node was started again.
+# Asks CoreDNS too, because the API server's view of nodes and pods may be older than the last restart.
 ready() {
   docker exec --env KUBECONFIG=/etc/kubernetes/admin.conf "$node" sh -ec "kubectl wait node $node --for condition=Ready
     kubectl get --raw /api/v1/namespaces/kube-system/services/kube-dns:9153/proxy/metrics" >/dev/null 2>&1
 }
 
-# Whether the cluster that is there can be used. After a restart of the engine a node needs about 20 s to come back by
-# itself, longer on a busy machine.
+# Whether the existing cluster works. After a restart of the engine a node needs about 20 s, longer on a busy machine.
 usable() {
   [[ $(docker container inspect -f '{{.State.Running}}' "$node") == true ]] || docker start "$node" >/dev/null
-  complete || { say "cluster $CLUSTER was left half made"; return 1; }
+  complete || { say "cluster $CLUSTER is incomplete"; return 1; }
   ready && return
-  say "cluster $CLUSTER does not answer; waiting up to 90 s for it to come back"
-  until_deadline 90 ready || { say "it does not"; return 1; }
+  say "cluster $CLUSTER does not answer; waiting up to 90 s"
+  until_deadline 90 ready || { say "no answer; creating it again"; return 1; }
 }
 
-# kind_config BUILT: a published image brings its own network; one of ours has a bridge, and other needs.
+# kind_config BUILT: a published image has a network plug-in; an image built here has a bridge.
 kind_config() {
   cat <<EOF
 kind: Cluster
@@ -54,22 +53,22 @@ EOF
 create() {
   kind_config "$built" |
     kind create cluster --name "$CLUSTER" --image "$image" --config - --kubeconfig "$KUBECONFIG"
-  until_deadline 180 ready || die "it does not get ready in 180 s; look with: docker exec $node journalctl"
+  until_deadline 180 ready || die "the node is not ready after 180 s; read its log: docker exec $node journalctl"
   docker exec "$node" touch /kind/asya-complete
 }
 
 if exists; then
-  ours || die "a kind cluster or container of the name $CLUSTER exists and is not ours; choose another: CLUSTER=name"
+  ours || die "a kind cluster or container $CLUSTER exists, not created by these scripts; choose another name: CLUSTER=name"
   usable || kind delete cluster --quiet --name "$CLUSTER" --kubeconfig "$KUBECONFIG"
 fi
 if exists; then
   running=$(docker exec "$node" cat /kind/version)
   [[ $running == "v$minor".* ]] ||
-    die "cluster $CLUSTER runs Kubernetes ${running#v}, not $minor: make cluster-down first, or CLUSTER=another-name"
+    die "cluster $CLUSTER runs Kubernetes ${running#v}, not $minor: run make cluster-down first, or set CLUSTER=name"
 else
   port=${API_PORT:-0}
   if ((10#$port)) && (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
-    die "API_PORT=$port: something already listens there; choose another, or leave it out for a free one"
+    die "API_PORT=$port is in use; choose another port, or unset API_PORT for a free one"
   fi
   image=$("$cluster_dir/node-image.sh" "$minor")
   built=true
@@ -80,5 +79,5 @@ fi
 kind get kubeconfig --name "$CLUSTER" >"$KUBECONFIG.tmp$$"
 mv "$KUBECONFIG.tmp$$" "$KUBECONFIG"
 chmod 600 "$KUBECONFIG"
-until_deadline 30 kubectl get --raw /readyz || die "the API server does not answer on this machine's side; see $KUBECONFIG"
-say "cluster $CLUSTER is up (Kubernetes $(docker exec "$node" cat /kind/version)); export KUBECONFIG=$KUBECONFIG"
+until_deadline 30 kubectl get --raw /readyz || die "the API server cannot be reached from this machine; see $KUBECONFIG"
+say "cluster $CLUSTER is ready (Kubernetes $(docker exec "$node" cat /kind/version)); export KUBECONFIG=$KUBECONFIG"

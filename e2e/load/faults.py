@@ -1,7 +1,4 @@
-"""Faults under load: actors whose sidecars never run out of messages, pods that are asked for.
-
-A fault says what it may do (`Promise`); the ledger says what it did.
-"""
+"""Faults under load: each declares what it may do (`Tolerance`), and the ledger judges it."""
 
 from __future__ import annotations
 
@@ -14,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from e2e.harness import Cluster, Object, Pod, run, until
-from e2e.load.ledger import Promise, Row, State
-from e2e.load.traffic import APP, Asking, Sending, actor, load
+from e2e.load.ledger import Row, State, Tolerance
+from e2e.load.traffic import APP, Messages, PodRequests, actor, generate_load
 
 NODE = f"{os.environ.get('CLUSTER', 'asya')}-control-plane"
 WRAP, HOOK, SMALL = "wrap", "hook", "small"
-NOTHING = Promise()
-KILLS = Promise(cuts=True)
+NOTHING = Tolerance()
+KILLS = Tolerance(cuts=True)
 Property = Callable[[str, object], None]
 
 
@@ -30,8 +27,8 @@ class Scene:
 
     cluster: Cluster
     namespace: str
-    sending: Sending
-    asking: Asking
+    messages: Messages
+    pod_requests: PodRequests
 
     def pod(self, app: str) -> Pod:
         return self.cluster.ready_pod(self.namespace, app)
@@ -42,17 +39,17 @@ class Scene:
         return int(next(each for each in statuses if each.name == "model").restart_count)
 
     def settle(self, apps: tuple[str, ...], *, seconds: float = 90) -> None:
-        """Wait until every actor has answered, and a pod was admitted, that began after now."""
+        """Wait until every actor answers a new message, and a new pod is injected."""
         now = time.time()
         for app in apps:
             until(
                 f"{app} to answer again",
-                lambda app=app: self.sending.answered_since(app, now),  # type: ignore[misc]
+                lambda app=app: self.messages.answered_since(app, now),  # type: ignore[misc]
                 seconds=seconds,
             )
 
         def admits() -> bool:
-            history = list(self.asking.ledger.histories.values())[-2:]
+            history = list(self.pod_requests.ledger.histories.values())[-2:]
             return any(
                 events[0].at > now and events[-1].state == State.INJECTED for events in history
             )
@@ -62,7 +59,7 @@ class Scene:
 
 @contextlib.contextmanager
 def staged(cluster: Cluster) -> Iterator[Scene]:
-    """A namespace of its own with actors in both modes, and one that has little memory."""
+    """A namespace under load: an actor in each mode, and one with little memory."""
     namespace = f"e2e-faults-{os.urandom(3).hex()}"
     cluster.make_namespace(namespace)
     image = cluster.model_image
@@ -71,8 +68,8 @@ def staged(cluster: Cluster) -> Iterator[Scene]:
         actor(HOOK, image, command=None),
         actor(SMALL, image, command=APP, memory="96Mi"),
     ]
-    with load(cluster, namespace, *actors) as (sending, asking):
-        yield Scene(cluster, namespace, sending, asking)
+    with generate_load(cluster, namespace, *actors) as (messages, pod_requests):
+        yield Scene(cluster, namespace, messages, pod_requests)
     cluster.kubectl("delete", "namespace", namespace, "--wait=false")
 
 
@@ -82,70 +79,70 @@ def fault(
     record_property: Property,
     name: str,
     *,
-    messages: Promise = NOTHING,
-    pods: Promise = NOTHING,
+    messages: Tolerance = NOTHING,
+    pods: Tolerance = NOTHING,
     apps: tuple[str, ...] = (WRAP, HOOK, SMALL),
 ) -> Iterator[None]:
-    """Do a fault inside; after it, wait until everybody is served, and judge all that it met."""
+    """Do a fault in the context; then wait until all are served again, and judge the load."""
     began = time.time()
     yield
     scene.settle(apps)
 
     def rows() -> list[Row]:
         return [
-            Row(name, "messages", scene.sending.ledger().tally(messages, since=began)),
-            Row(name, "pods", scene.asking.ledger.tally(pods, since=began)),
+            Row(name, "messages", scene.messages.ledger().tally(messages, since=began)),
+            Row(name, "pods", scene.pod_requests.ledger.tally(pods, since=began)),
         ]
 
-    with contextlib.suppress(AssertionError):  # what is said again just now is not lost
-        until("nothing to be on its way", lambda: not losses(rows()), seconds=10)
+    with contextlib.suppress(AssertionError):  # a message that is being retried is not lost
+        until("all messages and pods to be done", lambda: not losses(rows()), seconds=10)
     judged = rows()
     for row in judged:
         record_property("row", json.dumps(row.cells()))
     lost = losses(judged)
     assert not lost, "\n".join(lost)
-    assert all(row.tally.done for row in judged), "a fault without load shows nothing"
+    assert all(row.tally.done for row in judged), "a fault without load proves nothing"
 
 
 def losses(rows: list[Row]) -> list[str]:
     return [f"{row.load}: {each}" for row in rows for each in row.tally.lost]
 
 
-def without_an_account(scene: Scene) -> list[str]:
-    """Pods that are gone and of whose messages some may be unknown, with what became of them."""
+def find_unfinished(scene: Scene) -> list[str]:
+    """The pods that are gone and whose log may be incomplete."""
     listed: Any = scene.cluster.core.list_namespaced_pod(scene.namespace, label_selector="app")
-    return scene.sending.unfinished({pod.metadata.name for pod in listed.items})
+    return scene.messages.unfinished({pod.metadata.name for pod in listed.items})
 
 
-def node(*words: str, check: bool = True) -> str:
-    """Run a program in the node."""
+def run_in_node(*words: str, check: bool = True) -> str:
+    """Run a program in the node, and return its output."""
     return run("docker", "exec", NODE, *words, check=check).stdout
 
 
-def until_routed(cluster: Cluster) -> None:
-    """Wait until the node learns of new endpoints.
+def wait_until_routed(cluster: Cluster) -> None:
+    """Wait until the node routes to new endpoints.
 
-    Controllers and kube-proxy ask an API server that is away ever more rarely: over a minute has
-    been seen after its return in which pods were ready and no rule led to them.
+    Controllers and kube-proxy retry an unavailable API server with growing delays. After its return
+    it has taken more than a minute until the node had rules for pods that were ready.
     """
     selector = {"component": "kube-apiserver", "tier": "control-plane"}
     service: Object = {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"generateName": "routed-"},
+        "metadata": {"generateName": "routing-"},
         "spec": {"selector": selector, "ports": [{"port": 443, "targetPort": 6443}]},
     }
     made: Any = cluster.core.create_namespaced_service("kube-system", service)
-    # The body, as on some networks anybody answers for an address that no rule of the node has.
+    # The body is checked: on some networks a proxy answers for addresses without a rule.
     words = ["curl", "-sk", "--max-time", "1", f"https://{made.spec.cluster_ip}/livez"]
     try:
-        until("the node to route", lambda: node(*words, check=False) == "ok", seconds=120)
+        until("the node to route", lambda: run_in_node(*words, check=False) == "ok", seconds=120)
     finally:
         cluster.core.delete_namespaced_service(made.metadata.name, "kube-system")
 
 
-def kill_within(cluster: Cluster, pod: Pod, word: str, number: int) -> None:
-    """Signal the process of the model container whose last argument ends with a word."""
+def kill_in_container(cluster: Cluster, pod: Pod, word: str, number: int) -> None:
+    """Signal the process of the target container whose last argument ends with a word."""
     program = """
 import os, sys
 for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -159,5 +156,5 @@ sys.exit("no such process")
     words = ["-n", pod.metadata.namespace, "exec", pod.metadata.name, "-c", "model", "--"]
     words += ["python3", "-c", program, word, str(int(number))]
     done = cluster.kubectl(*words, check=False)
-    # 137: where the container ends by it, this program can be gone before it has exited.
+    # 137: if the container ends because of the signal, this program ends with it.
     assert (done.returncode, done.stdout) in ((0, "found\n"), (137, "found\n")), done

@@ -1,6 +1,7 @@
-"""Load on actors and on the injector, and its ledger: sidecars that send, pods that are asked for.
+"""Load on actors and on the injector: sidecars that send messages, and requests for pods.
 
-The sidecars' program and the handler are texts of `pods/`, so that no image knows of them.
+The handler and the sidecar's program are the files in `pods/`. Pods mount them from a ConfigMap, so
+that images need not contain them.
 """
 
 from __future__ import annotations
@@ -24,13 +25,11 @@ from e2e.load.ledger import MESSAGE, POD, Event, Ledger, State
 PODS = Path(__file__).parent / "pods"
 HANDLER = {"asya.sh/handler": "actor.answer"}
 APP = ["python3", "-m", "app"]
-_REFUSALS = {
-    "failed calling webhook": "webhook away",
-    "being terminated": "namespace ends",
+_REASONS = {
+    "failed calling webhook": "webhook unavailable",
+    "being terminated": "namespace terminating",
 }
-
-
-# What an API server says that has just begun, and has not read all that it decides by.
+# The answers of an API server that has just started and has not read everything it needs.
 _STARTING = (401, 403, 429, 500, 503, 504)
 
 
@@ -42,29 +41,29 @@ def actor(
     pause: float = 0.1,
     memory: str | None = None,
 ) -> Object:
-    """An actor and its sidecar, whose clients pause so many seconds between two messages."""
+    """An actor and its sidecar, whose clients pause for `pause` seconds between two messages."""
     item = workload(name, image, template=HANDLER, command=list(command) if command else None)
     spec = item["spec"]["template"]["spec"]
     spec["terminationGracePeriodSeconds"] = 12
     spec["volumes"] = [{"name": "code", "configMap": {"name": "code"}}]
-    model, sidecar = spec["containers"]
-    model["volumeMounts"] = [{"name": "code", "mountPath": "/code"}]
-    model["env"] = [{"name": "PYTHONPATH", "value": "/code"}]
+    target, sidecar = spec["containers"]
+    target["volumeMounts"] = [{"name": "code", "mountPath": "/code"}]
+    target["env"] = [{"name": "PYTHONPATH", "value": "/code"}]
     if memory:
-        model["resources"] = {"limits": {"memory": memory}}
+        target["resources"] = {"limits": {"memory": memory}}
     sidecar["command"] = ["python3", "/code/sidecar.py", str(pause)]
     sidecar["volumeMounts"] = [{"name": "code", "mountPath": "/code"}]
     return item
 
 
-def code() -> Object:
+def code_config_map() -> Object:
     """The ConfigMap that `actor` mounts."""
     data = {path.name: path.read_text() for path in PODS.glob("*.py")}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "code"}, "data": data}
 
 
 def gated(name: str, image: str) -> Object:
-    """An annotated pod that the injector sees like any other, and that no node is troubled with."""
+    """An annotated pod that reaches the injector like any other, and is never scheduled."""
     spec = {
         "containers": [container("model", image, list(APP)), container(SIDECAR, image, list(APP))],
         "schedulingGates": [{"name": "example.com/never"}],
@@ -74,27 +73,27 @@ def gated(name: str, image: str) -> Object:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
-def admitted(pod: Object) -> State:
-    """Whether an admitted pod (of the shape of `gated`) is a whole actor, part of one, or none."""
-    model, sidecar = pod["spec"]["containers"]
+def judge_admitted(pod: Object) -> State:
+    """The state of an admitted pod that was made by `gated`."""
+    target, sidecar = pod["spec"]["containers"]
     volumes = {each["name"] for each in pod["spec"].get("volumes", [])}
     parts = [
         "asya.sh/injected" in pod["metadata"]["annotations"],
         "asya.sh/runtime-hash" in pod["metadata"].get("labels", {}),
         {"asya-runtime", "asya-socket"} <= volumes,
-        any(each["name"] == "ASYA_HANDLER" for each in model.get("env", [])),
-        any("asya_entrypoint.py" in word for word in model["command"]),
-        any(each["name"] == "asya-runtime" for each in model["volumeMounts"]),
+        any(each["name"] == "ASYA_HANDLER" for each in target.get("env", [])),
+        any("asya_entrypoint.py" in word for word in target["command"]),
+        any(each["name"] == "asya-runtime" for each in target["volumeMounts"]),
         any(each["name"] == "asya-socket" for each in sidecar["volumeMounts"]),
-        "readinessProbe" in model,
+        "readinessProbe" in target,
     ]
     if all(parts):
         return State.INJECTED
-    return State.HALF if any(parts) else State.BARE
+    return State.PARTIAL if any(parts) else State.UNCHANGED
 
 
-class Asking(threading.Thread):
-    """Asks for annotated pods, one by one, each until it is admitted; deletes them again."""
+class PodRequests(threading.Thread):
+    """Creates annotated pods, one by one, each until it is admitted, and deletes them."""
 
     def __init__(self, cluster: Cluster, namespace: str, *, rate: float = 5.0) -> None:
         super().__init__(daemon=True)
@@ -110,8 +109,8 @@ class Asking(threading.Thread):
         while not self._ending.is_set():
             began = time.time()
             self._number += 1
-            name = f"asked-{self._number}"
-            while not self._ask(name) and not self._ending.wait(0.2):
+            name = f"requested-{self._number}"
+            while not self._request(name) and not self._ending.wait(0.2):
                 pass
             self._ending.wait(max(0.0, self._pause - (time.time() - began)))
 
@@ -119,32 +118,32 @@ class Asking(threading.Thread):
         self._ending.set()
         self.join(20)
 
-    def _ask(self, name: str) -> bool:
-        """Whether the pod was admitted, in whatever shape."""
-        asked = Event(time.time(), name, State.ASKED)
+    def _request(self, name: str) -> bool:
+        """Whether the pod was admitted, injected or not."""
+        requested = Event(time.time(), name, State.REQUESTED)
         try:
             state, detail = self._create(name)
         except (ApiException, HTTPError, OSError):
-            state, detail = State.UNHEARD, "API server"
-        self.ledger.record([asked, Event(time.time(), name, state, detail)])
-        return state in (State.INJECTED, State.BARE, State.HALF)
+            state, detail = State.UNKNOWN, "API server"
+        self.ledger.record([requested, Event(time.time(), name, state, detail)])
+        return state in (State.INJECTED, State.UNCHANGED, State.PARTIAL)
 
     def _create(self, name: str) -> tuple[State, str]:
-        """What becomes of the request, and why; raises where the API server does not tell."""
+        """The state of the pod, and the reason; raises if the API server does not answer."""
         how = {"_preload_content": False, "_request_timeout": (2, 10)}
         try:
             pod = gated(name, self._cluster.model_image)
             made = self._api.create_namespaced_pod(self._namespace, pod, **how)
         except ApiException as error:
             if error.status != 409 or "AlreadyExists" not in (error.body or ""):
-                print(f"{name} refused:", error.body)  # shown where that was no part of the promise
-                detail = reason(error)
+                print(f"{name} rejected:", error.body)  # pytest shows it if that was not tolerated
+                detail = find_reason(error)
                 if detail == "other" and error.status in _STARTING:
                     raise
-                return State.REFUSED, detail
-            # A request that was unheard has made it.
+                return State.REJECTED, detail
+            # An earlier request that was not answered has created it.
             made = self._api.read_namespaced_pod(name, self._namespace, **how)
-        state = admitted(json.loads(made.data))
+        state = judge_admitted(json.loads(made.data))
         self._remove(name)
         return state, ""
 
@@ -155,21 +154,21 @@ class Asking(threading.Thread):
             )
 
 
-def reason(error: ApiException) -> str:
-    """Why a pod was refused, in two words for the table; our own refusals by their reason code."""
+def find_reason(error: ApiException) -> str:
+    """Why a pod was rejected, in two words for the table; the injector's own reason code if any."""
     text = str(error.body or "")
-    for words, short in _REFUSALS.items():
+    for words, short in _REASONS.items():
         if words in text:
             return short
     codes = re.findall(r"\((\w+)\)", text) if "denied the request" in text else []
     return str(codes[-1]) if codes else "other"
 
 
-class Sending(threading.Thread):
-    """Follows the logs of all sidecars of a namespace and keeps their attempts.
+class Messages(threading.Thread):
+    """Follows the logs of all sidecars of a namespace, which report each attempt.
 
-    A log is read while its pod runs, so that it outlives it; where following breaks it is read
-    again from its beginning.
+    A log is read while its pod runs, so that it is complete when the pod is gone. If the connection
+    breaks, the log is read again from its beginning.
     """
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
@@ -185,14 +184,14 @@ class Sending(threading.Thread):
     def run(self) -> None:
         while not self._ending.wait(0.3):
             with contextlib.suppress(ApiException, HTTPError, OSError):
-                self._look()
+                self._find_sidecars()
 
     def stop(self) -> None:
         self._ending.set()
         for thread in (self, *self._followers):
             thread.join(20)
 
-    def _look(self) -> None:
+    def _find_sidecars(self) -> None:
         for pod in self._api.list_namespaced_pod(
             self._namespace, label_selector="app", _request_timeout=(2, 5)
         ).items:
@@ -208,7 +207,7 @@ class Sending(threading.Thread):
                 self._followers.append(follow)
 
     def _follow(self, pod: str) -> None:
-        """Read until the sidecar has said `end`, or its pod is gone."""
+        """Read until the sidecar has printed `end`, or its pod is gone."""
         api: Any = client.CoreV1Api(client.ApiClient())
         while not self._ending.is_set():
             lines: list[str] = []
@@ -223,7 +222,7 @@ class Sending(threading.Thread):
                         _request_timeout=(2, 15),
                     )
                 except ApiException as error:
-                    # A kubelet that has just begun says so of pods that it has not looked at yet.
+                    # A kubelet that has just started does not know its pods yet.
                     if error.status == 404 and not self._exists(api, pod):
                         return
                     self._ending.wait(0.3)
@@ -249,16 +248,16 @@ class Sending(threading.Thread):
         return True
 
     def ledger(self, app: str | None = None) -> Ledger:
-        """What has become of every message so far, of one application or all."""
+        """The history of every message so far, of one application or all."""
         ledger = Ledger(MESSAGE)
         for pod, lines in self._logs.items():
             if app in (None, self._apps[pod]):
                 for line in lines:
-                    ledger.record(attempt(line))
+                    ledger.record(parse_attempt(line))
         return ledger
 
     def unfinished(self, living: set[str]) -> list[str]:
-        """Pods that are gone and whose sidecar did not say that its account is whole."""
+        """The pods that are gone and whose log does not end with the number of its lines."""
         return [
             pod
             for pod, lines in self._logs.items()
@@ -266,7 +265,7 @@ class Sending(threading.Thread):
         ]
 
     def answered_since(self, app: str, moment: float) -> bool:
-        """Whether a message that was begun after the moment has been answered."""
+        """Whether a message that was sent after the moment has been answered."""
         for pod, lines in list(self._logs.items()):
             if self._apps[pod] == app and lines:
                 for line in lines[-5:]:
@@ -276,16 +275,16 @@ class Sending(threading.Thread):
         return False
 
 
-def attempt(line: str) -> list[Event]:
-    """The events of one line of a sidecar."""
+def parse_attempt(line: str) -> list[Event]:
+    """The events in one line of a sidecar's log."""
     if line.startswith("end "):
         return []
     state, name, began, sent, ended, detail = line.split(maxsplit=5)
     events = [Event(float(began), name, State.WAITING)]
-    if state == State.WAITING:  # nothing was handed over; the next attempt says waiting again
+    if state == State.WAITING:  # the next attempt begins with waiting too
         return events
-    if state == State.UNTAKEN:
-        return [*events, Event(float(ended), name, State.UNTAKEN)]
+    if state == State.UNDELIVERED:
+        return [*events, Event(float(ended), name, State.UNDELIVERED)]
     return [
         *events,
         Event(float(sent), name, State.SENT),
@@ -294,36 +293,38 @@ def attempt(line: str) -> list[Event]:
 
 
 @contextlib.contextmanager
-def load(cluster: Cluster, namespace: str, *actors: Object) -> Iterator[tuple[Sending, Asking]]:
-    """Sidecars sending to these actors, and pods being asked for, while the context is open."""
-    cluster.apply(code(), *actors, namespace=namespace)
-    sending, asking = Sending(cluster, namespace), Asking(cluster, namespace)
-    sending.start()
+def generate_load(
+    cluster: Cluster, namespace: str, *actors: Object
+) -> Iterator[tuple[Messages, PodRequests]]:
+    """Send messages to these actors and request pods while the context is open."""
+    cluster.apply(code_config_map(), *actors, namespace=namespace)
+    messages, pods = Messages(cluster, namespace), PodRequests(cluster, namespace)
+    messages.start()
     try:
         for each in actors:
             name = each["metadata"]["name"]
             cluster.ready_pod(namespace, name)
-            until(f"{name} to answer", lambda name=name: sending.answered_since(name, 0))  # type: ignore[misc]
-        asking.start()
-        yield sending, asking
+            until(f"{name} to answer", lambda name=name: messages.answered_since(name, 0))  # type: ignore[misc]
+        pods.start()
+        yield messages, pods
     finally:
-        if asking.is_alive():
-            asking.stop()
-        sending.stop()
+        if pods.is_alive():
+            pods.stop()
+        messages.stop()
 
 
-def long_message(cluster: Cluster, pod: Pod, number: int) -> None:
-    """Have the pod's sidecar send a message for which it takes time to be answered, or to fail.
+def send_long_message(cluster: Cluster, pod: Pod, number: int) -> None:
+    """Make the pod's sidecar send a long message, and wait until the actor has received it.
 
-    number: SIGUSR1, or SIGUSR2 for one that eats all memory. Returns when the actor has it.
+    number: SIGUSR1; or SIGUSR2 for a message that exhausts the memory.
     """
     namespace, name = pod.metadata.namespace, pod.metadata.name
 
-    def in_hand() -> int:
+    def count() -> int:
         log = cluster.core.read_namespaced_pod_log(name, namespace, container="model")
-        return int(log.count("in hand: "))
+        return int(log.count("received: "))
 
-    before = in_hand()
+    before = count()
     program = f"import os; os.kill(1, {int(number)})"
-    cluster.run_inside("-n", namespace, name, "-c", SIDECAR, program=program)
-    until("the message to be in hand", lambda: in_hand() > before)
+    cluster.exec_python("-n", namespace, name, "-c", SIDECAR, program=program)
+    until("the actor to receive the message", lambda: count() > before)

@@ -1,4 +1,4 @@
-"""Whether something grows: samples of a figure over a soak, in quarters. No I/O."""
+"""Whether a figure grows during a soak: its samples, compared by quarters. No I/O."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ HEADER = ["soak", "figure", "second quarter", "last quarter", "growth", "at most
 
 @dataclass(frozen=True)
 class Trend:
-    """A figure of something, and how much its least value may be higher in the last quarter.
+    """The samples of a figure, and how much its minimum may grow after the second quarter.
 
-    The first quarter is not looked at: caches fill, and code is imported late. What is held for a
-    moment, such as connections while many pods come at once, is in the most of a quarter; what is
-    never let go of is in its least.
+    The first quarter does not count: caches fill, and modules are imported late. Resources that are
+    used for a moment, such as connections during a burst of pods, raise the maximum of a quarter.
+    Resources that leak raise its minimum.
     """
 
     what: str
@@ -24,25 +24,25 @@ class Trend:
 
     @property
     def quarters(self) -> tuple[float, float]:
-        """The least of the second and of the last quarter; ValueError below four samples."""
+        """The minimum of the second and of the last quarter; ValueError below four samples."""
         quarter = len(self.samples) // 4
         if not quarter:
-            raise ValueError(f"{self.what}: {len(self.samples)} samples tell nothing")
+            raise ValueError(f"{self.what}: {len(self.samples)} samples are not enough")
         second = self.samples[quarter : 2 * quarter]
         return min(second), min(self.samples[-quarter:])
 
     @property
     def growth(self) -> float:
-        """Difference of the two."""
+        """The difference of the two."""
         second, last = self.quarters
         return last - second
 
     @property
     def is_flat(self) -> bool:
-        """Whether it has grown by no more than the bound."""
+        """Whether the growth is within the bound."""
         return self.growth <= self.bound
 
     def cells(self) -> list[str]:
-        """The line's texts, as `HEADER` names them."""
+        """The texts of the columns in `HEADER`."""
         figures = [f"{value:.4g}" for value in (*self.quarters, self.growth, self.bound)]
         return [self.what, self.figure, *figures, "flat" if self.is_flat else "GROWS"]

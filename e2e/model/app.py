@@ -1,4 +1,4 @@
-"""The image's own program: a web server that says ok, until SIGTERM."""
+"""The image's own program: a web server that answers ok until SIGTERM."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"ok\n")
 
     def log_message(self, *_: Any) -> None:
-        """Requests are not worth a line."""
+        """Log no requests."""
 
 
 if __name__ == "__main__":

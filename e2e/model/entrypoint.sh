@@ -1,4 +1,4 @@
 #!/bin/sh
-# As many images have it: a few words of preparation, then the program instead of the shell.
+# As in many images: some preparation, then the program replaces the shell.
 export PREPARED=yes
 exec python3 "$@"

@@ -1,7 +1,7 @@
-"""Handlers to try an actor with: what a model does to its memory, its time and its replies.
+"""Handlers for tests: use of memory, duration, kinds of replies, and failures.
 
-Each takes a message and returns its result. An actor has one handler; `call` is the one that can
-be any of them: `{"payload": {"call": "allocate", "bytes": 1024}}`.
+Each takes a message and returns its result. `call` calls any of the others:
+`{"payload": {"call": "allocate", "bytes": 1024}}`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Message = dict[str, Any]
 
 
 def echo(message: Message) -> Any:
-    """The payload, as it came."""
+    """The payload."""
     return message["payload"]
 
 
 def fan_out(message: Message) -> list[dict[str, int]]:
-    """`count` results of one message."""
+    """A list of `count` results."""
     return [{"part": part} for part in range(message["payload"]["count"])]
 
 
@@ -42,15 +42,15 @@ async def later(message: Message) -> Any:
 
 
 def stream(message: Message) -> Iterator[dict[str, int]]:
-    """`count` results, one by one; fails before the one of number `fails`, if that is given."""
+    """`count` results, one by one; fails before result number `fails`, if given."""
     for part in range(message["payload"]["count"]):
         if part == message["payload"].get("fails"):
-            raise ValueError(f"part {part} cannot be made")
+            raise ValueError(f"part {part} failed")
         yield {"part": part}
 
 
 def whoami(message: Message) -> dict[str, Any]:
-    """Which interpreter and user this is, and as which process."""
+    """The interpreter, the user, and whether this is process 1."""
     return {
         "python": ".".join(map(str, sys.version_info[:2])),
         "executable": sys.executable,
@@ -60,17 +60,17 @@ def whoami(message: Message) -> dict[str, Any]:
 
 
 def allocate(message: Message) -> dict[str, int]:
-    """Hold `bytes` of GPU memory, in `pieces` (1) tensors, until the call returns or fails."""
+    """Use `bytes` of GPU memory in `pieces` (1) tensors until the call returns or fails."""
     pieces = message["payload"].get("pieces", 1)
     size = message["payload"]["bytes"] // pieces
     tensors: list[torch.Tensor] = []
-    for _ in range(pieces):  # a comprehension would drop the first ones when the next one fails
+    for _ in range(pieces):  # a comprehension would drop all tensors when one fails
         tensors.append(torch.empty(size, dtype=torch.uint8, device="cuda"))  # noqa: PERF401
     return {"tensors": len(tensors), "allocated": torch.cuda.memory_allocated()}
 
 
 def stats(message: Message) -> dict[str, Any]:
-    """What the GPU has in use and cached, and who has called what. Changes nothing."""
+    """The memory of the GPU in use and cached, and the number of calls by function."""
     return {
         "pid": os.getpid(),
         "initialized": torch.cuda.is_initialized(),
@@ -80,7 +80,7 @@ def stats(message: Message) -> dict[str, Any]:
 
 
 def chained(message: Message) -> dict[str, int]:
-    """As `allocate`, in a program that raises an error of its own when that fails."""
+    """Like `allocate`, with another exception raised from its failure."""
     try:
         return allocate(message)
     except torch.OutOfMemoryError as error:
@@ -88,27 +88,27 @@ def chained(message: Message) -> dict[str, int]:
 
 
 class Batch:
-    """Work in progress that an exception takes along."""
+    """An object that only the frames of an exception refer to."""
 
     def __init__(self) -> None:
         self.tensors: list[torch.Tensor] = []
 
     def load(self, size: int) -> None:
-        """Fill the GPU; an exception's frames refer to `self`, which refers to the tensors."""
+        """Fill the GPU; frames of the exception refer to the tensors through `self`."""
         while True:
             self.tensors.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
 
 
 def in_frames(message: Message) -> None:
-    """Fill the GPU with pieces of `bytes` that only frames of the exception lead to."""
+    """Fill the GPU with tensors of `bytes` that only frames of the exception refer to."""
     try:
         Batch().load(message["payload"]["bytes"])
     finally:
-        time.sleep(0)  # a frame that is left by the exception, not by a return
+        time.sleep(0)  # keeps this frame in the traceback
 
 
 def beside(message: Message) -> int:
-    """Take `bytes` for a moment as libraries beside torch do: not from torch's cache."""
+    """Use `bytes` of the GPU like another library, not from torch's cache."""
     torch.cuda.device_malloc(message["payload"]["bytes"])
     torch.cuda.device_free(message["payload"]["bytes"])
     return int(message["payload"]["bytes"])
@@ -120,13 +120,13 @@ def hog(message: Message) -> int:
 
 
 def assert_on_device(message: Message) -> None:
-    """Look beyond a tensor's end: the context is lost with it."""
+    """Read beyond the end of a tensor, which loses the context."""
     torch.empty(4)[4]
     torch.cuda.synchronize()
 
 
 def crash(message: Message) -> None:
-    """End the process as a bug in native code does."""
+    """End the process with a segmentation fault."""
     ctypes.string_at(0)
 
 
@@ -140,5 +140,5 @@ HANDLERS = {
 
 
 def call(message: Message) -> Any:
-    """The handler that the payload names in `call`; `later` needs an actor of its own."""
+    """Call the handler that `call` in the payload names; not `later`, which is asynchronous."""
     return HANDLERS[message["payload"]["call"]](message)

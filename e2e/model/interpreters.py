@@ -1,7 +1,7 @@
-"""Makes two interpreters that are not on PATH, each with a module that only it can import.
+"""Creates two interpreters outside of PATH, each with a module that only it can import.
 
-/opt/venv is a virtual environment. /opt/conda stands on its own feet, as one of conda's does: it
-finds its library by where it lies, and knows nothing of the system's packages.
+/opt/venv is a virtual environment. /opt/conda is relocatable, like conda's: it finds its library by
+its own location, and does not use the system's packages.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sysconfig
 import venv
 from pathlib import Path
 
-MODULE = '''"""Only {name} has this."""
+MODULE = '''"""A module of {name} only."""
 
 import sys
 

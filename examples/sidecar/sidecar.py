@@ -1,7 +1,7 @@
-"""The smallest sidecar: messages on stdin, one JSON document a line; replies on stdout.
+"""A minimal sidecar: messages on stdin, one JSON document per line; replies on stdout.
 
-A frame is the length of its JSON as 4 bytes, big-endian, and then the JSON, in both directions.
-A real sidecar would take its messages from a queue instead of stdin.
+A frame is the length of the JSON as 4 bytes, big-endian, followed by the JSON, in both directions.
+A real sidecar receives its messages from a queue instead of stdin.
 """
 
 import json
@@ -25,18 +25,18 @@ def connect(path: str, seconds: float = 30) -> socket.socket:
         except (FileNotFoundError, ConnectionRefusedError):
             actor.close()
             if time.monotonic() > deadline:
-                sys.exit(f"sidecar: nobody serves on {path}")
+                sys.exit(f"sidecar: nothing accepts connections on {path}")
             time.sleep(0.1)
 
 
-def ask(actor: socket.socket, message: bytes) -> bytes:
+def call(actor: socket.socket, message: bytes) -> bytes:
     """Send one message and wait for its reply; every message gets exactly one."""
     actor.sendall(len(message).to_bytes(PREFIX, "big") + message)
     return receive(actor, int.from_bytes(receive(actor, PREFIX), "big"))
 
 
 def receive(actor: socket.socket, size: int) -> bytes:
-    """Read exactly `size` bytes; a socket may hand them over in pieces."""
+    """Read exactly `size` bytes, which may arrive in pieces."""
     data = b""
     while len(data) < size:
         piece = actor.recv(size - len(data))
@@ -47,7 +47,7 @@ def receive(actor: socket.socket, size: int) -> bytes:
 
 
 def main() -> None:
-    """Answer the lines of stdin, or with `--wait` just keep the container alive."""
+    """Send the lines of stdin; with `--wait`, only keep the container running."""
     if sys.argv[1:] == ["--wait"]:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         signal.sigwait([signal.SIGTERM])
@@ -55,9 +55,9 @@ def main() -> None:
     with connect(os.environ["ASYA_SOCKET_PATH"]) as actor:
         for line in sys.stdin.buffer:
             try:
-                reply = json.loads(ask(actor, line.strip()))
-            except ConnectionError:  # it crashed, say; a real sidecar would try again elsewhere
-                sys.exit("sidecar: the actor went away without a reply")
+                reply = json.loads(call(actor, line.strip()))
+            except ConnectionError:  # for example a crash; a real sidecar would retry
+                sys.exit("sidecar: the actor closed the connection without a reply")
             print(json.dumps(reply, ensure_ascii=False), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Quantiles of histograms as the API server exposes them."""
+"""Quantiles of the API server's histograms."""
 
 import math
 
@@ -21,16 +21,16 @@ other_seconds_bucket{name="ours",le="+Inf"} 5
 """
 
 
-def test_series_with_these_labels_are_added_up() -> None:
+def test_series_with_the_given_labels_are_added_up() -> None:
     assert histogram.read(TEXT, "seconds", {"name": "ours"}) == {
         0.005: 11,
         0.025: 91,
         math.inf: 101,
     }
-    assert histogram.read(TEXT, "seconds", {"name": "nobody"}) == {}
+    assert histogram.read(TEXT, "seconds", {"name": "unknown"}) == {}
 
 
-def test_only_what_came_between_two_readings_counts() -> None:
+def test_only_calls_between_two_readings_count() -> None:
     assert histogram.between({0.5: 2, math.inf: 3}, {0.5: 5, math.inf: 9}) == {0.5: 3, math.inf: 6}
     assert histogram.between({}, {0.5: 5, math.inf: 9}) == {0.5: 5, math.inf: 9}
 
@@ -39,12 +39,12 @@ def test_only_what_came_between_two_readings_counts() -> None:
     ("share", "seconds"),
     [(0.05, 0.5), (0.1, 1.0), (0.5, 1.5), (0.9, 2.0), (0.95, 3.5), (0.99, 4.7)],
 )
-def test_a_quantile_lies_evenly_within_its_bucket(share: float, seconds: float) -> None:
+def test_a_quantile_is_interpolated_within_its_bucket(share: float, seconds: float) -> None:
     buckets = {1.0: 10.0, 2.0: 90.0, 5.0: 100.0, math.inf: 100.0}
     assert histogram.quantile(buckets, share) == pytest.approx(seconds)
 
 
-def test_a_quantile_beyond_all_bounds_is_the_last_one_and_of_nothing_is_none() -> None:
+def test_a_quantile_beyond_all_bounds_is_the_last_bound_and_without_calls_it_is_nan() -> None:
     assert histogram.quantile({1.0: 10.0, math.inf: 100.0}, 0.5) == 1.0
     assert math.isnan(histogram.quantile({1.0: 0.0, math.inf: 0.0}, 0.5))
     assert math.isnan(histogram.quantile({}, 0.5))

@@ -1,4 +1,4 @@
-"""The cluster scripts where they refuse, choose or report; programs they call are stand-ins."""
+"""Errors, choices and output of the cluster scripts, with fakes for the programs they call."""
 
 import os
 import re
@@ -14,7 +14,7 @@ SCRIPTS = Path(__file__).parents[2] / "e2e" / "cluster"
 
 # An engine without containers, and tools that are new enough.
 DOCKER = 'case "$1 $2" in "version "*) echo 26.1 ;; *) exit 1 ;; esac'
-# An engine that has a node of the name, with these mounts and this Kubernetes.
+# An engine that has a node of that name, with a mount and a Kubernetes version.
 DOCKER_WITH_NODE = """case "$*" in
   version*) echo 26.1 ;;
   *State.Running*) echo true ;;
@@ -28,7 +28,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run a script of a copy of the folder, with stand-ins for programs (name to shell text)."""
+    """Run a script in a copy of the folder, with fake programs (shell texts by name)."""
     folder = tmp_path / "checkout" / "e2e" / "cluster"
     shutil.copytree(SCRIPTS, folder)
     programs = tmp_path / "programs"
@@ -54,12 +54,12 @@ def run(tmp_path: Path) -> Run:
     return run_script
 
 
-def refusal(result: subprocess.CompletedProcess[str]) -> tuple[int, str, str]:
+def outcome(result: subprocess.CompletedProcess[str]) -> tuple[int, str, str]:
     return result.returncode, result.stdout, result.stderr
 
 
-KNOWN = "known: 1.30, 1.34, 1.37"
-ENGINE = "install Docker Engine 24 or newer, start it, and let this user reach it"
+SUPPORTED = "supported: 1.30, 1.34, 1.37"
+ENGINE = "install Docker Engine 24 or newer, start it, and give this user access"
 
 
 @pytest.mark.parametrize(
@@ -69,87 +69,87 @@ ENGINE = "install Docker Engine 24 or newer, start it, and let this user reach i
             ["./up.sh"],
             {"KUBERNETES_VERSION": "1.2"},
             {},
-            f"Kubernetes 1.2 is not known here; {KNOWN}",
-            id="a Kubernetes that is not listed",
+            f"Kubernetes 1.2 is not supported; {SUPPORTED}",
+            id="a Kubernetes version that is not listed",
         ),
         pytest.param(
             ["./up.sh"],
             {"KUBERNETES_VERSION": "new; rm x"},
             {},
-            f"Kubernetes new; rm x is not known here; {KNOWN}",
-            id="a Kubernetes that is no version",
+            f"Kubernetes new; rm x is not supported; {SUPPORTED}",
+            id="a Kubernetes version that is invalid",
         ),
         pytest.param(
             ["./up.sh"],
             {"API_PORT": "http"},
             {},
             "API_PORT=http is not a port number",
-            id="a port that is no number",
+            id="a port that is not a number",
         ),
         pytest.param(
             ["./up.sh"],
             {"CLUSTER": "My_cluster"},
             {},
             "CLUSTER=My_cluster is not a cluster name (a-z, 0-9, '.', '-')",
-            id="a name that kind would refuse",
+            id="a name that kind would reject",
         ),
         pytest.param(
             ["./up.sh"],
             {},
             TOOLS | {"docker": DOCKER_WITH_NODE.format(mount="/var")},
-            "a kind cluster or container of the name asya exists and is not ours;"
-            " choose another: CLUSTER=name",
+            "a kind cluster or container asya exists, not created by these scripts;"
+            " choose another name: CLUSTER=name",
             id="a name that is taken",
         ),
         pytest.param(
             ["./up.sh"],
             {"KUBERNETES_VERSION": "1.37"},
             TOOLS | {"docker": DOCKER_WITH_NODE.format(mount="/kind/asya-runtime")},
-            "cluster asya runs Kubernetes 1.34.4, not 1.37: make cluster-down first,"
-            " or CLUSTER=another-name",
-            id="a cluster of ours with another Kubernetes",
+            "cluster asya runs Kubernetes 1.34.4, not 1.37: run make cluster-down first,"
+            " or set CLUSTER=name",
+            id="an existing cluster with another Kubernetes",
         ),
         pytest.param(
             ["./down.sh"],
             {},
             TOOLS | {"docker": DOCKER_WITH_NODE.format(mount="/var")},
-            "the kind cluster or container named asya is not ours; not touched",
-            id="removal of a cluster that is not ours",
+            "the kind cluster or container asya was not created by these scripts; not removed",
+            id="removal of another cluster",
         ),
         pytest.param(
             ["./down.sh"],
             {},
             {"docker": "exit 1"},
-            "no container engine answers, so there is no cluster to remove",
+            "no container engine is running, so there is no cluster to remove",
             id="removal without an engine",
         ),
         pytest.param(
             ["./engine.sh"],
             {},
             {"docker": "exit 1", "id": "echo 1000"},
-            f"no container engine answers: {ENGINE}",
+            f"no container engine is running: {ENGINE}",
             id="no engine, and not root",
         ),
         pytest.param(
             ["./engine.sh"],
             {"DOCKER_HOST": "tcp://127.0.0.1:1"},
             {"docker": "exit 1"},
-            "no container engine answers at DOCKER_HOST=tcp://127.0.0.1:1",
-            id="an engine elsewhere that does not answer",
+            "no container engine is running at DOCKER_HOST=tcp://127.0.0.1:1",
+            id="a remote engine that does not answer",
         ),
         pytest.param(
             ["./tools.sh", "kind"],
             {},
             {"kind": "echo kind v0.20.0 go1.20 linux/amd64", "go": "echo go1.20.1"},
-            "kind 0.30.0 or newer is not on PATH; install it, or let it be built:"
-            " that needs Go 1.26.0 or newer (found: go1.20.1)",
+            "kind 0.30.0 or newer is not on PATH: install it;"
+            " building it needs Go 1.26.0 or newer (found: go1.20.1)",
             id="a tool that is too old, and a Go that is too old",
         ),
         pytest.param(
             ["./python-image.sh", "2.7"],
             {},
             {},
-            "Python 2.7 is not known here; known: 3.9, 3.11, 3.13",
+            "Python 2.7 is not supported; supported: 3.9, 3.11, 3.13",
             id="a Python that is not listed",
         ),
         pytest.param(
@@ -161,21 +161,21 @@ ENGINE = "install Docker Engine 24 or newer, start it, and let this user reach i
         ),
     ],
 )
-def test_what_cannot_be_done_is_refused_with_one_line(
+def test_an_error_is_one_line(
     run: Run, command: list[str], env: dict[str, str], programs: dict[str, str], message: str
 ) -> None:
-    assert refusal(run(*command, env=env, programs_=programs)) == (1, "", f"error: {message}\n")
+    assert outcome(run(*command, env=env, programs_=programs)) == (1, "", f"error: {message}\n")
 
 
-def test_a_port_that_is_taken_is_refused_before_anything_is_built(run: Run) -> None:
+def test_a_port_in_use_is_an_error_before_anything_is_built(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
         result = run("./up.sh", env={"API_PORT": port}, programs_=TOOLS)
-    assert refusal(result) == (
+    assert outcome(result) == (
         1,
         "",
-        f"error: API_PORT={port}: something already listens there;"
-        " choose another, or leave it out for a free one\n",
+        f"error: API_PORT={port} is in use;"
+        " choose another port, or unset API_PORT for a free one\n",
     )
 
 
@@ -215,7 +215,7 @@ def test_a_published_image_is_used_when_its_registry_answers(run: Run) -> None:
     assert result.stderr == f"pulling {result.stdout}"
 
 
-def test_an_image_that_is_there_is_used_without_asking_anyone(run: Run) -> None:
+def test_an_existing_image_is_used_without_network_access(run: Run) -> None:
     docker = """case "$1 $2" in
       "version "*) ;;
       "image inspect") [[ $3 == asya/* ]] ;;
@@ -236,19 +236,17 @@ def test_a_failed_step_shows_its_last_lines_and_names_its_log(run: Run, tmp_path
     script = '. ./lib.sh; pour() { seq 9; false; echo unreached; }; step "making tea" "4 min" pour'
     result = run("bash", "-c", script)
     log = tmp_path / ".cache" / "asya-runtime" / "log" / "making-tea.log"
-    assert refusal(result) == (
+    assert outcome(result) == (
         1,
         "",
         "making tea (usually 4 min) ... failed after 0s\n"
         + "".join(f"    {n}\n" for n in range(5, 10))
-        + f"error: making tea failed; the whole output is in {log}\n",
+        + f"error: making tea failed; the full output is in {log}\n",
     )
     assert log.read_text().split() == [str(n) for n in range(1, 10)]
 
 
-def test_an_interrupted_go_build_leaves_nothing_that_looks_complete(
-    run: Run, tmp_path: Path
-) -> None:
+def test_an_interrupted_go_build_leaves_no_result(run: Run, tmp_path: Path) -> None:
     script = '. ./lib.sh; . ./gobuild.sh; go_build "$HOME/out" "" "" "" "$PWD/node/pause"'
     go = 'touch bin/half; echo "go: interrupted" >&2; exit 1'
     result = run("bash", "-ec", script, programs_={"go": go})

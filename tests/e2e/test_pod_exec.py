@@ -1,21 +1,21 @@
-"""What is known of a program that ran in a pod, kubectl's part played by a script."""
+"""Running a program in a pod, with a script in place of kubectl."""
 
 from pathlib import Path
 
 import pytest
 
-from e2e.pod_exec import run_inside
+from e2e.pod_exec import exec_python
 
 KUBECTL = """#!/bin/bash
 while [[ $1 != -- ]]; do shift; done
 shift
 """
-# What a process said that has ended meanwhile is not passed on, and all is said to be well.
+# Loses the output of a process that has ended, and reports success.
 CUT = (
     KUBECTL
     + """
 exec 4<&0 3< <("$@" <&4)
-sleep 0.5
+for ((n = 0; n < 20; n++)); do kill -0 $! 2>/dev/null || break; sleep 0.1; done
 kill -0 $! && cat <&3
 exit 0
 """
@@ -24,7 +24,7 @@ exit 0
 
 @pytest.fixture
 def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A kubectl that runs on this machine what it is to run in a pod."""
+    """A kubectl that runs the program on this machine."""
     path = tmp_path / "kubectl"
     path.write_text(KUBECTL + 'exec "$@"\n')
     path.chmod(0o755)
@@ -47,35 +47,35 @@ def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.param("import sys\nsys.exit(0)", "", 0, "", "", id="exit-0"),
         pytest.param("import sys\nsys.exit(3)", "", 1, "", "3\n", id="exit-3"),
         pytest.param("import sys\nsys.exit('no such process')", "", 1, "", "no such process\n",
-                     id="exit-with-words"),
+                     id="exit-with-text"),
         pytest.param("print(1)\n1 / 0", "", 1, "1\n", "ZeroDivisionError: division by zero\n",
                      id="exception"),
-        pytest.param("import os\nos._exit(7)", "", 7, "", "the program did not come to its end",
+        pytest.param("import os\nos._exit(7)", "", 7, "", "the program did not end as expected",
                      id="no-end"),
     ],
 )  # fmt: skip
-def test_a_programs_output_and_exit_code_are_known(
+def test_the_output_and_the_exit_code_of_a_program_are_returned(
     kubectl: Path, program: str, stdin: str, returncode: int, stdout: str, stderr: str
 ) -> None:
-    done = run_inside("pod", program=program, arguments=("one", "two"), stdin=stdin)
+    done = exec_python("pod", program=program, arguments=("one", "two"), stdin=stdin)
     assert (done.returncode, done.stdout) == (returncode, stdout)
     assert done.stderr.endswith(stderr)
     assert bool(done.stderr) == bool(stderr)
 
 
-def test_a_process_stays_until_its_output_was_read(kubectl: Path) -> None:
+def test_the_process_stays_until_its_output_is_read(kubectl: Path) -> None:
     kubectl.write_text(CUT)
-    done = run_inside("pod", program="print(1)")
+    done = exec_python("pod", program="print(1)")
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
 
-def test_a_program_whose_end_is_not_heard_of_has_failed(kubectl: Path) -> None:
+def test_a_program_whose_end_is_not_reported_has_failed(kubectl: Path) -> None:
     kubectl.write_text(CUT)
-    done = run_inside("pod", program="import os\nprint(1, flush=True)\nos._exit(0)")
+    done = exec_python("pod", program="import os\nprint(1, flush=True)\nos._exit(0)")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.endswith("the program did not come to its end")
+    assert done.stderr.endswith("the program did not end as expected")
 
 
-def test_what_takes_too_long_is_given_up(kubectl: Path) -> None:
-    done = run_inside("pod", program="import time\ntime.sleep(60)", timeout=0.5)
-    assert (done.returncode, done.stderr) == (-9, "the program did not come to its end")
+def test_a_program_is_killed_after_the_timeout(kubectl: Path) -> None:
+    done = exec_python("pod", program="import time\ntime.sleep(60)", timeout=0.5)
+    assert (done.returncode, done.stderr) == (-9, "the program did not end as expected")

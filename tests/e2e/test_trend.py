@@ -1,4 +1,4 @@
-"""What counts as flat."""
+"""Which figures count as flat."""
 
 import pytest
 
@@ -12,8 +12,8 @@ WARM = [10.0, 20.0, 28.0, 30.0]
     [
         ([*WARM, *[30.0] * 12], 0),
         ([*WARM, *[30.0] * 8, *[33.0] * 4], 3),
-        ([*WARM, *[30.0] * 10, 90.0, 30.0], 0),  # a single spike is no growth
-        ([*WARM, *[30.0] * 8, 90.0, 90.0, 90.0, 30.0], 0),  # nor is what was let go of
+        ([*WARM, *[30.0] * 10, 90.0, 30.0], 0),  # a spike is not growth
+        ([*WARM, *[30.0] * 8, 90.0, 90.0, 90.0, 30.0], 0),  # nor are resources that are freed
         ([*WARM, *[30.0 + at for at in range(12)]], 8),
         ([*WARM, *[30.0] * 8, *[20.0] * 4], -10),
     ],
@@ -23,11 +23,11 @@ def test_growth_is_from_the_second_to_the_last_quarter(samples: list[float], gro
     assert (trend.growth, trend.is_flat) == (growth, growth <= 2)
 
 
-def test_a_line_says_whether_it_grows() -> None:
+def test_a_row_shows_whether_the_figure_grows() -> None:
     cells = Trend("runtime", "memory, MB", [*WARM, *[30.0] * 8, *[33.0] * 4], bound=2).cells()
     assert cells == ["runtime", "memory, MB", "30", "33", "3", "2", "GROWS"]
 
 
-def test_too_few_samples_are_no_proof() -> None:
-    with pytest.raises(ValueError, match="tell nothing"):
+def test_too_few_samples_are_an_error() -> None:
+    with pytest.raises(ValueError, match="are not enough"):
         _ = Trend("one", "MB", [1.0, 2.0, 3.0], bound=2).growth

@@ -1,4 +1,4 @@
-"""The demo ends well only if every reply is right."""
+"""The demo succeeds only if every reply is as expected."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,9 @@ WRONG = {"status": "ok", "result": 2}
 
 
 @pytest.mark.parametrize(
-    ("replies", "said"),
+    ("replies", "differences"),
     [
-        pytest.param([RIGHT, RIGHT], [], id="all right"),
+        pytest.param([RIGHT, RIGHT], [], id="all as expected"),
         pytest.param(
             [RIGHT, WRONG],
             [f"reply 2 is {json.dumps(WRONG)}, expected {json.dumps(RIGHT)}"],
@@ -25,8 +25,10 @@ WRONG = {"status": "ok", "result": 2}
         pytest.param([RIGHT] * 3, ["3 replies to 2 messages"], id="one too many"),
     ],
 )
-def test_what_is_wrong_with_the_replies_is_said(replies: list[Any], said: list[str]) -> None:
-    assert list(demo.differences(replies, [RIGHT, RIGHT])) == said
+def test_differences_between_replies_and_expected_replies_are_described(
+    replies: list[Any], differences: list[str]
+) -> None:
+    assert list(demo.find_differences(replies, [RIGHT, RIGHT])) == differences
 
 
 def test_every_message_has_an_expected_reply_and_one_of_them_is_an_error(examples: Path) -> None:
@@ -37,23 +39,23 @@ def test_every_message_has_an_expected_reply_and_one_of_them_is_an_error(example
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment", "says"),
+    ("arguments", "environment", "error"),
     [
         pytest.param(["--wrong"], {}, "usage: demo.py [--clean]", id="unknown option"),
         pytest.param([], {"INJECTOR_IMAGE": ""}, "INJECTOR_IMAGE is not set", id="no image"),
-        pytest.param([], {"INJECTOR_IMAGE": "a:b"}, "no cluster answers", id="no cluster"),
+        pytest.param([], {"INJECTOR_IMAGE": "a:b"}, "no cluster is running", id="no cluster"),
     ],
 )
-def test_what_is_missing_is_one_line(
+def test_a_missing_requirement_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     environment: dict[str, str],
-    says: str,
+    error: str,
 ) -> None:
     monkeypatch.setattr("sys.argv", ["demo.py", *arguments])
     monkeypatch.setenv("PATH", "/nonexistent")  # no kubectl, so no cluster
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert demo.main() == 2
-    assert says in capsys.readouterr().err
+    assert error in capsys.readouterr().err

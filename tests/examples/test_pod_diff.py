@@ -1,9 +1,9 @@
-"""The demo shows of a pod's change what matters, and nothing else."""
+"""The demo prints only the relevant changes of a pod."""
 
 import copy
 from typing import Any
 
-from examples.pod_diff import changes, essence
+from examples.pod_diff import diff_pods, select_written
 
 TOKEN = "kube-api-access-x2x4v"
 POD: dict[str, Any] = {
@@ -26,27 +26,27 @@ POD: dict[str, Any] = {
 }
 
 
-def test_only_what_somebody_wrote_is_left() -> None:
-    assert essence(POD) == {
+def test_defaults_and_status_are_left_out() -> None:
+    assert select_written(POD) == {
         "metadata": {"labels": {"app": "web"}},
         "spec": {"containers": [{"name": "web", "command": ["app"], "image": "web:1"}]},
     }
 
 
-def test_another_pod_of_the_same_template_has_no_changes() -> None:
+def test_pods_of_the_same_template_have_no_differences() -> None:
     other = copy.deepcopy(POD)
     other["metadata"].update(name="web-2", uid="2")
     other["metadata"]["labels"]["pod-template-hash"] = "b"
     other["spec"]["nodeName"] = "node-2"
     other["spec"]["volumes"][0]["name"] = "kube-api-access-other"
-    assert changes(POD, other) == []
+    assert diff_pods(POD, other) == []
 
 
-def test_a_change_is_shown_with_its_surroundings() -> None:
+def test_a_change_is_printed_with_context() -> None:
     other = copy.deepcopy(POD)
     other["spec"]["containers"][0]["command"] = ["wrapper", "app"]
     other["spec"]["volumes"].append({"emptyDir": {}, "name": "socket"})
-    assert changes(POD, other) == [
+    assert diff_pods(POD, other) == [
         "--- before",
         "+++ after",
         "@@ -5,4 +5,7 @@",

@@ -1,4 +1,4 @@
-"""The example sidecar speaks the protocol, to a peer that makes it hard."""
+"""The example sidecar and the protocol, with an actor that sends one byte at a time."""
 
 import os
 import socket
@@ -24,12 +24,12 @@ def run(examples: Path, path: Path) -> subprocess.CompletedProcess[bytes]:
     )
 
 
-def serve(listener: socket.socket, got: list[bytes], replies: list[str]) -> None:
-    """Take frames and answer each, one byte at a time."""
+def serve(listener: socket.socket, received: list[bytes], replies: list[str]) -> None:
+    """Receive frames, and answer each one byte at a time."""
     connection, _ = listener.accept()
     with connection, connection.makefile("rb") as stream:
         for reply in replies:
-            got.append(stream.read(int.from_bytes(stream.read(4), "big")))
+            received.append(stream.read(int.from_bytes(stream.read(4), "big")))
             frame = len(reply.encode()).to_bytes(4, "big") + reply.encode()
             for byte in frame:
                 connection.sendall(bytes([byte]))
@@ -45,11 +45,14 @@ def listener(tmp_path: Path) -> socket.socket:
 
 
 @pytest.mark.parametrize(
-    ("replies", "code", "complaint"),
+    ("replies", "code", "error"),
     [
-        pytest.param(REPLIES, 0, b"", id="every message answered"),
+        pytest.param(REPLIES, 0, b"", id="all messages answered"),
         pytest.param(
-            REPLIES[:1], 1, b"the actor went away without a reply", id="the actor goes away"
+            REPLIES[:1],
+            1,
+            b"the actor closed the connection without a reply",
+            id="the actor closes the connection",
         ),
     ],
 )
@@ -59,14 +62,14 @@ def test_each_line_is_a_message_and_each_reply_a_line(
     listener: socket.socket,
     replies: list[str],
     code: int,
-    complaint: bytes,
+    error: bytes,
 ) -> None:
-    got: list[bytes] = []
-    actor = threading.Thread(target=serve, args=(listener, got, replies))
+    received: list[bytes] = []
+    actor = threading.Thread(target=serve, args=(listener, received, replies))
     with listener:
         actor.start()
         done = run(examples, tmp_path / "s")
         actor.join(30)
     assert done.stdout.decode().splitlines() == replies
-    assert (done.returncode, got) == (code, MESSAGES[: len(replies)])
-    assert complaint in done.stderr
+    assert (done.returncode, received) == (code, MESSAGES[: len(replies)])
+    assert error in done.stderr

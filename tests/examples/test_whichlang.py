@@ -1,4 +1,4 @@
-"""The demo's application really tells languages apart, in texts it has never seen."""
+"""The demo's application recognizes languages, in texts that are not in its corpus."""
 
 import importlib
 import json
@@ -34,17 +34,17 @@ def service() -> ModuleType:
         ("sv", "Det var en afton i början av maj."),
     ],
 )
-def test_a_sentence_it_has_never_seen_is_recognised(
+def test_the_language_of_a_new_sentence_is_recognized(
     service: ModuleType, code: str, text: str
 ) -> None:
     assert service.predict({"payload": {"text": text}})["code"] == code
 
 
 def test_probabilities_add_up_to_one_and_the_best_comes_first(service: ModuleType) -> None:
-    found = service.detector.detect("muito obrigado")
-    assert sum(found.values()) == pytest.approx(1)
-    assert list(found.values()) == sorted(found.values(), reverse=True)
-    assert set(found) == set(service.NAMES)
+    result = service.detector.detect("muito obrigado")
+    assert sum(result.values()) == pytest.approx(1)
+    assert list(result.values()) == sorted(result.values(), reverse=True)
+    assert set(result) == set(service.NAMES)
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,12 @@ def test_probabilities_add_up_to_one_and_the_best_comes_first(service: ModuleTyp
         pytest.param({"text": "42 :-)"}, id="without a letter"),
     ],
 )
-def test_what_is_no_text_is_refused(service: ModuleType, payload: dict[str, Any]) -> None:
+def test_a_payload_without_text_is_an_error(service: ModuleType, payload: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="at least one letter"):
         service.predict({"payload": payload})
 
 
-def test_the_demos_messages_are_not_what_it_was_trained_on(
-    service: ModuleType, examples: Path
-) -> None:
+def test_the_demos_messages_are_not_in_the_corpus(service: ModuleType, examples: Path) -> None:
     corpus = " ".join(file.read_text("utf-8") for file in service.CORPUS.iterdir())
     for line in (examples / "messages.jsonl").read_text("utf-8").splitlines():
         text = json.loads(line)["payload"].get("text")
@@ -72,7 +70,7 @@ def test_the_demos_messages_are_not_what_it_was_trained_on(
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """The web application on a port of its own; gives its address."""
+    """The web application on a free port; yields its address."""
     handler = importlib.import_module("whichlang.__main__").Handler
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -87,7 +85,7 @@ def server() -> Iterator[str]:
     [
         pytest.param("/", None, 200, "<p></p>", id="the empty form"),
         pytest.param("/?text=Goedemorgen,+dag!", None, 200, "<p>Dutch</p>", id="the page's answer"),
-        pytest.param("/?text=%3Cb%3E", None, 200, 'value="&lt;b&gt;"', id="text is no markup"),
+        pytest.param("/?text=%3Cb%3E", None, 200, 'value="&lt;b&gt;"', id="text is escaped"),
         pytest.param("/?text=42", None, 200, "at least one letter", id="no text on the page"),
         pytest.param("/other", None, 404, "not found", id="no such page"),
         pytest.param(
@@ -95,10 +93,10 @@ def server() -> Iterator[str]:
         ),
         pytest.param("/predict", {"payload": {}}, 400, '{"error": "payload.text', id="no text"),
         pytest.param("/predict", [], 400, '{"error": ', id="no request"),
-        pytest.param("/other", {}, 404, "not found", id="no such interface"),
+        pytest.param("/other", {}, 404, "not found", id="no such path"),
     ],
 )
-def test_it_is_a_web_application(
+def test_the_web_application_answers(
     server: str, path: str, body: Any, status: int, answer: str
 ) -> None:
     data = None if body is None else json.dumps(body).encode()

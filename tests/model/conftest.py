@@ -1,4 +1,4 @@
-"""The GPU-mock image's modules, imported afresh for each test."""
+"""The modules of the model image, imported again for each test."""
 
 import importlib
 import sys
@@ -19,7 +19,7 @@ def forget() -> None:
 
 @pytest.fixture
 def torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The stand-in torch, with a GPU of 4 GiB that nobody has used."""
+    """The fake torch, with an unused GPU of 4 GiB."""
     monkeypatch.syspath_prepend(MODEL)
     monkeypatch.setenv("GPU_MEMORY", str(4 * GIB))
     forget()
@@ -29,5 +29,5 @@ def torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 @pytest.fixture
 def handlers(torch: ModuleType) -> ModuleType:
-    """The image's handlers, on that GPU."""
+    """The handlers of the image, with that GPU."""
     return importlib.import_module("handlers")

@@ -1,8 +1,8 @@
-"""The little of an API server that the injector uses, over HTTP and in memory: no cluster needed.
+"""An API server in memory, with the few parts that the injector uses.
 
-It knows which resources there are (kopf asks), ConfigMaps, Secrets and one webhook configuration,
-names, resource versions and conflicts as the real one does, and allows exactly what the chart gives
-the injector rights for.
+It serves discovery (for kopf), ConfigMaps, Secrets and one webhook configuration. Names, resource
+versions and conflicts work as in the real one. It allows exactly the requests for which the chart
+gives the injector permissions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KINDS = {
 }
 NAMESPACE, NAME = "asya-system", "asya-runtime"
 SECRET = "asya-runtime-tls"
-# Verbs by resource, and whether they are held to one name.
+# The allowed verbs by resource, and the one name that a verb is restricted to.
 RIGHTS = {
     ("configmaps", "create"): None,
     ("configmaps", "patch"): None,
@@ -43,7 +43,7 @@ Object = dict[str, Any]
 
 
 def resources(version: str, kinds: tuple[str, ...]) -> Object:
-    """What `GET /apis/GROUP/VERSION` gives."""
+    """The response to `GET /apis/GROUP/VERSION`."""
     verbs = ["create", "delete", "get", "list", "patch", "update", "watch"]
     return {
         "kind": "APIResourceList",
@@ -79,28 +79,28 @@ DISCOVERY: dict[str, Object] = {
 
 @dataclass
 class Answer(Exception):  # noqa: N818
-    """An HTTP answer; raised where it is no success."""
+    """An HTTP response; an error is raised."""
 
     code: int
-    body: Object | bytes  # bytes: as they are
+    body: Object | bytes  # bytes are sent unchanged
     headers: dict[str, str] = field(default_factory=dict)
 
 
 def failure(code: int, reason: str, message: str, headers: dict[str, str] | None = None) -> Answer:
-    """A failed call as the API server tells of it."""
+    """An error response of the API server."""
     status: Object = {"kind": "Status", "apiVersion": "v1", "status": "Failure"}
     status |= {"code": code, "reason": reason, "message": message}
     return Answer(code, status, headers or {})
 
 
 class Api:
-    """What the server holds. Tests look at it and change it while holding `lock`.
+    """The state of the server. Tests read and change it while they hold `lock`.
 
     objects: by resource, namespace and name.
     calls: verb, resource, namespace and name of each call, in order.
     fault: called with verb, resource, namespace and name before each call; may sleep, raise an
         Answer, or return.
-    time: what the server's clock says, as Unix time; None for the real time.
+    time: the server's clock as Unix time; None for the real time.
     """
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ class Api:
         self._versions = 0
 
     def install(self) -> None:
-        """What the chart puts there: a webhook configuration and a Secret without data."""
+        """Create what the chart creates: a webhook configuration and a Secret without data."""
         webhooks = [
             {
                 "name": f"{name}.asya.sh",
@@ -128,7 +128,7 @@ class Api:
         self.put("secrets", NAMESPACE, {"metadata": {"name": SECRET}, "type": "Opaque"})
 
     def put(self, resource: str, namespace: str, thing: Object) -> Object:
-        """Store an object, whatever was there."""
+        """Create or replace an object."""
         with self.lock:
             self._versions += 1
             metadata = thing["metadata"] | {"resourceVersion": str(self._versions)}
@@ -139,7 +139,7 @@ class Api:
             return stored
 
     def called(self, verb: str, resource: str) -> int:
-        """How often that was asked for."""
+        """The number of calls with this verb and resource."""
         with self.lock:
             return sum(call[:2] == (verb, resource) for call in self.calls)
 
@@ -191,7 +191,7 @@ class Api:
 
 
 def _split(path: str) -> tuple[str, str, str]:
-    """Resource, namespace and name of a path."""
+    """The resource, namespace and name in a path."""
     words = path.strip("/").split("/")
     words = (words[2:] if words[0] == "api" else words[3:]) or [""]
     namespace = ""
@@ -229,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
         return formatdate(time.time() if self.api.time is None else self.api.time, usegmt=True)
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -237,12 +237,12 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that is gone is none of our business."""
+        """Ignore clients that close their connection."""
 
 
 @contextlib.contextmanager
 def api_server(directory: Path, *, port: int = 0) -> Iterator[Api]:
-    """Run it on a port of 127.0.0.1, with a kubeconfig in the directory that points to it."""
+    """Run it on a port of 127.0.0.1, and write its kubeconfig to the directory."""
     api = Api()
     server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"api": api}))
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
@@ -257,7 +257,7 @@ def api_server(directory: Path, *, port: int = 0) -> Iterator[Api]:
 
 
 def write_kubeconfig(directory: Path, port: int) -> Path:
-    """A kubeconfig for a server on that port of 127.0.0.1."""
+    """Write a kubeconfig for a server on a port of 127.0.0.1."""
     config = {
         "apiVersion": "v1",
         "kind": "Config",

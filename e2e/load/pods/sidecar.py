@@ -1,12 +1,13 @@
-"""A sidecar that never runs out of messages and says what became of each attempt.
+"""A sidecar that sends messages without end and prints the result of each attempt.
 
-A line an attempt: `STATE ID BEGAN SENT ENDED DETAIL`, times in Unix seconds, SENT 0 where the frame
-was not wholly handed over. `cut` and `waiting` (nobody there) are tried again until it is answered,
-or `untaken`: nobody was there any more when the pod ended.
+One line per attempt: `STATE ID BEGAN SENT ENDED DETAIL`. Times are Unix seconds; SENT is 0 if the
+frame was not sent as a whole. A message that is `cut`, `rejected` or `waiting` (the socket does not
+accept) is sent again until it is answered. It is `undelivered` if the socket no longer accepts when
+the pod ends.
 
-Two clients: `kept` uses one connection, `new` one for each message. SIGUSR1 makes `kept` send a
-long message, SIGUSR2 one that eats all memory (once: said again, it is a plain one). SIGTERM: go
-on until the actor takes nothing more, then say `end` and how many lines there were.
+Two clients: `kept` uses one connection, `new` one for each message. On SIGUSR1, `kept` sends a long
+message; on SIGUSR2, one that exhausts the memory (a retry is an ordinary message). After SIGTERM it
+goes on until the actor accepts no connection, and then prints `end` and the number of lines.
 """
 
 import itertools
@@ -23,27 +24,27 @@ import time
 PATH = os.environ["ASYA_SOCKET_PATH"]
 PAUSE = float(sys.argv[1]) if len(sys.argv) > 1 else 0.1
 RETRY = 0.1
-PATIENCE = 40
+TIMEOUT = 40
 CALL: "dict[str, object]" = {"seconds": 0.02}
-ORDERS: "dict[int, dict[str, object]]" = {
-    signal.SIGUSR1: {"seconds": 2.0, "say": True},
-    signal.SIGUSR2: {"seconds": 0.5, "say": True, "eat": True},
+COMMANDS: "dict[int, dict[str, object]]" = {
+    signal.SIGUSR1: {"seconds": 2.0, "announce": True},
+    signal.SIGUSR2: {"seconds": 0.5, "announce": True, "exhaust": True},
 }
-orders: "queue.SimpleQueue[dict[str, object]]" = queue.SimpleQueue()
+commands: "queue.SimpleQueue[dict[str, object]]" = queue.SimpleQueue()
 stopping = threading.Event()
-saying = threading.Lock()
-BEGAN = int(time.time())  # a container that is started again has the same name and pid
+print_lock = threading.Lock()
+BEGAN = int(time.time())  # a restarted container has the same name and pid
 lines = itertools.count()
 
 
-def say(*words: object) -> None:
-    with saying:
+def report(*words: object) -> None:
+    with print_lock:
         next(lines)
         print(*words, flush=True)
 
 
 def exchange(connection: socket.socket, body: bytes) -> "tuple[float, bytes | None]":
-    """When the frame was wholly sent (0: never), and the reply (None: none)."""
+    """When the frame was sent as a whole (0: never), and the reply (None: no reply)."""
     try:
         connection.sendall(struct.pack(">I", len(body)) + body)
     except OSError:
@@ -60,38 +61,38 @@ def exchange(connection: socket.socket, body: bytes) -> "tuple[float, bytes | No
 
 
 def judge(name: str, reply: bytes) -> "tuple[str, str]":
-    said = json.loads(reply)
-    if said["status"] == "ok":
-        return ("answered", "-") if said["result"] == {"id": name} else ("mangled", "-")
-    return "refused", said["error"]
+    answer = json.loads(reply)
+    if answer["status"] == "ok":
+        return ("answered", "-") if answer["result"] == {"id": name} else ("wrong", "-")
+    return "rejected", answer["error"]
 
 
 def client(kind: str, kept: bool) -> None:
-    """Deliver messages one after the other, each until it is answered."""
+    """Send messages one after the other, each until it is answered."""
     connection = None
     number = 0
     while True:
         number += 1
         name = f"{os.environ['HOSTNAME']}-{kind}-{BEGAN}-{number}"
         call = dict(CALL)
-        if kept and not orders.empty():
-            call.update(orders.get())
-        nobody = False
+        if kept and not commands.empty():
+            call.update(commands.get())
+        is_reported = False
         while True:
             began = time.time()
             if connection is None:
                 connection = socket.socket(socket.AF_UNIX)
-                connection.settimeout(PATIENCE)
+                connection.settimeout(TIMEOUT)
                 try:
                     connection.connect(PATH)
                 except OSError as error:
                     connection = None
                     if stopping.is_set():
-                        say("untaken", name, began, 0, time.time(), error.strerror)
+                        report("undelivered", name, began, 0, time.time(), error.strerror)
                         return
-                    if not nobody:
-                        say("waiting", name, began, 0, time.time(), error.strerror)
-                    nobody = True
+                    if not is_reported:
+                        report("waiting", name, began, 0, time.time(), error.strerror)
+                    is_reported = True
                     time.sleep(RETRY)
                     continue
             sent, reply = exchange(
@@ -100,11 +101,11 @@ def client(kind: str, kept: bool) -> None:
             state, detail = (
                 judge(name, reply) if reply else ("cut" if sent else "waiting", "closed")
             )
-            say(state, name, began, sent, time.time(), detail)
+            report(state, name, began, sent, time.time(), detail)
             if reply is None or not kept:
                 connection.close()
                 connection = None
-            if state in ("answered", "mangled"):
+            if state in ("answered", "wrong"):
                 break
             call = dict(CALL)
             time.sleep(RETRY)
@@ -112,9 +113,9 @@ def client(kind: str, kept: bool) -> None:
 
 
 def main() -> None:
-    # Waited for, not handled: a handler's signal that comes while the interpreter goes to sleep
-    # in `join` is looked at when the next one wakes it.
-    signals = {signal.SIGTERM, *ORDERS}
+    # sigwait, not handlers: a signal that arrives just before the interpreter sleeps in `join`
+    # would be handled only when the next one wakes it.
+    signals = {signal.SIGTERM, *COMMANDS}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     threads = [
         threading.Thread(target=client, args=one) for one in (("kept", True), ("new", False))
@@ -122,7 +123,7 @@ def main() -> None:
     for thread in threads:
         thread.start()
     while (number := signal.sigwait(signals)) != signal.SIGTERM:
-        orders.put(ORDERS[number])
+        commands.put(COMMANDS[number])
     stopping.set()
     for thread in threads:
         thread.join()

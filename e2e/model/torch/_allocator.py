@@ -1,8 +1,8 @@
-"""A GPU of a set size, and the caching allocator that hands out its memory.
+"""A GPU of a given size, and torch's caching allocator.
 
-Like the real one in what a test can tell: memory of a dropped tensor stays reserved for the next
-one; a request that fits nowhere first gives unused segments back to the device and tries again;
-only then is it out of memory. A segment with any part in use is never given back.
+It behaves like the original as far as tests can see. Memory of a dropped tensor stays reserved for
+the next one. A request that does not fit first returns unused segments to the device, and then
+tries again. A segment with any part in use is never returned.
 """
 
 from __future__ import annotations
@@ -18,147 +18,124 @@ class OutOfMemoryError(RuntimeError):
 
 
 class AcceleratorError(RuntimeError):
-    """A CUDA call failed, the allocator not involved."""
+    """A CUDA call failed outside of the allocator."""
 
 
 for _error in (OutOfMemoryError, AcceleratorError):
     _error.__module__ = "torch"
 
 
-class Device:
-    """The memory itself, shared by all who allocate on it (`malloc` is cudaMalloc)."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.used = 0
-        self._lock = threading.Lock()
-
-    @property
-    def free(self) -> int:
-        return self.total - self.used
-
-    def malloc(self, size: int) -> bool:
-        """Take memory; False if there is not enough."""
-        with self._lock:
-            fits = size <= self.free
-            self.used += size if fits else 0
-        return fits
-
-    def release(self, size: int) -> None:
-        """Give memory back."""
-        with self._lock:
-            self.used -= size
-
-
 class Block:
-    """A piece of a segment, in use by one tensor or free; neighbours never are both free."""
+    """A part of a segment: used by one tensor, or free."""
 
-    def __init__(self, segment: list[Block], size: int) -> None:
-        self.segment = segment
+    def __init__(self, size: int) -> None:
         self.size = size
         self.in_use = False
 
 
-class CachingAllocator:
-    """Segments of device memory, cut into blocks."""
+class Gpu:
+    """The memory: segments, which are lists of blocks, and what other libraries use."""
 
-    def __init__(self, device: Device) -> None:
-        self.device = device
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.used_by_others = 0
         self.stats: Counter[str] = Counter()
         self._segments: list[list[Block]] = []
-        self._lock = threading.Lock()
-        # A tensor may die in the middle of anything, even of `allocate` (by garbage collection):
-        # its block waits here, and the next operation takes it in.
-        self._returned: deque[Block] = deque()
+        self._lock = threading.RLock()
+        # The garbage collector may finalize a tensor at any time, also during `allocate`: its block
+        # waits here for the next operation.
+        self._dropped: deque[Block] = deque()
+
+    @property
+    def allocated(self) -> int:
+        """Bytes that tensors use."""
+        with self._lock:
+            self._collect()
+            return sum(block.size for block in self._blocks() if block.in_use)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes that tensors use, or that are cached for the next ones."""
+        with self._lock:
+            return sum(block.size for block in self._blocks())
+
+    @property
+    def free(self) -> int:
+        """Bytes of the device that nothing uses or caches."""
+        return self.total - self.reserved - self.used_by_others
 
     def allocate(self, size: int) -> Block:
-        """A block for a tensor; OutOfMemoryError if there is no room."""
-        wanted = max(512, _round(size, 512))
+        """A block for a tensor; raises OutOfMemoryError without room."""
+        wanted = max(512, _round_up(size, 512))
         with self._lock:
-            self._take_back()
-            block = self._cached(wanted) or self._reserve(wanted)
-            if block is None:
+            self._collect()
+            segment = self._find(wanted) or self._reserve(wanted)
+            if segment is None:
                 self.stats["num_alloc_retries"] += 1
-                self._release_unused()
-                block = self._reserve(wanted)
-            if block is None:
+                self.empty_cache()
+                segment = self._reserve(wanted)
+            if segment is None:
                 self.stats["num_ooms"] += 1
-                raise OutOfMemoryError(self._full(size))
-            _split(block, wanted)
-            block.in_use = True
+                raise OutOfMemoryError(self._describe(size))
             self.stats["num_allocs"] += 1
+            block = min(_fitting(segment, wanted), key=lambda block: block.size)
+            if rest := block.size - wanted:
+                segment.insert(segment.index(block) + 1, Block(rest))
+            block.size, block.in_use = wanted, True
             return block
 
-    def free(self, block: Block) -> None:
-        """A tensor is gone; safe to call from a finalizer."""
-        self._returned.append(block)
+    def drop(self, block: Block) -> None:
+        """The tensor of a block is gone; safe to call from a finalizer."""
+        self._dropped.append(block)
 
     def empty_cache(self) -> None:
-        """Give back to the device what no tensor refers to."""
+        """Return segments without a tensor to the device."""
         with self._lock:
-            self._take_back()
-            self._release_unused()
+            self._collect()
+            self._segments = [s for s in self._segments if any(block.in_use for block in s)]
 
-    def allocated(self) -> int:
-        """Bytes in use by tensors."""
-        with self._lock:
-            self._take_back()
-            return self._allocated()
+    def _blocks(self) -> list[Block]:
+        return [block for segment in self._segments for block in segment]
 
-    def reserved(self) -> int:
-        """Bytes taken from the device: in use or cached."""
-        with self._lock:
-            return self._reserved()
-
-    def _allocated(self) -> int:
-        return sum(b.size for segment in self._segments for b in segment if b.in_use)
-
-    def _reserved(self) -> int:
-        return sum(b.size for segment in self._segments for b in segment)
-
-    def _take_back(self) -> None:
-        while self._returned:
-            block = self._returned.popleft()
-            block.in_use = False
+    def _collect(self) -> None:
+        """Free the blocks of dropped tensors, and join free neighbours."""
+        while self._dropped:
+            self._dropped.popleft().in_use = False
             self.stats["num_frees"] += 1
-            _join(block.segment)
+        for segment in self._segments:
+            for left, right in zip(segment[-2::-1], segment[:0:-1], strict=True):
+                if not left.in_use and not right.in_use:
+                    left.size += right.size
+                    segment.remove(right)
 
-    def _cached(self, wanted: int) -> Block | None:
-        """The smallest free block that is large enough."""
-        free = (b for s in self._segments for b in s if not b.in_use and b.size >= wanted)
-        return min(free, key=lambda block: block.size, default=None)
+    def _find(self, wanted: int) -> list[Block] | None:
+        """The segment with the smallest free block that is large enough."""
+        sizes = [
+            (block.size, index)
+            for index, segment in enumerate(self._segments)
+            for block in _fitting(segment, wanted)
+        ]
+        return self._segments[min(sizes)[1]] if sizes else None
 
-    def _reserve(self, wanted: int) -> Block | None:
-        """A new segment from the device; its size depends on the request as in the original."""
-        if wanted <= MIB:
-            size = 2 * MIB
-        elif wanted < 10 * MIB:
-            size = 20 * MIB
-        else:
-            size = _round(wanted, 2 * MIB)
-        if not self.device.malloc(size):
+    def _reserve(self, wanted: int) -> list[Block] | None:
+        """A new segment, whose size depends on the request as in the original."""
+        small = 2 * MIB if wanted <= MIB else 20 * MIB
+        size = small if wanted < 10 * MIB else _round_up(wanted, 2 * MIB)
+        if size > self.free:
             return None
-        segment: list[Block] = []
-        segment.append(Block(segment, size))
-        self._segments.append(segment)
-        return segment[0]
+        self._segments.append([Block(size)])
+        return self._segments[-1]
 
-    def _release_unused(self) -> None:
-        unused = [s for s in self._segments if not any(block.in_use for block in s)]
-        for segment in unused:
-            self._segments.remove(segment)
-            self.device.release(sum(block.size for block in segment))
-
-    def _full(self, size: int) -> str:
-        allocated, reserved = self._allocated(), self._reserved()
+    def _describe(self, size: int) -> str:
+        allocated, reserved = self.allocated, self.reserved
         return (
-            f"CUDA out of memory. Tried to allocate {_readable(size)}. "
-            f"GPU 0 has a total capacity of {_readable(self.device.total)} "
-            f"of which {_readable(self.device.free)} is free. "
-            f"Including non-PyTorch memory, this process has {_readable(self.device.used)} "
+            f"CUDA out of memory. Tried to allocate {_format(size)}. "
+            f"GPU 0 has a total capacity of {_format(self.total)} "
+            f"of which {_format(self.free)} is free. "
+            f"Including non-PyTorch memory, this process has {_format(self.total - self.free)} "
             "memory in use. "
-            f"Of the allocated memory {_readable(allocated)} is allocated by PyTorch, "
-            f"and {_readable(reserved - allocated)} is reserved by PyTorch but unallocated. "
+            f"Of the allocated memory {_format(allocated)} is allocated by PyTorch, "
+            f"and {_format(reserved - allocated)} is reserved by PyTorch but unallocated. "
             "If reserved but unallocated memory is large try setting "
             "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation.  "
             "See documentation for Memory Management  "
@@ -166,28 +143,15 @@ class CachingAllocator:
         )
 
 
-def _round(size: int, step: int) -> int:
+def _fitting(segment: list[Block], wanted: int) -> list[Block]:
+    return [block for block in segment if not block.in_use and block.size >= wanted]
+
+
+def _round_up(size: int, step: int) -> int:
     return -(-size // step) * step
 
 
-def _split(block: Block, size: int) -> None:
-    """Cut a block down to `size`; the rest becomes a free block behind it."""
-    rest = block.size - size
-    if rest:
-        block.size = size
-        block.segment.insert(block.segment.index(block) + 1, Block(block.segment, rest))
-
-
-def _join(segment: list[Block]) -> None:
-    """Make one of free neighbours."""
-    for index in range(len(segment) - 1, 0, -1):
-        left, right = segment[index - 1], segment[index]
-        if not left.in_use and not right.in_use:
-            left.size += right.size
-            segment.remove(right)
-
-
-def _readable(size: int) -> str:
+def _format(size: int) -> str:
     for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
         if size >= unit:
             return f"{size / unit:.2f} {name}"

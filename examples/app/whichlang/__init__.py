@@ -1,1 +1,1 @@
-"""A small web application that tells which language a text is written in."""
+"""A small web application that recognizes the language of a text."""

@@ -22,7 +22,7 @@ class Handler(BaseHTTPRequestHandler):
     """One HTTP request."""
 
     def do_GET(self) -> None:
-        """The page, with the answer if its form was sent."""
+        """The page, with the answer if the form was submitted."""
         url = urlsplit(self.path)
         if url.path != "/":
             return self._send(404, "text/plain", "not found\n")
@@ -35,7 +35,7 @@ class Handler(BaseHTTPRequestHandler):
         return self._send(200, "text/html; charset=utf-8", page)
 
     def do_POST(self) -> None:
-        """`predict` over HTTP: its request and its answer as JSON."""
+        """`predict` over HTTP: request and answer are JSON."""
         if self.path != "/predict":
             return self._send(404, "text/plain", "not found\n")
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))

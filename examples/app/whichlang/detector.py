@@ -1,7 +1,7 @@
 """Language identification: naive Bayes over the character sequences of each language.
 
-Every text becomes its runs of one to three characters. Training counts them per language; a new
-text belongs to the language under which its own runs are most probable.
+A text is split into its sequences of one to three characters. Training counts them per language. A
+new text belongs to the language in which its sequences are most probable.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-# Sequences never seen in a language count as if they had been seen this often.
+# The count of sequences that do not occur in the corpus of a language.
 UNSEEN = 0.1
 
 
@@ -43,7 +43,7 @@ class Detector:
 
 
 def sequences(text: str) -> Iterator[str]:
-    """The runs of one to three characters in each word, a space marking where words end."""
+    """The sequences of one to three characters in each word; a space marks its ends."""
     for word in re.findall(r"[^\W\d_]+", text.lower()):
         padded = f" {word} "
         for length in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""What the application offers: `predict`, from a request to an answer."""
+"""The function behind the web application."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ detector = Detector({code: (CORPUS / f"{code}.txt").read_text("utf-8") for code 
 
 
 def predict(request: dict[str, Any]) -> dict[str, Any]:
-    """Answer `{"payload": {"text": ...}}`; ValueError where there is no text to read."""
+    """Answer `{"payload": {"text": ...}}`; ValueError without a text."""
     text = request["payload"].get("text")
     if not isinstance(text, str) or not any(map(str.isalpha, text)):
         raise ValueError("payload.text must be a text with at least one letter")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from asya_injector.tls.authority import KeyPair, create
 
-from tests.injector.conftest import Injector, free_port, until
-from tests.injector.webhook.test_process import POD, Caller, Start, bundle, samples
+from tests.injector.webhook.test_process import POD, Caller, Start, samples
 from tests.support.api_server import NAME, NAMESPACE, Api, failure, write_kubeconfig
+from tests.support.injector_process import Injector, bundle, free_port, until
 
 SERVICE = f"{NAME}.{NAMESPACE}.svc"
 # The program as it is, but it looks at its certificate ten times a second instead of every ten.

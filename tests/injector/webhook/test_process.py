@@ -17,9 +17,8 @@ from asya_injector import __version__
 from asya_injector.runtime_files import RuntimeFiles
 from jsonpatch import JsonPatch
 
-from tests.injector.conftest import ROOT, Injector, free_port, run_script, until
+from tests.injector.conftest import ROOT, run_script
 from tests.support.api_server import (
-    NAME,
     NAMESPACE,
     RIGHTS,
     SECRET,
@@ -29,6 +28,7 @@ from tests.support.api_server import (
     failure,
     write_kubeconfig,
 )
+from tests.support.injector_process import Injector, build_review, bundle, free_port, until
 
 Start = Callable[..., Injector]
 HASH = RuntimeFiles.load(ROOT / "runtime").hash
@@ -44,13 +44,6 @@ POD: dict[str, Any] = {
 }
 
 
-def bundle(api: Api) -> bytes:
-    """The CA that the API server would trust."""
-    with api.lock:
-        webhook = api.objects["mutatingwebhookconfigurations", "", NAME]["webhooks"][0]
-        return base64.b64decode(webhook["clientConfig"].get("caBundle", ""))
-
-
 class Caller:
     """A kept connection that sends reviews."""
 
@@ -64,23 +57,9 @@ class Caller:
         return self._connection.sock is not None
 
     def send(self, body: dict[str, Any], **changes: Any) -> None:
-        plural = body["kind"].lower() + "s"
-        group = {"pods": "", "deployments": "apps"}[plural]
-        request = {
-            "uid": "u-1",
-            "resource": {"group": group, "version": "v1", "resource": plural},
-            "operation": "CREATE",
-            "namespace": body["metadata"].get("namespace"),
-            "userInfo": {},
-            "object": body,
-        } | changes
-        path = "/workloads" if group else "/pods"
-        self._connection.request(
-            "POST",
-            f"{path}?timeout=5s",
-            json.dumps({"request": request}),
-            {"Content-Type": "application/json"},
-        )
+        path, review = build_review(body, **changes)
+        headers = {"Content-Type": "application/json"}
+        self._connection.request("POST", path, json.dumps(review), headers)
 
     def receive(self) -> Any:
         answer = self._connection.getresponse()

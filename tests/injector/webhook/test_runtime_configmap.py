@@ -15,8 +15,9 @@ from asya_injector.runtime_files import RuntimeFiles
 from asya_injector.webhook.runtime_configmap import RuntimeConfigMapWriter
 from asya_injector.webhook.telemetry import Metrics
 
-from tests.injector.conftest import connected, free_port
+from tests.injector.conftest import connected
 from tests.support.api_server import Answer, Api, failure, write_kubeconfig
+from tests.support.injector_process import free_port
 
 RUNTIME = Path(__file__).parents[3] / "runtime"
 

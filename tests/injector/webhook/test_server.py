@@ -25,7 +25,7 @@ from asya_injector.webhook.review import current_review
 from asya_injector.webhook.server import Server
 from asya_injector.webhook.telemetry import Metrics
 
-from tests.injector.conftest import free_port
+from tests.support.injector_process import free_port
 
 NAMES = ["localhost"]
 # Set once a slow review has arrived; set to have it answered.

@@ -1,4 +1,4 @@
-"""The stand-in torch behaves, as far as memory goes, like the real one."""
+"""The fake torch manages memory like the real one."""
 
 import gc
 import traceback
@@ -25,7 +25,7 @@ def figures(torch: ModuleType) -> dict[str, int]:
     }
 
 
-def test_looking_at_an_unused_gpu_does_not_use_it(torch: ModuleType) -> None:
+def test_queries_do_not_initialize_the_gpu(torch: ModuleType) -> None:
     torch.cuda.empty_cache()
     assert torch.cuda.is_available()
     assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == (0, 0)
@@ -33,12 +33,12 @@ def test_looking_at_an_unused_gpu_does_not_use_it(torch: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("use", ["synchronize", "ipc_collect", "mem_get_info"])
-def test_a_real_call_creates_the_context(torch: ModuleType, use: str) -> None:
+def test_other_calls_initialize_the_gpu(torch: ModuleType, use: str) -> None:
     getattr(torch.cuda, use)()
     assert torch.cuda.is_initialized()
 
 
-def test_a_dropped_tensors_memory_stays_reserved_until_the_cache_is_emptied(
+def test_memory_of_a_dropped_tensor_stays_reserved_until_the_cache_is_emptied(
     torch: ModuleType, tensor: Callable[[int], Any]
 ) -> None:
     kept = tensor(1 * GIB)
@@ -53,7 +53,7 @@ def test_a_dropped_tensors_memory_stays_reserved_until_the_cache_is_emptied(
     assert figures(torch) == {"allocated": 0, "reserved": 0, "free": 4 * GIB}
 
 
-def test_emptying_the_cache_frees_nothing_that_is_in_use(
+def test_emptying_the_cache_keeps_memory_in_use(
     torch: ModuleType, tensor: Callable[[int], Any]
 ) -> None:
     held = [tensor(1 * GIB), tensor(1 * GIB)]
@@ -62,7 +62,7 @@ def test_emptying_the_cache_frees_nothing_that_is_in_use(
     assert len(held) == 2
 
 
-def test_cached_memory_is_used_again_cut_up_and_joined(
+def test_cached_memory_is_split_and_joined_for_the_next_tensors(
     torch: ModuleType, tensor: Callable[[int], Any]
 ) -> None:
     tensor(4 * GIB)
@@ -75,7 +75,7 @@ def test_cached_memory_is_used_again_cut_up_and_joined(
     assert torch.cuda.memory_stats()["num_ooms"] == 0
 
 
-def test_the_smallest_cached_piece_that_fits_is_used(
+def test_the_smallest_cached_block_that_fits_is_used(
     torch: ModuleType, tensor: Callable[[int], Any]
 ) -> None:
     three_and_one = [tensor(3 * GIB), tensor(1 * GIB)]
@@ -84,7 +84,7 @@ def test_the_smallest_cached_piece_that_fits_is_used(
     assert torch.cuda.memory_stats()["num_alloc_retries"] == 0
 
 
-def test_a_segment_partly_in_use_is_not_given_back(
+def test_a_segment_partly_in_use_is_not_returned_to_the_device(
     torch: ModuleType, tensor: Callable[[int], Any]
 ) -> None:
     tensor(4 * GIB)
@@ -96,7 +96,7 @@ def test_a_segment_partly_in_use_is_not_given_back(
     assert figures(torch) == {"allocated": 0, "reserved": 0, "free": 4 * GIB}
 
 
-def test_a_request_gives_up_unused_segments_before_it_fails(
+def test_unused_segments_are_returned_before_a_request_fails(
     torch: ModuleType, tensor: Callable[[int], Any]
 ) -> None:
     two = [tensor(2 * GIB), tensor(2 * GIB)]
@@ -112,7 +112,7 @@ def test_a_request_gives_up_unused_segments_before_it_fails(
         pytest.param(513, 1024, 2 * MIB, id="rounded to 512 bytes"),
         pytest.param(MIB, MIB, 2 * MIB, id="last small one"),
         pytest.param(MIB + 1, MIB + 512, 20 * MIB, id="first large one"),
-        pytest.param(10 * MIB, 10 * MIB, 10 * MIB, id="a segment of its own"),
+        pytest.param(10 * MIB, 10 * MIB, 10 * MIB, id="a segment of the same size"),
         pytest.param(11 * MIB, 11 * MIB, 12 * MIB, id="segment rounded to 2 MiB"),
     ],
 )
@@ -123,22 +123,22 @@ def test_memory_is_reserved_in_segments(
     allocated: int,
     reserved: int,
 ) -> None:
-    held = tensor(size)
+    tensor_in_use = tensor(size)
     assert figures(torch) == {
         "allocated": allocated,
         "reserved": reserved,
         "free": 4 * GIB - reserved,
     }
-    assert held.nbytes == size
+    assert tensor_in_use.nbytes == size
 
 
-def test_running_out_is_the_real_class_with_the_real_words(
+def test_out_of_memory_is_the_real_class_with_the_real_message(
     torch: ModuleType, tensor: Callable[[int], Any]
 ) -> None:
-    held = tensor(3 * GIB)
+    tensor_in_use = tensor(3 * GIB)
     with pytest.raises(RuntimeError) as failed:
         tensor(2 * GIB)
-    assert held.nbytes == 3 * GIB
+    assert tensor_in_use.nbytes == 3 * GIB
     assert failed.type is torch.OutOfMemoryError is torch.cuda.OutOfMemoryError
     assert (failed.type.__module__, failed.type.__qualname__) == ("torch", "OutOfMemoryError")
     assert str(failed.value).startswith(
@@ -150,7 +150,7 @@ def test_running_out_is_the_real_class_with_the_real_words(
     assert torch.cuda.memory_stats()["num_ooms"] == 1
 
 
-def test_a_handler_that_fails_holds_its_memory_until_its_frames_are_cleared(
+def test_a_failed_handler_keeps_its_memory_until_its_frames_are_cleared(
     torch: ModuleType, handlers: ModuleType
 ) -> None:
     try:
@@ -167,7 +167,7 @@ def test_a_handler_that_fails_holds_its_memory_until_its_frames_are_cleared(
 
 
 @pytest.mark.parametrize("handler", ["chained", "in_frames"])
-def test_memory_that_only_frames_lead_to_is_in_use_until_all_of_them_are_cleared(
+def test_memory_referenced_by_frames_is_in_use_until_all_frames_are_cleared(
     torch: ModuleType, handlers: ModuleType, handler: str
 ) -> None:
     try:
@@ -184,7 +184,7 @@ def test_memory_that_only_frames_lead_to_is_in_use_until_all_of_them_are_cleared
     assert figures(torch) == {"allocated": 0, "reserved": 0, "free": 4 * GIB}
 
 
-def test_what_is_cached_is_not_there_for_others(
+def test_cached_memory_is_not_available_to_other_libraries(
     torch: ModuleType, tensor: Callable[[int], Any], handlers: ModuleType
 ) -> None:
     tensor(4 * GIB)
@@ -196,19 +196,19 @@ def test_what_is_cached_is_not_there_for_others(
     assert figures(torch)["free"] == 4 * GIB
 
 
-def test_a_lost_context_fails_every_later_call_with_the_real_words(
+def test_after_a_lost_context_every_call_fails_with_the_real_message(
     torch: ModuleType, handlers: ModuleType
 ) -> None:
-    for what in ("assert_on_device", "allocate"):
+    for call in ("assert_on_device", "allocate"):
         with pytest.raises(RuntimeError) as failed:
-            handlers.call({"payload": {"call": what, "bytes": 1}})
+            handlers.call({"payload": {"call": call, "bytes": 1}})
         assert failed.type is torch.AcceleratorError
         first, second, *_ = str(failed.value).splitlines()
         assert first == "CUDA error: device-side assert triggered"
         assert second.startswith("Search for `cudaErrorAssert' in https://docs.nvidia.com/")
 
 
-def test_a_generator_can_fail_half_way(handlers: ModuleType) -> None:
+def test_a_generator_can_fail_after_some_results(handlers: ModuleType) -> None:
     parts = handlers.stream({"payload": {"count": 3, "fails": 1}})
     assert next(parts) == {"part": 0}
     with pytest.raises(ValueError, match="part 1"):
@@ -220,10 +220,8 @@ def test_a_generator_can_fail_half_way(handlers: ModuleType) -> None:
     [
         pytest.param({"call": "echo", "x": 1}, {"call": "echo", "x": 1}, id="echo"),
         pytest.param({"call": "fan_out", "count": 2}, [{"part": 0}, {"part": 1}], id="fan out"),
-        pytest.param({"call": "fan_out", "count": 0}, [], id="fan out to nobody"),
-        pytest.param(
-            {"call": "slow", "seconds": 0}, {"call": "slow", "seconds": 0}, id="slow, but not now"
-        ),
+        pytest.param({"call": "fan_out", "count": 0}, [], id="fan out, no result"),
+        pytest.param({"call": "slow", "seconds": 0}, {"call": "slow", "seconds": 0}, id="slow"),
         pytest.param(
             {"call": "allocate", "bytes": 2 * GIB},
             {"tensors": 1, "allocated": 2 * GIB},

@@ -1,0 +1,190 @@
+"""Clients in a closed loop: each sends its next message when it has the reply to the last one.
+
+Clients cost little, so that the server is what is measured: a request is built once, and a reply is
+complete when as many bytes have arrived as the first reply had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import select
+import socket
+import time
+from typing import BinaryIO, NamedTuple
+
+from bench.contenders import HTTP, ServerError
+
+CLOSED = "the connection was closed within a reply"
+TIMEOUT = 60.0  # seconds without a byte; nothing here takes that long
+# Line breaks and quotation marks are escaped in JSON; characters beyond ASCII take more bytes.
+ASCII, PROSE = "", "prose"
+_TEXTS = {
+    ASCII: "the quick brown fox jumps over the lazy dog; ",
+    PROSE: '"What does it cost?" she asked.\nLe modèle coûte 12 € – größer wäre teurer.\n',
+}
+
+
+class Situation(NamedTuple):
+    """How many clients there are, whether they keep connections, and share the server's core."""
+
+    label: str
+    clients: int
+    keep_alive: bool
+    pinned: bool
+
+
+def build_message(size: int, kind: str = ASCII, lead: int = 0) -> bytes:
+    """A JSON message of exactly `size` bytes with one text of this kind.
+
+    An id of `lead` characters, which no server reads, moves the place where the text begins.
+    """
+
+    def encode(text: str) -> bytes:
+        message = {"id": "i" * lead, "payload": {"text": text}}
+        return json.dumps(message, ensure_ascii=False).encode()
+
+    words, frame = _TEXTS[kind], len(encode(""))
+    text = words * ((size - frame) // (len(encode(words)) - frame))
+    return encode(text + "x" * (size - len(encode(text))))
+
+
+def build_request(protocol: str, message: bytes) -> bytes:
+    """The bytes that a client sends for a message."""
+    if protocol == HTTP:
+        return http_post("/", message)
+    return len(message).to_bytes(4, "big") + message
+
+
+def http_post(path: str, body: bytes) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def read_http_reply(stream: BinaryIO) -> tuple[int, bytes]:
+    """The number of all bytes of an HTTP response, and its body."""
+    head, length = 0, 0
+    while line := stream.readline():
+        head += len(line)
+        if line.lower().startswith(b"content-length:"):
+            length = int(line.split(b":")[1])
+        if line == b"\r\n":
+            return head + length, stream.read(length)
+    raise ServerError(CLOSED)
+
+
+def exchange(protocol: str, path: str, message: bytes) -> int:
+    """Send a message, check the reply, and return the number of its bytes."""
+    with _connect(path) as connection, connection.makefile("rb") as stream:
+        connection.sendall(build_request(protocol, message))
+        if protocol == HTTP:
+            size, body = read_http_reply(stream)
+        else:
+            body = stream.read(int.from_bytes(stream.read(4), "big"))
+            size = 4 + len(body)
+    if json.loads(body) != {"status": "ok", "result": {"echo": json.loads(message)["payload"]}}:
+        raise ServerError(f"wrong reply: {body[:200]!r}")
+    return size
+
+
+class _Connection(socket.socket):
+    """A client's connection, and how far its message is."""
+
+    start, received, unsent = 0.0, 0, memoryview(b"")
+
+
+def _connect(path: str) -> _Connection:
+    connection = _Connection(socket.AF_UNIX)
+    connection.settimeout(TIMEOUT)
+    connection.connect(path)
+    return connection
+
+
+def drive(
+    path: str, request: bytes, size: int, span: float, situation: Situation
+) -> tuple[float, list[float]]:
+    """Let the clients send for `span` seconds, and wait for the replies that are due then.
+
+    size: the number of bytes of a reply. Returns the seconds that it took and all latencies.
+    """
+    if situation.clients > 1:
+        return _drive_many(path, request, size, span, situation)
+    clock, buffer = time.perf_counter, bytearray(min(size, 1 << 20))
+    latencies: list[float] = []
+    connection = _connect(path)
+    began = now = clock()
+    while not latencies or now - began < span:
+        start, received = now, 0
+        if not situation.keep_alive:
+            connection.close()
+            connection = _connect(path)
+        connection.sendall(request)
+        while received < size:
+            count = connection.recv_into(buffer)
+            if not count:
+                raise ServerError(CLOSED)
+            received += count
+        now = clock()
+        latencies.append(now - start)
+    connection.close()
+    return now - began, latencies
+
+
+def _drive_many(
+    path: str, request: bytes, size: int, span: float, situation: Situation
+) -> tuple[float, list[float]]:
+    clock, buffer = time.perf_counter, bytearray(min(size, 1 << 20))
+    latencies: list[float] = []
+    poll = select.epoll()
+    active: dict[int, _Connection] = {}
+
+    def open_one() -> _Connection:
+        connection = _connect(path)
+        connection.setblocking(False)
+        poll.register(connection, select.EPOLLIN)
+        active[connection.fileno()] = connection
+        return connection
+
+    def begin(connection: _Connection, now: float) -> None:
+        """Send a message; what does not fit into the socket's buffer follows when there is room."""
+        connection.start, connection.received, sent = now, 0, 0
+        with contextlib.suppress(BlockingIOError):
+            sent = connection.send(request)
+        if sent < len(request):
+            connection.unsent = memoryview(request)[sent:]
+            poll.modify(connection, select.EPOLLIN | select.EPOLLOUT)
+
+    for _ in range(situation.clients):
+        open_one()
+    began = now = clock()
+    for connection in active.values():
+        begin(connection, began)
+    while active:
+        events = poll.poll(TIMEOUT)
+        if not events:
+            raise ServerError(f"no byte within {TIMEOUT:g} s")
+        for descriptor, event in events:
+            connection = active[descriptor]
+            if event & select.EPOLLOUT:
+                connection.unsent = connection.unsent[connection.send(connection.unsent) :]
+                if not connection.unsent:
+                    poll.modify(connection, select.EPOLLIN)
+                if event == select.EPOLLOUT:
+                    continue
+            count = connection.recv_into(buffer)
+            if not count:
+                raise ServerError(CLOSED)
+            connection.received += count
+            if connection.received < size:
+                continue
+            now = clock()
+            latencies.append(now - connection.start)
+            if situation.keep_alive and now - began < span:
+                begin(connection, now)
+                continue
+            del active[descriptor]
+            connection.close()
+            if now - began < span:
+                begin(open_one(), now)
+    poll.close()
+    return now - began, latencies
