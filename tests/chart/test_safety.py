@@ -11,6 +11,7 @@ from asya_injector.webhook.admission import PODS, TEMPLATES, WORKLOADS
 from tests.chart.charts import (
     CA,
     CASES,
+    REPOSITORY,
     SYSTEM,
     Object,
     case_objects,
@@ -525,6 +526,22 @@ def test_with_an_issuer_of_the_user_the_chart_creates_no_ca(chart: Path) -> None
         "name": "corporate",
         "kind": "ClusterIssuer",
     }
+
+
+# --- Memory -----------------------------------------------------------------------------------
+
+
+def test_the_memory_limit_exceeds_the_documented_sum(rendered: dict[str, Object]) -> None:
+    page = (REPOSITORY / "docs/operations.md").read_text()
+    _, _, section = page.partition("## Memory of the injector\n")
+    rows = re.findall(r"^\| (.+) \| (\d+) \|$", section.partition("\n## ")[0], re.MULTILINE)
+    *parts, (last, total) = [(what, int(mebibytes)) for what, mebibytes in rows]
+    assert last == "sum"
+    assert sum(mebibytes for _, mebibytes in parts) == total
+    (container,) = rendered["Deployment"]["spec"]["template"]["spec"]["containers"]
+    limit = container["resources"]["limits"]["memory"]
+    assert total < int(limit.removesuffix("Mi"))
+    assert f"`{limit}`" in section
 
 
 # --- Labels, annotations and hooks ------------------------------------------------------------
