@@ -1,12 +1,23 @@
 """The runtime ConfigMap of a namespace: created before the pod, and shared by all pods."""
 
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+
+import pytest
 
 from e2e.harness import Cluster, Object, bare_pod, until
 
 ECHO = {"asya.sh/handler": "handlers.echo"}
 NOWHERE = {"example.com/no": "no"}  # no node matches: the pod is admitted, and not scheduled
+# Whoever writes a ConfigMap with such a name is held to `immutable`.
+HELD = "asya-runtime-0123456789"
+FREE = (
+    "asya-runtime-012345678",
+    "asya-runtime-0123456789-01234567",
+    "asya-runtime-0123456789.old",
+    "my-asya-runtime-0123456789",
+)
 
 
 def hash_of(pod: Object) -> str:
@@ -90,3 +101,60 @@ def test_a_terminating_namespace_rejects_pods_and_gets_no_config_map(
     finally:
         free = '{"metadata": {"finalizers": null}}'
         cluster.kubectl("-n", namespace, "patch", "configmap/held", "-p", free)
+
+
+def config_map(name: str, **fields: object) -> Object:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, **fields}
+
+
+def test_nobody_may_create_a_runtime_configmap_that_can_be_changed(
+    cluster: Cluster, namespace: str
+) -> None:
+    for mutable in (config_map(HELD), config_map(HELD, immutable=False)):
+        done = cluster.create(mutable, "-n", namespace, check=False)
+        assert done.returncode == 1
+        assert "must be immutable" in done.stderr
+    cluster.create(config_map(HELD, immutable=True, data={"a": "b"}), "-n", namespace)
+    change = ["-n", namespace, "patch", "configmap", HELD, "-p"]
+    assert cluster.kubectl(*change, '{"immutable": null}', check=False).returncode == 1
+    assert cluster.kubectl(*change, '{"data": {"a": "c"}}', check=False).returncode == 1
+    cluster.kubectl("-n", namespace, "label", "configmap", HELD, "a=b")
+
+
+def test_other_config_maps_may_be_changed(cluster: Cluster, namespace: str) -> None:
+    for name in FREE:
+        cluster.create(config_map(name), "-n", namespace)
+        cluster.kubectl("-n", namespace, "patch", "configmap", name, "-p", '{"data": {"a": "b"}}')
+    generated = config_map("")
+    generated["metadata"] = {"generateName": "asya-runtime-0123456789-"}
+    cluster.create(generated, "-n", namespace)
+
+
+def test_a_runtime_configmap_can_be_deleted_in_every_way(cluster: Cluster, namespace: str) -> None:
+    """By name, as one of a collection, and with a finalizer, whose removal is an update."""
+
+    def create(**metadata: object) -> None:
+        item = config_map(HELD, immutable=True)
+        item["metadata"] |= metadata
+        cluster.create(item, "-n", namespace)
+
+    create()
+    cluster.kubectl("-n", namespace, "delete", "configmap", HELD)
+    create(labels={"a": "b"})
+    cluster.core.delete_collection_namespaced_config_map(namespace, label_selector="a=b")
+    until("the collection to be deleted", lambda: not cluster.copies(namespace))
+    create(finalizers=["example.com/hold"])
+    cluster.kubectl("-n", namespace, "delete", "configmap", HELD, "--wait=false")
+    free = '{"metadata": {"finalizers": null}}'
+    cluster.kubectl("-n", namespace, "patch", "configmap", HELD, "-p", free)
+    until("the finalizer to be removed", lambda: not cluster.copies(namespace))
+
+
+@pytest.mark.timeout(300)
+def test_a_namespace_with_runtime_config_maps_can_be_deleted(cluster: Cluster) -> None:
+    name = f"e2e-{os.urandom(4).hex()}"
+    cluster.make_namespace(name)
+    cluster.create(config_map(HELD, immutable=True), "-n", name)
+    for free in FREE:
+        cluster.create(config_map(free), "-n", name)
+    cluster.kubectl("delete", "namespace", name, "--timeout=120s", timeout=150)

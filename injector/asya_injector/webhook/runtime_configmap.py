@@ -140,7 +140,9 @@ class RuntimeConfigMapWriter:
                 return "created"
             if may_exist:
                 raise self._conflict(
-                    namespace, "exists, but may not be checked: it lacks the injector's label"
+                    namespace,
+                    "exists, but may not be checked: it lacks the injector's label or is not "
+                    "immutable",
                 )
         raise self._unavailable(namespace, "other clients keep creating and deleting it")
 
@@ -148,7 +150,7 @@ class RuntimeConfigMapWriter:
         """The ConfigMap if it exists, and whether it may exist although it was not returned.
 
         An empty patch changes nothing and returns the object, without the right to read it. The
-        chart's policy rejects it if the object lacks the injector's label.
+        chart's policies reject it if the object lacks the injector's label or is not immutable.
         """
         try:
             return self._call("PATCH", f"{_PATH}/{{name}}", namespace, {}), False

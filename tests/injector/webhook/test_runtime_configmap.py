@@ -276,7 +276,7 @@ async def test_creates_it_if_checking_is_denied_and_rejects_one_that_exists(
     namespaces.put()
     assert await namespaces.rejection() == (
         f"ConfigMap models/{namespaces.name}: exists, but may not be checked: it lacks the "
-        "injector's label; delete it: kubectl delete configmap -n models "
+        "injector's label or is not immutable; delete it: kubectl delete configmap -n models "
         f"{namespaces.name} (RuntimeConfigMapConflict)"
     )
     assert [verb for verb, *_ in namespaces.api.calls] == ["patch", "create"]
