@@ -107,7 +107,7 @@ def test_the_webhook_accepts_such_a_pod_and_gives_it_its_own_configmap() -> None
     (_, pod) = inject(actor("a"))
     review = Review(
         uid="u", resource=("", "v1", "pods"), subresource="", operation="CREATE", namespace="m",
-        dry_run=False, object=copy.deepcopy(pod), user_info={},
+        dry_run=False, object=copy.deepcopy(pod),
     )  # fmt: skip
     webhook = Webhook(ClusterDefaults(RUNTIME.hash, {}), mock.AsyncMock())
     admitted = asyncio.run(webhook.admit_pod(review, []))
