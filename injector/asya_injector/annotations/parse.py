@@ -60,12 +60,17 @@ def parse_value(name: str, value: str) -> str:
     try:
         return entry.parse(value)
     except ValueError as error:
-        raise InjectionError(
-            entry.key,
-            f"{quote(value)} is not valid",
-            fix=f"must be {error}",
-            reason=Reason.ANNOTATION_INVALID,
-        ) from None
+        raise invalid_value(name, value, str(error)) from None
+
+
+def invalid_value(name: str, value: str, rule: str) -> InjectionError:
+    """The error for a value of an annotation. rule: the valid values, after "must be"."""
+    return InjectionError(
+        BY_NAME[name].key,
+        f"{quote(value)} is not valid",
+        fix=f"must be {rule}",
+        reason=Reason.ANNOTATION_INVALID,
+    )
 
 
 def parse_values(merged: Mapping[str, str]) -> dict[str, str]:

@@ -91,7 +91,7 @@ def _inject(
     path = own.get("socket-path") or settings["socket-path"]
     interpreter = startup.find_interpreter(target)
     python = settings.annotated.get("python") or interpreter or settings["python"]
-    volumes.mount_runtime(pod, target, settings)
+    volumes.mount_runtime(pod, target, settings, python)
     socket_volume = volumes.mount_socket(pod, target, sidecars, path)
     is_shared = socket_volume.value == SOCKET_VOLUME
     environment.set_runtime_env(target, settings, own=own, path=path, is_shared=is_shared)
