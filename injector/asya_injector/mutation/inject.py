@@ -16,6 +16,7 @@ from asya_injector.annotations.table import BY_NAME, INJECTED
 from asya_injector.kube_objects import (
     Object,
     all_containers,
+    find_by_name,
     get_annotations,
     get_mapping,
     get_name,
@@ -74,14 +75,26 @@ def inject(pod: Object, defaults: ClusterDefaults) -> Injection | None:
         result = _inject(pod, settings, injected, record)
         if (result.container.value, result.mode.value) == (record.container, record.mode):
             return result
+    if record is None:
+        return _inject(pod, settings, injected, None)
     # A copy of a pod with other settings, whose additions would be in the way.
-    return _inject(remove_injection(pod, record) if record else pod, settings, injected, None)
+    original = remove_injection(pod, record)
+    old = find_by_name(all_containers(pod), record.container) or {}
+    return _inject(original, settings, injected, None, startup.check_recorded(old, record.python))
 
 
 def _inject(
-    given: Object, settings: Settings, injected: str, record: InjectionRecord | None
+    given: Object,
+    settings: Settings,
+    injected: str,
+    record: InjectionRecord | None,
+    old_interpreter: str = "",
 ) -> Injection:
-    """Add what is missing. record: of an earlier injection with the same settings."""
+    """Add what is missing.
+
+    record: of an earlier injection with the same settings. old_interpreter: of the container that
+    an injection with other settings made the actor.
+    """
     pod = shallow_copy(given)
     target, why = containers.find_target(pod, settings, injected)
     listed: Additions = record.added if record else {}
@@ -89,7 +102,10 @@ def _inject(
     containers.reject_windows(pod)
     own = environment.read_settings(target, settings)
     path = own.get("socket-path") or settings["socket-path"]
-    interpreter = startup.find_interpreter(target)
+    if record:
+        old_interpreter = startup.check_recorded(target, record.python)
+    is_old = get_name(target) == injected
+    interpreter = startup.find_interpreter(target) or (old_interpreter if is_old else "")
     python = settings.annotated.get("python") or interpreter or settings["python"]
     volumes.mount_runtime(pod, target, settings, python)
     socket_volume = volumes.mount_socket(pod, target, sidecars, path)
@@ -97,9 +113,9 @@ def _inject(
     environment.set_runtime_env(target, settings, own=own, path=path, is_shared=is_shared)
     for sidecar in sidecars:
         environment.set_sidecar_env(sidecar, path=path)
-    mode = startup.choose_mode(target, settings)
-    startup.configure_startup(pod, target, settings, mode=mode.value, python=python)
-    warnings = startup.add_probe(target, settings, python)
+    mode = startup.choose_mode(target, settings, record.mode if record else "")
+    warnings = startup.configure_startup(pod, target, settings, mode=mode.value, python=python)
+    warnings += startup.add_probe(target, settings, python)
     new_record = InjectionRecord(
         container=get_name(target),
         mode=mode.value,
@@ -109,6 +125,7 @@ def _inject(
         volumes=_select_new(
             find_added_volumes(given), find_added_volumes(pod), record.volumes if record else ()
         ),
+        python="" if mode.value == "runtime" else interpreter,
     )
     _add_record(pod, new_record)
     return Injection(
