@@ -12,6 +12,9 @@ from typing import Any
 from asya_injector.errors import InjectionError, Reason, quote
 
 Object = dict[str, Any]
+# Longer lists are rejected, so that the work for an object is bounded.
+_MAX_ITEMS = 50_000
+_MAX_CONTAINERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,14 @@ def _get_list(node: Object, field: str, item_type: type, expected: str) -> list[
     value = node.get(field)
     if value is None:
         return []
+    limit = _MAX_CONTAINERS if field in ("containers", "initContainers") else _MAX_ITEMS
+    if isinstance(value, list) and len(value) > limit:
+        raise InjectionError(
+            field,
+            f"has more than {limit} items",
+            fix="split the object; the Kubernetes API would not store it",
+            reason=Reason.OBJECT_INVALID,
+        )
     if not isinstance(value, list) or not (
         # Comparing types is faster; subclasses are rare.
         {item_type}.issuperset(map(type, value))

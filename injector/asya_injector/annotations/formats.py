@@ -32,6 +32,10 @@ class Format:
         return self.parse(text)
 
 
+# The API server accepts no more in all annotations of an object together.
+MAX_ANNOTATIONS = 262144
+
+
 def with_schema(
     value: Mapping[str, Any] | None = None, **schema: Any
 ) -> Callable[[Callable[[str], str]], Format]:
@@ -124,8 +128,10 @@ def name(text: str) -> str:
 @with_schema(pattern=rf"^\s*({_NAME}\s*(,\s*{_NAME}\s*)*)?$")
 def names(text: str) -> str:
     """Comma-separated container names, or an empty text."""
-    words = [word.strip() for word in text.split(",")] if text.strip() else []
     try:
+        if len(text) > MAX_ANNOTATIONS:
+            raise ValueError
+        words = [word.strip() for word in text.split(",")] if text.strip() else []
         return ",".join(dict.fromkeys(name(word) for word in words))
     except ValueError:
         raise ValueError("container names separated by commas") from None

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 
+from asya_injector.annotations.formats import MAX_ANNOTATIONS
 from asya_injector.annotations.table import (
     BY_KEY,
     BY_NAME,
@@ -36,7 +37,7 @@ def parse_inherited(annotations: Mapping[str, str]) -> dict[str, str]:
     if text is None:
         return {}
     try:
-        value = json.loads(text)
+        value = json.loads(text) if len(text) <= MAX_ANNOTATIONS else None
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict) or not all(isinstance(word, str) for word in value.values()):

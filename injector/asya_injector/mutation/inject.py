@@ -168,10 +168,11 @@ def _find_new_additions(
 ) -> Additions:
     """The additions of this injection and of an earlier one, which the record lists."""
     added = {}
+    changed = {id(each) for each in (target, *sidecars)}
     for before, after in zip(all_containers(given), all_containers(pod), strict=True):
-        is_target = after is target
-        if not is_target and not any(after is sidecar for sidecar in sidecars):
+        if id(after) not in changed:
             continue
+        is_target = after is target
         found = _select_new(
             find_additions(before, is_target=is_target),
             find_additions(after, is_target=is_target),
@@ -184,4 +185,5 @@ def _find_new_additions(
 
 def _select_new(before: Sequence[str], after: Sequence[str], known: Sequence[str]) -> list[str]:
     """What was not there before, or was added by an earlier injection."""
-    return [each for each in after if each not in before or each in known]
+    present, added = set(before), set(known)
+    return [each for each in after if each not in present or each in added]

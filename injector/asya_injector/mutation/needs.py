@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import islice
 
 from asya_injector.annotations.formats import find_use
@@ -36,6 +37,10 @@ _FILE_VARIABLES = re.compile(r"(.*_)?(PATH|DIR|HOME)")
 # No real container has more; the search of a hostile one stays short.
 _MAX_WORDS = 1000
 _MAX_TEXT = 65536
+_MAX_PATH = 8192  # Linux knows none longer than half of it
+
+
+_find_use = lru_cache(maxsize=1000)(find_use)
 
 
 def find_hidden(container: Object, directory: str, own: str) -> str:
@@ -43,14 +48,19 @@ def find_hidden(container: Object, directory: str, own: str) -> str:
 
     directory: a normalized path. own: the path of an injector's file in it, which does not count.
     """
-    use = find_use(directory)
+    use = _find_use(directory)
     if use:
         return use
     working = get_string(container, "workingDir")
-    if working and is_at_or_below(_normalize(working), directory):
+    if working and is_at_or_below(normalize(working), directory):
         return "the working directory"
     found = next(_find_paths(container, directory, own), None)
     return "" if found is None else quote(found)
+
+
+def normalize(path: str) -> str:
+    """A normalized path; a relative one is resolved from the root directory."""
+    return posixpath.normpath("/" + path[:_MAX_PATH].lstrip("/"))
 
 
 def is_at_or_below(path: str, directory: str) -> bool:
@@ -71,13 +81,16 @@ def _find_paths(container: Object, directory: str, own: str) -> Iterator[str]:
             return False
         return is_program or not is_volatile or bool(_PROGRAM.fullmatch(path))
 
-    actions = [
-        *(get_mapping(container, probe, "exec") for probe in _PROBES),
-        *(get_mapping(container, "lifecycle", hook, "exec") for hook in _HOOKS),
+    commands = [get_strings(container, "command") + get_strings(container, "args")]
+    commands += [
+        get_strings(get_mapping(container, probe, "exec"), "command")
+        for probe in _PROBES
+        if probe in container
     ]
-    commands = [
-        get_strings(container, "command") + get_strings(container, "args"),
-        *(get_strings(action, "command") for action in actions),
+    commands += [
+        get_strings(get_mapping(container, "lifecycle", hook, "exec"), "command")
+        for hook in _HOOKS
+        if "lifecycle" in container
     ]
     for words in commands:
         named = ((i, word) for i, word in enumerate(words) if last in word)
@@ -88,7 +101,7 @@ def _find_paths(container: Object, directory: str, own: str) -> Iterator[str]:
             found = _PATHS.findall(word[:_MAX_TEXT])
             if working and (index == 0 or _PROGRAM.fullmatch(word[:_MAX_TEXT])):
                 found.append(posixpath.join(working, word))
-            for path in map(_normalize, found):
+            for path in map(normalize, found):
                 if is_needed(path, index == 0):
                     yield path
     variables = (
@@ -101,10 +114,6 @@ def _find_paths(container: Object, directory: str, own: str) -> Iterator[str]:
         is_program = name in _PROGRAM_VARIABLES
         if is_program or (_FILE_VARIABLES.fullmatch(name[:100]) and "SOCK" not in name):
             paths = item["value"][:_MAX_TEXT].split(":")
-            for path in (_normalize(each) for each in paths if each.startswith("/")):
+            for path in (normalize(each) for each in paths if each.startswith("/")):
                 if is_needed(path, is_program):
                     yield path
-
-
-def _normalize(path: str) -> str:
-    return posixpath.normpath("/" + path.lstrip("/"))

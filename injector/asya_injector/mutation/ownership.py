@@ -41,6 +41,9 @@ _VARIABLES = frozenset({*(entry.env for entry in ENV), SHARED_SOCKET_MODE["name"
 # The words after the interpreter in the command of `build_sleep`.
 _SLEEP = re.compile(r"-I\n-S\n-c\nimport time; time\.sleep\(([0-9]{1,9})\)  # lifecycle sleep")
 
+# Where the wrapper may begin at most.
+_MAX_WRAPPER = 1000
+
 # Identifiers of additions, by container.
 Additions = Mapping[str, Sequence[str]]
 
@@ -230,12 +233,16 @@ def replace_wrapper(command: list[str], wrapper: list[str]) -> list[str]:
 
 def _find_wrapper(command: list[str]) -> slice | None:
     """Where the wrapper stands with its options and `--`."""
-    for start in range(len(command) - 3):
-        if command[start + 1 : start + 3] == ["-I", "-S"] and (
-            posixpath.basename(command[start + 3]) == ENTRYPOINT_FILE
+    for start in range(min(len(command) - 3, _MAX_WRAPPER)):
+        if (
+            command[start + 1] == "-I"
+            and command[start + 2] == "-S"
+            and posixpath.basename(command[start + 3][-100:]) == ENTRYPOINT_FILE
         ):
-            rest = command[start:]
-            return slice(start, start + (rest.index("--") + 1 if "--" in rest else len(rest)))
+            try:
+                return slice(start, command.index("--", start) + 1)
+            except ValueError:
+                return slice(start, len(command))
     return None
 
 

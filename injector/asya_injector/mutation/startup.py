@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 import re
 
 from asya_injector.annotations.settings import Decision, Settings
@@ -45,6 +44,10 @@ _PROCESS_1 = re.compile(
     r"/?init|(/usr)?/s?bin/(init|openrc-init)|(.*/)?(systemd|my_init|runit|runit-init)"
     r"|(.*/)?(s6-overlay-suexec|s6-linux-init)|/.*/s6-overlay[^/]*/.*/init|/nix/store/[^/]+/init"
 )
+# Linux knows no longer paths. Programs that start others stand among the first words.
+_MAX_PATH = 4096
+_MAX_NAME = 255
+_MAX_STARTERS = 100
 _SHELLS = ("ash", "bash", "dash", "sh")
 
 
@@ -93,16 +96,17 @@ def find_process_1(target: Object) -> str:
     if is_wrapped(words):
         words = get_wrapped(words)
     words = words[_skip_starters(words, LAUNCHERS) :]
-    if len(words) > 2 and posixpath.basename(words[0]) in _SHELLS:
+    if len(words) > 2 and _is_any(words[0], _SHELLS):
         is_script = re.fullmatch(r"-[a-z]*c", words[1])
         last = re.fullmatch(r"(?s:.*)\bexec\s+([^\s;&|]+)[^;&|\n]*\s*", words[2][-1000:])
         simple = re.fullmatch(r"\s*([^\s;&|]+)\s*", words[2][:1000])
         found = (last or simple) if is_script else None
         words = [found[1]] if found else []
     program = words[0] if words else ""
-    if posixpath.basename(program) == "busybox" and words[1:2] == ["init"]:
+    if _is_any(program, ("busybox",)) and words[1:2] == ["init"]:
         return program
-    return program if _PROCESS_1.fullmatch(program) else ""
+    is_first = len(program) < _MAX_PATH and _PROCESS_1.fullmatch(program)
+    return program if is_first else ""
 
 
 def configure_startup(
@@ -259,7 +263,7 @@ def _build_url(request: Object) -> str:
 
 
 def _is_interpreter(program: str) -> bool:
-    return re.fullmatch(INTERPRETER, "/" + program) is not None
+    return len(program) < _MAX_PATH and re.fullmatch(INTERPRETER, "/" + program) is not None
 
 
 def _get_program(target: Object) -> list[str]:
@@ -268,9 +272,14 @@ def _get_program(target: Object) -> list[str]:
     return command + get_strings(target, "args") if command else []
 
 
+def _is_any(word: str, programs: tuple[str, ...]) -> bool:
+    return word[-_MAX_NAME:].rpartition("/")[2] in programs
+
+
 def _find_launcher_end(words: list[str]) -> int:
     """Where the program starts that the last launcher becomes; 0 if there is no launcher."""
     end = start = 0
+    words = words[:_MAX_STARTERS]
     while start < len(words) and _is_any(words[start], INIT_PROGRAMS + LAUNCHERS):
         is_launcher = _is_any(words[start], LAUNCHERS)
         start = _skip_options(words, start + 1)
@@ -282,6 +291,7 @@ def _find_launcher_end(words: list[str]) -> int:
 def _skip_starters(words: list[str], starters: tuple[str, ...]) -> int:
     """Where the program starts that programs before it start, with their options."""
     start = 0
+    words = words[:_MAX_STARTERS]
     while start < len(words) and _is_any(words[start], starters):
         start = _skip_options(words, start + 1)
     return start
@@ -297,7 +307,3 @@ def _skip_options(words: list[str], start: int) -> int:
         if option in INIT_OPTIONS_WITH_VALUE:
             start += 1
     return start
-
-
-def _is_any(word: str, programs: tuple[str, ...]) -> bool:
-    return posixpath.basename(word) in programs

@@ -190,7 +190,7 @@ def _is_read_only(volumes: _Volumes, mount: Object) -> bool:
 def _get_path(mount: Object) -> str:
     """The normalized path of a mount or device; the kubelet resolves a relative one from /."""
     field = "devicePath" if "devicePath" in mount else "mountPath"
-    return posixpath.normpath("/" + get_string(mount, field).lstrip("/"))
+    return needs.normalize(get_string(mount, field))
 
 
 def _is_within(path: str, directory: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from asya_injector.annotations.parse import merge, parse_inherited, select_own
+from asya_injector.annotations.parse import merge, parse_inherited, parse_values, select_own
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.annotations.table import BY_KEY, INHERITED, PREFIX
 from asya_injector.errors import quote
@@ -91,12 +91,11 @@ def propagate(workload: Object) -> Object:
     when no level has annotations any more; in a Job of a CronJob it comes from the CronJob and
     stays. Annotations written by users do not change.
     """
+    own = _merge_levels(workload)
     template = get_template(workload)
     if not template:
-        get_annotations(workload)  # rejects malformed ones
         return workload
     present = get_annotations(template)
-    own = _merge_levels(workload)
     if workload.get("kind") == "Job" and _is_of_cronjob(workload):
         own = parse_inherited(present) | own
     annotations = dict(present)
@@ -126,9 +125,9 @@ def find_overridden(workload: Object) -> tuple[str, ...]:
         for level in levels[: index + 1]:
             upper |= level
         warnings += [
-            f"{key}: the {name} sets {quote(lower[key])}, which overrides {quote(value)}"
-            for key, value in sorted(upper.items())
-            if key in BY_KEY and key in lower and lower[key] != value
+            f"{key}: the {name} sets {quote(lower[key])}, which overrides {quote(upper[key])}"
+            for key in sorted(BY_KEY.keys() & upper.keys() & lower.keys())
+            if lower[key] != upper[key]
         ]
     is_copy = workload.get("kind") == "Job" and INHERITED in pod and not _is_of_cronjob(workload)
     if is_copy and not levels[0]:
@@ -186,6 +185,8 @@ def _merge_levels(workload: Object) -> dict[str, str]:
     merged: dict[str, str] = {}
     for level in get_levels(workload):
         merged |= select_own(get_annotations(level))
+    if len(merged) > len(BY_KEY):
+        parse_values(merged)  # rejects the unknown ones
     return merged
 
 
