@@ -77,7 +77,8 @@ LARGE: list[Any] = [
         {f"a{i}": "x" for i in range(400_000)})}), id="inherited-annotations"),
     pytest.param(lambda: pod({}, {"asya.sh/injected": json.dumps({
         "container": "model", "mode": "wrap", "runtime": "0", "asked": "0",
-        "volumes": ["a"] * 99_999, "added": {"model": ["env A=1"] * 400_000}, "python": ""})}), id="record"),
+        "volumes": ["a"] * 99_999, "added": {"model": ["env A=1"] * 400_000},
+        "python": ""})}), id="record"),
 ]  # fmt: skip
 
 
