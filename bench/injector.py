@@ -24,7 +24,7 @@ from bench.processes import accepts, cpu_seconds, memory, running
 from bench.results import Goal, Results
 from bench.runtime import MB, median_ratio, percentile
 from tests.support.api_server import NAMESPACE, SECRET, Api, api_server
-from tests.support.injector_process import Injector, build_review, bundle, connect, free_port
+from tests.support.injector_process import Injector, build_review, connect, free_port, read_bundle
 from tests.support.tables import Table
 
 INJECTOR, KOPF = "injector", "kopf, empty handler"
@@ -96,7 +96,7 @@ def injector(directory: Path, api: Api) -> Iterator[tuple[int, Caller]]:
     process = Injector(directory, api.kubeconfig, ("-m", "asya_injector", "run"))
     try:
         process.wait_until_ready()
-        yield process.process.pid, Caller(process.connect(bundle(api)))
+        yield process.process.pid, Caller(process.connect(read_bundle(api)))
     finally:
         process.end()
 
@@ -111,7 +111,7 @@ def kopf_alone(directory: Path, api: Api) -> Iterator[tuple[int, Caller]]:
     command = (sys.executable, str(SERVERS / "empty_kopf.py"), str(address[1]), str(directory))
     environment = {"KUBECONFIG": str(api.kubeconfig)}
     with running(command, environment, lambda: accepts(address), KOPF) as (pid, _):
-        yield pid, Caller(connect(address[1], bundle(api)))
+        yield pid, Caller(connect(address[1], read_bundle(api)))
 
 
 def measure(results: Results, *, quick: bool) -> None:

@@ -52,7 +52,8 @@ def switch_injection(cluster: Cluster, namespace: str, *, on: bool) -> None:
 def old_copy(version: str = OLD, **labels: str) -> Object:
     label = {"app.kubernetes.io/managed-by": "asya-injector", **labels}
     metadata = {"name": f"asya-runtime-{version}", "labels": label}
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {}}
+    kind = {"apiVersion": "v1", "kind": "ConfigMap"}
+    return {**kind, "metadata": metadata, "immutable": True, "data": {}}
 
 
 def with_old_runtime(pod: Object, version: str = OLD) -> Object:

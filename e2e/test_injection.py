@@ -171,7 +171,8 @@ def test_a_configmap_with_the_same_name_and_other_content_is_not_mounted(
     name = f"asya-runtime-{json.loads(shown)['metadata']['labels']['asya.sh/runtime-hash']}"
     label = {"app.kubernetes.io/managed-by": "asya-injector"}
     forged = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": label}}
-    cluster.create({**forged, "data": {"asya_runtime.py": "import evil"}}, "-n", namespace)
+    data = {"asya_runtime.py": "import evil"}
+    cluster.create({**forged, "immutable": True, "data": data}, "-n", namespace)
     rejected = cluster.create(item, "-n", namespace, check=False)
     assert (
         f"ConfigMap {namespace}/{name}: exists with different content, which pods would run; "

@@ -5,6 +5,7 @@ The conditions are CEL, which only an API server evaluates. The cases are shared
 
 import contextlib
 import re
+import time
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.dynamic import DynamicClient
 
 from e2e.harness import SYSTEM, Cluster, Object, until
-from tests.chart.cel_cases import CASES, Case
+from tests.chart.cel_cases import CASES, HANDLER, Case, build
 
 pytestmark = pytest.mark.alone  # reviews are counted
 
@@ -109,3 +110,70 @@ def test_objects_in_the_clusters_own_namespaces_are_not_reviewed(
     counter = ReviewCounter(cluster, namespace_name)
     probe = next(case for case in CASES if case.id == "deployment-annotated-itself").new
     assert not counter.is_reviewed("create", probe)
+
+
+def many_annotations(count: int, size: int) -> dict[str, str]:
+    """Annotations that do not concern the injector."""
+    return {f"example.com/{number}": "v" * size for number in range(count)}
+
+
+def seconds(counter: ReviewCounter, verb: str, item: Object) -> float:
+    """The shortest time of some attempts."""
+    times = []
+    for _ in range(3):
+        began = time.monotonic()
+        counter.send(verb, item, dry_run="All")
+        times.append(time.monotonic() - began)
+    return min(times)
+
+
+def requests(annotations: dict[str, str]) -> dict[str, tuple[str, Object]]:
+    """Requests with these annotations on the objects and on their pod templates."""
+    deployment = build(own=annotations, template=annotations)
+    changed = build(own=annotations, template=annotations, image="newer")
+    return {
+        "create a pod": ("create", rename(build("Pod", annotations), "new")),
+        "create a deployment": ("create", rename(deployment, "new")),
+        "update a deployment": ("replace", rename(changed, "old")),
+    }
+
+
+@pytest.mark.timeout(300)
+def test_annotations_of_others_take_little_time_in_the_api_server(
+    cluster: Cluster, namespace: str
+) -> None:
+    counter = ReviewCounter(cluster, namespace)
+    annotations = many_annotations(8000, size=10)
+    counter.send("create", rename(build(own=annotations, template=annotations), "old"))
+    with_webhook = {
+        what: seconds(counter, *request) for what, request in requests(annotations).items()
+    }
+    cluster.kubectl("label", "namespace", namespace, "asya.sh/injection=disabled")
+    until("the namespace to be disabled", lambda: not counter.is_reviewed("create", PROBE))
+    without = {what: seconds(counter, *request) for what, request in requests(annotations).items()}
+    slow = {what: (with_webhook[what], without[what]) for what in without}
+    assert {what for what in slow if with_webhook[what] > without[what] + 1} == set(), slow
+
+
+@pytest.mark.timeout(300)
+def test_no_number_of_annotations_makes_the_api_server_reject_an_object(
+    cluster: Cluster, namespace: str
+) -> None:
+    counter = ReviewCounter(cluster, namespace)
+    annotations = {f"a/{number}": "" for number in range(20_000)}  # all of them: at most 256 KiB
+    counter.send("create", rename(build(own=annotations, template=annotations), "old"))
+    before = counter.reviews()
+    for verb, item in requests(annotations).values():
+        counter.send(verb, item, dry_run="All")
+    assert counter.reviews() == before
+
+
+@pytest.mark.timeout(300)
+def test_an_annotation_among_thousands_of_others_is_reviewed(
+    cluster: Cluster, namespace: str
+) -> None:
+    counter = ReviewCounter(cluster, namespace)
+    annotations = many_annotations(8000, size=1)
+    counter.send("create", rename(build(own=annotations, template=annotations), "old"))
+    for verb, item in requests(annotations | HANDLER).values():
+        assert counter.is_reviewed(verb, item)

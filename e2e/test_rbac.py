@@ -13,7 +13,8 @@ ACCOUNT = f"system:serviceaccount:{SYSTEM}:asya-runtime"
 
 def config_map(name: str, labels: dict[str, str]) -> Object:
     metadata = {"name": name, "labels": labels}
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {}}
+    item = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {}}
+    return item | {"immutable": True}
 
 
 def test_the_injector_has_exactly_the_documented_permissions(cluster: Cluster) -> None:
@@ -41,7 +42,7 @@ def test_the_policy_restricts_its_config_maps_by_name_and_label(
     assert create("asya-runtime-0123456789", label)
     assert not create("asya-runtime-0123456789", {})
     assert not create("other", label)
-    cluster.create(config_map("asya-runtime-theirs", {}), "-n", namespace)
+    cluster.create(config_map("asya-runtime-theirs", {}) | {"immutable": False}, "-n", namespace)
     injector: Any = client.ApiClient()
     injector.set_default_header("Impersonate-User", ACCOUNT)
     with pytest.raises(ApiException, match="ValidatingAdmissionPolicy"):

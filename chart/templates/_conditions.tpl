@@ -1,6 +1,12 @@
 {{/*
-Match conditions in CEL: the API server sends an object to the injector only if all are true. An expression that fails
+Match conditions in CEL: the API server sends an object to the injector only if they are true. An expression that fails
 rejects the object, so test each optional field with has() first.
+
+An object may have thousands of annotations that do not concern the injector. Therefore:
+- Each webhook has one condition. The API server evaluates all conditions of a webhook, but within one `&&` stops it.
+- The condition begins with a test whether the text `asya.sh/` occurs in any annotation.
+- No macro iterates over annotations with `&&`, `||` or `?:` inside, as exists(), all() and filter() do: the time that
+  the API server takes for this grows with the square of their number.
 */}}
 
 {{/* List with the pod template of a workload, or an empty list. Argument: variable of the workload. */}}
@@ -11,9 +17,14 @@ rejects the object, so test each optional field with has() first.
     [{{ . }}.spec.jobTemplate.spec.template] : [])
 {{- end }}
 
-{{/* Whether an object or pod template has an asya.sh/ annotation. Argument: its variable. */}}
-{{- define "asya-runtime.cel.hasAnnotation" -}}
-has({{ . }}.metadata) && has({{ . }}.metadata.annotations) && {{ . }}.metadata.annotations.exists(key, key.startsWith('asya.sh/'))
+{{/* Annotations of an object or pod template, or an empty map. Argument: its variable. */}}
+{{- define "asya-runtime.cel.annotations" -}}
+(has({{ . }}.metadata) && has({{ . }}.metadata.annotations) ? {{ . }}.metadata.annotations : {})
+{{- end }}
+
+{{/* Whether a map has an asya.sh/ key. Argument: variable of the map. */}}
+{{- define "asya-runtime.cel.hasKey" -}}
+true in {{ . }}.map(key, key.startsWith('asya.sh/'))
 {{- end }}
 
 {{/* Whether asya.sh/inject is "false" on an object or pod template. Argument: its variable. */}}
@@ -21,17 +32,14 @@ has({{ . }}.metadata) && has({{ . }}.metadata.annotations) && {{ . }}.metadata.a
 has({{ . }}.metadata) && has({{ . }}.metadata.annotations) && 'asya.sh/inject' in {{ . }}.metadata.annotations && {{ . }}.metadata.annotations['asya.sh/inject'] == 'false'
 {{- end }}
 
-{{/* Annotations of an object, or an empty map. Argument: variable of the object. */}}
-{{- define "asya-runtime.cel.annotations" -}}
-(has({{ . }}.metadata.annotations) ? {{ . }}.metadata.annotations : {})
-{{- end }}
-
-{{/* Whether an update adds, changes or removes an asya.sh/ annotation of the workload itself. */}}
+{{/*
+Whether an update adds, changes or removes an asya.sh/ annotation of the workload itself: an asya.sh/ key has another
+value, or none, in the other map.
+*/}}
 {{- define "asya-runtime.cel.keysChange" -}}
 [[{{ include "asya-runtime.cel.annotations" "object" }}, {{ include "asya-runtime.cel.annotations" "oldObject" }}],
 [{{ include "asya-runtime.cel.annotations" "oldObject" }}, {{ include "asya-runtime.cel.annotations" "object" }}]]
-.exists(pair, pair[0].exists(key, key.startsWith('asya.sh/') &&
-!(key in pair[1] && pair[1][key] == pair[0][key])))
+.exists(pair, [true, true] in pair[0].map(key, [key.startsWith('asya.sh/'), pair[0][?key] != pair[1][?key]]))
 {{- end }}
 
 {{/* Propagated annotations in the pod template of a workload, as a list. Argument: variable of the workload. */}}
@@ -46,58 +54,65 @@ Whether the injector may have to propagate annotations to the pod template. A wo
 creates pods without the runtime. Other updates are only validated, and its pods are validated again.
 */}}
 {{- define "asya-runtime.cel.needsPropagation" -}}
-request.operation != 'UPDATE' ||
+(request.operation != 'UPDATE' ||
 {{ include "asya-runtime.cel.propagated" "object" }} !=
 {{ include "asya-runtime.cel.propagated" "oldObject" }} ||
-({{ include "asya-runtime.cel.hasAnnotation" "object" }}) && '' in {{ include "asya-runtime.cel.propagated" "object" }} ||
-{{ include "asya-runtime.cel.keysChange" . }}
+'' in {{ include "asya-runtime.cel.propagated" "object" }} &&
+[{{ include "asya-runtime.cel.annotations" "object" }}].exists(annotations, {{ include "asya-runtime.cel.hasKey" "annotations" }}) ||
+{{ include "asya-runtime.cel.keysChange" . }})
 {{- end }}
 
-{{- define "asya-runtime.podConditions" -}}
-- name: has-asya-annotation
-  expression: >-
-    {{ include "asya-runtime.cel.hasAnnotation" "object" }}
-- name: is-not-disabled
-  expression: >-
-    !({{ include "asya-runtime.cel.isDisabled" "object" }})
-# A mirror pod only reflects a static pod of the kubelet, which runs regardless of admission.
-- name: is-not-mirror-pod
-  expression: >-
-    !(has(object.metadata.annotations) && 'kubernetes.io/config.mirror' in object.metadata.annotations)
+{{/* Whether any of several maps has an asya.sh/ key. Argument: the list of them, in CEL. */}}
+{{- define "asya-runtime.cel.anyHasKey" -}}
+'%s'.format([{{ . }}]).contains('asya.sh/') &&
+{{ . }}.exists(annotations, {{ include "asya-runtime.cel.hasKey" "annotations" }})
 {{- end }}
 
-{{- define "asya-runtime.workloadConditions" -}}
-# Includes the old object: an annotation removed from the workload must be removed from the pod template.
-- name: has-asya-annotation
+{{- define "asya-runtime.cel.pod" -}}
+{{ include "asya-runtime.cel.anyHasKey" (printf "[%s]" (include "asya-runtime.cel.annotations" "object")) }} &&
+!({{ include "asya-runtime.cel.isDisabled" "object" }}) &&
+{{- /* A mirror pod only reflects a static pod of the kubelet, which runs regardless of admission. */}}
+!('kubernetes.io/config.mirror' in object.metadata.annotations)
+{{- end }}
+
+{{- define "asya-runtime.cel.workload" -}}
+{{- $templates := include "asya-runtime.cel.templates" "object" }}
+{{- /* Includes the old object: an annotation removed from the workload must be removed from the pod template. */}}
+{{- $all := printf "([object] + %s + (request.operation == 'UPDATE' ? [oldObject] : []))" $templates }}
+{{- include "asya-runtime.cel.anyHasKey" (printf "%s.map(each, %s)" $all (include "asya-runtime.cel.annotations" "each")) }} &&
+{{- /* Updates by controllers do not wait for the injector. */}}
+(request.operation != 'UPDATE' ||
+{{ $templates }} != {{ include "asya-runtime.cel.templates" "oldObject" }} ||
+{{ include "asya-runtime.cel.keysChange" . }}) &&
+{{- /* With a changed template, the Deployment would consider the ReplicaSet outdated and create another, endlessly. */}}
+(request.resource.resource != 'replicasets' || !has(object.metadata.ownerReferences) ||
+!object.metadata.ownerReferences.exists(owner, has(owner.controller) && owner.controller)) &&
+!has(object.metadata.deletionTimestamp) &&
+{{- /* Propagated annotations follow the workload even in a template with injection disabled. */}}
+!{{ $templates }}
+.exists(each, {{ include "asya-runtime.cel.isDisabled" "each" }} &&
+!('asya.sh/inherited' in each.metadata.annotations)) &&
+{{- /* A workload with injection disabled is relevant only while its template has asya.sh/ annotations. */}}
+(!({{ include "asya-runtime.cel.isDisabled" "object" }}) ||
+{{ $templates }}.map(each, {{ include "asya-runtime.cel.annotations" "each" }})
+.exists(annotations, {{ include "asya-runtime.cel.hasKey" "annotations" }}))
+{{- end }}
+
+{{/* The match condition of a webhook. Argument: first part of its name. */}}
+{{- define "asya-runtime.matchConditions" -}}
+{{- if eq . "pods" -}}
+- name: needs-injection
   expression: >-
-    ([object] + {{ include "asya-runtime.cel.templates" "object" | indent 4 | trim }} +
-    (request.operation == 'UPDATE' ? [oldObject] : []))
-    .exists(each, {{ include "asya-runtime.cel.hasAnnotation" "each" }})
-# Updates by controllers do not wait for the injector.
-- name: relevant-change
+    {{- include "asya-runtime.cel.pod" . | nindent 4 }}
+{{- else if eq . "workloads" -}}
+- name: needs-propagation
   expression: >-
-    request.operation != 'UPDATE' ||
-    {{ include "asya-runtime.cel.templates" "object" | indent 4 | trim }} !=
-    {{ include "asya-runtime.cel.templates" "oldObject" | indent 4 | trim }} ||
-    {{ include "asya-runtime.cel.keysChange" . | indent 4 | trim }}
-# With a changed template, the Deployment would consider the ReplicaSet outdated and create another one, endlessly.
-- name: is-not-controlled-replicaset
+    {{- include "asya-runtime.cel.workload" . | nindent 4 }} &&
+    {{ include "asya-runtime.cel.needsPropagation" . | indent 4 | trim }}
+{{- else -}}
+- name: needs-validation
   expression: >-
-    request.resource.resource != 'replicasets' || !has(object.metadata.ownerReferences) ||
-    !object.metadata.ownerReferences.exists(owner, has(owner.controller) && owner.controller)
-- name: is-not-deleting
-  expression: >-
-    !has(object.metadata.deletionTimestamp)
-# Propagated annotations follow the workload even in a template with injection disabled.
-- name: template-is-not-disabled
-  expression: >-
-    !{{ include "asya-runtime.cel.templates" "object" | indent 4 | trim }}
-    .exists(each, {{ include "asya-runtime.cel.isDisabled" "each" }} &&
-    !('asya.sh/inherited' in each.metadata.annotations))
-# A workload with injection disabled is relevant only while its template has asya.sh/ annotations.
-- name: is-not-disabled
-  expression: >-
-    !({{ include "asya-runtime.cel.isDisabled" "object" }}) ||
-    {{ include "asya-runtime.cel.templates" "object" | indent 4 | trim }}
-    .exists(each, {{ include "asya-runtime.cel.hasAnnotation" "each" }})
+    {{- include "asya-runtime.cel.workload" . | nindent 4 }} &&
+    !{{ include "asya-runtime.cel.needsPropagation" . | indent 4 | trim }}
+{{- end }}
 {{- end }}

@@ -14,6 +14,11 @@ asya-runtime
 asya-runtime-prune
 {{- end }}
 
+{{/* The policy for runtime ConfigMaps, whoever writes them. */}}
+{{- define "asya-runtime.immutablePolicy" -}}
+asya-runtime-immutable
+{{- end }}
+
 {{/*
 With existingSecret the object has another name, because there Helm sets the caBundle. In the other modes the injector
 or cert-manager does, and an upgrade that took over this field would fail half-way with a conflict. With two names, a

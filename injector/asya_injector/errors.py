@@ -24,6 +24,7 @@ class Reason(StrEnum):
     INTERNAL_ERROR = "InternalError"
     MOUNT_CONFLICT = "MountConflict"
     OBJECT_INVALID = "ObjectInvalid"
+    REVIEW_TOO_LARGE = "ReviewTooLarge"
     RUNTIME_CONFIGMAP_CONFLICT = "RuntimeConfigMapConflict"
     RUNTIME_CONFIGMAP_UNAVAILABLE = "RuntimeConfigMapUnavailable"
     SIDECAR_NOT_FOUND = "SidecarNotFound"

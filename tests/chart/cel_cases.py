@@ -16,7 +16,12 @@ HANDLER = {"asya.sh/handler": "my_app.handler.predict"}
 OFF = {"asya.sh/inject": "false"}
 PROPAGATED = {"asya.sh/inherited": '{"asya.sh/handler":"my_app.handler.predict"}'}
 OTHER_PROPAGATED = {"asya.sh/inherited": '{"asya.sh/handler":"my_app.handler.other"}'}
-OTHERS = {"example.com/asya.sh": "x", "asya.shop/handler": "x", "xasya.sh/handler": "x"}
+OTHERS = {
+    "example.com/asya.sh": "x",
+    "example.com/link": "https://asya.sh/",
+    "asya.shop/handler": "x",
+    "xasya.sh/handler": '{"asya.sh/handler":"x"}, "asya.sh/handler":"x"',
+}
 VERSIONS = {"Pod": "v1", "Job": "batch/v1", "CronJob": "batch/v1"}
 # Satisfies Pod Security `restricted`, which a cluster may enforce.
 POD: Object = {

@@ -11,6 +11,7 @@ from asya_injector.webhook.admission import PODS, TEMPLATES, WORKLOADS
 from tests.chart.charts import (
     CA,
     CASES,
+    REPOSITORY,
     SYSTEM,
     Object,
     case_objects,
@@ -23,6 +24,7 @@ from tests.chart.charts import (
 )
 
 NAME = "asya-runtime"
+IMMUTABLE = "asya-runtime-immutable"
 WITH_INJECTOR = [name for name in CASES if name not in ("no-injector", "empty")]
 # Values that give up Pod Security `restricted`.
 UNRESTRICTED = ("host-network", "null-security-contexts")
@@ -38,8 +40,8 @@ EXCLUSIONS = [
 
 @pytest.fixture(scope="module")
 def rendered() -> dict[str, Object]:
-    """Objects of the default rendering by kind, of which each has one."""
-    found = load_objects(render({}))
+    """Objects of the default rendering by kind, without those of the policy for immutability."""
+    found = {key: item for key, item in load_objects(render({})).items() if key[2] != IMMUTABLE}
     assert len({kind for kind, _, _ in found}) == len(found)
     return {kind: item for (kind, _, _), item in found.items()}
 
@@ -152,6 +154,46 @@ def test_the_admission_policy_allows_the_runtime_config_maps(rendered: dict[str,
         assert re.findall(r"labels\['([^']+)'\] == '([^']+)'", each["expression"]) == [label]
 
 
+@pytest.mark.parametrize("name", WITH_INJECTOR)
+def test_runtime_config_maps_must_be_immutable_whoever_writes_them(name: str, chart: Path) -> None:
+    found = case_objects(name, chart)
+    spec = found["ValidatingAdmissionPolicy", "", IMMUTABLE]["spec"]
+    assert found["ValidatingAdmissionPolicyBinding", "", IMMUTABLE]["spec"] == {
+        "policyName": IMMUTABLE,
+        "validationActions": ["Deny"],
+    }
+    assert spec["failurePolicy"] == "Fail"
+    # Not DELETE: it stays free.
+    assert spec["matchConstraints"] == {
+        "resourceRules": [rule("", ["CREATE", "UPDATE"], "configmaps")]
+    }
+    named, not_deleting = [each["expression"] for each in spec["matchConditions"]]
+    assert named.startswith("has(object.metadata.name) && object.metadata.name.matches('")
+    assert not_deleting == "!has(object.metadata.deletionTimestamp)"
+    (validation,) = spec["validations"]
+    assert validation["expression"] == "has(object.immutable) && object.immutable"
+
+
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [
+        (RuntimeFiles({"a": "b"}).config_map()["metadata"]["name"], True),
+        ("asya-runtime-0123456789", True),
+        ("asya-runtime", False),
+        ("asya-runtime-012345678", False),
+        ("asya-runtime-0123456789a", False),
+        ("asya-runtime-012345678g", False),
+        ("asya-runtime-0123456789-01234567", False),
+        ("my-asya-runtime-0123456789", False),
+        ("asya-runtime-0123456789.old", False),
+    ],
+)
+def test_only_runtime_config_maps_must_be_immutable(name: str, held: bool, chart: Path) -> None:
+    spec = case_objects("defaults", chart)["ValidatingAdmissionPolicy", "", IMMUTABLE]["spec"]
+    (pattern,) = re.findall(r"matches\('(.+)'\)", spec["matchConditions"][0]["expression"])
+    assert bool(re.search(pattern, name)) == held
+
+
 def test_certificate_and_ca_bundle_are_left_to_the_injector(
     rendered: dict[str, Object],
 ) -> None:
@@ -208,6 +250,44 @@ def test_the_webhooks_have_the_documented_rules_and_policies(rendered: dict[str,
         }
         for name in rules
     ]
+
+
+def conditions(rendered: dict[str, Object]) -> dict[str, str]:
+    """The match condition of each webhook, on one line."""
+    found = {}
+    for each in rendered["MutatingWebhookConfiguration"]["webhooks"]:
+        (condition,) = each["matchConditions"]  # the API server evaluates all of them
+        found[condition["name"]] = " ".join(condition["expression"].split())
+    return found
+
+
+def test_each_webhook_has_one_condition_that_begins_with_a_search_for_our_prefix(
+    rendered: dict[str, Object],
+) -> None:
+    found = conditions(rendered)
+    assert list(found) == ["needs-injection", "needs-propagation", "needs-validation"]
+    for expression in found.values():
+        guard, operator, _ = expression.partition(".contains('asya.sh/') && ")
+        assert operator
+        assert guard.startswith("'%s'.format([")
+        assert guard.endswith("])")
+        assert "||" not in expression_outside_parentheses(expression)
+
+
+def expression_outside_parentheses(text: str) -> str:
+    """Removes what is in parentheses and brackets."""
+    while (shorter := re.sub(r"[(\[][^()\[\]]*[)\]]", "", text)) != text:
+        text = shorter
+    return text
+
+
+def test_no_condition_takes_quadratic_time_for_annotations(rendered: dict[str, Object]) -> None:
+    for expression in conditions(rendered).values():
+        over_keys = re.findall(r"(\w+)\(key, ([^)]*\))", expression)
+        assert over_keys
+        for macro, body in over_keys:
+            assert macro == "map"
+            assert not re.search(r"&&|\|\|| \? ", body)
 
 
 # --- Pods -------------------------------------------------------------------------------------
@@ -318,7 +398,7 @@ def test_the_service_monitor_selects_only_the_metrics_port(chart: Path) -> None:
     assert named[port["targetPort"]] == 9090
 
 
-def test_the_network_policy_admits_any_source_to_the_webhook_port(chart: Path) -> None:
+def test_the_network_policy_admits_any_source_to_the_webhook_port_by_default(chart: Path) -> None:
     def ingress(name: str) -> list[Object]:
         found = case_objects(name, chart)
         result: list[Object] = found["NetworkPolicy", SYSTEM, NAME]["spec"]["ingress"]
@@ -331,12 +411,19 @@ def test_the_network_policy_admits_any_source_to_the_webhook_port(chart: Path) -
     assert [set(each) for each in ingress("metrics-service")] == [{"ports"}, {"ports"}]
 
 
+def test_the_network_policy_admits_only_given_sources_to_the_webhook_port() -> None:
+    api_server = {"ipBlock": {"cidr": "192.0.2.10/32"}}
+    values = {"networkPolicy": {"enabled": True, "webhookFrom": [api_server]}}
+    webhook, metrics = find_object(render(values), "NetworkPolicy")["spec"]["ingress"]
+    assert webhook == {"ports": [{"port": "webhook", "protocol": "TCP"}], "from": [api_server]}
+    assert metrics == {"ports": [{"port": "http", "protocol": "TCP"}]}
+
+
 @pytest.mark.parametrize("name", WITH_INJECTOR)
 def test_system_namespaces_are_excluded_with_any_values(name: str, chart: Path) -> None:
     configuration = find_object(render_case(name, chart), "MutatingWebhookConfiguration")
     for webhook in configuration["webhooks"]:
         assert webhook["namespaceSelector"]["matchExpressions"][:2] == EXCLUSIONS
-        assert len(webhook["matchConditions"]) >= 3
 
 
 def test_selectors_are_added_to_the_exclusions(chart: Path) -> None:
@@ -439,6 +526,22 @@ def test_with_an_issuer_of_the_user_the_chart_creates_no_ca(chart: Path) -> None
         "name": "corporate",
         "kind": "ClusterIssuer",
     }
+
+
+# --- Memory -----------------------------------------------------------------------------------
+
+
+def test_the_memory_limit_exceeds_the_documented_sum(rendered: dict[str, Object]) -> None:
+    page = (REPOSITORY / "docs/operations.md").read_text()
+    _, _, section = page.partition("## Memory of the injector\n")
+    rows = re.findall(r"^\| (.+) \| (\d+) \|$", section.partition("\n## ")[0], re.MULTILINE)
+    *parts, (last, total) = [(what, int(mebibytes)) for what, mebibytes in rows]
+    assert last == "sum"
+    assert sum(mebibytes for _, mebibytes in parts) == total
+    (container,) = rendered["Deployment"]["spec"]["template"]["spec"]["containers"]
+    limit = container["resources"]["limits"]["memory"]
+    assert total < int(limit.removesuffix("Mi"))
+    assert f"`{limit}`" in section
 
 
 # --- Labels, annotations and hooks ------------------------------------------------------------

@@ -1,10 +1,10 @@
-"""What CONTRIBUTING.md and the architecture name exists, and their example setting is the code's."""
+"""CONTRIBUTING.md and the architecture page name what exists; the example setting is real."""
 
 from __future__ import annotations
 
 import re
 
-from tests.docs.pages import DOCS, REPOSITORY, blocks
+from tests.docs.pages import DOCS, REPOSITORY
 
 CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text()
 ARCHITECTURE = (DOCS / "architecture.md").read_text()

@@ -1,4 +1,4 @@
-"""An API server in memory, and the injector as a process that talks to it."""
+"""A stand-in API server, and the injector as a process that uses it."""
 
 import contextlib
 import subprocess
@@ -23,7 +23,7 @@ def api(tmp_path: Path) -> Iterator[Api]:
 
 
 def run_script(script: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    """What a program prints that is run by an interpreter of its own, with our package.
+    """Run a Python script in a new process that can import the package.
 
     text: its standard input.
     """
@@ -39,7 +39,7 @@ def run_script(script: str, text: str = "") -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def start(tmp_path: Path, api: Api) -> Iterator[Callable[..., Injector]]:
-    """Start an injector with more settings; it is killed in the end."""
+    """Start an injector with additional settings; it is killed after the test."""
     with contextlib.ExitStack() as stack:
 
         def run(
@@ -55,17 +55,17 @@ def start(tmp_path: Path, api: Api) -> Iterator[Callable[..., Injector]]:
         yield run
 
 
-def connected(kubeconfig: Path) -> ApiClient:
-    """The injector's own way to the API server of a kubeconfig."""
+def connect_with(kubeconfig: Path) -> ApiClient:
+    """The injector's client for the API server of a kubeconfig."""
     with pytest.MonkeyPatch.context() as patch:
-        where = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
-        patch.setattr(where, str(kubeconfig))
+        location = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
+        patch.setattr(location, str(kubeconfig))
         return connect()
 
 
 @pytest.fixture
 def connection(api: Api) -> Iterator[ApiClient]:
-    """The injector's own way to the API server in memory."""
-    client = connected(api.kubeconfig)
+    """The injector's client for the stand-in API server."""
+    client = connect_with(api.kubeconfig)
     yield client
     client.rest_client.pool_manager.clear()

@@ -55,7 +55,7 @@ def build_review(subject: dict[str, Any], **changes: Any) -> tuple[str, dict[str
     return "/workloads?timeout=5s" if group else "/pods?timeout=5s", {"request": request}
 
 
-def bundle(api: Api) -> bytes:
+def read_bundle(api: Api) -> bytes:
     """The CA that the API server trusts."""
     with api.lock:
         webhook = api.objects["mutatingwebhookconfigurations", "", NAME]["webhooks"][0]

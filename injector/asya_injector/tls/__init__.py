@@ -1,1 +1,1 @@
-"""Certificates: made, rotated, and exchanged while the server runs."""
+"""Certificates: issued, renewed, and reloaded while the server runs."""

@@ -243,5 +243,5 @@ def _dump_key(key: ec.EllipticCurvePrivateKey) -> bytes:
 def _load_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     key = serialization.load_pem_private_key(pem, password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise DamagedError("a key is not of the kind that the injector makes")
+        raise DamagedError("a key is not an elliptic-curve key, which the injector creates")
     return key

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import kopf
 
@@ -13,10 +14,12 @@ from asya_injector.errors import InjectionError
 from asya_injector.kube_objects import POD, WORKLOAD_KINDS, Object, get_template
 from asya_injector.mutation.inject import inject
 from asya_injector.mutation.workload import find_overridden, propagate
-from asya_injector.webhook.review import Review, build_json_patch, current_review
+from asya_injector.webhook.review import Review, current_review
 from asya_injector.webhook.runtime_configmap import RuntimeConfigMapWriter
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # The last part of each webhook's path in the chart. Updates that need no propagation go to a
 # separate webhook that is allowed to be unavailable.
@@ -37,27 +40,38 @@ class Webhook:
 
     async def admit_pod(self, review: Review, warnings: list[str]) -> Object:
         """The pod to admit, injected if it asks for it; raises InjectionError."""
-        injection = inject(review.object, self._defaults)
+        injection = await _run(review, lambda: inject(review.object, self._defaults))
         if injection is None:
             return review.object
-        if not review.dry_run:
-            await self._configmaps.ensure(review.namespace, within=review.deadline)
+        review.mounts_configmap = True
         warnings.extend(injection.warnings)
         return injection.pod
 
     async def admit_workload(self, review: Review, warnings: list[str]) -> Object:
         """The workload to admit; raises InjectionError if its pods would be rejected later."""
         workload = propagate(review.object)
-        injection = inject(get_template(workload), self._defaults)
+        injection = await _run(review, lambda: inject(get_template(workload), self._defaults))
         warnings.extend(find_overridden(review.object))
         warnings.extend(injection.warnings if injection else ())
         return workload
+
+    async def ensure_configmap(self, review: Review) -> None:
+        """Return once the pod's namespace holds the runtime ConfigMap; raises InjectionError."""
+        if review.mounts_configmap and not review.dry_run:
+            within = review.deadline - asyncio.get_running_loop().time()
+            await self._configmaps.ensure(review.namespace, within=within, caller=review.caller)
+
+
+async def _run(review: Review, function: Callable[[], T]) -> T:
+    """Call a function; in a thread if the review is large, so that the event loop goes on."""
+    return await asyncio.to_thread(function) if review.is_large else function()
 
 
 def build_registry(webhook: Webhook) -> kopf.OperatorRegistry:
     """The kopf handlers for pods and for all kinds of workloads."""
     handlers = kopf.OperatorRegistry()
-    of_pods, of_workloads = _make_handler(webhook.admit_pod), _make_handler(webhook.admit_workload)
+    of_pods = _make_handler(webhook, webhook.admit_pod)
+    of_workloads = _make_handler(webhook, webhook.admit_workload)
     answers = {PODS: of_pods, WORKLOADS: of_workloads, TEMPLATES: of_workloads}
     for path, resources in HANDLED.items():
         for resource in resources:
@@ -66,21 +80,24 @@ def build_registry(webhook: Webhook) -> kopf.OperatorRegistry:
 
 
 def _make_handler(
-    admit: Callable[[Review, list[str]], Awaitable[Object]],
+    webhook: Webhook, admit: Callable[[Review, list[str]], Awaitable[Object]]
 ) -> Callable[..., Awaitable[None]]:
     """A kopf handler that records the outcome of an admission in the review."""
 
     async def handler(*, warnings: list[str], **_: Any) -> None:
         review = current_review.get()
         try:
-            admitted = await admit(review, warnings)
-            review.patch = build_json_patch(review.object, admitted)
+            review.admit(await admit(review, warnings))
+            review.drop_object()  # before a wait: it may be large
+            await webhook.ensure_configmap(review)
         except InjectionError as error:
             review.reject(str(error), error.reason)
             raise kopf.AdmissionError(review.rejection, code=422) from None
         except Exception:
             logger.exception("admission failed", extra={"uid": review.uid})
             raise kopf.AdmissionError(review.fail(), code=500) from None
+        finally:
+            review.drop_object()
         review.result = "changed" if review.patch else "unchanged"
 
     return handler

@@ -5,12 +5,23 @@ https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-con
 
 from __future__ import annotations
 
+import base64
+import json
+import re
+from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from asya_injector.errors import Reason
 from asya_injector.kube_objects import Object
+from asya_injector.mutation.workload import SYSTEM_NAMESPACES
+
+# The API server's are UUIDs.
+_MAX_UID = 100
+# https://kubernetes.io/docs/concepts/overview/working-with-objects/names/
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
+_MAX_NAME = 253
 
 
 class BadRequestError(Exception):
@@ -31,11 +42,16 @@ class Review:
     """The request, and the outcome once the object has been admitted or rejected.
 
     resource: group, version and plural name.
-    object: the pod or workload as it would be stored; never modified.
+    object: the pod or workload as it would be stored; never modified. Empty once it is dropped.
+    name: the object's name, or its `generateName`: the API server names such a pod only later.
+    caller: the sender's address.
+    deadline: the event loop's time by which the API server needs the answer.
+    is_large: it takes so long that the event loop should not wait.
+    on_drop: called when the object is no longer needed.
     result: `changed`, `unchanged`, `rejected` or `failed`; empty until decided.
     reason, rejection: code and text of a rejection.
-    patch: JSON patch that injects the object.
-    deadline: seconds within which the API server needs the answer.
+    patch: JSON patch that injects the object, in base64; empty if nothing changes.
+    mounts_configmap: the object is a pod that mounts the runtime ConfigMap.
     """
 
     uid: str
@@ -45,41 +61,52 @@ class Review:
     namespace: str
     dry_run: bool
     object: Object
-    user_info: Object
+    name: str = ""
+    caller: str = ""
+    deadline: float = 0.0
+    is_large: bool = False
+    on_drop: Callable[[], None] = lambda: None
     result: str = ""
     reason: str = ""
     rejection: str = ""
-    patch: list[Object] = field(default_factory=list)
-    deadline: float = 3.5
+    patch: str = ""
+    mounts_configmap: bool = False
 
     @classmethod
     def parse(cls, body: Any) -> Review:
         """Validate the fields that are used; raises BadRequestError."""
         request = _field(body, "request", dict, "the review")
         uid = _field(request, "uid", str, "request")
-        if not uid:
-            raise BadRequestError(400, "request.uid is empty")
+        if not 0 < len(uid) <= _MAX_UID:
+            raise BadRequestError(400, f"request.uid is not 1 to {_MAX_UID} characters long")
         try:
             resource = _field(request, "resource", dict, "request")
             item = _field(request, "object", dict, "request")
-            _field(item, "metadata", dict, "request.object")
+            metadata = _field(item, "metadata", dict, "request.object")
             _field(request, "userInfo", dict, "request")
             group, version, plural = (
                 _field(resource, name, str, "request.resource")
                 for name in ("group", "version", "resource")
             )
             operation = _field(request, "operation", str, "request")
+            if operation not in {"CREATE", "UPDATE"}:
+                raise BadRequestError(400, "request.operation is neither CREATE nor UPDATE")
+            namespace = _field(request, "namespace", str, "request")
+            if not _NAMESPACE.fullmatch(namespace):
+                raise BadRequestError(400, "request.namespace is not the name of a namespace")
+            if namespace in SYSTEM_NAMESPACES:
+                raise BadRequestError(403, "system namespaces are never injected")
         except BadRequestError as error:
-            raise BadRequestError(400, str(error), uid=uid) from None
+            raise BadRequestError(error.code, str(error), uid=uid) from None
         return cls(
             uid=uid,
             resource=(group, version, plural),
-            subresource=str(request.get("subResource") or ""),
+            subresource=_text(request, "subResource"),
             operation=operation,
-            namespace=str(request.get("namespace") or ""),
+            namespace=namespace,
+            name=_text(metadata, "name") or _text(metadata, "generateName"),
             dry_run=request.get("dryRun") is True,
             object=item,
-            user_info=request["userInfo"],
         )
 
     @property
@@ -89,7 +116,7 @@ class Review:
         kopf copies all that it gets, and never forgets an object whose uid it has seen.
         """
         metadata = {"name": self.name, "namespace": self.namespace}
-        stub = {"apiVersion": self.object.get("apiVersion"), "kind": self.object.get("kind")}
+        stub = {name: _text(self.object, name) for name in ("apiVersion", "kind")}
         group, version, plural = self.resource
         return {
             "apiVersion": "admission.k8s.io/v1",
@@ -98,17 +125,11 @@ class Review:
                 "uid": self.uid,
                 "resource": {"group": group, "version": version, "resource": plural},
                 "operation": self.operation,
-                "userInfo": self.user_info,
+                "userInfo": {},
                 "object": stub | {"metadata": metadata},
                 "dryRun": self.dry_run,
             },
         }
-
-    @property
-    def name(self) -> str:
-        """The object's name, or its `generateName`: the API server names such a pod only later."""
-        metadata = self.object["metadata"]
-        return str(metadata.get("name") or metadata.get("generateName") or "")
 
     def log_fields(self) -> Object:
         """The fields of the log line for this review."""
@@ -121,13 +142,26 @@ class Review:
             "dryrun": self.dry_run,
         } | ({"reason": self.reason, "rejection": self.rejection} if self.reason else {})
 
+    def admit(self, admitted: Object) -> None:
+        """Record the object to admit as a patch."""
+        patch = build_json_patch(self.object, admitted)
+        if patch:
+            self.patch = base64.b64encode(_encode(patch)).decode()
+
+    def drop_object(self) -> None:
+        """Free the object's memory; the answer needs only the patch."""
+        self.object = {}
+        self.on_drop()
+
     def reject(self, message: str, reason: Reason) -> None:
         """Record a rejection that the user or the cluster's administrator can fix."""
         self.result, self.reason, self.rejection = "rejected", str(reason), message
+        self.patch = ""
 
     def fail(self) -> str:
         """Record an internal error; returns its text, which discloses only where to look."""
         self.result, self.reason = "failed", str(Reason.INTERNAL_ERROR)
+        self.patch = ""
         self.rejection = (
             "the injector failed on this object; "
             f"search its log for uid {self.uid} ({Reason.INTERNAL_ERROR})"
@@ -152,6 +186,20 @@ def build_rejection(uid: str, message: str, code: int) -> Object:
     }
 
 
+def _encode(value: Any) -> bytes:
+    """JSON in UTF-8, which is a third of the size of escapes."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return json.dumps(value).encode()
+
+
+def _text(node: Object, name: str) -> str:
+    """A string, shortened to the longest that is valid for a name; empty if it is not one."""
+    value = node.get(name)
+    return value[:_MAX_NAME] if isinstance(value, str) else ""
+
+
 def _field(node: Any, name: str, kind: type, where: str) -> Any:
     value = node.get(name) if isinstance(node, dict) else None
     if not isinstance(value, kind):
@@ -163,13 +211,16 @@ def _field(node: Any, name: str, kind: type, where: str) -> Any:
 # A difference below this depth replaces the whole value. The API server calls mutating webhooks one
 # after the other, each with the result of the previous one, so no change of another is lost.
 _MAX_DEPTH = 4
+# Replacing a longer list makes the patch as large as the object.
+_LONG_LIST = 100
 
 
 def build_json_patch(before: Object, after: Object) -> list[Object]:
     """Operations (RFC 6902) that turn `before` into `after`; none if they are equal.
 
-    Compares field by field down to the fields of a container, and items of lists of equal length;
-    replaces the rest whole. That is ten times cheaper than the smallest possible patch.
+    Compares field by field down to the fields of a container, and items of lists of equal length.
+    Long lists grow by single items. The rest is replaced whole, which is ten times cheaper than the
+    smallest possible patch.
     """
     found: list[Object] = []
     _compare(before, after, "", found)
@@ -198,8 +249,20 @@ def _compare(before: Any, after: Any, path: str, found: list[Object]) -> None:
         for index, (old, new) in enumerate(zip(before, after, strict=True)):
             if old != new:
                 _compare(old, new, f"{path}/{index}", found)
+    elif isinstance(before, list) and isinstance(after, list) and len(before) > _LONG_LIST:
+        found.extend(_describe_growth(before, after, path))
     else:
         found.append({"op": "replace", "path": path, "value": after})
+
+
+def _describe_growth(before: list[Any], after: list[Any], path: str) -> list[Object]:
+    """Items that were added at the start or the end of a list; else the whole list."""
+    added = len(after) - len(before)
+    if after[added:] == before:
+        return [{"op": "add", "path": f"{path}/0", "value": new} for new in after[added - 1 :: -1]]
+    if after[: len(before)] == before:
+        return [{"op": "add", "path": f"{path}/-", "value": new} for new in after[len(before) :]]
+    return [{"op": "replace", "path": path, "value": after}]
 
 
 def _escape(key: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
+import contextlib
+import gc
 import json
 import logging
 import socket
@@ -15,18 +16,18 @@ import aiohttp.web
 import kopf
 
 from asya_injector.tls.watcher import CertWatcher
+from asya_injector.webhook.body import find_uid, parse_body, read_body
+from asya_injector.webhook.limits import Connection, Connections, Turns
+from asya_injector.webhook.listener import Listener
 from asya_injector.webhook.review import BadRequestError, Review, build_rejection, current_review
 from asya_injector.webhook.telemetry import Metrics
 
 logger = logging.getLogger(__name__)
 
-# An UPDATE carries the object twice, and the API server accepts objects of up to 3 MiB.
-_MAX_REVIEW_BYTES = 8 << 20
-# The API server does not wait longer for an answer.
-_BODY_SECONDS = 5.0
-_HANDSHAKE_SECONDS = 5.0
-# Longer than the API server keeps an idle connection (90 s), so that it closes first.
-_IDLE_SECONDS = 120.0
+# Larger reviews are answered one at a time, and take at most half of the time.
+_LARGE_REVIEW_BYTES = 64 << 10
+# The API server's limits for `timeoutSeconds` of a webhook.
+_MIN_TIMEOUT, _MAX_TIMEOUT = 1.0, 30.0
 # Quiet period: long enough for a busy keep-alive connection to be reused and for stale routes to
 # show.
 _QUIET_SECONDS = 2.0
@@ -67,8 +68,9 @@ class Server:
         self._handled = handled
         self._metrics = metrics
         self._socket: socket.socket | None = None
-        self._draining = False
-        self._last_connected = 0.0
+        self._listener: Listener | None = None
+        self._connections = Connections()
+        self._large_reviews = Turns(1)
 
     def bind(self) -> None:
         """Bind the port at the start, so that a wrong one fails early; raises OSError.
@@ -94,39 +96,23 @@ class Server:
     async def __call__(self, fn: Answer) -> AsyncIterator[Any]:
         """Serve once a certificate is loaded; at the end, answer the requests that have arrived."""
         await self._watcher.ready.wait()
-
-        async def handle(request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
-            response = await self._handle(fn, request)
-            if self._draining:
-                response.force_close()
-            return response
-
-        web = aiohttp.web.Server(
-            handle,
-            access_log=None,
-            auto_decompress=False,
-            keepalive_timeout=_IDLE_SECONDS,
-            lingering_time=1,
+        web = self._listener = Listener(
+            lambda request, connection: self._handle(fn, request, connection),
+            context=self._watcher.context,
+            connections=self._connections,
         )
-        loop = asyncio.get_running_loop()
-
-        def connected() -> asyncio.Protocol:
-            self._last_connected = loop.time()
-            return web()
-
-        listener = await loop.create_server(
-            connected,
-            sock=cast(socket.socket, self._socket),
-            ssl=self._watcher.context,
-            ssl_handshake_timeout=_HANDSHAKE_SECONDS,
-            backlog=1024,
-        )
+        listener = cast(socket.socket, self._socket)
+        listener.setblocking(False)
+        listener.listen(1024)
+        accepting = asyncio.create_task(web.accept(listener))
         try:
             self.listening = True
             yield kopf.WebhookClientConfig(url=f"https://localhost:{self._port}")
             await asyncio.Event().wait()
         finally:
             self.listening = False
+            accepting.cancel()
+            await asyncio.wait([accepting])
             listener.close()
             web.pre_shutdown()  # closes idle connections only
             await web.shutdown(_SHUTDOWN_SECONDS)
@@ -138,13 +124,14 @@ class Server:
         replica without a connection so far drains too: the API server may have used another
         replica, which is ending as well.
         """
-        if not self.listening:
+        if not self.listening or self._listener is None:
             return
-        self._draining = True
+        listener = self._listener
+        listener.draining = True
         logger.info("draining")
         clock = asyncio.get_running_loop().time
-        began = self._last_connected = clock()
-        while clock() < self._last_connected + _QUIET_SECONDS:
+        began = listener.last_connected = clock()
+        while clock() < listener.last_connected + _QUIET_SECONDS:
             if clock() >= began + _MAX_DRAIN_SECONDS:
                 logger.warning(
                     "still receiving connections; closing", extra={"seconds": _MAX_DRAIN_SECONDS}
@@ -153,29 +140,79 @@ class Server:
             await asyncio.sleep(0.05)
 
     async def _handle(
-        self, fn: Answer, request: aiohttp.web.BaseRequest
-    ) -> aiohttp.web.StreamResponse:
+        self, fn: Answer, request: aiohttp.web.BaseRequest, connection: Connection
+    ) -> tuple[int, bytes]:
+        """HTTP status and body of the answer."""
         began = time.perf_counter()
+        deadline = asyncio.get_running_loop().time() + _parse_deadline(request.query)
+        path = request.path.strip("/")
         try:
-            review = Review.parse(await _read_body(request))
-            path = request.path.strip("/")
-            self._check_handled(path, review)
+            body = await read_body(
+                request, on_growth=lambda size: self._connections.resize(connection, size)
+            )
+            connection.use()
+            is_large = len(body) > _LARGE_REVIEW_BYTES
+            async with self._take_turn(body, connection.address, deadline) as end_turn:
+                review = Review.parse(parse_body(body))
+                self._check_handled(path, review)
+
+                def drop() -> None:
+                    end_turn()
+                    self._connections.resize(connection, len(review.patch))
+
+                review.on_drop, review.is_large = drop, is_large
+                review.deadline, review.caller = deadline, connection.address
+                answer = await _answer(fn, path, review)
         except BadRequestError as error:
             self._metrics.bad_requests.labels(code=error.code).inc()
             logger.warning(
                 "bad request", extra={"uid": error.uid, "code": error.code, "error": str(error)}
             )
             if error.uid:
-                return _response(build_rejection(error.uid, str(error), error.code))
-            return aiohttp.web.Response(status=error.code, text=f"asya-injector: {error}\n")
-        review.deadline = _parse_deadline(request.query.get("timeout", ""))
-        answer = await _answer(fn, path, review)
+                return 200, _encode(build_rejection(error.uid, str(error), error.code))
+            return error.code, f"asya-injector: {error}\n".encode()
         seconds = time.perf_counter() - began
         resource = review.resource[2]
         self._metrics.duration.observe(seconds)
         self._metrics.admissions.labels(resource, review.result, review.reason).inc()
         logger.info(review.result, extra=review.log_fields() | {"seconds": round(seconds, 4)})
-        return _response(answer)
+        return 200, _encode(answer)
+
+    @contextlib.asynccontextmanager
+    async def _take_turn(
+        self, body: bytearray, address: str, deadline: float
+    ) -> AsyncIterator[Callable[[], None]]:
+        """A turn to answer a review; yields a function that ends it early.
+
+        Answering a large review blocks the event loop. Between two of them, it has as much time for
+        small ones.
+        """
+        if len(body) <= _LARGE_REVIEW_BYTES:
+            yield lambda: None
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._large_reviews.acquire(address)
+        except TimeoutError:
+            raise BadRequestError(
+                503, "too many large reviews at the same time; try again", uid=find_uid(body)
+            ) from None
+        began = loop.time()
+        ended = False
+
+        def end() -> None:
+            nonlocal ended
+            if not ended:
+                ended = True
+                gc.enable()
+                loop.call_later(loop.time() - began, self._large_reviews.release)
+
+        gc.disable()  # it would scan all the new objects several times
+        try:
+            yield end
+        finally:
+            end()
 
     def _check_handled(self, path: str, review: Review) -> None:
         """Raise BadRequestError for a review that has no handler: kopf would allow it."""
@@ -194,27 +231,6 @@ class Server:
             )
 
 
-async def _read_body(request: aiohttp.web.BaseRequest) -> Any:
-    """The JSON value in the body of a request; raises BadRequestError."""
-    if request.method != "POST":
-        raise BadRequestError(405, "the method is not POST")
-    if request.content_type != "application/json":
-        raise BadRequestError(415, "the content type is not application/json")
-    body = bytearray()
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            async for chunk in request.content.iter_any():
-                body += chunk
-                if len(body) > _MAX_REVIEW_BYTES:
-                    raise BadRequestError(413, f"the body is larger than {_MAX_REVIEW_BYTES} bytes")
-    except TimeoutError:
-        raise BadRequestError(408, f"the body did not arrive within {_BODY_SECONDS:g} s") from None
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        raise BadRequestError(400, "the body is not JSON") from None
-
-
 async def _answer(fn: Answer, path: str, review: Review) -> Any:
     """kopf's answer with the patch added; a rejection if kopf fails."""
     current_review.set(review)
@@ -226,21 +242,20 @@ async def _answer(fn: Answer, path: str, review: Review) -> Any:
         logger.exception("admission failed", extra={"uid": review.uid})
         return build_rejection(review.uid, review.fail(), 500)
     if review.patch:
-        patch = base64.b64encode(json.dumps(review.patch).encode()).decode()
-        answer["response"] |= {"patch": patch, "patchType": "JSONPatch"}
+        answer["response"] |= {"patch": review.patch, "patchType": "JSONPatch"}
     return answer
 
 
-def _response(answer: Any) -> aiohttp.web.Response:
-    return aiohttp.web.Response(body=json.dumps(answer).encode(), content_type="application/json")
+def _encode(answer: Any) -> bytes:
+    return json.dumps(answer).encode()
 
 
-def _parse_deadline(timeout: str) -> float:
-    """Seconds within which to answer, from the API server's timeout such as `5s`.
+def _parse_deadline(query: Mapping[str, str]) -> float:
+    """Seconds within which to answer, from the API server's timeout such as `timeout=5s`.
 
     An answer before the timeout explains the problem; after it, users see only "context deadline
     exceeded".
     """
-    number = timeout.removesuffix("s")
+    number = query.get("timeout", "").removesuffix("s")
     seconds = float(number) if number.isascii() and number.isdigit() else 5.0
-    return 0.7 * seconds
+    return 0.7 * min(max(seconds, _MIN_TIMEOUT), _MAX_TIMEOUT)

@@ -104,12 +104,16 @@ async def serve_operations(
 
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
 _encode = json.JSONEncoder(default=str).encode
+# Callers choose some of the texts. A traceback needs more space; its last lines matter most.
+_MAX_TEXT = 1000
+_MAX_TRACEBACK = 8000
 
 
 class JsonLines(logging.Formatter):
     """One JSON object a line, in ASCII: a user's text can forge neither a line nor a field.
 
-    Time, level, logger and message come first, then the fields of `extra`, then the traceback.
+    Time, level, logger and message come first, then the fields of `extra`, then the traceback. Long
+    texts are shortened.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -119,14 +123,20 @@ class JsonLines(logging.Formatter):
             + f".{record.msecs:03.0f}Z",
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _shorten(record.getMessage()),
         }
         line |= {
-            key: value for key, value in record.__dict__.items() if key not in _STANDARD_FIELDS
+            key: _shorten(value) if isinstance(value, str) else value
+            for key, value in record.__dict__.items()
+            if key not in _STANDARD_FIELDS
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = self.formatException(record.exc_info)[-_MAX_TRACEBACK:]
         return _encode(line)
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 3] + "..."
 
 
 def log_as_json(level: str) -> None:
@@ -137,4 +147,6 @@ def log_as_json(level: str) -> None:
     # The server logs one line per review; these would repeat it.
     for noisy in ("kopf", "aiohttp.access", "urllib3", "asyncio"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))
-    logging.getLogger("kopf.objects").setLevel(logging.CRITICAL)
+    # aiohttp logs a traceback for each request that is not valid HTTP.
+    for repeated in ("kopf.objects", "aiohttp.server"):
+        logging.getLogger(repeated).setLevel(logging.CRITICAL)

@@ -126,7 +126,6 @@ def review(item: Object) -> Review:
         namespace="models",
         dry_run=False,
         object=copy.deepcopy(item),
-        user_info={},
     )
 
 

@@ -256,6 +256,7 @@ def test_accepts_a_pod_that_may_run_on_linux(rules: list[Object]) -> None:
 # webhook/test_runtime_configmap.py).
 OF_THE_CLUSTER = {
     Reason.INTERNAL_ERROR,
+    Reason.REVIEW_TOO_LARGE,
     Reason.RUNTIME_CONFIGMAP_CONFLICT,
     Reason.RUNTIME_CONFIGMAP_UNAVAILABLE,
 }

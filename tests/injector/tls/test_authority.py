@@ -1,4 +1,4 @@
-"""Certificates: made, stored, recognised as damaged, renewed with overlap."""
+"""Certificates: issued, stored, validated, and renewed with an overlap."""
 
 import datetime as dt
 import ssl
@@ -16,7 +16,7 @@ DAY = dt.timedelta(days=1)
 
 
 def trusts(bundle: bytes, pair: KeyPair, *, at: dt.datetime, name: str = NAMES[0]) -> bool:
-    """Whether a client that knows these CAs believes the pair at a time; an independent check."""
+    """Whether a client with these CAs trusts the pair at a time, by an independent verifier."""
     store = Store(x509.load_pem_x509_certificates(bundle))
     verifier = PolicyBuilder().store(store).time(at).build_server_verifier(x509.DNSName(name))
     try:
@@ -37,23 +37,23 @@ def test_a_new_certificate_is_trusted_for_each_of_its_names(pair: KeyPair, name:
     assert not trusts(pair.bundle, pair, at=NOW, name="elsewhere.svc")
 
 
-def test_clocks_an_hour_behind_trust_it_too(pair: KeyPair) -> None:
+def test_a_clock_an_hour_behind_trusts_it_too(pair: KeyPair) -> None:
     assert trusts(pair.bundle, pair, at=NOW - dt.timedelta(minutes=59))
 
 
-def test_the_ca_signs_servers_and_no_further_ca(pair: KeyPair) -> None:
+def test_the_ca_cannot_sign_another_ca(pair: KeyPair) -> None:
     found = x509.load_pem_x509_certificate(pair.bundle).extensions
     limits = found.get_extension_for_class(x509.BasicConstraints)
     assert (limits.critical, limits.value) == (True, x509.BasicConstraints(True, 0))
 
 
-def test_it_is_for_servers_alone(pair: KeyPair) -> None:
+def test_the_certificate_is_only_for_servers(pair: KeyPair) -> None:
     leaf = x509.load_pem_x509_certificate(pair.certificate)
     usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     assert list(usage) == [ExtendedKeyUsageOID.SERVER_AUTH]
 
 
-def test_a_service_may_have_the_longest_of_names() -> None:
+def test_supports_the_longest_name_of_a_service() -> None:
     names = [f"{'s' * 63}.{'n' * 63}.svc"]
     pair = create(names, now=NOW)
     assert trusts(pair.bundle, pair, at=NOW, name=names[0])
@@ -66,13 +66,13 @@ def test_openssl_loads_it(pair: KeyPair, tmp_path: Path) -> None:
     context.load_cert_chain(tmp_path / "crt", tmp_path / "key")
 
 
-def test_a_secret_gives_the_same_pair_back(pair: KeyPair) -> None:
+def test_a_secret_restores_the_same_pair(pair: KeyPair) -> None:
     assert KeyPair.from_secret(pair.to_secret()) == pair
 
 
 @pytest.mark.parametrize("part", ["tls.crt", "tls.key", "ca.crt", "ca.key"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "not base64", "not PEM", "of another pair"])
-def test_a_damaged_secret_is_recognised(pair: KeyPair, part: str, damage: str) -> None:
+def test_rejects_a_damaged_secret(pair: KeyPair, part: str, damage: str) -> None:
     data = pair.to_secret()
     if damage == "missing":
         del data[part]
@@ -87,7 +87,7 @@ def test_a_damaged_secret_is_recognised(pair: KeyPair, part: str, damage: str) -
         KeyPair.from_secret(data)
 
 
-def test_a_certificate_by_another_ca_is_recognised(pair: KeyPair) -> None:
+def test_rejects_a_certificate_signed_by_another_ca(pair: KeyPair) -> None:
     other = create(NAMES, now=NOW).to_secret()
     mixed = {**pair.to_secret(), "tls.crt": other["tls.crt"], "tls.key": other["tls.key"]}
     with pytest.raises(DamagedError):
@@ -105,13 +105,13 @@ def test_a_certificate_by_another_ca_is_recognised(pair: KeyPair) -> None:
         (["other.svc"], 0, True),
     ],
 )
-def test_it_is_due_a_month_before_its_end_and_for_other_names(
+def test_is_due_a_month_before_it_expires_and_for_other_names(
     pair: KeyPair, names: list[str], days: int, due: bool
 ) -> None:
     assert pair.is_due(names, now=NOW + days * DAY) is due
 
 
-def test_a_renewal_is_by_the_same_ca_so_nobody_has_to_be_told(pair: KeyPair) -> None:
+def test_a_renewal_keeps_the_ca_so_ca_bundle_stays_valid(pair: KeyPair) -> None:
     renewed = pair.renew(NAMES, now=NOW + 61 * DAY)
     assert renewed.bundle == pair.bundle
     assert renewed.certificate != pair.certificate
@@ -119,7 +119,7 @@ def test_a_renewal_is_by_the_same_ca_so_nobody_has_to_be_told(pair: KeyPair) -> 
     assert KeyPair.from_secret(renewed.to_secret()) == renewed
 
 
-def test_a_new_ca_comes_with_the_old_one_until_that_has_ended(pair: KeyPair) -> None:
+def test_a_new_ca_keeps_the_old_one_in_the_bundle_until_that_expires(pair: KeyPair) -> None:
     late = NOW + 3600 * DAY
     renewed = pair.renew(NAMES, now=late)
     assert not trusts(pair.bundle, renewed, at=late)
@@ -130,7 +130,7 @@ def test_a_new_ca_comes_with_the_old_one_until_that_has_ended(pair: KeyPair) -> 
     assert pair.bundle not in after.bundle
 
 
-def test_a_ca_that_is_not_valid_yet_is_replaced_with_the_certificate(pair: KeyPair) -> None:
+def test_replaces_a_ca_that_is_not_valid_yet(pair: KeyPair) -> None:
     early = NOW - 2 * DAY  # the API server's clock was set back
     renewed = pair.renew(NAMES, now=early)
     assert trusts(renewed.bundle, renewed, at=early)
@@ -150,20 +150,20 @@ EMPTY: dict[str, str] = {}
         ("nothing", "own", NOW, "create", "own"),
         ("empty", "own", NOW, "replace", "own"),
         ("nothing", "own", LATE, "create", "own, renewed"),
-        # A good Secret is taken as it is, whoever wrote it.
+        # A valid Secret is kept, even if another replica wrote it.
         ("own", None, NOW, "keep", "own"),
         ("own", "own", NOW, "keep", "own"),
         ("other", "own", NOW, "keep", "other"),
-        # Due: renewed from what is stored, not from what is remembered.
+        # Due: the stored pair is renewed, not the remembered one.
         ("own", None, LATE, "replace", "own, renewed"),
         ("other", "own", LATE, "replace", "other, renewed"),
-        # Damaged: put back by who remembers, else made anew.
+        # Damaged: restored if remembered, else replaced by a new pair.
         ("damaged", None, NOW, "replace", "new"),
         ("damaged", "own", NOW, "replace", "own"),
         ("damaged", "own", LATE, "replace", "own, renewed"),
     ],
 )
-def test_what_a_replica_does_about_the_secret(
+def test_decides_what_to_do_with_the_secret(
     pair: KeyPair, stored: str, remembered: str | None, now: dt.datetime, action: str, outcome: str
 ) -> None:
     other = create(NAMES, now=NOW)
@@ -191,7 +191,7 @@ def test_what_a_replica_does_about_the_secret(
         assert decision.pair == known[name]
 
 
-def test_other_names_of_the_service_are_a_reason_to_renew(pair: KeyPair) -> None:
+def test_renews_a_certificate_for_other_names(pair: KeyPair) -> None:
     decision = decide(pair.to_secret(), remembered=None, names=["elsewhere.svc"], now=NOW)
     assert isinstance(decision, Decision)
     assert decision.action == "replace"

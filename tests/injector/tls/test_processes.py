@@ -1,4 +1,4 @@
-"""The injector's certificate as processes meet it: replicas that race, a Secret that is mounted."""
+"""The injector's certificate in whole processes: racing replicas, and a mounted Secret."""
 
 import datetime as dt
 import ssl
@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from asya_injector.tls.authority import KeyPair, create
 
-from tests.injector.webhook.test_process import POD, Caller, Start, samples
+from tests.injector.webhook.test_process import POD, Caller, Start, parse_samples
 from tests.support.api_server import NAME, NAMESPACE, Api, failure, write_kubeconfig
-from tests.support.injector_process import Injector, bundle, free_port, until
+from tests.support.injector_process import Injector, free_port, read_bundle, until
 
 SERVICE = f"{NAME}.{NAMESPACE}.svc"
-# The program as it is, but it looks at its certificate ten times a second instead of every ten.
-HASTY = """
+# The program, but it checks its certificate ten times a second.
+FAST_CHECKS = """
 from asya_injector.cli.main import main
 from asya_injector.tls import watcher
 watcher.CertWatcher.watch.__kwdefaults__["pause"] = 0.1
@@ -23,11 +23,9 @@ main(["run"])
 """
 
 
-def shown(injector: Injector, *trusted: bytes) -> bytes:
-    """The certificate that whoever trusts these CAs is shown now; raises where it is none of them,
-    or nobody listens.
-    """
-    connection = injector.connect(b"".join(trusted))
+def get_certificate(injector: Injector, *bundles: bytes) -> bytes:
+    """The certificate that the injector presents; raises if none of these CAs signed it."""
+    connection = injector.connect(b"".join(bundles))
     try:
         certificate = connection.getpeercert(binary_form=True)
     finally:
@@ -36,20 +34,19 @@ def shown(injector: Injector, *trusted: bytes) -> bytes:
     return certificate
 
 
-# --- Made by themselves
+# --- Issued by the injector
 
 
-def meeting(parties: int) -> Callable[..., None]:
-    """A fault that lets nobody write the Secret before so many have read that it is empty.
+def block_first_write(parties: int) -> Callable[..., None]:
+    """A fault that blocks writes of the Secret until so many replicas have read that it is empty.
 
-    Who waits for the others too long is told that somebody was quicker: it reads again, and comes
-    again.
+    A write that waits too long fails as if another replica was faster, and is retried.
     """
-    met = threading.Event()
-    barrier = threading.Barrier(parties, action=met.set)
+    complete = threading.Event()
+    barrier = threading.Barrier(parties, action=complete.set)
 
     def fault(verb: str, resource: str, *_: str) -> None:
-        if (verb, resource) == ("update", "secrets") and not met.is_set():
+        if (verb, resource) == ("update", "secrets") and not complete.is_set():
             try:
                 barrier.wait(2)
             except threading.BrokenBarrierError:
@@ -59,38 +56,36 @@ def meeting(parties: int) -> Callable[..., None]:
     return fault
 
 
-def test_replicas_that_start_at_once_agree_on_one_ca_that_the_api_server_trusts(
-    start: Start, api: Api
-) -> None:
-    api.fault = meeting(2)
+def test_replicas_that_start_together_agree_on_one_trusted_ca(start: Start, api: Api) -> None:
+    api.fault = block_first_write(2)
     replicas = [start(), start()]
     for replica in replicas:
         replica.wait_until_ready()
-    # The slower one has lost its write and taken what the faster one wrote.
+    # The slower replica lost its write, and read what the faster one wrote.
     lines = [line for replica in replicas for line in replica.log]
     assert sum(line["message"] == "certificate written" for line in lines) == 1
     assert {line["level"] for line in lines} == {"INFO"}
     webhooks = api.objects["mutatingwebhookconfigurations", "", NAME]["webhooks"]
     assert len({webhook["clientConfig"]["caBundle"] for webhook in webhooks}) == 1
-    assert bundle(api).count(b"BEGIN CERTIFICATE") == 1
-    assert len({shown(replica, bundle(api)) for replica in replicas}) == 1
+    assert read_bundle(api).count(b"BEGIN CERTIFICATE") == 1
+    assert len({get_certificate(replica, read_bundle(api)) for replica in replicas}) == 1
     for replica in replicas:
-        assert Caller(replica, bundle(api))(POD)["allowed"]
+        assert Caller(replica, read_bundle(api))(POD)["allowed"]
 
 
-# --- Made by somebody else, and mounted
+# --- Issued by another program, and mounted
 
 
 class Mounted:
-    """A directory as the kubelet keeps a Secret in it: all files are exchanged at once."""
+    """A mounted Secret as the kubelet maintains it: it replaces all files at once."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._versions = 0
         directory.mkdir()
 
-    def hold(self, **files: bytes) -> None:
-        """Exchange what it holds: `crt`, `key`."""
+    def write(self, **files: bytes) -> None:
+        """Replace the files: `crt`, `key`."""
         self._versions += 1
         version = self.directory / f"..{self._versions}"
         version.mkdir()
@@ -106,7 +101,7 @@ class Mounted:
                 link.symlink_to(f"..data/{link.name}")
 
 
-def made(name: str = SERVICE, *, days_ago: int = 0) -> KeyPair:
+def issue(name: str = SERVICE, *, days_ago: int = 0) -> KeyPair:
     return create([name], now=dt.datetime.now(dt.UTC) - dt.timedelta(days=days_ago))
 
 
@@ -121,48 +116,48 @@ def mounted(tmp_path: Path) -> Mounted:
 
 @pytest.fixture
 def files(start: Start, mounted: Mounted) -> Injector:
-    """An injector that is shown this directory, where nothing is yet."""
+    """An injector that uses this directory, which is still empty."""
     environ = {"INJECTOR_TLS_MODE": "files", "INJECTOR_TLS_DIRECTORY": str(mounted.directory)}
     unused = {"INJECTOR_WEBHOOK_CONFIGURATION": "", "INJECTOR_TLS_SECRET": ""}
-    return start(program=("-c", HASTY), **environ, **unused)
+    return start(program=("-c", FAST_CHECKS), **environ, **unused)
 
 
-def test_a_mounted_certificate_is_waited_for_shown_and_exchanged_with_the_listener_open(
+def test_waits_for_a_mounted_certificate_and_replaces_it_without_closing_the_listener(
     files: Injector, mounted: Mounted, api: Api
 ) -> None:
     missing = f"{mounted.directory}/tls.crt: No such file or directory\n"
-    until("what it waits for", lambda: files.get("/readyz") == (503, missing))
-    old, new = made(days_ago=30), made()
-    mounted.hold(crt=old.certificate, key=old.key)
+    until("the reason", lambda: files.get("/readyz") == (503, missing))
+    old, new = issue(days_ago=30), issue()
+    mounted.write(crt=old.certificate, key=old.key)
     files.wait_until_ready()
-    assert shown(files, old.bundle) == der(old)
+    assert get_certificate(files, old.bundle) == der(old)
     caller = Caller(files, old.bundle)
     assert caller(POD)["allowed"]
 
-    mounted.hold(crt=new.certificate, key=new.key)
+    mounted.write(crt=new.certificate, key=new.key)
     both = (old.bundle, new.bundle)
-    # Each look is a connection: one that nobody took would fail the test.
-    until("the new certificate", lambda: shown(files, *both) == der(new))
+    # Each check is a connection; a refused one fails the test.
+    until("the new certificate", lambda: get_certificate(files, *both) == der(new))
     assert files.get("/readyz") == (200, "ok\n")
     assert caller(POD)["allowed"]  # on the connection from before
     expiry = "asya_injector_certificate_expiry_timestamp_seconds"
-    assert samples(files.get("/metrics")[1])[expiry] == new.expires.timestamp()
-    # Who made the certificate tells the API server of its CA.
+    assert parse_samples(files.get("/metrics")[1])[expiry] == new.expires.timestamp()
+    # The issuer writes caBundle.
     assert {resource for _, resource, _, _ in api.calls} == {"configmaps"}
 
 
-OTHER = made()
+OTHER = issue()
 
 
-def test_a_mounted_certificate_alone_makes_nobody_ready(
+def test_is_not_ready_without_the_api_server(
     start: Start, mounted: Mounted, tmp_path: Path
 ) -> None:
-    pair = made()
-    mounted.hold(crt=pair.certificate, key=pair.key)
-    (tmp_path / "gone").mkdir()
-    nowhere = write_kubeconfig(tmp_path / "gone", free_port())
+    pair = issue()
+    mounted.write(crt=pair.certificate, key=pair.key)
+    (tmp_path / "unreachable").mkdir()
+    unreachable = write_kubeconfig(tmp_path / "unreachable", free_port())
     injector = start(
-        kubeconfig=nowhere,
+        kubeconfig=unreachable,
         INJECTOR_TLS_MODE="files",
         INJECTOR_TLS_DIRECTORY=str(mounted.directory),
     )
@@ -177,7 +172,7 @@ DAMAGES: dict[str, dict[str, bytes]] = {
     "the key does not belong to the certificate": {"key": OTHER.key},
     "the certificate or its key cannot be read": {"crt": b"-----BEGIN CERTIFICATE-----\n"},
     f"the certificate is not for {SERVICE}, which the API server calls": {
-        "crt": (elsewhere := made("elsewhere.svc")).certificate,
+        "crt": (elsewhere := issue("elsewhere.svc")).certificate,
         "key": elsewhere.key,
     },
     "OpenSSL rejects the certificate: ": {
@@ -189,27 +184,30 @@ DAMAGES: dict[str, dict[str, bytes]] = {
 }
 
 
-def test_a_damaged_mounted_certificate_is_told_once_and_the_old_one_goes_on(
+def test_logs_a_damaged_mounted_certificate_once_and_keeps_the_old_one(
     files: Injector, mounted: Mounted
 ) -> None:
-    good = made()
-    mounted.hold(crt=good.certificate, key=good.key)
+    good = issue()
+    mounted.write(crt=good.certificate, key=good.key)
     files.wait_until_ready()
 
-    def troubles() -> list[str]:
+    def read_errors() -> list[str]:
         return [line["error"] for line in files.log if line["level"] == "WARNING"]
 
-    before = len(troubles())
-    for count, (said, damage) in enumerate(DAMAGES.items(), before + 1):
-        given = {"crt": good.certificate, "key": good.key, **damage}
-        mounted.hold(**{end: content for end, content in given.items() if content})
-        until(said, lambda: said in "".join(troubles()[count - 1 :]))  # noqa: B023
-        assert len(troubles()) == count
-        assert shown(files, good.bundle) == der(good)
+    before = len(read_errors())
+    for count, (message, damage) in enumerate(DAMAGES.items(), before + 1):
+        pair = {"crt": good.certificate, "key": good.key, **damage}
+        mounted.write(**{end: content for end, content in pair.items() if content})
+        until(message, lambda: message in "".join(read_errors()[count - 1 :]))  # noqa: B023
+        assert len(read_errors()) == count
+        assert get_certificate(files, good.bundle) == der(good)
         assert files.get("/readyz") == (200, "ok\n")
 
-    mounted.hold(crt=OTHER.certificate, key=OTHER.key)
-    until("the next good one", lambda: shown(files, good.bundle, OTHER.bundle) == der(OTHER))
-    until("relief", lambda: files.log[-1]["message"] == "the certificate is valid again")
+    mounted.write(crt=OTHER.certificate, key=OTHER.key)
+    until(
+        "the next valid pair",
+        lambda: get_certificate(files, good.bundle, OTHER.bundle) == der(OTHER),
+    )
+    until("recovery", lambda: files.log[-1]["message"] == "the certificate is valid again")
     assert not [line for line in files.log if line["level"] == "ERROR"]
     assert "Traceback" not in files.text

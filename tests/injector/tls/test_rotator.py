@@ -1,4 +1,4 @@
-"""Secret, caBundle and certificate, against an API server in memory."""
+"""Secret, caBundle and certificate, with the stand-in API server."""
 
 import base64
 import calendar
@@ -15,7 +15,7 @@ from asya_injector.tls.authority import KeyPair, create
 from asya_injector.tls.rotator import CertRotator
 from asya_injector.tls.watcher import CertificatePair, NotReadyError
 
-from tests.injector.conftest import connected
+from tests.injector.conftest import connect_with
 from tests.injector.tls.test_authority import trusts
 from tests.support.api_server import NAME, NAMESPACE, SECRET, Api, failure, write_kubeconfig
 
@@ -35,7 +35,7 @@ def rotator(api: ApiClient) -> CertRotator:
 
 
 class World:
-    """An API server whose clock the test sets, and replicas."""
+    """An API server whose clock the test sets, and replicas of the injector."""
 
     def __init__(self, api: Api, connection: ApiClient) -> None:
         self.api = api
@@ -65,9 +65,9 @@ class World:
             for webhook in self.configuration["webhooks"]
         ]
 
-    def is_trusted(self, shown: CertificatePair) -> bool:
-        """Whether the API server would believe who shows this."""
-        pair = KeyPair(shown.certificate, shown.key, b"", b"")
+    def is_trusted(self, served: CertificatePair) -> bool:
+        """Whether the API server trusts this certificate."""
+        pair = KeyPair(served.certificate, served.key, b"", b"")
         name = f"{NAME}.{NAMESPACE}.svc"
         return all(trusts(each, pair, at=self.now, name=name) for each in self.bundles if each)
 
@@ -77,13 +77,13 @@ def world(api: Api, connection: ApiClient) -> World:
     return World(api, connection)
 
 
-def test_a_first_replica_fills_the_secret_of_the_chart_and_tells_the_api_server(
+def test_the_first_replica_fills_the_secret_and_writes_ca_bundle(
     world: World,
 ) -> None:
-    shown = world.replica().fetch()
+    served = world.replica().fetch()
     assert all(world.bundles)
-    assert world.is_trusted(shown)
-    assert base64.b64decode(world.secret["data"]["tls.crt"]) == shown.certificate
+    assert world.is_trusted(served)
+    assert base64.b64decode(world.secret["data"]["tls.crt"]) == served.certificate
     assert [call[:2] for call in world.api.calls] == [
         ("get", "mutatingwebhookconfigurations"),
         ("get", "secrets"),
@@ -92,16 +92,16 @@ def test_a_first_replica_fills_the_secret_of_the_chart_and_tells_the_api_server(
     ]
 
 
-def test_what_is_in_order_is_not_written_again(world: World) -> None:
+def test_writes_nothing_while_all_is_valid(world: World) -> None:
     replica = world.replica()
-    shown = replica.fetch()
+    served = replica.fetch()
     world.api.calls.clear()
-    assert replica.fetch() == shown
+    assert replica.fetch() == served
     assert {call[0] for call in world.api.calls} == {"get"}
 
 
 @pytest.mark.parametrize("rendered", [True, False], ids=["empty Secret", "no Secret"])
-def test_replicas_that_start_at_once_agree(world: World, rendered: bool) -> None:
+def test_replicas_that_start_together_agree(world: World, rendered: bool) -> None:
     if not rendered:
         del world.api.objects["secrets", NAMESPACE, SECRET]
     count = 4
@@ -109,23 +109,24 @@ def test_replicas_that_start_at_once_agree(world: World, rendered: bool) -> None
     first_reads = threading.local()
 
     def fault(verb: str, resource: str, *_: str) -> None:
-        # All have read that there is nothing before the first one writes.
+        # All replicas read before the first one writes.
         if resource == "secrets" and verb != "get" and not hasattr(first_reads, "done"):
             first_reads.done = True
             barrier.wait(20)
 
     world.api.fault = fault
-    shown: list[CertificatePair] = []
+    served: list[CertificatePair] = []
     replicas = [
-        threading.Thread(target=lambda: shown.append(world.replica().fetch())) for _ in range(count)
+        threading.Thread(target=lambda: served.append(world.replica().fetch()))
+        for _ in range(count)
     ]
     for replica in replicas:
         replica.start()
     for replica in replicas:
         replica.join(60)
-    assert len(shown) == count
-    assert len(set(shown)) == 1
-    assert world.is_trusted(shown[0])
+    assert len(served) == count
+    assert len(set(served)) == 1
+    assert world.is_trusted(served[0])
 
 
 def test_a_renewal_changes_the_certificate_and_not_the_ca(world: World) -> None:
@@ -141,24 +142,24 @@ def test_a_renewal_changes_the_certificate_and_not_the_ca(world: World) -> None:
     assert world.is_trusted(fresh)
 
 
-def test_with_a_new_ca_the_old_certificate_is_trusted_until_its_end(world: World) -> None:
+def test_after_a_new_ca_the_old_one_stays_trusted_until_it_expires(world: World) -> None:
     first, second = world.replica(), world.replica()
     first.fetch()
     second.fetch()
     world.set_clock(NOW + dt.timedelta(days=3650 - 175))
-    early = second.fetch()  # of the old CA? no: it is replaced from here on
+    early = second.fetch()  # the CA expires within 180 days, so it is replaced
     late = first.fetch()
     assert early == late
     assert world.is_trusted(late)
     assert base64.b64decode(world.secret["data"]["ca.crt"]).count(b"BEGIN CERT") == 2
     assert all(each.count(b"BEGIN CERT") == 2 for each in world.bundles)
-    # Once the old one has ended, it is dropped with the next CA.
+    # The next CA drops the expired one.
     world.set_clock(NOW + dt.timedelta(days=2 * 3650 - 300))
     assert world.is_trusted(first.fetch())
     assert all(each.count(b"BEGIN CERT") == 2 for each in world.bundles)
 
 
-def test_the_api_server_is_told_of_a_new_ca_before_it_is_shown(world: World) -> None:
+def test_writes_ca_bundle_before_it_serves_a_new_ca(world: World) -> None:
     replica = world.replica()
     old = replica.fetch()
     world.set_clock(NOW + dt.timedelta(days=3650 - 175))
@@ -169,7 +170,7 @@ def test_the_api_server_is_told_of_a_new_ca_before_it_is_shown(world: World) -> 
 
     world.api.fault = fault
     with pytest.raises(ApiException):
-        replica.fetch()  # nothing to show
+        replica.fetch()
     world.api.fault = lambda *_: None
     fresh = replica.fetch()
     assert fresh != old
@@ -177,9 +178,9 @@ def test_the_api_server_is_told_of_a_new_ca_before_it_is_shown(world: World) -> 
 
 
 @pytest.mark.parametrize("damage", ["deleted", "emptied", "torn", "no key"])
-def test_a_lost_secret_is_put_back_as_it_was(world: World, damage: str) -> None:
+def test_restores_a_lost_secret(world: World, damage: str) -> None:
     first, second = world.replica(), world.replica()
-    shown = first.fetch()
+    served = first.fetch()
     second.fetch()
     data = dict(world.secret["data"])
     match damage:
@@ -191,11 +192,11 @@ def test_a_lost_secret_is_put_back_as_it_was(world: World, damage: str) -> None:
             world.secret["data"]["tls.key"] = create(["x"], now=NOW).to_secret()["tls.key"]
         case "no key":
             del world.secret["data"]["ca.key"]
-    assert second.fetch() == first.fetch() == shown
+    assert second.fetch() == first.fetch() == served
     assert world.secret["data"] == data
 
 
-def test_a_secret_that_goes_away_before_it_is_written_is_made_anew_at_once(world: World) -> None:
+def test_creates_a_secret_that_is_deleted_before_the_write(world: World) -> None:
     def fault(verb: str, resource: str, *_: str) -> None:
         if (verb, resource) == ("update", "secrets"):
             world.api.objects.pop(("secrets", NAMESPACE, SECRET), None)
@@ -206,7 +207,7 @@ def test_a_secret_that_goes_away_before_it_is_written_is_made_anew_at_once(world
     assert all(world.bundles)
 
 
-def test_a_secret_that_is_made_anew_belongs_to_the_release(world: World) -> None:
+def test_a_new_secret_belongs_to_the_release(world: World) -> None:
     labels = {"app.kubernetes.io/managed-by": "Helm"}
     metadata = world.configuration["metadata"]
     metadata["labels"] = labels
@@ -221,11 +222,11 @@ def test_a_secret_that_is_made_anew_belongs_to_the_release(world: World) -> None
     assert world.secret["type"] == "Opaque"
 
 
-def test_a_cleared_ca_bundle_is_restored_from_the_secret_as_it_is_now(world: World) -> None:
+def test_restores_a_cleared_ca_bundle_from_the_current_secret(world: World) -> None:
     first, second = world.replica(), world.replica()
     first.fetch()
     del world.api.objects["secrets", NAMESPACE, SECRET]
-    newer = world.replica().fetch()  # it remembers nothing, so it made another CA
+    newer = world.replica().fetch()  # it remembers no pair, so it creates another CA
     del world.configuration["webhooks"][1]["clientConfig"]["caBundle"]
     assert first.fetch() == second.fetch() == newer
     assert world.is_trusted(newer)
@@ -244,21 +245,21 @@ def test_without_a_webhook_configuration_no_secret_is_written(world: World) -> N
     assert world.is_trusted(replica.fetch())
 
 
-def test_a_webhook_configuration_made_anew_is_told_the_same_ca(world: World) -> None:
+def test_a_recreated_webhook_configuration_gets_the_same_ca(world: World) -> None:
     replica = world.replica()
-    shown = replica.fetch()
+    served = replica.fetch()
     world.api.install()  # rewrites the Secret too, empty
     assert not any(world.bundles)
-    assert replica.fetch() == shown
-    assert world.is_trusted(shown)
+    assert replica.fetch() == served
+    assert world.is_trusted(served)
 
 
-def test_the_api_servers_clock_decides_not_this_machines(world: World) -> None:
+def test_uses_the_api_servers_clock(world: World) -> None:
     world.set_clock(dt.datetime(2040, 1, 1, tzinfo=dt.UTC))
     assert world.is_trusted(world.replica().fetch())
 
 
-def test_replicas_that_never_win_give_up_for_now(world: World) -> None:
+def test_gives_up_after_losing_several_races(world: World) -> None:
     def fault(verb: str, *_: str) -> None:
         if verb == "update":
             raise failure(409, "Conflict", "the object has been modified")
@@ -269,10 +270,10 @@ def test_replicas_that_never_win_give_up_for_now(world: World) -> None:
     assert not any(world.bundles)
 
 
-def test_a_call_that_fails_is_made_once_and_not_again_behind_our_back(tmp_path: Path) -> None:
+def test_the_client_does_not_retry_a_failed_call(tmp_path: Path) -> None:
     accepted = 0
 
-    def hang_up(listener: socket.socket) -> None:
+    def close_connections(listener: socket.socket) -> None:
         nonlocal accepted
         with contextlib.suppress(OSError):  # it is closed
             while True:
@@ -280,11 +281,11 @@ def test_a_call_that_fails_is_made_once_and_not_again_behind_our_back(tmp_path: 
                 accepted += 1
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = threading.Thread(target=hang_up, args=(listener,))
+        server = threading.Thread(target=close_connections, args=(listener,))
         server.start()
-        nobody = connected(write_kubeconfig(tmp_path, listener.getsockname()[1]))
+        api = connect_with(write_kubeconfig(tmp_path, listener.getsockname()[1]))
         with pytest.raises(HTTPError):
-            rotator(nobody).fetch()
+            rotator(api).fetch()
         listener.shutdown(socket.SHUT_RDWR)
         server.join()
     assert accepted == 1

@@ -1,4 +1,4 @@
-"""What the listener shows, and how troubles in getting it are told."""
+"""The certificate that the server presents, and how failures to get one are logged."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from asya_injector.tls.watcher import (
 NAME = "asya-runtime.asya-system.svc"
 
 
-def shown(*names: str, age: dt.timedelta = dt.timedelta()) -> CertificatePair:
+def make_pair(*names: str, age: dt.timedelta = dt.timedelta()) -> CertificatePair:
     pair = create(list(names or [NAME]), now=dt.datetime.now(dt.UTC) - age)
     return CertificatePair(pair.certificate, pair.key)
 
@@ -34,8 +34,8 @@ def watcher(tmp_path: Path) -> CertWatcher:
     return CertWatcher(directory, name=NAME)
 
 
-def test_a_key_on_disk_can_be_read_by_its_owner_alone(watcher: CertWatcher, tmp_path: Path) -> None:
-    pair = shown()
+def test_only_the_owner_can_read_the_key_on_disk(watcher: CertWatcher, tmp_path: Path) -> None:
+    pair = make_pair()
     watcher.load(pair)
     key = tmp_path / "private" / "tls.key"
     assert key.read_bytes() == pair.key
@@ -46,19 +46,22 @@ def test_a_key_on_disk_can_be_read_by_its_owner_alone(watcher: CertWatcher, tmp_
     ("pair", "text"),
     [
         (CertificatePair(b"", b""), "cannot be read"),
-        (CertificatePair(shown().certificate, b"x"), "cannot be read"),
+        (CertificatePair(make_pair().certificate, b"x"), "cannot be read"),
         (
-            CertificatePair(shown().certificate, shown().key),
+            CertificatePair(make_pair().certificate, make_pair().key),
             "the key does not belong to the certificate",
         ),
-        (shown("elsewhere.svc"), f"the certificate is not for {NAME}, which the API server calls"),
-        (shown("*.svc"), f"the certificate is not for {NAME}"),
+        (
+            make_pair("elsewhere.svc"),
+            f"the certificate is not for {NAME}, which the API server calls",
+        ),
+        (make_pair("*.svc"), f"the certificate is not for {NAME}"),
     ],
 )
-def test_what_is_no_pair_for_the_service_is_not_shown(
+def test_rejects_a_pair_that_is_not_valid_for_the_service(
     watcher: CertWatcher, pair: CertificatePair, text: str
 ) -> None:
-    watcher.load(good := shown())
+    watcher.load(good := make_pair())
     expires = watcher.expires
     with pytest.raises(DamagedError, match=text):
         watcher.load(pair)
@@ -66,34 +69,34 @@ def test_what_is_no_pair_for_the_service_is_not_shown(
     watcher.load(good)
 
 
-def test_a_wildcard_is_for_the_service_too(watcher: CertWatcher) -> None:
-    watcher.load(shown("*.asya-system.svc"))
+def test_accepts_a_wildcard_for_the_service(watcher: CertWatcher) -> None:
+    watcher.load(make_pair("*.asya-system.svc"))
 
 
-def test_a_certificate_that_has_expired_is_told(
+def test_logs_an_expired_certificate(
     watcher: CertWatcher, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watcher.load(shown(age=dt.timedelta(days=91)))
+    watcher.load(make_pair(age=dt.timedelta(days=91)))
     assert "the certificate has expired, so the API server rejects it" in caplog.text
 
 
-def test_the_end_that_is_told_is_that_of_the_pair_that_was_loaded_last(
+def test_expires_is_that_of_the_pair_loaded_last(
     watcher: CertWatcher,
 ) -> None:
     for days in (30, 1):
-        made = dt.datetime.now(dt.UTC).replace(microsecond=0) - dt.timedelta(days=days)
-        pair = create([NAME], now=made)
+        issued = dt.datetime.now(dt.UTC).replace(microsecond=0) - dt.timedelta(days=days)
+        pair = create([NAME], now=issued)
         watcher.load(CertificatePair(pair.certificate, pair.key))
-        assert watcher.expires == pair.expires == made + dt.timedelta(days=90)
+        assert watcher.expires == pair.expires == issued + dt.timedelta(days=90)
 
 
-def test_files_are_read_as_the_kubelet_exchanges_them(tmp_path: Path) -> None:
+def test_reads_files_that_the_kubelet_replaces(tmp_path: Path) -> None:
     mounted = tmp_path / "tls"
     mounted.mkdir()
     with pytest.raises(NotReadyError, match=r"tls\.crt: No such file or directory"):
         CertificateDirectory(mounted).read()
     for version in ("..1", "..2"):
-        pair = shown()
+        pair = make_pair()
         (mounted / version).mkdir()
         (mounted / version / "tls.crt").write_bytes(pair.certificate)
         (mounted / version / "tls.key").write_bytes(pair.key)
@@ -106,8 +109,8 @@ def test_files_are_read_as_the_kubelet_exchanges_them(tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def no_superuser() -> Iterator[None]:
-    """Root reads what nobody may; so it is nobody inside."""
+def unprivileged() -> Iterator[None]:
+    """Inside, run as another user than root, who may read every file."""
     before = os.geteuid()
     os.seteuid(before or 65534)
     try:
@@ -116,29 +119,31 @@ def no_superuser() -> Iterator[None]:
         os.seteuid(before)
 
 
-def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+def test_names_a_file_that_it_cannot_read(tmp_path: Path) -> None:
     (tmp_path / "tls.crt").touch(mode=0o000)
-    with no_superuser(), pytest.raises(NotReadyError, match=r"tls\.crt: Permission denied"):
+    with unprivileged(), pytest.raises(NotReadyError, match=r"tls\.crt: Permission denied"):
         CertificateDirectory(tmp_path).read()
 
 
 class Source:
-    """Gives one thing after the other, then the last for ever; counts."""
+    """Returns or raises one item after the other, then the last one repeatedly; counts."""
 
-    def __init__(self, *given: CertificatePair | Exception) -> None:
-        self.given = list(given)
+    def __init__(self, *items: CertificatePair | Exception) -> None:
+        self.items = list(items)
         self.calls = 0
 
     def __call__(self) -> CertificatePair:
         self.calls += 1
-        now = self.given.pop(0) if len(self.given) > 1 else self.given[0]
-        if isinstance(now, Exception):
-            raise now
-        return now
+        item = self.items.pop(0) if len(self.items) > 1 else self.items[0]
+        if isinstance(item, Exception):
+            raise item
+        return item
 
 
 @contextlib.asynccontextmanager
-async def kept(watcher: CertWatcher, source: Callable[[], CertificatePair]) -> AsyncIterator[None]:
+async def watching(
+    watcher: CertWatcher, source: Callable[[], CertificatePair]
+) -> AsyncIterator[None]:
     task = asyncio.create_task(watcher.watch(source, pause=0.01))
     try:
         async with asyncio.timeout(20):
@@ -149,17 +154,18 @@ async def kept(watcher: CertWatcher, source: Callable[[], CertificatePair]) -> A
             await task
 
 
-async def test_troubles_are_told_once_each_and_what_is_shown_stays(
+async def test_logs_each_failure_once_and_keeps_the_certificate(
     watcher: CertWatcher, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watcher_module, "_FIRST_PAUSE", 0.001)
     caplog.set_level(logging.INFO)
-    gone = ApiException(status=503, reason="Service Unavailable")
-    other = NotReadyError("there is no MutatingWebhookConfiguration x")
+    unavailable = ApiException(status=503, reason="Service Unavailable")
+    not_found = NotReadyError("MutatingWebhookConfiguration x not found")
     source = Source(
-        gone, gone, gone, other, other, shown(), gone, gone, ZeroDivisionError(), shown()
+        *(unavailable, unavailable, unavailable, not_found, not_found, make_pair()),
+        *(unavailable, unavailable, ZeroDivisionError(), make_pair()),
     )
-    async with kept(watcher, source):
+    async with watching(watcher, source):
         await watcher.ready.wait()
         while source.calls < 12:
             await asyncio.sleep(0.01)
@@ -167,12 +173,12 @@ async def test_troubles_are_told_once_each_and_what_is_shown_stays(
         (record.getMessage(), getattr(record, "error", ""), bool(record.exc_info))
         for record in caplog.records
     ] == [
-        ("cannot check the certificate; retrying", said, traceback)
-        if said
+        ("cannot check the certificate; retrying", error, traceback)
+        if error
         else (message, "", False)
-        for message, said, traceback in (
+        for message, error, traceback in (
             ("", "503 Service Unavailable", False),
-            ("", "there is no MutatingWebhookConfiguration x", False),
+            ("", "MutatingWebhookConfiguration x not found", False),
             ("certificate loaded", "", False),
             ("the certificate is valid again", "", False),
             ("", "503 Service Unavailable", False),
@@ -183,12 +189,12 @@ async def test_troubles_are_told_once_each_and_what_is_shown_stays(
     ]
 
 
-async def test_until_there_is_a_certificate_it_says_what_is_waited_for(
+async def test_says_what_is_missing_until_a_certificate_is_loaded(
     watcher: CertWatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watcher_module, "_FIRST_PAUSE", 0.001)
     source = Source(NotReadyError("/tls/tls.crt: No such file or directory"))
-    async with kept(watcher, source):
+    async with watching(watcher, source):
         while source.calls < 2:
             await asyncio.sleep(0.01)
         assert not watcher.ready.is_set()

@@ -1,4 +1,4 @@
-"""The injector's own settings: one line says what is missing or wrong."""
+"""The settings of the injector process: defaults, and one-line errors."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ REQUIRED = {
 }
 
 
-def test_defaults_fill_what_the_chart_leaves_out() -> None:
+def test_unset_settings_have_defaults() -> None:
     assert Config.from_env(REQUIRED) == Config(
         namespace="asya-system",
         tls_mode="self",
@@ -30,19 +30,19 @@ def test_defaults_fill_what_the_chart_leaves_out() -> None:
 
 
 @pytest.mark.parametrize("name", REQUIRED)
-@pytest.mark.parametrize("how", ["unset", "empty"])
-def test_a_missing_setting_is_named(name: str, how: str) -> None:
+@pytest.mark.parametrize("state", ["unset", "empty"])
+def test_rejects_a_missing_setting_by_its_name(name: str, state: str) -> None:
     environ = {key: value for key, value in REQUIRED.items() if key != name}
-    if how == "empty":
+    if state == "empty":
         environ[name] = ""
     with pytest.raises(ConfigError, match=f"^{name} is not set"):
         Config.from_env(environ)
 
 
-def test_a_mounted_certificate_needs_no_secret_and_no_webhook_configuration() -> None:
-    given = {"INJECTOR_NAMESPACE": "asya-system", "INJECTOR_SERVICE": "asya-runtime"}
+def test_a_mounted_certificate_needs_neither_secret_nor_webhook_configuration() -> None:
+    environ = {"INJECTOR_NAMESPACE": "asya-system", "INJECTOR_SERVICE": "asya-runtime"}
     config = Config.from_env(
-        given | {"INJECTOR_TLS_MODE": "files", "INJECTOR_TLS_DIRECTORY": "/certificate"}
+        environ | {"INJECTOR_TLS_MODE": "files", "INJECTOR_TLS_DIRECTORY": "/certificate"}
     )
     assert (config.tls_mode, config.tls_directory) == ("files", Path("/certificate"))
     assert config.dns_names[0] == "asya-runtime.asya-system.svc"
@@ -61,6 +61,6 @@ def test_a_mounted_certificate_needs_no_secret_and_no_webhook_configuration() ->
         ("INJECTOR_DEFAULTS", '{"chunk-size": 4096}'),
     ],
 )
-def test_a_wrong_setting_is_named_with_what_is_valid(name: str, text: str) -> None:
+def test_rejects_an_invalid_setting_and_says_what_is_valid(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=f"^{name}: .* is not valid; must be "):
         Config.from_env({**REQUIRED, name: text})

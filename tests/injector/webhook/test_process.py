@@ -1,6 +1,7 @@
-"""The whole injector as a process: start, readiness, reviews, metrics, end."""
+"""The injector as a process: start, readiness, reviews, metrics, shutdown."""
 
 import base64
+import contextlib
 import copy
 import http.client
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from asya_injector import __version__
 from asya_injector.runtime_files import RuntimeFiles
 from jsonpatch import JsonPatch
@@ -28,7 +30,7 @@ from tests.support.api_server import (
     failure,
     write_kubeconfig,
 )
-from tests.support.injector_process import Injector, build_review, bundle, free_port, until
+from tests.support.injector_process import Injector, build_review, free_port, read_bundle, until
 
 Start = Callable[..., Injector]
 HASH = RuntimeFiles.load(ROOT / "runtime").hash
@@ -45,11 +47,11 @@ POD: dict[str, Any] = {
 
 
 class Caller:
-    """A kept connection that sends reviews."""
+    """A keep-alive connection that sends reviews."""
 
-    def __init__(self, injector: Injector, trusted: bytes) -> None:
+    def __init__(self, injector: Injector, bundle: bytes) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1")
-        self._connection.sock = injector.connect(trusted)
+        self._connection.sock = injector.connect(bundle)
 
     @property
     def is_open(self) -> bool:
@@ -71,22 +73,24 @@ class Caller:
         return self.receive()
 
 
-def samples(text: str) -> dict[str, float]:
+def parse_samples(text: str) -> dict[str, float]:
     lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, value in lines}
 
 
-def test_a_pod_becomes_an_actor_and_its_namespace_gets_the_runtime(start: Start, api: Api) -> None:
+def test_injects_a_pod_and_creates_the_runtime_configmap_in_its_namespace(
+    start: Start, api: Api
+) -> None:
     injector = start()
     injector.wait_until_ready()
-    caller = Caller(injector, bundle(api))
+    caller = Caller(injector, read_bundle(api))
     answer = caller(POD)
     patch = JsonPatch(json.loads(base64.b64decode(answer["patch"])))
     pod = patch.apply(copy.deepcopy(POD))
     assert answer["allowed"]
     assert pod["spec"]["containers"][0]["command"][-3:] == ["--", "python3", "app.py"]
     assert ("configmaps", "models", f"asya-runtime-{HASH}") in api.objects
-    # What it made is changed no more.
+    # An injected pod is not changed again.
     assert caller(pod) == {"uid": "u-1", "allowed": True}
 
     deployment = {
@@ -109,17 +113,17 @@ def test_a_pod_becomes_an_actor_and_its_namespace_gets_the_runtime(start: Start,
     ]
 
 
-def test_warnings_reach_who_applies(start: Start, api: Api) -> None:
+def test_a_review_is_answered_with_warnings(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
-    caller = Caller(injector, bundle(api))
+    caller = Caller(injector, read_bundle(api))
     pod = copy.deepcopy(POD)
     pod["spec"]["containers"][0]["readinessProbe"] = {"tcpSocket": {"port": 80}}
-    late = (
+    readiness = (
         'container "model" keeps its own readiness probe, so the pod may become ready before '
         "the actor"
     )
-    assert caller(pod)["warnings"] == [late]
+    assert caller(pod)["warnings"] == [readiness]
     deployment = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -128,22 +132,22 @@ def test_warnings_reach_who_applies(start: Start, api: Api) -> None:
     }
     assert caller(deployment)["warnings"] == [
         'asya.sh/handler: the pod template sets "app.predict", which overrides "a.b"',
-        late,
+        readiness,
     ]
 
 
-def test_what_nobody_foresaw_is_refused_and_its_traceback_is_in_the_log_alone(
+def test_an_internal_error_rejects_the_pod_and_its_traceback_is_only_in_the_log(
     start: Start, api: Api
 ) -> None:
     injector = start()
     injector.wait_until_ready()
 
-    def odd(verb: str, resource: str, *_: str) -> None:
+    def answer_with_a_list(_: str, resource: str, *__: str) -> None:
         if resource == "configmaps":
-            raise failure(409, "AlreadyExists", "") if verb == "create" else Answer(200, b"[]")
+            raise Answer(200, b"[]")
 
-    api.fault = odd
-    answer = Caller(injector, bundle(api))(POD)
+    api.fault = answer_with_a_list
+    answer = Caller(injector, read_bundle(api))(POD)
     assert answer == {
         "uid": "u-1",
         "allowed": False,
@@ -153,28 +157,28 @@ def test_what_nobody_foresaw_is_refused_and_its_traceback_is_in_the_log_alone(
             "(InternalError)",
         },
     }
-    faults = [line for line in injector.log if line["level"] == "ERROR"]
-    assert [(line["logger"], line["uid"]) for line in faults] == [
+    errors = [line for line in injector.log if line["level"] == "ERROR"]
+    assert [(line["logger"], line["uid"]) for line in errors] == [
         ("asya_injector.webhook.admission", "u-1")
     ]
-    assert "in _create_or_check" in faults[0]["exception"]
+    assert "in _create_or_check" in errors[0]["exception"]
 
 
-def test_a_dry_run_leaves_no_trace(start: Start, api: Api) -> None:
+def test_a_dry_run_creates_nothing(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
-    assert "patch" in Caller(injector, bundle(api))(POD, dryRun=True)
+    assert "patch" in Caller(injector, read_bundle(api))(POD, dryRun=True)
     assert not any(resource == "configmaps" for resource, _, _ in api.objects)
     assert api.called("create", "configmaps") == 0
 
 
-def test_text_of_a_user_forges_no_log_line(start: Start, api: Api) -> None:
+def test_a_users_text_cannot_forge_a_log_line(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
     pod = copy.deepcopy(POD)
     forged = 'x"}\n{"level": "INFO", "message": "changed"}\r\n\x1b[2J\u2028'
     pod["metadata"] |= {"name": forged, "annotations": {"asya.sh/handler": forged}}
-    answer = Caller(injector, bundle(api))(pod, uid=forged)
+    answer = Caller(injector, read_bundle(api))(pod, uid=forged)
     assert not answer["allowed"]
     assert answer["status"]["message"].isprintable()
     (line,) = (line for line in injector.log if line["logger"] == "asya_injector.webhook.server")
@@ -183,31 +187,31 @@ def test_text_of_a_user_forges_no_log_line(start: Start, api: Api) -> None:
     assert "\x1b" not in injector.text
 
 
-def test_nothing_below_the_level_is_logged(start: Start, api: Api) -> None:
+def test_logs_nothing_below_the_level(start: Start, api: Api) -> None:
     injector = start(INJECTOR_LOG_LEVEL="warning")
     injector.wait_until_ready()
-    assert Caller(injector, bundle(api))(POD)["allowed"]
+    assert Caller(injector, read_bundle(api))(POD)["allowed"]
     assert injector.stop() == 0
     assert injector.text == ""
 
 
-def test_metrics_are_those_of_the_documentation(start: Start, api: Api) -> None:
+def test_exposes_exactly_the_documented_metrics(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
-    caller = Caller(injector, bundle(api))
+    caller = Caller(injector, read_bundle(api))
     caller(POD)
     caller(POD)
     caller(POD | {"metadata": POD["metadata"] | {"annotations": {"asya.sh/handler": "x"}}})
     caller(POD, resource={"group": "", "version": "v1", "resource": "nodes"})
-    found = samples(injector.get("/metrics")[1])
+    found = parse_samples(injector.get("/metrics")[1])
     prefix = "asya_injector_"
     expiry = found[f"{prefix}certificate_expiry_timestamp_seconds"]
     assert expiry == pytest.approx(time.time() + 90 * 86400, abs=3600)
-    ours = {
+    own = {
         name.removeprefix(prefix): value for name, value in found.items() if "_created" not in name
     }
     assert (
-        ours.items()
+        own.items()
         >= {
             'admissions_total{reason="",resource="pods",result="changed"}': 2,
             'admissions_total{reason="AnnotationInvalid",resource="pods",result="rejected"}': 1,
@@ -232,51 +236,47 @@ def test_metrics_are_those_of_the_documentation(start: Start, api: Api) -> None:
         assert used - {"le"} == set(re.findall(r"`(\w+)`", labels)), name
 
 
-def test_readiness_waits_for_an_api_server_that_does_not_answer_and_the_log_says_so_once(
+def test_readiness_waits_for_an_unreachable_api_server_and_logs_each_problem_once(
     start: Start, api: Api, tmp_path: Path
 ) -> None:
     port = free_port()
-    later = tmp_path / "later"
-    later.mkdir()
-    injector = start(kubeconfig=write_kubeconfig(later, port))
+    directory = tmp_path / "directory"
+    directory.mkdir()
+    injector = start(kubeconfig=write_kubeconfig(directory, port))
     until("a reason", lambda: "did not answer" in injector.get("/readyz")[1])
     assert injector.get("/readyz")[0] == 503
-    with api_server(later, port=port) as late:
-        late.install()
+    with api_server(directory, port=port) as started:
+        started.install()
         injector.wait_until_ready()
-        assert Caller(injector, bundle(late))(POD)["allowed"]
+        assert Caller(injector, read_bundle(started))(POD)["allowed"]
     messages = [line["message"] for line in injector.log if line["level"] != "INFO"]
     assert sorted(set(messages)) == sorted(messages)
 
 
-def test_an_api_server_that_is_not_well_yet_is_waited_for(start: Start, api: Api) -> None:
-    def unwell(*_: str) -> None:
+def test_waits_for_an_unhealthy_api_server(start: Start, api: Api) -> None:
+    def fail(*_: str) -> None:
         raise failure(503, "ServiceUnavailable", "etcd is not up")
 
-    api.fault = unwell
+    api.fault = fail
     injector = start()
     until("a reason", lambda: injector.get("/readyz") == (503, "etcd is not up\n"))
 
-    def waiting() -> list[str]:
+    def find_waiting() -> list[str]:
         return [line["logger"] for line in injector.log if line.get("error") == "etcd is not up"]
 
-    until("both to say so", lambda: len(waiting()) == 2)
-    assert sorted(waiting()) == ["asya_injector.tls.watcher", "asya_injector.webhook.app"]
+    until("both lines", lambda: len(find_waiting()) == 2)
+    assert sorted(find_waiting()) == ["asya_injector.tls.watcher", "asya_injector.webhook.app"]
     api.fault = lambda *_: None
     injector.wait_until_ready()
 
 
-def test_an_api_server_that_never_answers_does_not_hinder_the_end(
-    start: Start, tmp_path: Path
-) -> None:
+def test_stops_while_the_api_server_is_unreachable(start: Start, tmp_path: Path) -> None:
     injector = start(kubeconfig=write_kubeconfig(tmp_path, free_port()))
     until("the plain port", lambda: injector.get("/livez")[0])
     assert injector.stop() == 0
 
 
-def test_sigterm_lets_what_has_come_in_be_answered_and_ends_with_success(
-    start: Start, api: Api
-) -> None:
+def test_on_sigterm_answers_pending_reviews_and_exits_with_0(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
     arrived, go = threading.Event(), threading.Event()
@@ -287,12 +287,12 @@ def test_sigterm_lets_what_has_come_in_be_answered_and_ends_with_success(
             go.wait(10)
 
     api.fault = slow
-    caller, idle = Caller(injector, bundle(api)), Caller(injector, bundle(api))
+    caller, idle = Caller(injector, read_bundle(api)), Caller(injector, read_bundle(api))
     caller.send(POD)
     assert arrived.wait(10)
     injector.process.send_signal(signal.SIGTERM)
     until("readiness to end", lambda: injector.get("/readyz") == (503, "stopping\n"))
-    injector.process.send_signal(signal.SIGTERM)  # a second one changes nothing
+    injector.process.send_signal(signal.SIGTERM)  # a second signal changes nothing
     go.set()
     assert "patch" in caller.receive()
     assert injector.process.wait(8) == 0
@@ -302,15 +302,15 @@ def test_sigterm_lets_what_has_come_in_be_answered_and_ends_with_success(
     assert all(line["level"] == "INFO" for line in injector.log)
 
 
-def test_on_the_way_out_a_kept_connection_ends_with_an_answer(start: Start, api: Api) -> None:
+def test_while_draining_closes_each_connection_after_an_answer(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
-    used, idle = Caller(injector, bundle(api)), Caller(injector, bundle(api))
+    used, idle = Caller(injector, read_bundle(api)), Caller(injector, read_bundle(api))
     assert used(POD)["allowed"]
     assert used.is_open
     injector.process.send_signal(signal.SIGTERM)
     until("readiness to end", lambda: injector.get("/readyz") == (503, "stopping\n"))
-    for caller in (used, idle, Caller(injector, bundle(api))):
+    for caller in (used, idle, Caller(injector, read_bundle(api))):
         assert caller(POD)["allowed"]
         assert not caller.is_open
     assert injector.process.wait(8) == 0
@@ -344,7 +344,7 @@ def test_on_the_way_out_a_kept_connection_ends_with_an_answer(start: Start, api:
         ),
     ],
 )
-def test_a_wrong_setting_ends_it_in_one_line(
+def test_an_invalid_setting_prints_one_line_and_exits_with_78(
     start: Start, environ: dict[str, str], line: str
 ) -> None:
     injector = start(**environ)
@@ -352,7 +352,7 @@ def test_a_wrong_setting_ends_it_in_one_line(
     assert injector.text == f"asya-injector: {line}\n"
 
 
-def test_a_port_that_is_taken_ends_it_in_one_line(start: Start) -> None:
+def test_a_port_in_use_prints_one_line_and_exits_with_78(start: Start) -> None:
     first = start()
     first.wait_until_ready()
     for name, port in (
@@ -370,38 +370,128 @@ def test_a_port_that_is_taken_ends_it_in_one_line(start: Start) -> None:
         ]
 
 
-def test_a_fault_of_the_api_server_is_told_to_the_user_before_the_review_ends(
-    start: Start, api: Api
-) -> None:
+def test_rejects_a_pod_whose_runtime_configmap_cannot_be_created(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
 
-    def forbid(_: str, resource: str, *__: str) -> None:
-        if resource == "configmaps":
-            raise failure(403, "Forbidden", "exceeded quota: count/configmaps=1")
+    def forbid(verb: str, resource: str, *_: str) -> None:
+        if (verb, resource) == ("create", "configmaps"):
+            raise failure(403, "Forbidden", "exceeded quota: secret-name, count/configmaps=1")
 
     api.fault = forbid
-    answer = Caller(injector, bundle(api))(POD)
+    answer = Caller(injector, read_bundle(api))(POD)
     assert not answer["allowed"]
-    assert "exceeded quota" in answer["status"]["message"]
     assert answer["status"]["message"].endswith("(RuntimeConfigMapUnavailable)")
+    # Anybody can ask for any namespace, so the API server's answer is only in the log.
+    assert "secret-name" not in json.dumps(answer)
+    (line,) = (line for line in injector.log if line["level"] == "WARNING")
+    assert (line["namespace"], line["status"]) == ("models", 403)
+    assert "exceeded quota: secret-name" in line["error"]
 
 
-def test_it_does_this_with_no_right_that_the_chart_does_not_give(start: Start, api: Api) -> None:
+def test_uses_only_the_rights_that_the_chart_grants(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
-    Caller(injector, bundle(api))(POD)
+    Caller(injector, read_bundle(api))(POD)
     assert {(resource, verb) for verb, resource, _, _ in api.calls} <= set(RIGHTS)
     assert not [line for line in injector.log if line["level"] != "INFO"]
     assert {name for verb, resource, _, name in api.calls if resource == "secrets"} == {SECRET}
     assert NAMESPACE in {namespace for _, _, namespace, _ in api.calls}
 
 
-def test_the_clients_typed_calls_which_load_all_models_are_not_loaded() -> None:
-    """They would be a fifth of the injector's memory."""
+def make_request(body: bytes, *, timeout: str = "5s", length: int = 0) -> bytes:
+    head = f"POST /pods?timeout={timeout} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {length or len(body)}\r\n\r\n".encode() + body
+
+
+def test_works_only_for_callers_that_wait(start: Start, api: Api) -> None:
+    """400 callers ask for a namespace that does not exist, and close their connections."""
+    injector = start()
+    injector.wait_until_ready()
+
+    def fault(_: str, resource: str, namespace: str, __: str) -> None:
+        if resource == "configmaps" and namespace != "models":
+            time.sleep(0.01)
+            raise failure(404, "NotFound", f'namespaces "{namespace}" not found')
+
+    api.fault = fault
+    bundle = read_bundle(api)
+    for number in range(400):
+        _, body = build_review(POD, namespace=f"configmaps-{number}")
+        hostile = injector.connect(bundle)
+        hostile.sendall(make_request(json.dumps(body).encode(), timeout="999999999s"))
+        hostile.close()
+    assert Caller(injector, bundle)(POD)["allowed"]
+
+    def count_calls() -> int:
+        return sum(call[1] == "configmaps" for call in list(api.calls))
+
+    def is_quiet() -> bool:
+        before = count_calls()
+        time.sleep(0.5)
+        return count_calls() == before
+
+    until("the calls to end", is_quiet, seconds=10)
+    assert count_calls() <= 2 * 401
+    assert injector.get("/readyz") == (200, "ok\n")
+
+
+def test_silent_connections_are_few_and_take_little_memory(start: Start, api: Api) -> None:
+    injector = start()
+    injector.wait_until_ready()
+    bundle = read_bundle(api)
+    process = Path(f"/proc/{injector.process.pid}")
+
+    def read_memory() -> int:
+        return int(re.findall(r"VmRSS:\s+(\d+) kB", (process / "status").read_text())[0])
+
+    before = read_memory()
+    for _ in range(700):
+        injector.connect(bundle)
+    assert Caller(injector, bundle)(POD)["allowed"]
+    assert read_memory() - before < 60 << 10
+    assert len(list((process / "fd").iterdir())) < 560
+
+
+def test_hostile_callers_cannot_use_more_memory_than_the_charts_limit(
+    start: Start, api: Api
+) -> None:
+    injector = start()
+    injector.wait_until_ready()
+    bundle = read_bundle(api)
+    largest = 8 << 20
+    uid = b'{"request":{"uid":"u","x":'
+    dense = [
+        uid + b"[" + b"{}," * (largest // 3 - 20) + b"{}]}}",
+        uid + b"[" + b'{"":0},' * 190_000 + b"{}]}}",
+        uid + b"[" + b",".join(b'"%05x"' % number for number in range(590_000)) + b"]}}",
+        uid
+        + b"["
+        + b",".join(b'{"%05x":"%06x"}' % (each, each) for each in range(190_000))
+        + b"]}}",
+        uid + b'"' + "\U0001f600".encode() * (largest // 4 - 20) + b'"}}',
+    ]
+    for body in dense:
+        caller = injector.connect(bundle)
+        caller.sendall(make_request(body))
+        assert caller.recv(20).startswith(b"HTTP/1.1 ")
+    for _ in range(24):
+        unfinished = injector.connect(bundle)
+        with contextlib.suppress(OSError):  # it is closed
+            unfinished.sendall(make_request(b" " * (largest - 1), length=largest))
+    assert Caller(injector, bundle)(POD)["allowed"]
+    status = Path(f"/proc/{injector.process.pid}/status").read_text()
+    peak = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+    values = yaml.safe_load((ROOT / "chart" / "values.yaml").read_text())
+    limit = values["injector"]["resources"]["limits"]["memory"]
+    assert peak < int(limit.removesuffix("Mi")) * 1024
+
+
+def test_does_not_load_the_typed_calls_of_the_kubernetes_client() -> None:
+    """They load all models, which would be a fifth of the injector's memory."""
     script = (
         "import sys; import asya_injector.webhook.app\n"
         "print([name for name in sys.modules if name.startswith('kubernetes.client.api.')])"
     )
-    done = run_script(script)
-    assert done.stdout == "[]\n"
+    process = run_script(script)
+    assert process.stdout == "[]\n"

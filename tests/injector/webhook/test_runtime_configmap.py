@@ -1,12 +1,13 @@
-"""The ConfigMap that pods mount: its name tells its content."""
+"""The runtime ConfigMap, named by its content, and how the webhook ensures it in a namespace."""
 
 import asyncio
-import json
 import subprocess
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asya_injector.errors import InjectionError
@@ -15,30 +16,30 @@ from asya_injector.runtime_files import RuntimeFiles
 from asya_injector.webhook.runtime_configmap import RuntimeConfigMapWriter
 from asya_injector.webhook.telemetry import Metrics
 
-from tests.injector.conftest import connected
+from tests.injector.conftest import connect_with
 from tests.support.api_server import Answer, Api, failure, write_kubeconfig
 from tests.support.injector_process import free_port
 
 RUNTIME = Path(__file__).parents[3] / "runtime"
 
 
-def test_the_hash_is_what_sha256sum_says_of_the_files() -> None:
-    said = subprocess.run(
+def test_the_hash_equals_that_of_sha256sum() -> None:
+    message = subprocess.run(
         "sha256sum *.py | sha256sum", shell=True, cwd=RUNTIME, capture_output=True, check=True
     ).stdout.decode()
-    assert RuntimeFiles.load(RUNTIME).hash == said[:10]
+    assert RuntimeFiles.load(RUNTIME).hash == message[:10]
 
 
-def test_the_config_map_is_immutable_and_named_by_its_content() -> None:
-    payload = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
-    assert payload.config_map() == {
+def test_the_configmap_is_immutable_and_named_by_its_content() -> None:
+    files = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
+    assert files.config_map() == {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {
-            "name": f"asya-runtime-{payload.hash}",
+            "name": f"asya-runtime-{files.hash}",
             "labels": {
                 "app.kubernetes.io/managed-by": "asya-injector",
-                "asya.sh/runtime-hash": payload.hash,
+                "asya.sh/runtime-hash": files.hash,
             },
         },
         "immutable": True,
@@ -46,36 +47,36 @@ def test_the_config_map_is_immutable_and_named_by_its_content() -> None:
     }
 
 
-def test_a_byte_more_is_another_name() -> None:
+def test_one_more_byte_changes_the_name() -> None:
     one = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
     other = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2\n"})
     assert one.hash != other.hash
 
 
-def test_a_missing_file_is_no_payload(tmp_path: Path) -> None:
+def test_rejects_a_directory_without_one_of_the_files(tmp_path: Path) -> None:
     (tmp_path / "asya_runtime.py").write_text("1")
     with pytest.raises(FileNotFoundError, match=r"asya_entrypoint\.py"):
         RuntimeFiles.load(tmp_path)
 
 
 class Namespaces:
-    """A publisher on an API server in memory, with the metrics it writes."""
+    """A writer that uses the stand-in API server, and its metrics."""
 
     def __init__(self, api: Api, connection: ApiClient) -> None:
         self.api = api
-        self.payload = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
-        self.name = self.payload.config_map()["metadata"]["name"]
+        self.files = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
+        self.name = self.files.config_map()["metadata"]["name"]
         self.now = 100.0
         self._connection = connection
         self._metrics = Metrics()
-        self.publisher = self.replica()
+        self.writer = self.replica()
 
     def replica(self) -> RuntimeConfigMapWriter:
         return RuntimeConfigMapWriter(
-            self.payload, self._connection, self._metrics, clock=lambda: self.now
+            self.files, self._connection, self._metrics, clock=lambda: self.now
         )
 
-    def written(self) -> dict[str, float]:
+    def count_writes(self) -> dict[str, float]:
         """Counts of the metric by result."""
         (family,) = self._metrics.runtime_configmap_writes.collect()
         return {
@@ -86,19 +87,26 @@ class Namespaces:
 
     async def rejection(self, namespace: str = "models", *, within: float = 5.0) -> str:
         with pytest.raises(InjectionError) as caught:
-            await self.publisher.ensure(namespace, within=within)
+            await self.writer.ensure(namespace, within=within)
         return str(caught.value)
 
-    def held(self, namespace: str = "") -> threading.Event:
-        """Calls, of one namespace or all, are not answered before the event is set."""
-        go = threading.Event()
+    def put(self, **changes: Any) -> None:
+        """Store the ConfigMap with other fields; None removes one, metadata is merged."""
+        item = self.files.config_map()
+        changes["metadata"] = item["metadata"] | changes.get("metadata", {})
+        item = {key: value for key, value in (item | changes).items() if value is not None}
+        self.api.put("configmaps", "models", item)
+
+    def hold(self, namespace: str = "") -> threading.Event:
+        """Answer no call (of one namespace, or of all) until the event is set."""
+        release = threading.Event()
 
         def fault(_: str, __: str, called: str, ___: str) -> None:
             if namespace in ("", called):
-                go.wait(20)
+                release.wait(20)
 
         self.api.fault = fault
-        return go
+        return release
 
 
 @pytest.fixture
@@ -106,8 +114,8 @@ def namespaces(api: Api, connection: ApiClient) -> Namespaces:
     return Namespaces(api, connection)
 
 
-def failing(*answers: Answer | None, resource: str = "configmaps") -> Callable[..., None]:
-    """A fault of the first calls: each raises the next answer, None lets one pass."""
+def fail_first(*answers: Answer | None, resource: str = "configmaps") -> Callable[..., None]:
+    """Fail the first calls, each with the next answer; None lets one pass."""
     left = list(answers)
 
     def fault(_: str, called: str, *__: str) -> None:
@@ -117,167 +125,380 @@ def failing(*answers: Answer | None, resource: str = "configmaps") -> Callable[.
     return fault
 
 
-async def test_fifty_pods_at_once_in_a_new_namespace_cost_one_call(namespaces: Namespaces) -> None:
-    await asyncio.gather(*(namespaces.publisher.ensure("models", within=20) for _ in range(50)))
-    assert namespaces.api.calls == [("create", "configmaps", "models", "")]
-    assert namespaces.written() == {"created": 1}
-    stored = namespaces.api.objects["configmaps", "models", namespaces.name]
-    assert (stored["immutable"], stored["data"]) == (True, dict(namespaces.payload.files))
-
-
-async def test_two_replicas_that_race_both_find_it_there(namespaces: Namespaces) -> None:
-    other = namespaces.replica()
-    await asyncio.gather(
-        namespaces.publisher.ensure("models", within=20), other.ensure("models", within=20)
-    )
-    assert namespaces.written() == {"created": 1, "present": 1}
-    assert namespaces.api.called("create", "configmaps") == 2
-    assert namespaces.api.called("patch", "configmaps") == 1
-
-
-async def test_it_is_remembered_for_a_second_so_that_a_new_namespace_of_the_same_name_gets_its_own(
+async def test_fifty_concurrent_pods_of_a_new_namespace_share_one_check(
     namespaces: Namespaces,
 ) -> None:
-    await namespaces.publisher.ensure("models", within=20)
+    await asyncio.gather(*(namespaces.writer.ensure("models", within=20) for _ in range(50)))
+    assert namespaces.api.calls == [
+        ("patch", "configmaps", "models", namespaces.name),
+        ("create", "configmaps", "models", ""),
+    ]
+    assert namespaces.count_writes() == {"created": 1}
+    stored = namespaces.api.objects["configmaps", "models", namespaces.name]
+    assert (stored["immutable"], stored["data"]) == (True, dict(namespaces.files.files))
+
+
+async def test_replicas_that_race_both_succeed(namespaces: Namespaces) -> None:
+    both_looked = threading.Barrier(2)
+
+    def fault(verb: str, *_: str) -> None:
+        if verb == "create":
+            both_looked.wait(10)
+
+    namespaces.api.fault = fault
+    other = namespaces.replica()
+    await asyncio.gather(
+        namespaces.writer.ensure("models", within=20), other.ensure("models", within=20)
+    )
+    assert namespaces.count_writes() == {"created": 1, "present": 1}
+    assert namespaces.api.called("create", "configmaps") == 2
+    assert namespaces.api.called("patch", "configmaps") == 3
+
+
+async def test_a_success_is_cached_for_a_second_because_a_namespace_may_be_created_again(
+    namespaces: Namespaces,
+) -> None:
+    await namespaces.writer.ensure("models", within=20)
     del namespaces.api.objects["configmaps", "models", namespaces.name]
+    calls = len(namespaces.api.calls)
     namespaces.now += 0.9
-    await namespaces.publisher.ensure("models", within=20)
-    assert len(namespaces.api.calls) == 1
+    await namespaces.writer.ensure("models", within=20)
+    assert len(namespaces.api.calls) == calls
     namespaces.now += 0.2
-    await namespaces.publisher.ensure("models", within=20)
+    await namespaces.writer.ensure("models", within=20)
     assert ("configmaps", "models", namespaces.name) in namespaces.api.objects
 
 
-async def test_namespaces_are_forgotten(namespaces: Namespaces) -> None:
+async def test_the_cache_is_emptied(namespaces: Namespaces) -> None:
     for number in range(50):
         namespaces.now += 0.2
-        await namespaces.publisher.ensure(f"ns-{number}", within=20)
-    assert len(namespaces.publisher._cached) <= 6
-    assert namespaces.publisher._checks == {}
+        await namespaces.writer.ensure(f"ns-{number}", within=20)
+    assert len(namespaces.writer._cached) <= 6
+    assert namespaces.writer._checks == {}
 
 
-async def test_other_content_under_the_name_is_refused_with_what_to_do(
-    namespaces: Namespaces,
+# --- A ConfigMap of this name exists
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (403, "exceeded quota: few, requested: count/configmaps=1, used: 2, limited: 2"),
+        (403, 'cannot create resource "configmaps"'),
+        (422, "ValidatingAdmissionPolicy 'x' denied request"),
+    ],
+)
+async def test_needs_no_right_to_create_if_it_exists(
+    namespaces: Namespaces, code: int, message: str
 ) -> None:
-    metadata = {"name": namespaces.name}
-    namespaces.api.put("configmaps", "models", {"metadata": metadata, "data": {"x": "1"}})
+    def fault(verb: str, *_: str) -> None:
+        if verb == "create":
+            raise failure(code, "Forbidden", message)
+
+    namespaces.put()
+    namespaces.api.fault = fault
+    await namespaces.writer.ensure("models", within=20)
+    assert namespaces.count_writes() == {"present": 1}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"metadata": {"labels": {"asya.sh/source": "manifest"}, "annotations": {"a": "b"}}},
+        {"metadata": {"ownerReferences": [{"kind": "Deployment"}]}},
+        {"binaryData": {}},
+        {"binaryData": None},
+    ],
+)
+async def test_accepts_the_same_files_with_other_metadata(
+    namespaces: Namespaces, changes: dict[str, Any]
+) -> None:
+    namespaces.put(**changes)
+    await namespaces.writer.ensure("models", within=20)
+    assert namespaces.count_writes() == {"present": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"data": {"x": "1"}}, "exists with different content, which pods would run"),
+        ({"data": None}, "exists with different content, which pods would run"),
+        (
+            {"data": {"asya_runtime.py": "1", "asya_entrypoint.py": "2", "json.py": ""}},
+            "exists with different content, which pods would run",
+        ),
+        ({"binaryData": {"json.py": ""}}, "exists with binaryData, which pods would import"),
+        ({"immutable": None}, "exists and is not immutable, so it could be changed"),
+        ({"immutable": False}, "exists and is not immutable, so it could be changed"),
+        ({"immutable": "true"}, "exists and is not immutable, so it could be changed"),
+    ],
+)
+async def test_rejects_a_configmap_that_is_not_exactly_ours_and_says_how_to_fix_it(
+    namespaces: Namespaces, changes: dict[str, Any], problem: str
+) -> None:
+    namespaces.put(**changes)
     assert await namespaces.rejection() == (
-        f"ConfigMap models/{namespaces.name}: exists with different content, which pods would run; "
+        f"ConfigMap models/{namespaces.name}: {problem}; "
         f"delete it: kubectl delete configmap -n models {namespaces.name} "
         "(RuntimeConfigMapConflict)"
     )
-    # Nothing bad is remembered: once it is deleted, the next pod is let in.
+    # A failure is not cached: once it is deleted, the next pod is admitted.
     del namespaces.api.objects["configmaps", "models", namespaces.name]
-    await namespaces.publisher.ensure("models", within=20)
-    assert namespaces.written() == {"RuntimeConfigMapConflict": 1, "created": 1}
+    await namespaces.writer.ensure("models", within=20)
+    assert namespaces.count_writes() == {"RuntimeConfigMapConflict": 1, "created": 1}
 
 
-BY_HAND = "allow the injector to create it (rights, quota), or create it by hand"
-BY_ITSELF = "the next pod retries"
-FAULTS = [
-    (403, "Forbidden", "exceeded quota: compute, requested: count/configmaps=1", BY_HAND),
-    (403, "Forbidden", 'cannot create resource "configmaps"', BY_HAND),
-    (403, "Forbidden", "because it is being terminated", BY_HAND),
-    (403, "Forbidden", "evil\n\x1b[2Jtext", BY_HAND),
-    (422, "Invalid", "ValidatingAdmissionPolicy 'x' denied request", BY_HAND),
-    (404, "NotFound", 'namespaces "models" not found', BY_ITSELF),
-    (500, "InternalError", "etcdserver: leader changed", BY_ITSELF),
-]
-
-
-@pytest.mark.parametrize(("code", "reason", "said", "fix"), FAULTS)
-async def test_what_the_api_server_says_is_told_to_all_who_wait(
-    namespaces: Namespaces, code: int, reason: str, said: str, fix: str
-) -> None:
-    namespaces.api.fault = failing(failure(code, reason, said))
-    refusals = await asyncio.gather(*(namespaces.rejection() for _ in range(10)))
-    assert set(refusals) == {
-        f"ConfigMap models/{namespaces.name}: could not be created or checked: "
-        f"{json.dumps(said)}; {fix} (RuntimeConfigMapUnavailable)"
-    }
-    assert len(namespaces.api.calls) == 1
-    await namespaces.publisher.ensure("models", within=20)  # nothing bad is remembered
-
-
-async def test_what_is_no_api_server_is_told(namespaces: Namespaces) -> None:
-    namespaces.api.fault = failing(Answer(200, b"<html>Sign in</html>"))
+async def test_rejects_a_configmap_that_is_being_deleted(namespaces: Namespaces) -> None:
+    namespaces.put(metadata={"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["a/b"]})
     assert await namespaces.rejection() == (
-        f"ConfigMap models/{namespaces.name}: could not be created or checked: "
-        f'"200 OK, but the body is not JSON"; {BY_ITSELF} (RuntimeConfigMapUnavailable)'
+        f"ConfigMap models/{namespaces.name}: could not be created or checked: it is being "
+        "deleted; the next pod retries (RuntimeConfigMapUnavailable)"
     )
 
 
+@pytest.mark.parametrize(("code", "reason"), [(403, "Forbidden"), (422, "Invalid"), (400, "")])
+@pytest.mark.parametrize("exists", [True, False])
+async def test_creates_it_if_checking_is_denied_and_rejects_one_that_exists(
+    namespaces: Namespaces, code: int, reason: str, exists: bool
+) -> None:
+    """The chart's policy denies a patch of an object without the injector's label."""
+
+    def fault(verb: str, *_: str) -> None:
+        if verb == "patch":
+            raise failure(code, reason, "denied")
+
+    namespaces.api.fault = fault
+    if not exists:
+        await namespaces.writer.ensure("models", within=20)
+        assert namespaces.count_writes() == {"created": 1}
+        return
+    namespaces.put()
+    assert await namespaces.rejection() == (
+        f"ConfigMap models/{namespaces.name}: exists, but may not be checked: it lacks the "
+        "injector's label or is not immutable; delete it: kubectl delete configmap -n models "
+        f"{namespaces.name} (RuntimeConfigMapConflict)"
+    )
+    assert [verb for verb, *_ in namespaces.api.calls] == ["patch", "create"]
+
+
+# --- The API server fails
+
+DENIED = (
+    "the API server rejected it; check the namespace's quotas and policies for ConfigMaps and the "
+    "injector's rights; the injector's log has the answer"
+)
+FAILED = (
+    "the API server failed or did not answer; the next pod retries; the injector's log has details"
+)
+FAILURES = [
+    (403, "Forbidden", "exceeded quota: compute, requested: count/configmaps=1", DENIED),
+    (403, "Forbidden", 'cannot create resource "configmaps"', DENIED),
+    (403, "Forbidden", "because it is being terminated", DENIED),
+    (403, "Forbidden", "evil\n\x1b[2Jtext", DENIED),
+    (422, "Invalid", "ValidatingAdmissionPolicy 'x' denied request", DENIED),
+    (404, "NotFound", 'namespaces "models" not found', DENIED),
+    (404, "NotFound", 'namespaces "configmaps-1" not found', DENIED),
+    (500, "InternalError", "etcdserver: leader changed", FAILED),
+    (503, "ServiceUnavailable", "etcd is not up", FAILED),
+]
+
+
+@pytest.mark.parametrize(("code", "reason", "message", "text"), FAILURES)
+async def test_a_failure_rejects_all_waiting_pods_and_its_cause_is_only_logged(
+    namespaces: Namespaces,
+    caplog: pytest.LogCaptureFixture,
+    code: int,
+    reason: str,
+    message: str,
+    text: str,
+) -> None:
+    namespaces.api.fault = fail_first(None, failure(code, reason, message))
+    rejections = await asyncio.gather(*(namespaces.rejection() for _ in range(10)))
+    assert set(rejections) == {
+        f"ConfigMap models/{namespaces.name}: could not be created or checked: {text} "
+        "(RuntimeConfigMapUnavailable)"
+    }
+    assert [verb for verb, *_ in namespaces.api.calls] == ["patch", "create"]
+    (record,) = caplog.records
+    assert vars(record).items() >= {"namespace": "models", "status": code, "error": message}.items()
+    await namespaces.writer.ensure("models", within=20)  # a failure is not cached
+
+
+@pytest.mark.parametrize(("code", "reason"), [(500, "InternalError"), (503, "ServiceUnavailable")])
+async def test_creates_nothing_if_the_check_fails(
+    namespaces: Namespaces, code: int, reason: str
+) -> None:
+    namespaces.api.fault = fail_first(failure(code, reason, "no leader"))
+    assert FAILED in await namespaces.rejection()
+    assert namespaces.api.called("create", "configmaps") == 0
+
+
+async def test_rejects_a_pod_if_the_answer_is_not_from_an_api_server(
+    namespaces: Namespaces, caplog: pytest.LogCaptureFixture
+) -> None:
+    namespaces.api.fault = fail_first(Answer(200, b"<html>Sign in</html>"))
+    assert FAILED in await namespaces.rejection()
+    (record,) = caplog.records
+    assert vars(record)["error"] == "200 OK, but the body is not JSON"
+
+
 EXISTS = failure(409, "AlreadyExists", "it exists")
+NOT_FOUND = failure(404, "NotFound", 'configmaps "asya-runtime" not found')
 
 
 @pytest.mark.parametrize(
     ("answers", "verbs"),
     [
-        ([failure(429, "TooManyRequests", "busy", {"Retry-After": "1"})], "create create"),
-        ([failure(409, "Conflict", "the quota has been modified")], "create create"),
-        # Deleted between our two calls, after another replica had made it.
+        ([failure(429, "TooManyRequests", "busy", {"Retry-After": "1"})], "patch patch create"),
+        ([None, failure(429, "TooManyRequests", "busy")], "patch create patch create"),
         (
-            [EXISTS, failure(404, "NotFound", 'configmaps "asya-runtime" not found')],
-            "create patch create",
+            [None, failure(409, "Conflict", "the quota has been modified")],
+            "patch create patch create",
         ),
+        # Created between the first two calls, and deleted again.
+        ([None, EXISTS, NOT_FOUND], "patch create patch create"),
     ],
-    ids=["busy", "quota changed", "deleted meanwhile"],
+    ids=["busy", "busy at creation", "conflict", "deleted"],
 )
-async def test_what_passes_is_tried_again_within_the_time(
-    namespaces: Namespaces, answers: list[Answer], verbs: str
+async def test_retries_transient_failures(
+    namespaces: Namespaces, answers: list[Answer | None], verbs: str
 ) -> None:
-    namespaces.api.fault = failing(*answers)
-    await namespaces.publisher.ensure("models", within=20)
-    assert namespaces.written() == {"created": 1}
+    namespaces.api.fault = fail_first(*answers)
+    await namespaces.writer.ensure("models", within=20)
+    assert namespaces.count_writes() == {"created": 1}
     assert [call[0] for call in namespaces.api.calls] == verbs.split()
 
 
-async def test_a_busy_api_server_is_asked_again_when_it_says(namespaces: Namespaces) -> None:
+async def test_gives_up_after_losing_several_races(namespaces: Namespaces) -> None:
+    namespaces.api.fault = fail_first(*[NOT_FOUND, EXISTS] * 100)
+    assert "other clients keep creating and deleting it" in await namespaces.rejection()
+    assert len(namespaces.api.calls) <= 10
+
+
+async def test_waits_as_long_as_a_busy_api_server_asks_for(namespaces: Namespaces) -> None:
     busy = failure(429, "TooManyRequests", "busy", {"Retry-After": "30"})
-    namespaces.api.fault = failing(*[busy] * 100)
+    namespaces.api.fault = fail_first(*[busy] * 100)
     assert "did not answer in time" in await namespaces.rejection(within=0.5)
     assert len(namespaces.api.calls) == 1
 
 
-async def test_the_answer_comes_within_the_time_whatever_the_api_server_does(
+async def test_rejects_in_time_while_the_api_server_does_not_answer(
     namespaces: Namespaces,
 ) -> None:
-    go = namespaces.held()
+    release = namespaces.hold()
     began = time.monotonic()
-    refusals = await asyncio.gather(*(namespaces.rejection(within=0.3) for _ in range(5)))
+    rejections = await asyncio.gather(*(namespaces.rejection(within=0.3) for _ in range(5)))
     assert time.monotonic() - began < 5
-    go.set()
-    assert set(refusals) == {
+    release.set()
+    assert set(rejections) == {
         f"ConfigMap models/{namespaces.name}: could not be created or checked: "
-        '"the API server did not answer in time"; the next pod retries '
+        "the API server did not answer in time; the next pod retries "
         "(RuntimeConfigMapUnavailable)"
     }
 
 
-async def test_a_slow_namespace_does_not_hold_up_another(namespaces: Namespaces) -> None:
-    go = namespaces.held("slow")
-    slow = asyncio.create_task(namespaces.publisher.ensure("slow", within=20))
-    await namespaces.publisher.ensure("models", within=20)
+async def test_rejects_a_pod_while_the_api_server_is_unreachable(tmp_path: Path) -> None:
+    unreachable = connect_with(write_kubeconfig(tmp_path, free_port()))
+    files = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
+    with pytest.raises(InjectionError, match=r"did not answer.*RuntimeConfigMapUnavailable"):
+        await RuntimeConfigMapWriter(files, unreachable, Metrics()).ensure("models", within=10)
+
+
+# --- Callers share it
+
+
+async def test_a_slow_namespace_does_not_delay_another(namespaces: Namespaces) -> None:
+    release = namespaces.hold("slow")
+    slow = asyncio.create_task(namespaces.writer.ensure("slow", within=20))
+    await namespaces.writer.ensure("models", within=20)
     assert not slow.done()
-    go.set()
+    release.set()
     await slow
 
 
-async def test_an_api_server_that_is_gone_is_told(tmp_path: Path) -> None:
-    gone = connected(write_kubeconfig(tmp_path, free_port()))
-    payload = RuntimeFiles({"asya_runtime.py": "1", "asya_entrypoint.py": "2"})
-    with pytest.raises(InjectionError, match=r"did not answer: .*RuntimeConfigMapUnavailable"):
-        await RuntimeConfigMapWriter(payload, gone, Metrics()).ensure("models", within=10)
-
-
-async def test_one_who_cannot_wait_as_long_takes_nothing_from_those_who_can(
-    namespaces: Namespaces,
+@pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
+async def test_a_short_deadline_does_not_end_a_shared_check(
+    namespaces: Namespaces, first: bool
 ) -> None:
-    go = namespaces.held()
-    patient = asyncio.create_task(namespaces.publisher.ensure("models", within=20))
+    release = namespaces.hold()
+    hasty = asyncio.create_task(namespaces.rejection(within=0.1)) if first else None
+    await asyncio.sleep(0)
+    patient = asyncio.create_task(namespaces.writer.ensure("models", within=20))
     while not namespaces.api.calls:
         await asyncio.sleep(0.01)
-    assert "in time" in await namespaces.rejection(within=0.1)
-    go.set()
+    assert "in time" in await (hasty or namespaces.rejection(within=0.1))
+    release.set()
     await patient
-    assert namespaces.written() == {"created": 1}
+    assert namespaces.count_writes() == {"created": 1}
+
+
+async def test_a_check_ends_with_the_last_caller_that_waits_for_it(namespaces: Namespaces) -> None:
+    busy = failure(429, "TooManyRequests", "busy", {"Retry-After": "1"})
+    namespaces.api.fault = fail_first(*[busy] * 100)
+    callers = [asyncio.create_task(namespaces.writer.ensure("models", within=20)) for _ in range(5)]
+    while not namespaces.api.calls:
+        await asyncio.sleep(0.01)
+    for caller in callers:
+        caller.cancel()
+    await asyncio.wait(callers)
+    assert namespaces.writer._checks == {}
+    await asyncio.sleep(1.5)
+    assert len(namespaces.api.calls) == 1
+    # The next caller gets its own check.
+    namespaces.api.fault = lambda *_: None
+    await namespaces.writer.ensure("models", within=20)
+
+
+async def test_a_slow_api_server_does_not_take_the_threads_of_the_certificates_renewal(
+    namespaces: Namespaces,
+) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    release = namespaces.hold()
+    callers = [
+        asyncio.create_task(namespaces.writer.ensure(f"ns-{number}", within=20))
+        for number in range(8)
+    ]
+    while not namespaces.api.calls:
+        await asyncio.sleep(0.01)
+    async with asyncio.timeout(2):
+        await asyncio.to_thread(time.sleep, 0)
+    release.set()
+    await asyncio.gather(*callers)
+
+
+async def test_callers_of_unknown_namespaces_do_not_delay_those_of_another_address(
+    namespaces: Namespaces,
+) -> None:
+    """One address asks for 400 namespaces and closes its connections."""
+    running, most = 0, 0
+
+    def fault(_: str, __: str, namespace: str, ___: str) -> None:
+        nonlocal running, most
+        if namespace != "models":
+            with namespaces.api.lock:
+                running += 1
+                most = max(most, running)
+            time.sleep(0.05)
+            with namespaces.api.lock:
+                running -= 1
+            raise failure(404, "NotFound", f'namespaces "{namespace}" not found')
+
+    namespaces.api.fault = fault
+    hostile = [
+        asyncio.create_task(
+            namespaces.writer.ensure(f"configmaps-{number}", within=1e9, caller="10.0.0.1")
+        )
+        for number in range(400)
+    ]
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(2):  # 400 namespaces would take 5 s or more
+        await namespaces.writer.ensure("models", within=20, caller="10.0.0.2")
+    for caller in hostile:
+        caller.cancel()
+    await asyncio.wait(hostile)
+    calls = len(namespaces.api.calls)
+    await asyncio.sleep(0.5)
+    assert len(namespaces.api.calls) <= calls + 8  # those that were running
+    assert most <= 4
+    assert namespaces.writer._checks == {}
