@@ -74,13 +74,15 @@ this chart there, under runtime.defaults.
 {{- define "asya-runtime.command" -}}
 {{- $values := fromJson (include "asya-runtime.actor" (index . 0)) -}}
 {{- $words := rest . }}
-{{- $command := list (include "asya-runtime.actor.python" (list $values $words)) }}
+{{- $wrapper := list (include "asya-runtime.actor.python" (list $values $words)) }}
+{{- $command := $wrapper }}
 {{- if $words }}
-{{- $command = concat $command (list "-I" "-S" (printf "%s/asya_entrypoint.py" $values.directory)) }}
+{{- $end := int (include "asya-runtime.actor.launcherEnd" (list $values $words)) }}
+{{- $wrapper = concat $wrapper (list "-I" "-S" (printf "%s/asya_entrypoint.py" $values.directory)) }}
 {{- if $values.isOneFile }}
-{{- $command = concat $command (list "--runtime" $values.file) }}
+{{- $wrapper = concat $wrapper (list "--runtime" $values.file) }}
 {{- end }}
-{{- $command = concat $command (list "--") $words }}
+{{- $command = concat (slice $words 0 $end) $wrapper (list "--") (slice $words $end) }}
 {{- else }}
 {{- $command = append $command $values.file }}
 {{- end }}
@@ -99,7 +101,7 @@ timeoutSeconds: 10
 
 {{/*
 The interpreter for runtime and wrapper: the program of the command if it is one, otherwise the default. Init programs
-such as tini are skipped with their options. Arguments: the result of "asya-runtime.actor", and the command.
+such as tini, and launchers such as vault-env, are skipped with their options. Arguments: the result of "asya-runtime.actor", and the command.
 */}}
 {{- define "asya-runtime.actor.python" -}}
 {{- $values := index . 0 }}
@@ -116,7 +118,7 @@ such as tini are skipped with their options. Arguments: the result of "asya-runt
 {{- else if and $inOptions (hasPrefix "-" $word) }}
 {{- $inOptions = ne $word "--" }}
 {{- $isOptionValue = has $word $tables.initOptionsWithValue }}
-{{- else if has (last (splitList "/" $word)) $tables.initPrograms }}
+{{- else if has (last (splitList "/" $word)) (concat $tables.initPrograms $tables.launchers) }}
 {{- $inOptions = true }}
 {{- else }}
 {{- $program = $word }}
@@ -124,6 +126,39 @@ such as tini are skipped with their options. Arguments: the result of "asya-runt
 {{- end }}
 {{- end }}
 {{- ternary $program (get $values.defaults "python") (regexMatch $tables.interpreter (printf "/%s" $program)) }}
+{{- end }}
+
+{{/*
+Number of the command's first words that stay before the wrapper: a launcher such as vault-env, with its options and
+with what starts it. Arguments: the result of "asya-runtime.actor", and the command.
+*/}}
+{{- define "asya-runtime.actor.launcherEnd" -}}
+{{- $values := index . 0 }}
+{{- $words := index . 1 }}
+{{- $tables := $values.tables }}
+{{- $end := 0 }}
+{{- $found := false }}
+{{- $inOptions := false }}
+{{- $isOptionValue := false }}
+{{- $isLauncher := false }}
+{{- range $i, $word := $words }}
+{{- $word = toString $word }}
+{{- if $found }}
+{{- else if $isOptionValue }}
+{{- $isOptionValue = false }}
+{{- else if and $inOptions (hasPrefix "-" $word) }}
+{{- $inOptions = ne $word "--" }}
+{{- $isOptionValue = has $word $tables.initOptionsWithValue }}
+{{- else }}
+{{- if $isLauncher }}
+{{- $end = $i }}
+{{- end }}
+{{- $inOptions = true }}
+{{- $isLauncher = has (last (splitList "/" $word)) $tables.launchers }}
+{{- $found = not (or $isLauncher (has (last (splitList "/" $word)) $tables.initPrograms)) }}
+{{- end }}
+{{- end }}
+{{- $end }}
 {{- end }}
 
 {{/*

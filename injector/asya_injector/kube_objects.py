@@ -12,6 +12,9 @@ from typing import Any
 from asya_injector.errors import InjectionError, Reason, quote
 
 Object = dict[str, Any]
+# Longer lists are rejected, so that the work for an object is bounded.
+_MAX_ITEMS = 50_000
+_MAX_CONTAINERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Kind:
     """A kind whose objects become actors.
 
     template: path of the pod template; empty for a Pod, which is its own.
+    middle: path of a template between the workload and its pod template, such as a Job's.
     is_immutable: the template cannot change, so updates are not sent to the injector.
     """
 
@@ -26,6 +30,7 @@ class Kind:
     api_version: str
     template: tuple[str, ...] = ("spec", "template")
     is_immutable: bool = False
+    middle: tuple[str, ...] = ()
 
     @property
     def plural(self) -> str:
@@ -46,7 +51,12 @@ WORKLOAD_KINDS = (
     Kind("DaemonSet", "apps/v1"),
     Kind("ReplicaSet", "apps/v1"),
     Kind("Job", "batch/v1", is_immutable=True),
-    Kind("CronJob", "batch/v1", template=("spec", "jobTemplate", "spec", "template")),
+    Kind(
+        "CronJob",
+        "batch/v1",
+        template=("spec", "jobTemplate", "spec", "template"),
+        middle=("spec", "jobTemplate"),
+    ),
 )
 KINDS = {kind.name: kind for kind in (POD, *WORKLOAD_KINDS)}
 
@@ -60,6 +70,15 @@ def find_kind(item: Object) -> Kind | None:
 def get_template(item: Object) -> Object:
     """The pod template in a workload, not a copy; a Pod is its own template."""
     return get_mapping(item, *_get_template_path(item))
+
+
+def get_levels(item: Object) -> list[Object]:
+    """The objects above the pod template whose annotations its pods inherit, the highest first.
+
+    A workload, and the Job template of a CronJob; not copies.
+    """
+    kind = KINDS.get(str(item.get("kind"))) if isinstance(item, dict) else None
+    return [item, get_mapping(item, *kind.middle)] if kind and kind.middle else [item]
 
 
 def replace_template(item: Object, template: Object) -> Object:
@@ -171,6 +190,14 @@ def _get_list(node: Object, field: str, item_type: type, expected: str) -> list[
     value = node.get(field)
     if value is None:
         return []
+    limit = _MAX_CONTAINERS if field in ("containers", "initContainers") else _MAX_ITEMS
+    if isinstance(value, list) and len(value) > limit:
+        raise InjectionError(
+            field,
+            f"has more than {limit} items",
+            fix="split the object; the Kubernetes API would not store it",
+            reason=Reason.OBJECT_INVALID,
+        )
     if not isinstance(value, list) or not (
         # Comparing types is faster; subclasses are rare.
         {item_type}.issuperset(map(type, value))

@@ -115,6 +115,10 @@ COMMANDS = [
         for option in (*startup.INIT_OPTIONS_WITH_VALUE, "-s", "-vvv", "--rewrite=15:2")
     ),
     ["/usr/bin/tini", "-s", "-p", "SIGTERM", "--", "/opt/venv/bin/python3.13t", "-m", "app"],
+    *([f"/x/{launcher}", "python3.12", "app.py"] for launcher in startup.LAUNCHERS),
+    ["tini", "-g", "--", "/vault/vault-env", "-x", "--", "tini", "--", "pypy3"],
+    ["vault-env"],
+    ["tini", "vault-env", "--"],
     ["tini", "-p", "--", "python3.12"],
     ["tini", "--", "dumb-init", "-r", "15:2", "--", "pypy3"],
     ["tini", "--", "-s", "python3.12"],

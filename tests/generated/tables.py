@@ -76,6 +76,7 @@ def helper_tables() -> str:
     lists = {
         "initPrograms": sorted(startup.INIT_PROGRAMS),
         "initOptionsWithValue": sorted(startup.INIT_OPTIONS_WITH_VALUE),
+        "launchers": sorted(startup.LAUNCHERS),
         "interpreter": f"^{startup.INTERPRETER}$",
         "handler": formats.handler.schema["pattern"],
         "defaults": {entry.name: entry.default for entry in DEFAULTS},

@@ -32,6 +32,10 @@ class Format:
         return self.parse(text)
 
 
+# The API server accepts no more in all annotations of an object together.
+MAX_ANNOTATIONS = 262144
+
+
 def with_schema(
     value: Mapping[str, Any] | None = None, **schema: Any
 ) -> Callable[[Callable[[str], str]], Format]:
@@ -98,7 +102,8 @@ def choice(*words: str) -> Format:
 
 _HANDLER = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+"
 _NAME = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
-_PROGRAM = r"[A-Za-z0-9._+/-]+"
+# A name that begins with "-" would be an option, not a program.
+_PROGRAM = r"([A-Za-z0-9_][A-Za-z0-9._+-]*|(/[A-Za-z0-9._+-]+)+)"
 # Without $(NAME), which the kubelet would expand where a path stands in a command.
 _PATH = r"(/[A-Za-z0-9._+@~-]+)+"
 
@@ -123,8 +128,10 @@ def name(text: str) -> str:
 @with_schema(pattern=rf"^\s*({_NAME}\s*(,\s*{_NAME}\s*)*)?$")
 def names(text: str) -> str:
     """Comma-separated container names, or an empty text."""
-    words = [word.strip() for word in text.split(",")] if text.strip() else []
     try:
+        if len(text) > MAX_ANNOTATIONS:
+            raise ValueError
+        words = [word.strip() for word in text.split(",")] if text.strip() else []
         return ",".join(dict.fromkeys(name(word) for word in words))
     except ValueError:
         raise ValueError("container names separated by commas") from None
@@ -133,44 +140,98 @@ def names(text: str) -> str:
 @with_schema(pattern=f"^{_PROGRAM}$", maxLength=255)
 def python(text: str) -> str:
     """A program name to look up in PATH, or an absolute path."""
-    is_path = text.startswith("/") and _is_plain_path(text)
-    if len(text) <= 255 and re.fullmatch(_PROGRAM, text) and ("/" not in text or is_path):
+    is_valid = len(text) <= 255 and re.fullmatch(_PROGRAM, text)
+    if is_valid and (not text.startswith("/") or _is_plain_path(text)):
         return text
     raise ValueError("a program name or an absolute path, such as /opt/venv/bin/python")
 
 
-# Directories of the image that a volume would hide.
-_SYSTEM = frozenset({
-    "/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/opt", "/proc", "/root",
-    "/run", "/sbin", "/sys", "/usr", "/usr/bin", "/usr/lib", "/usr/local", "/usr/local/bin",
-    "/usr/local/lib", "/usr/sbin", "/var", "/var/run",
-})  # fmt: skip
-# Nothing can be mounted below these.
-_SYSTEM_TREES = ("/dev/", "/proc/", "/sys/", "/var/run/secrets/", "/run/secrets/")
+# The system's own directories, with all below them: programs, libraries, settings, devices, and
+# what the kubelet mounts itself.
+_SYSTEM = re.compile(
+    r"/(bin|boot|dev|etc|gnu|lib[a-z]?[0-9]*|nix|proc|sbin|snap|sys|usr)(/|$)"
+    r"|(/var)?/run/(secrets|systemd|udev|dbus|docker|containerd|crio|nvidia[^/]*|lock|user)(/|$)"
+    r"|/var/lib/(apk|apt|containerd|docker|dpkg|kubelet|pacman|private|rpm|systemd)(/|$)"
+)
+# Directories in which users and services have theirs.
+_SHARED = re.compile(r"/home/[^/]+|/var/[^/]+")
+# Directories of interpreters, package managers and image vendors, with all below them.
+_INSTALLED = re.compile(
+    r"(\..*|(ana|mini)?conda\d*|(mini|mamba)forge\d*|(micro)?mamba|envs?|virtualenvs?|v?env\d*"
+    r"|s?bin|libexec|lib\d*|include|(site|dist)-packages|node_modules"
+    r"|(python|pypy|cpython)[\d.]*)"
+)
+_VENDORS = re.compile(
+    r"/opt/(amazon|aws|app-root|bitnami|cuda|google|hpcx|intel|java|ml|nvidia|oracle|poetry|program"
+    r"|pytorch|rocm[^/]*|spark|tensorflow|tensorrt|tritonserver|uv)(/|$)"
+)
 
 
-def _is_mountable(directory: str) -> bool:
-    return directory not in _SYSTEM and not (directory + "/").startswith(_SYSTEM_TREES)
+def find_use(directory: str) -> str:
+    """What a directory holds that a volume would hide; empty if it can be a dedicated one.
+
+    directory: a normalized absolute path. The result can follow "is".
+    """
+    parts = directory.split("/")[1:]
+    below = directory.removeprefix("/var/lib").split("/")[1:]
+    if is_system(directory):
+        return "a directory of the system"
+    if len(parts) < 2:
+        return "a top-level directory"
+    if _SHARED.fullmatch(directory):
+        return "a directory that others use too"
+    if _VENDORS.match(directory) or any(map(_INSTALLED.fullmatch, below)):
+        return "a directory with installed programs"
+    return ""
+
+
+def is_system(directory: str) -> bool:
+    """Whether a directory belongs to the system, or is the root directory."""
+    return directory == "/" or _SYSTEM.match(directory) is not None
 
 
 def _is_plain_path(text: str) -> bool:
     return bool(re.fullmatch(_PATH, text)) and posixpath.normpath(text) == text
 
 
+def _is_free_module(file: str) -> bool:
+    """Whether a file in an import path can hide no module of the application or of Python."""
+    stem = file.removesuffix(".py")
+    return not stem.isidentifier() or (stem.startswith("asya_") and stem != "asya_entrypoint")
+
+
 @with_schema(pattern=f"^{_PATH}$", maxLength=255)
 def mount_path(text: str) -> str:
-    """A directory that holds only the runtime files, or a file ending in .py in any directory."""
-    # A single file (subPath) hides nothing else in its directory.
-    is_file = text.endswith(".py") and not text.startswith(_SYSTEM_TREES)
-    if len(text) <= 255 and _is_plain_path(text) and (is_file or _is_mountable(text)):
-        return text
-    raise ValueError("a dedicated absolute directory, such as /opt/asya, or a file ending in .py")
+    """A directory that holds only the runtime files, or a file ending in .py that hides no module.
+
+    The file's directory comes first in the import path of the handler.
+    """
+    if len(text) <= 255 and _is_plain_path(text):
+        directory, file = posixpath.split(text)
+        if not file.endswith(".py"):
+            if not find_use(text):
+                return text
+        elif _is_free_module(file) and (directory == "/" or not is_system(directory)):
+            return text
+    raise ValueError(
+        "a directory of its own outside the system's, such as /opt/asya, or a file in any "
+        "directory whose name begins with asya_ and ends in .py"
+    )
+
+
+SOCKET_PATH_RULE = (
+    "an absolute path of at most 107 bytes in a directory of its own outside the system's, such as "
+    "/tmp/sockets/app.sock"
+)
 
 
 @with_schema(pattern=f"^{_PATH}$", maxLength=107)
 def socket_path(text: str) -> str:
-    """The path of a Unix socket, in a directory that can be mounted."""
+    """The path of a Unix socket, outside the system's directories.
+
+    Whether its directory hides something depends on the pod: it may mount a volume there.
+    """
     is_short = len(text) <= 107  # a socket's address holds 108 bytes with the final NUL
-    if is_short and _is_plain_path(text) and _is_mountable(posixpath.dirname(text)):
+    if is_short and _is_plain_path(text) and not is_system(posixpath.dirname(text)):
         return text
-    raise ValueError("an absolute path of at most 107 bytes in a dedicated directory")
+    raise ValueError(SOCKET_PATH_RULE)

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 
+from asya_injector.annotations.formats import MAX_ANNOTATIONS
 from asya_injector.annotations.table import (
     BY_KEY,
     BY_NAME,
@@ -36,7 +37,7 @@ def parse_inherited(annotations: Mapping[str, str]) -> dict[str, str]:
     if text is None:
         return {}
     try:
-        value = json.loads(text)
+        value = json.loads(text) if len(text) <= MAX_ANNOTATIONS else None
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict) or not all(isinstance(word, str) for word in value.values()):
@@ -60,12 +61,17 @@ def parse_value(name: str, value: str) -> str:
     try:
         return entry.parse(value)
     except ValueError as error:
-        raise InjectionError(
-            entry.key,
-            f"{quote(value)} is not valid",
-            fix=f"must be {error}",
-            reason=Reason.ANNOTATION_INVALID,
-        ) from None
+        raise invalid_value(name, value, str(error)) from None
+
+
+def invalid_value(name: str, value: str, rule: str) -> InjectionError:
+    """The error for a value of an annotation. rule: the valid values, after "must be"."""
+    return InjectionError(
+        BY_NAME[name].key,
+        f"{quote(value)} is not valid",
+        fix=f"must be {rule}",
+        reason=Reason.ANNOTATION_INVALID,
+    )
 
 
 def parse_values(merged: Mapping[str, str]) -> dict[str, str]:

@@ -8,7 +8,8 @@ import posixpath
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from asya_injector.annotations.parse import parse_value
+from asya_injector.annotations.formats import SOCKET_PATH_RULE, find_use
+from asya_injector.annotations.parse import invalid_value, parse_value
 from asya_injector.annotations.table import BY_NAME
 from asya_injector.runtime_files import RUNTIME_FILE, RUNTIME_VOLUME
 
@@ -35,6 +36,9 @@ class ClusterDefaults:
 
     def __post_init__(self) -> None:
         canonical = {name: parse_value(name, text) for name, text in self.values.items()}
+        socket_path = canonical.get("socket-path", "")
+        if socket_path and find_use(posixpath.dirname(socket_path)):
+            raise invalid_value("socket-path", socket_path, SOCKET_PATH_RULE)
         object.__setattr__(self, "values", canonical)
 
     @property

@@ -64,12 +64,13 @@ TABLE = (
         "interpreter of runtime and wrapper, as a program name or an absolute path; a Python "
         "interpreter in the container's command takes precedence over the default"),
     Annotation("mount-path", formats.mount_path, "/opt/asya",
-        "directory for the runtime files alone, or the path of one file ending in .py"),
+        "directory for the runtime files alone, or the path of one file whose name begins with "
+        "asya_ and ends in .py"),
     Annotation("probe", formats.boolean, "true",
         "add a readiness probe for the actor to a container without one"),
     # The default is the specification's.
     _runtime_setting("socket-path", formats.socket_path, "/tmp/sockets/app.sock",  # noqa: S108
-        "path of the Unix socket, at most 107 bytes"),
+        "path of the Unix socket, at most 107 bytes, in a directory of its own"),
     _runtime_setting("include-metadata", formats.boolean, "false",
         "pass the whole message to the handler, not only its payload"),
     _runtime_setting("chunk-size", formats.integer(1, 16777216), "4096",

@@ -69,22 +69,19 @@ def find_sidecars(pod: Object, target: Object, settings: Settings) -> list[Objec
 
     Those named by an annotation must exist; those named by the chart's values need not.
     """
-    # Native sidecars are init containers with restartPolicy Always.
-    candidates = [
-        container
-        for container in all_containers(pod)
-        if container is not target and not _is_plain_init_container(pod, container)
-    ]
+    present = {get_name(container): container for container in all_containers(pod)}
+    candidates = _find_candidates(pod, target)
+    by_name = {get_name(container): container for container in candidates}
     found = []
     for name in filter(None, settings["sidecars"].split(",")):
-        sidecar = find_by_name(candidates, name)
-        if sidecar:
+        sidecar = by_name.get(name)
+        if sidecar is not None:
             found.append(sidecar)
         elif "sidecars" in settings.annotated:
             what = f"no container {quote(name)} beside {quote(get_name(target))} in this pod"
             if name == target.get("name"):
                 what = f"{quote(name)} is the container with the handler"
-            elif find_by_name(all_containers(pod), name):
+            elif name in present:
                 what = f"{quote(name)} is an init container, which ends before the pod serves"
             raise _not_found(PREFIX + "sidecars", what, name, candidates, Reason.SIDECAR_NOT_FOUND)
     return found
@@ -120,9 +117,17 @@ def _requires_windows(term: Object) -> bool:
     )
 
 
-def _is_plain_init_container(pod: Object, container: Object) -> bool:
-    inits = get_items(get_mapping(pod, "spec"), "initContainers")
-    return container.get("restartPolicy") != "Always" and any(item is container for item in inits)
+def _find_candidates(pod: Object, target: Object) -> list[Object]:
+    """The containers and native sidecars other than the target, in the order of the pod."""
+    spec = get_mapping(pod, "spec")
+    # Native sidecars are init containers with restartPolicy Always.
+    native = [
+        container
+        for container in get_items(spec, "initContainers")
+        if container.get("restartPolicy") == "Always"
+    ]
+    others = [each for each in get_items(spec, "containers") if each is not target]
+    return native + others
 
 
 def _reject_duplicate_names(pod: Object) -> None:

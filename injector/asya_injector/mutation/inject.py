@@ -16,6 +16,7 @@ from asya_injector.annotations.table import BY_NAME, INJECTED
 from asya_injector.kube_objects import (
     Object,
     all_containers,
+    find_by_name,
     get_annotations,
     get_mapping,
     get_name,
@@ -77,14 +78,19 @@ def inject(
     record = InjectionRecord.parse(annotations)
     injected = containers.find_injected(pod, record)
     if record and record.asked == settings.digest:
-        result = _inject(pod, settings, injected, record, original)
+        result = _inject(pod, settings, injected, record, original=original)
         if (result.container.value, result.mode.value) == (record.container, record.mode):
             return result
+    if record is None:
+        return _inject(pod, settings, injected, None, original=original)
     # A copy of a pod with other settings, whose additions would be in the way.
-    if record:
-        pod = remove_injection(pod, record)
-        original = restore_empty_fields(remove_injection(original, record), record.empty)
-    return _inject(pod, settings, injected, None, original)
+    plain = remove_injection(pod, record)
+    original = restore_empty_fields(remove_injection(original, record), record.empty)
+    old = find_by_name(all_containers(pod), record.container) or {}
+    old_interpreter = startup.check_recorded(old, record.python)
+    return _inject(
+        plain, settings, injected, None, original=original, old_interpreter=old_interpreter
+    )
 
 
 def _inject(
@@ -92,9 +98,15 @@ def _inject(
     settings: Settings,
     injected: str,
     record: InjectionRecord | None,
+    *,
     original: Object,
+    old_interpreter: str = "",
 ) -> Injection:
-    """Add what is missing. record: of an earlier injection with the same settings."""
+    """Add what is missing.
+
+    record: of an earlier injection with the same settings. old_interpreter: of the container that
+    an injection with other settings made the actor.
+    """
     pod = shallow_copy(given)
     target, why = containers.find_target(pod, settings, injected)
     listed: Additions = record.added if record else {}
@@ -102,17 +114,20 @@ def _inject(
     containers.reject_windows(pod)
     own = environment.read_settings(target, settings)
     path = own.get("socket-path") or settings["socket-path"]
-    interpreter = startup.find_interpreter(target)
+    if record:
+        old_interpreter = startup.check_recorded(target, record.python)
+    is_old = get_name(target) == injected
+    interpreter = startup.find_interpreter(target) or (old_interpreter if is_old else "")
     python = settings.annotated.get("python") or interpreter or settings["python"]
-    volumes.mount_runtime(pod, target, settings)
+    volumes.mount_runtime(pod, target, settings, python)
     socket_volume = volumes.mount_socket(pod, target, sidecars, path)
     is_shared = socket_volume.value == SOCKET_VOLUME
     environment.set_runtime_env(target, settings, own=own, path=path, is_shared=is_shared)
     for sidecar in sidecars:
         environment.set_sidecar_env(sidecar, path=path)
-    mode = startup.choose_mode(target, settings)
-    startup.configure_startup(pod, target, settings, mode=mode.value, python=python)
-    warnings = startup.add_probe(target, settings, python)
+    mode = startup.choose_mode(target, settings, record.mode if record else "")
+    warnings = startup.configure_startup(pod, target, settings, mode=mode.value, python=python)
+    warnings += startup.add_probe(target, settings, python)
     new_record = InjectionRecord(
         container=get_name(target),
         mode=mode.value,
@@ -122,6 +137,7 @@ def _inject(
         volumes=_select_new(
             find_added_volumes(given), find_added_volumes(pod), record.volumes if record else ()
         ),
+        python="" if mode.value == "runtime" else interpreter,
     )
     _add_record(pod, new_record)
     empty = {**find_empty_fields(original, pod), **(record.empty if record else {})}
@@ -167,10 +183,11 @@ def _find_new_additions(
 ) -> Additions:
     """The additions of this injection and of an earlier one, which the record lists."""
     added = {}
+    changed = {id(each) for each in (target, *sidecars)}
     for before, after in zip(all_containers(given), all_containers(pod), strict=True):
-        is_target = after is target
-        if not is_target and not any(after is sidecar for sidecar in sidecars):
+        if id(after) not in changed:
             continue
+        is_target = after is target
         found = _select_new(
             find_additions(before, is_target=is_target),
             find_additions(after, is_target=is_target),
@@ -183,4 +200,5 @@ def _find_new_additions(
 
 def _select_new(before: Sequence[str], after: Sequence[str], known: Sequence[str]) -> list[str]:
     """What was not there before, or was added by an earlier injection."""
-    return [each for each in after if each not in before or each in known]
+    present, added = set(before), set(known)
+    return [each for each in after if each not in present or each in added]

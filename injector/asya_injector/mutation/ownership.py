@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +45,12 @@ HOOKS = {"postStart": "--detach", "preStop": "--stop"}
 _CONTAINER_FIELDS = ("env", "volumeMounts", "command", "args", "lifecycle", "readinessProbe")
 _VARIABLES = frozenset({*(entry.env for entry in ENV), SHARED_SOCKET_MODE["name"]})
 
+# The words after the interpreter in the command of `build_sleep`.
+_SLEEP = re.compile(r"-I\n-S\n-c\nimport time; time\.sleep\(([0-9]{1,9})\)  # lifecycle sleep")
+
+# Where the wrapper may begin at most.
+_MAX_WRAPPER = 1000
+
 # Identifiers of additions, by container.
 Additions = Mapping[str, Sequence[str]]
 
@@ -52,8 +59,9 @@ Additions = Mapping[str, Sequence[str]]
 class InjectionRecord:
     """The annotation `asya.sh/injected`: what was done to a pod.
 
-    asked: digest of the settings. volumes: names of the added volumes. empty: fields that were
-    there without content, by path, each with its empty value.
+    asked: digest of the settings. volumes: names of the added volumes. python: the interpreter that
+    the target's command started; empty if it started none. empty: fields that were there without
+    content, by path, each with its empty value.
     """
 
     container: str
@@ -62,6 +70,7 @@ class InjectionRecord:
     asked: str
     added: Additions
     volumes: Sequence[str]
+    python: str = ""
     empty: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -79,7 +88,7 @@ class InjectionRecord:
         return json.dumps(fields, separators=(",", ":"))
 
     def _is_well_formed(self) -> bool:
-        strings = (self.container, self.mode, self.runtime, self.asked)
+        strings = (self.container, self.mode, self.runtime, self.asked, self.python)
         mappings = (self.added, self.empty)
         if not all(isinstance(each, str) for each in strings) or not all(
             isinstance(each, dict) for each in mappings
@@ -207,8 +216,30 @@ def get_hook_command(container: Object, hook: str) -> list[str]:
 
 
 def replace_hook_command(hook: Object, command: list[str]) -> Object:
-    """A copy of a lifecycle hook with another command."""
-    return {**hook, "exec": {**get_mapping(hook, "exec"), "command": command}}
+    """A copy of a lifecycle hook with another command, in place of a `sleep` if it has one."""
+    is_sleep = hook.get("exec") is None
+    kept = {key: value for key, value in hook.items() if key != "sleep" or not is_sleep}
+    return {**kept, "exec": {**get_mapping(hook, "exec"), "command": command}}
+
+
+def build_sleep(python: str, hook: Object) -> list[str]:
+    """The command of a lifecycle hook that only sleeps; empty if it does something else."""
+    seconds = get_mapping(hook, "sleep").get("seconds")
+    if hook.get("exec") is not None or type(seconds) is not int or not 0 <= seconds < 10**9:
+        return []
+    return [python, "-I", "-S", "-c", f"import time; time.sleep({seconds})  # lifecycle sleep"]
+
+
+def _restore_hook(hook: Object) -> Object | None:
+    """The lifecycle hook that was there before the injection; None if there was none."""
+    own = unwrap(get_strings(get_mapping(hook, "exec"), "command"))
+    if not own:
+        return None
+    seconds = _SLEEP.fullmatch("\n".join(own[1:]))
+    if not seconds:
+        return replace_hook_command(hook, own)
+    kept = {key: value for key, value in hook.items() if key != "exec"}
+    return {**kept, "sleep": {"seconds": int(seconds[1])}}
 
 
 def has_wrapper(container: Object) -> bool:
@@ -219,6 +250,23 @@ def has_wrapper(container: Object) -> bool:
 def is_wrapped(command: list[str]) -> bool:
     """Whether a command contains the wrapper, perhaps inside the wrapper of another webhook."""
     return _find_wrapper(command) is not None
+
+
+def get_wrapped(command: list[str]) -> list[str]:
+    """What the wrapper in a command starts; empty if the command does not contain the wrapper."""
+    found = _find_wrapper(command)
+    return command[found.stop :] if found else []
+
+
+def shows_interpreter(container: Object, python: str) -> bool:
+    """Whether the container has an addition that runs with this interpreter."""
+    commands = [get_strings(container, field) for field in ("command", "args")]
+    commands += [get_hook_command(container, hook) for hook in HOOKS]
+    places = ((command, _find_wrapper(command)) for command in commands)
+    if any(place and command[place.start] == python for command, place in places):
+        return True
+    probe = get_mapping(container, "readinessProbe")
+    return is_runtime_probe(probe) and get_strings(probe["exec"], "command")[0] == python
 
 
 def unwrap(command: list[str]) -> list[str]:
@@ -234,12 +282,16 @@ def replace_wrapper(command: list[str], wrapper: list[str]) -> list[str]:
 
 def _find_wrapper(command: list[str]) -> slice | None:
     """Where the wrapper stands with its options and `--`."""
-    for start in range(len(command) - 3):
-        if command[start + 1 : start + 3] == ["-I", "-S"] and (
-            posixpath.basename(command[start + 3]) == ENTRYPOINT_FILE
+    for start in range(min(len(command) - 3, _MAX_WRAPPER)):
+        if (
+            command[start + 1] == "-I"
+            and command[start + 2] == "-S"
+            and posixpath.basename(command[start + 3][-100:]) == ENTRYPOINT_FILE
         ):
-            rest = command[start:]
-            return slice(start, start + (rest.index("--") + 1 if "--" in rest else len(rest)))
+            try:
+                return slice(start, command.index("--", start) + 1)
+            except ValueError:
+                return slice(start, len(command))
     return None
 
 
@@ -295,7 +347,5 @@ def _remove_additions(container: Object, listed: Collection[str]) -> None:
         return
     lifecycle = dict(get_mapping(container, "lifecycle"))
     for hook in present.intersection(HOOKS):
-        own = unwrap(get_hook_command(container, hook))
-        restored = replace_hook_command(get_mapping(lifecycle, hook), own) if own else None
-        set_or_remove(lifecycle, hook, restored)
+        set_or_remove(lifecycle, hook, _restore_hook(get_mapping(lifecycle, hook)))
     set_or_remove(container, "lifecycle", lifecycle)

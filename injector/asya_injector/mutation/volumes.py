@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Mapping
 
 from asya_injector.annotations.settings import Decision, Settings
 from asya_injector.annotations.table import PREFIX
@@ -10,12 +11,13 @@ from asya_injector.errors import InjectionError, Reason, quote
 from asya_injector.kube_objects import (
     Object,
     find_by_name,
+    get_in,
     get_items,
     get_mapping,
     get_name,
     get_string,
 )
-from asya_injector.mutation import environment
+from asya_injector.mutation import environment, needs
 from asya_injector.mutation.ownership import (
     SOCKET_SOURCE,
     SOCKET_VOLUME,
@@ -24,24 +26,32 @@ from asya_injector.mutation.ownership import (
 )
 from asya_injector.runtime_files import RUNTIME_FILE, RUNTIME_VOLUME
 
-# The kubelet mounts these read-only in any case, so nothing can be mounted inside.
+# The kubelet mounts these read-only in any case, so nothing can be mounted inside. The others are
+# read-only if the source says so, as a claim does with `persistentVolumeClaim.readOnly`.
 _READ_ONLY_SOURCES = ("configMap", "secret", "projected", "downwardAPI", "image")
 _SOURCE_FIELDS = ("name", "subPath", "subPathExpr", "devicePath")
 _FIXES = {
     "mount-path": "choose a writable directory with no mount at or below it",
     "socket-path": "choose a directory that all containers with the socket can share and write to",
 }
+_EXAMPLES = {"mount-path": "/opt/asya", "socket-path": "/tmp/sockets"}  # noqa: S108
+# Volumes of a pod, by name.
+_Volumes = Mapping[str, Object]
 
 
-def mount_runtime(pod: Object, target: Object, settings: Settings) -> None:
-    """Mount the runtime files in the target."""
+def mount_runtime(pod: Object, target: Object, settings: Settings, python: str) -> None:
+    """Mount the runtime files in the target. python: their interpreter."""
+    if needs.is_at_or_below(python, settings.directory):
+        raise _hiding("mount-path", target, settings.directory, quote(python))
     config_map = {"name": settings.defaults.config_map, "defaultMode": 0o444}
     _add_volume(pod, {"name": RUNTIME_VOLUME, "configMap": config_map})
     mount = {"name": RUNTIME_VOLUME, "mountPath": settings.directory, "readOnly": True}
-    _add_runtime_mount(pod, target, mount)
+    volumes = _index_volumes(pod)
+    _add_runtime_mount(volumes, target, mount)
     if settings.is_one_file:
+        _reject_hidden_handler(settings)
         one_file = {"mountPath": settings.runtime_file, "subPath": RUNTIME_FILE}
-        _add_runtime_mount(pod, target, mount | one_file)
+        _add_runtime_mount(volumes, target, mount | one_file)
 
 
 def mount_socket(pod: Object, target: Object, sidecars: list[Object], path: str) -> Decision:
@@ -51,27 +61,30 @@ def mount_socket(pod: Object, target: Object, sidecars: list[Object], path: str)
     """
     directory = posixpath.dirname(path)
     mount = _find_socket_mount(target, directory)
-    reason = f"the container mounts it at {directory}"
+    is_mounted = mount is not None
     if mount is None:
         mount = {"name": SOCKET_VOLUME, "mountPath": directory}
-        _add_mount(pod, target, mount)
-        reason = f"the container mounts no volume at {directory}"
-    elif _is_read_only(pod, mount):
+    if get_name(mount) == SOCKET_VOLUME:
+        _add_volume(pod, {"name": SOCKET_VOLUME, "emptyDir": dict(SOCKET_SOURCE)})
+    volumes = _index_volumes(pod)
+    if not is_mounted:
+        _add_mount(volumes, target, mount, path)
+    elif _is_read_only(volumes, mount):
         raise _conflict(
             "socket-path", target, mount, " read-only, so the socket cannot be created there"
         )
-    if get_name(mount) == SOCKET_VOLUME:
-        _add_volume(pod, {"name": SOCKET_VOLUME, "emptyDir": dict(SOCKET_SOURCE)})
     for sidecar in sidecars:
         sidecar_path = environment.resolve_sidecar_socket_path(sidecar, path)
-        _mount_in_sidecar(pod, sidecar, posixpath.dirname(sidecar_path), target, mount)
+        _mount_in_sidecar(volumes, sidecar, sidecar_path, target, mount)
+    reason = f"the container mounts {'it' if is_mounted else 'no volume'} at {directory}"
     return Decision(get_name(mount), reason)
 
 
 def _mount_in_sidecar(
-    pod: Object, sidecar: Object, directory: str, target: Object, mount: Object
+    volumes: _Volumes, sidecar: Object, path: str, target: Object, mount: Object
 ) -> None:
     """Mount what the target mounts, at another directory."""
+    directory = posixpath.dirname(path)
     present = _find_socket_mount(sidecar, directory)
     if present is None:
         if mount.get("subPathExpr"):
@@ -79,9 +92,28 @@ def _mount_in_sidecar(
                 "socket-path", target, mount, " with subPathExpr, which may differ in the sidecar"
             )
         sub_path = {"subPath": mount["subPath"]} if mount.get("subPath") else {}
-        _add_mount(pod, sidecar, {"name": mount["name"], "mountPath": directory, **sub_path})
+        added = {"name": get_name(mount), "mountPath": directory, **sub_path}
+        _add_mount(volumes, sidecar, added, path)
     elif _get_source(present) != _get_source(mount):
         raise _conflict("socket-path", sidecar, present, ", which does not hold the socket")
+
+
+def _reject_hidden_handler(settings: Settings) -> None:
+    """Reject a runtime file with the name of the handler's module, which it would hide."""
+    file = posixpath.basename(settings.runtime_file)
+    if settings["handler"].partition(".")[0] == file.removesuffix(".py"):
+        raise InjectionError(
+            PREFIX + "mount-path",
+            f"{quote(settings.runtime_file)} has the name of the handler's module",
+            fix="name the file asya_runtime.py",
+            reason=Reason.MOUNT_CONFLICT,
+        )
+
+
+def _index_volumes(pod: Object) -> _Volumes:
+    """The volumes by name; the first of two with the same name, as `find_by_name`."""
+    volumes = get_items(get_mapping(pod, "spec"), "volumes")
+    return {get_name(volume): volume for volume in reversed(volumes)}
 
 
 def _add_volume(pod: Object, volume: Object) -> None:
@@ -104,7 +136,7 @@ def _add_volume(pod: Object, volume: Object) -> None:
         )
 
 
-def _add_runtime_mount(pod: Object, target: Object, mount: Object) -> None:
+def _add_runtime_mount(volumes: _Volumes, target: Object, mount: Object) -> None:
     path = mount["mountPath"]
     for present in get_items(target, "volumeMounts") + get_items(target, "volumeDevices"):
         where = _get_path(present)
@@ -112,49 +144,62 @@ def _add_runtime_mount(pod: Object, target: Object, mount: Object) -> None:
             return
         if where == path or _is_within(where, path):
             raise _conflict("mount-path", target, present)
-    _add_mount(pod, target, mount)
+    is_one_file = "subPath" in mount
+    _add_mount(volumes, target, mount, path if is_one_file else f"{path}/{RUNTIME_FILE}")
 
 
-def _add_mount(pod: Object, container: Object, mount: Object) -> None:
-    """Add a mount; rejects one inside a read-only mount, where no mount point can be created."""
+def _add_mount(volumes: _Volumes, container: Object, mount: Object, own: str) -> None:
+    """Add a mount; rejects one that hides something, and one inside a read-only mount.
+
+    own: the injector's file in the mount, or the mount itself if that is one file.
+    """
+    path = mount["mountPath"]
+    setting = "mount-path" if get_name(mount) == RUNTIME_VOLUME else "socket-path"
+    is_one_file = path == own
+    hidden = "" if is_one_file else needs.find_hidden(container, path, own)
+    if hidden:
+        raise _hiding(setting, container, path, hidden)
     mounts = get_items(container, "volumeMounts")
-    above = [item for item in mounts if _is_within(mount["mountPath"], _get_path(item))]
+    above = [item for item in mounts if _is_within(path, _get_path(item))]
     nearest = max(above, key=lambda item: len(_get_path(item)), default=None)
-    if nearest is not None and _is_read_only(pod, nearest):
-        what = f" read-only, so nothing can be mounted at {quote(mount['mountPath'])} inside it"
-        setting = "mount-path" if get_name(mount) == RUNTIME_VOLUME else "socket-path"
+    # No mount point can be created inside a read-only mount.
+    if nearest is not None and _is_read_only(volumes, nearest):
+        what = f" read-only, so nothing can be mounted at {quote(path)} inside it"
         raise _conflict(setting, container, nearest, what)
     container["volumeMounts"] = [*mounts, mount]
 
 
 def _find_socket_mount(container: Object, directory: str) -> Object | None:
-    """The mount at the directory of the socket; rejects a mount that would hide the socket."""
+    """The mount at the directory of the socket; rejects one that hides the socket or its own."""
     found = None
-    for mount in get_items(container, "volumeMounts"):
+    for mount in get_items(container, "volumeMounts") + get_items(container, "volumeDevices"):
         where = _get_path(mount)
-        if where == directory:
+        if where == directory and "devicePath" not in mount:
             found = mount
-        elif _is_within(where, directory):
+        elif needs.is_at_or_below(where, directory):
             raise _conflict("socket-path", container, mount)
     return found
 
 
-def _is_read_only(pod: Object, mount: Object) -> bool:
-    volume = find_by_name(get_items(get_mapping(pod, "spec"), "volumes"), get_name(mount)) or {}
-    return bool(mount.get("readOnly")) or any(
-        volume.get(source) is not None for source in _READ_ONLY_SOURCES
-    )
+def _is_read_only(volumes: _Volumes, mount: Object) -> bool:
+    volume = volumes.get(get_name(mount), {})
+    if mount.get("readOnly") or any(volume.get(each) is not None for each in _READ_ONLY_SOURCES):
+        return True
+    claim = get_in(volume, "ephemeral", "volumeClaimTemplate", "spec")
+    if claim.get("accessModes") == ["ReadOnlyMany"]:
+        return True
+    return any(get_in(source).get("readOnly") for source in volume.values())
 
 
 def _get_path(mount: Object) -> str:
     """The normalized path of a mount or device; the kubelet resolves a relative one from /."""
     field = "devicePath" if "devicePath" in mount else "mountPath"
-    return posixpath.normpath("/" + get_string(mount, field).lstrip("/"))
+    return needs.normalize(get_string(mount, field))
 
 
 def _is_within(path: str, directory: str) -> bool:
     """Whether a normalized path is inside a normalized directory."""
-    return path.startswith(directory.rstrip("/") + "/")
+    return path != directory and needs.is_at_or_below(path, directory)
 
 
 def _get_source(mount: Object) -> tuple[str, ...]:
@@ -168,5 +213,15 @@ def _conflict(setting: str, container: Object, mount: Object, what: str = "") ->
         f"container {quote(get_name(container))} mounts {quote(get_name(mount))} "
         f"at {quote(_get_path(mount))}{what}",
         fix=_FIXES[setting],
+        reason=Reason.MOUNT_CONFLICT,
+    )
+
+
+def _hiding(setting: str, container: Object, directory: str, hidden: str) -> InjectionError:
+    return InjectionError(
+        PREFIX + setting,
+        f"a volume at {quote(directory)} would hide {hidden} of container "
+        f"{quote(get_name(container))}",
+        fix=f"choose a directory of its own, such as {quote(_EXAMPLES[setting])}",
         reason=Reason.MOUNT_CONFLICT,
     )

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from asya_injector.annotations.parse import merge, select_own
+from asya_injector.annotations.parse import merge, parse_inherited, parse_values, select_own
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.annotations.table import BY_KEY, INHERITED, INJECTED, PREFIX
 from asya_injector.errors import quote
@@ -16,6 +16,7 @@ from asya_injector.kube_objects import (
     find_kind,
     get_annotations,
     get_in,
+    get_levels,
     get_mapping,
     get_template,
     replace_template,
@@ -26,6 +27,8 @@ from asya_injector.runtime_files import MANAGED_BY, is_runtime_configmap_name
 
 SYSTEM_NAMESPACES = ("kube-system", "kube-public", "kube-node-lease")
 DISABLED = {"asya.sh/injection": "disabled"}
+# On a Job that was made from a CronJob by hand.
+INSTANTIATED = "cronjob.kubernetes.io/instantiate"
 _OFF = {PREFIX + "inject": "false"}.items()
 
 
@@ -79,18 +82,21 @@ def find_skip_reason(item: Object, namespace: str, disabled: Collection[str]) ->
 def propagate(workload: Object) -> Object:
     """A copy of a workload whose template has its `asya.sh/` annotations in `asya.sh/inherited`.
 
-    That annotation is removed when the workload has none any more; in a Job of a CronJob it comes
-    from the CronJob and stays. Annotations written by users do not change.
+    Those of a CronJob's Job template override those of the CronJob. `asya.sh/inherited` is removed
+    when no level has annotations any more; in a Job of a CronJob it comes from the CronJob and
+    stays. Annotations written by users do not change.
     """
-    own = select_own(get_annotations(workload))
+    own = _merge_levels(workload)
     template = get_template(workload)
     if not template:
         return workload
     present = get_annotations(template)
+    if workload.get("kind") == "Job" and _is_of_cronjob(workload):
+        own = parse_inherited(present) | own
     annotations = dict(present)
     if own:
         annotations[INHERITED] = json.dumps(own, sort_keys=True, separators=(",", ":"))
-    elif workload.get("kind") != "Job" or not _has_controller(workload):
+    else:
         annotations.pop(INHERITED, None)
     template = dict(template)
     if annotations != present:
@@ -100,14 +106,31 @@ def propagate(workload: Object) -> Object:
 
 
 def find_overridden(workload: Object) -> tuple[str, ...]:
-    """Warnings about annotations of a workload that its template overrides."""
-    own = select_own(get_annotations(workload))
-    template = get_annotations(get_template(workload))
-    return tuple(
-        f"{key}: the pod template sets {quote(template[key])}, which overrides {quote(value)}"
-        for key, value in sorted(own.items())
-        if key in BY_KEY and key in template and template[key] != value
-    )
+    """Warnings about annotations of a workload that have no effect.
+
+    They are overridden by the Job template of a CronJob, or by the pod template. Or a Job looks
+    like one of a CronJob, but nothing shows that it is.
+    """
+    levels = [select_own(get_annotations(level)) for level in get_levels(workload)]
+    pod = get_annotations(get_template(workload))
+    names = ("job template",) * (len(levels) - 1) + ("pod template",)
+    warnings = []
+    for index, (name, lower) in enumerate(zip(names, [*levels[1:], pod], strict=True)):
+        upper: dict[str, str] = {}
+        for level in levels[: index + 1]:
+            upper |= level
+        warnings += [
+            f"{key}: the {name} sets {quote(lower[key])}, which overrides {quote(upper[key])}"
+            for key in sorted(BY_KEY.keys() & upper.keys() & lower.keys())
+            if lower[key] != upper[key]
+        ]
+    is_copy = workload.get("kind") == "Job" and INHERITED in pod and not _is_of_cronjob(workload)
+    if is_copy and not levels[0]:
+        warnings.append(
+            f"{INHERITED}: is ignored, because the Job has no owner of kind CronJob; to run its "
+            f"pods as actors, annotate the Job with {PREFIX}handler"
+        )
+    return tuple(warnings)
 
 
 def find_namespace_skip_reason(item: Object, namespace: str, disabled: Collection[str]) -> str:
@@ -140,10 +163,12 @@ def _find_skip_reasons(item: Object, namespace: str, disabled: Collection[str]) 
     yield from _find_namespace_skip_reasons(item, namespace, disabled)
     if item["kind"] == "ReplicaSet" and _has_controller(item):
         yield "its controller manages the pod template"
-    annotations, template = get_annotations(item), get_annotations(get_template(item))
+    levels = [get_annotations(level) for level in get_levels(item)]
+    annotations, template = levels[0], get_annotations(get_template(item))
+    below = [*levels[1:], template]
     if item["kind"] == "Pod" and MIRROR in annotations:
         yield "it is the mirror of a static pod"
-    if annotations.items() >= _OFF and not (select_own(template) or INHERITED in template):
+    if annotations.items() >= _OFF and not (any(map(select_own, below)) or INHERITED in template):
         yield 'asya.sh/inject is "false"'
     if template.items() >= _OFF and INHERITED not in template:
         place = "" if item["kind"] == "Pod" else " on the pod template"
@@ -170,6 +195,29 @@ def _explain_no_actor(item: Object, annotations: dict[str, str]) -> str:
     if INJECTED in annotations:
         return "its annotations were removed after the injection; run uninject"
     return "it has no asya.sh/ annotation"
+
+
+def _merge_levels(workload: Object) -> dict[str, str]:
+    """The annotations of a workload; those of a CronJob's Job template override its own."""
+    merged: dict[str, str] = {}
+    for level in get_levels(workload):
+        merged |= select_own(get_annotations(level))
+    if len(merged) > len(BY_KEY):
+        parse_values(merged)  # rejects the unknown ones
+    return merged
+
+
+def _is_of_cronjob(job: Object) -> bool:
+    """Whether a Job was made from a CronJob: by its controller, by kubectl or by a dashboard.
+
+    Not all of them make the CronJob the controller, and some only leave the annotation.
+    """
+    owners = get_in(job, "metadata").get("ownerReferences")
+    is_owned = isinstance(owners, list) and any(
+        get_in(owner).get("kind") == "CronJob" or get_in(owner).get("controller") is True
+        for owner in owners
+    )
+    return is_owned or INSTANTIATED in get_annotations(job)
 
 
 def _has_controller(item: Object) -> bool:

@@ -51,7 +51,7 @@ class Webhook:
         """The workload to admit; raises InjectionError if its pods would be rejected later."""
         workload = propagate(review.object)
         injection = await _run(review, lambda: inject(get_template(workload), self._defaults))
-        warnings.extend(find_overridden(workload))
+        warnings.extend(find_overridden(review.object))
         warnings.extend(injection.warnings if injection else ())
         return workload
 

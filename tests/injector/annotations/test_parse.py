@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 
 HANDLER = {"asya.sh/handler": "my_app.handler.predict"}
 
+# fmt: off
 VALID = [
     ("handler", "a.b", "a.b"),
     ("handler", "my_app.handler.Model.predict", "my_app.handler.Model.predict"),
@@ -41,10 +42,20 @@ VALID = [
     ("python", "/opt/venv/bin/python", "/opt/venv/bin/python"),
     ("mount-path", "/opt/asya", "/opt/asya"),
     ("mount-path", "/app/asya_runtime.py", "/app/asya_runtime.py"),
-    ("mount-path", "/" + "a" * 254, "/" + "a" * 254),
+    ("mount-path", "/s/" + "a" * 252, "/s/" + "a" * 252),
+    *(("mount-path", path, path) for path in (
+        "/srv/asya", "/tmp/asya", "/run/asya", "/var/run/asya", "/var/tmp/asya", "/var/lib/asya",
+        "/home/user/asya", "/app/asya", "/library/asya", "/users/asya", "/opt/asya2",
+        "/opt/asya_1.2@x", "/srv/asya_runtime.py", "/asya_runtime.py", "/app/asya_server.py",
+        "/opt/conda/asya_runtime.py", "/app/no-module.py",
+    )),
+    ("python", "_python", "_python"),
+    ("python", "/opt/-c/python", "/opt/-c/python"),
     ("probe", "No", "false"),
     ("socket-path", "/tmp/sockets/app.sock", "/tmp/sockets/app.sock"),
     ("socket-path", "/s/" + "a" * 104, "/s/" + "a" * 104),
+    # A volume of the pod's may be mounted there.
+    ("socket-path", "/data/app.sock", "/data/app.sock"),
     ("chunk-size", "1", "1"),
     ("chunk-size", "16777216", "16777216"),
     ("chunk-size", "007", "7"),
@@ -89,6 +100,19 @@ INVALID = [
     ("mount-path", "/"),
     ("mount-path", "/etc"),
     ("mount-path", "/usr/bin"),
+    *(("mount-path", path) for path in (
+        "/tmp", "/app", "/data", "/srv", "/opt", "/workspace",
+        "/usr/lib64", "/usr/local/lib/python3.12", "/usr/local/asya", "/etc/ssl/certs", "/lib/asya",
+        "/lib64/x", "/libx32/x", "/bin/x", "/sbin/x", "/boot/x", "/dev/shm", "/proc/x/y", "/sys/fs",
+        "/nix/store", "/run/lock", "/var/run/secrets", "/run/secrets",
+        "/opt/conda", "/opt/conda/lib", "/opt/miniconda3", "/opt/venv", "/opt/venv/x", "/app/.venv",
+        "/opt/python3.12", "/opt/nvidia", "/opt/nvidia/x", "/opt/tritonserver/models", "/app/bin",
+        "/srv/site-packages", "/srv/.cache", "/home/user", "/home/user/.local/x",
+        "/var/lib", "/var/tmp", "/var/run", "/var/log", "/var/cache", "/var/lib/dpkg",
+        "/app/json.py", "/app/numpy.py", "/app/app.py", "/app/asya.py", "/opt/asya/__init__.py",
+        "/opt/asya/asya_entrypoint.py", "/usr/lib/python3/asya_runtime.py", "/etc/asya_runtime.py",
+    )),
+    *(("python", text) for text in ("-c", "-", "-m", "--version", ".", "..", "./python", "+x", "")),
     ("mount-path", "/proc/1"),
     ("mount-path", "/proc/x.py"),
     ("mount-path", "/var/run/secrets/kubernetes.io"),
@@ -96,7 +120,10 @@ INVALID = [
     ("mount-path", "/" + "a" * 255),
     ("socket-path", "app.sock"),
     ("socket-path", "/app.sock"),
-    ("socket-path", "/etc/app.sock"),
+    *(("socket-path", f"{directory}/app.sock") for directory in (
+        "/etc", "/etc/ssl/certs", "/usr/lib64", "/usr/local/asya", "/lib/x", "/bin", "/sbin",
+        "/boot", "/dev/shm", "/proc/self", "/sys/fs", "/var/run/secrets/x", "/var/lib/dpkg",
+    )),
     ("socket-path", "/tmp/sockets/"),
     ("socket-path", "/tmp/./app.sock"),
     ("socket-path", "/s/" + "a" * 105),
@@ -118,6 +145,9 @@ INVALID = [
     ("json", "ujson"),
     ("include-metadata", "on"),
 ]
+
+
+# fmt: on
 
 
 @pytest.mark.parametrize(("name", "text", "canonical"), VALID)

@@ -301,6 +301,16 @@ def broken(node: Any, path: tuple[Any, ...], value: Any) -> Any:
     return node
 
 
+def without(node: Any, path: tuple[Any, ...]) -> Any:
+    """The tree without the node at a path."""
+    node = copy.copy(node)
+    if len(path) == 1:
+        del node[path[0]]
+    else:
+        node[path[0]] = without(node[path[0]], path[1:])
+    return node
+
+
 def call_all(given: Any) -> None:
     for function in (
         lambda: inject(given, DEFAULTS),
@@ -337,3 +347,11 @@ def test_no_wrong_value_anywhere_in_a_pod_crashes_the_injector(
     workload = {"kind": "Deployment", "metadata": {}, "spec": {"template": template}}
     path = data.draw(st.sampled_from(places(workload)))
     call_all(broken(workload, path, value))
+
+
+@ANY
+@given(st.data(), PODS)
+def test_no_missing_field_crashes_the_injector(data: st.DataObject, given: Object) -> None:
+    given = done(given) or given
+    path = data.draw(st.sampled_from(places(given)[1:]))
+    call_all(without(given, path))

@@ -50,6 +50,7 @@ RECORD = {
         ],
     },
     "volumes": ["asya-runtime", "asya-socket"],
+    "python": "",
 }
 
 

@@ -108,8 +108,24 @@ REJECTED = [
                  "shareProcessNamespace", id="hook-with-shared-processes"),
     pytest.param(pod(NO_COMMAND, hostPID=True), Reason.HOOK_UNSUPPORTED, "hostPID",
                  id="hook-with-host-processes"),
-    pytest.param(pod({**NO_COMMAND, "lifecycle": {"preStop": {"sleep": {"seconds": 1}}}}),
-                 Reason.HOOK_CONFLICT, "lifecycle.preStop", id="hook-without-exec"),
+    pytest.param(pod({**NO_COMMAND, "lifecycle": {"preStop": {"httpGet": {
+                     "port": 8080, "path": "/drain"}}}}),
+                 Reason.HOOK_CONFLICT, 'lifecycle.preStop of container "model": is an httpGet '
+                 "hook, which mode hook cannot run with its own; set command to the image's "
+                 "ENTRYPOINT to use mode wrap, which keeps this hook, or send the request with an "
+                 'exec hook, such as ["curl", "-fsS", "http://localhost:8080/drain"]',
+                 id="hook-http"),
+    pytest.param(pod({**NO_COMMAND, "lifecycle": {"postStart": {"httpGet": {
+                     "port": "web", "scheme": "HTTPS", "host": "h", "path": "x"}}}}),
+                 Reason.HOOK_CONFLICT, '"https://h:web/x"', id="hook-https"),
+    pytest.param(pod({**NO_COMMAND, "lifecycle": {"preStop": {"tcpSocket": {"port": 80}}}}),
+                 Reason.HOOK_CONFLICT, "is a tcpSocket hook, which mode hook cannot run with its "
+                 "own; set command to the image's ENTRYPOINT to use mode wrap, which keeps this "
+                 "hook (HookConflict)", id="hook-tcp"),
+    *(pytest.param(pod({**NO_COMMAND, "lifecycle": {"preStop": {"sleep": sleep}}}),
+                   Reason.HOOK_CONFLICT, "is not an exec hook", id=f"hook-sleep-{sleep}")
+      for sleep in ({}, {"seconds": -1}, {"seconds": "1"}, {"seconds": True},
+                    {"seconds": 10**9})),
     # Values and keys
     pytest.param(pod(model(), annotations={"asya.sh/chunk-size": "4k"}), Reason.ANNOTATION_INVALID,
                  'asya.sh/chunk-size: "4k" is not valid; must be a whole number', id="value"),

@@ -5,12 +5,20 @@ import json
 from typing import Any
 
 import pytest
+from asya_injector.annotations.parse import merge
 from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.errors import InjectionError
 from asya_injector.kube_objects import get_template
 from asya_injector.mutation.inject import inject
-from asya_injector.mutation.workload import find_overridden, find_skip_reason, propagate
+from asya_injector.mutation.workload import (
+    change_object,
+    find_overridden,
+    find_skip_reason,
+    propagate,
+)
 
 Object = dict[str, Any]
+DEFAULTS = ClusterDefaults("0123456789", {})
 HANDLER = {"asya.sh/handler": "my_app.handler.predict"}
 PROPAGATED = {"asya.sh/inherited": json.dumps(HANDLER, separators=(",", ":"))}
 
@@ -115,9 +123,10 @@ def test_keeps_the_order_of_annotations_if_nothing_changes() -> None:
     ("kind", "owners", "stays"),
     [
         pytest.param("Job", [{"kind": "CronJob", "controller": True}], True, id="of-a-cronjob"),
-        pytest.param(
-            "Job", [{"kind": "CronJob"}], False, id="of-an-owner-that-is-not-its-controller"
-        ),
+        pytest.param("Job", [{"kind": "CronJob"}], True, id="of-a-cronjob-not-its-controller"),
+        pytest.param("Job", [{"kind": "CronJob", "controller": False}], True, id="of-a-dashboard"),
+        pytest.param("Job", [{"kind": "App", "controller": True}], True, id="of-a-controller"),
+        pytest.param("Job", [{"kind": "App"}], False, id="of-an-owner-of-another-kind"),
         pytest.param("Job", None, False, id="without-owner"),
         pytest.param("Job", ["?"], False, id="malformed-owner"),
         pytest.param("Deployment", [{"kind": "App", "controller": True}], False, id="deployment"),
@@ -130,6 +139,129 @@ def test_keeps_the_inherited_annotations_of_a_cronjobs_job(
     given["metadata"]["ownerReferences"] = owners
     template = get_template(propagate(given))
     assert (template.get("metadata", {}).get("annotations") == PROPAGATED) is stays
+
+
+def test_keeps_the_inherited_annotations_of_a_job_made_from_a_cronjob_without_an_owner() -> None:
+    given = workload({"cronjob.kubernetes.io/instantiate": "manual"}, PROPAGATED, "Job")
+    assert propagate(given) == given
+    assert find_overridden(given) == ()
+
+
+def test_warns_about_a_job_whose_inherited_annotations_have_no_source() -> None:
+    assert find_overridden(workload({}, PROPAGATED, "Job")) == (
+        "asya.sh/inherited: is ignored, because the Job has no owner of kind CronJob; to run its "
+        "pods as actors, annotate the Job with asya.sh/handler",
+    )
+    assert find_overridden(workload(HANDLER, PROPAGATED, "Job")) == ()
+    assert find_overridden(workload({}, PROPAGATED)) == ()
+
+
+# --- The three levels of a CronJob
+
+
+def cronjob(own: Object | None, job: Object | None, template: Object | None = None) -> Object:
+    """A CronJob; `job` are the annotations of its Job template."""
+    item = workload(own, template, "CronJob") | {"apiVersion": "batch/v1"}
+    if job is not None:
+        item["spec"]["jobTemplate"]["metadata"] = {"annotations": job}
+    return item
+
+
+def make_job(item: Object) -> Object:
+    """The Job that the controller makes of a CronJob."""
+    template = json.loads(json.dumps(item["spec"]["jobTemplate"]))
+    owners = [{"kind": "CronJob", "name": "a", "controller": True}]
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": template.get("metadata", {}) | {"ownerReferences": owners},
+        "spec": template["spec"],
+    }
+
+
+THREE = [
+    pytest.param({"handler": "a.b"}, {}, {}, {"handler": "a.b"}, id="first"),
+    pytest.param({}, {"handler": "a.b"}, {}, {"handler": "a.b"}, id="second"),
+    pytest.param({}, {}, {"handler": "a.b"}, {"handler": "a.b"}, id="third"),
+    pytest.param({"handler": "a.b"}, {"concurrency": "2"}, {},
+                 {"handler": "a.b", "concurrency": "2"}, id="first-and-second"),
+    pytest.param({"concurrency": "2"}, {"handler": "a.b"}, {},
+                 {"handler": "a.b", "concurrency": "2"}, id="second-and-first"),
+    pytest.param({"handler": "a.b"}, {"handler": "c.d"}, {}, {"handler": "c.d"}, id="second-wins"),
+    pytest.param({"handler": "a.b"}, {"handler": "c.d"}, {"handler": "e.f"}, {"handler": "e.f"},
+                 id="third-wins"),
+    pytest.param({"json": "auto"}, {"concurrency": "2"}, {"handler": "e.f"},
+                 {"handler": "e.f", "concurrency": "2", "json": "auto"}, id="all"),
+    pytest.param({"inject": "false"}, {"handler": "a.b"}, {}, None, id="off-first"),
+    pytest.param({"handler": "a.b"}, {"inject": "false"}, {}, None, id="off-second"),
+    pytest.param({"inject": "false"}, {"inject": "true", "handler": "a.b"}, {},
+                 {"inject": "true", "handler": "a.b"}, id="on-second"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("own", "job", "template", "expected"), THREE)
+def test_pods_of_a_cronjob_inherit_from_three_levels(
+    own: Object, job: Object, template: Object, expected: Object | None
+) -> None:
+    levels = [{f"asya.sh/{key}": text for key, text in each.items()} for each in (own, job)]
+    own_template = {f"asya.sh/{key}": text for key, text in template.items()}
+    given = cronjob(levels[0], levels[1], own_template or None)
+    untouched = json.loads(json.dumps(given))
+    applied = propagate(given)
+    assert given == untouched
+    assert propagate(applied) == applied
+    job_item = propagate(make_job(applied))
+    assert propagate(job_item) == job_item
+    results = [inject(get_template(each), DEFAULTS) for each in (applied, job_item)]
+    for result in results:
+        if expected is None:
+            assert result is None
+            continue
+        assert result is not None
+        found = {f"asya.sh/{key}": text for key, text in expected.items()}
+        assert merge(result.pod["metadata"]["annotations"]) == found
+    # The command line does the same.
+    change = change_object(given, DEFAULTS, namespace="models", disabled=[])
+    assert (change.injection is None) is (expected is None)
+    assert given == untouched
+
+
+def test_a_wrong_key_on_the_job_template_is_rejected_at_apply() -> None:
+    given = cronjob(HANDLER, {"asya.sh/concurency": "2"})
+    with pytest.raises(InjectionError, match=r"^asya.sh/concurency: unknown annotation; did you"):
+        change_object(given, DEFAULTS, namespace="models", disabled=[])
+    with pytest.raises(InjectionError, match=r"^asya.sh/concurency: unknown annotation; did you"):
+        inject(get_template(propagate(given)), DEFAULTS)
+
+
+def test_annotations_removed_from_the_job_template_are_removed_below() -> None:
+    applied = propagate(cronjob(None, HANDLER))
+    del applied["spec"]["jobTemplate"]["metadata"]
+    assert propagate(applied) == cronjob(None, None)
+
+
+def test_warns_which_level_of_a_cronjob_overrides_which() -> None:
+    keys = [{"asya.sh/handler": text} for text in ("a.b", "c.d", "e.f")]
+    assert find_overridden(cronjob(keys[0], keys[1], keys[2])) == (
+        'asya.sh/handler: the job template sets "c.d", which overrides "a.b"',
+        'asya.sh/handler: the pod template sets "e.f", which overrides "c.d"',
+    )
+    assert find_overridden(cronjob(keys[0], keys[0], keys[0])) == ()
+    assert find_overridden(cronjob(keys[0], None, keys[1])) == (
+        'asya.sh/handler: the pod template sets "c.d", which overrides "a.b"',
+    )
+
+
+@pytest.mark.parametrize("job", [[], "x", {"metadata": 1}, {"metadata": {"annotations": [1]}}])
+def test_a_malformed_job_template_is_rejected(job: Any) -> None:
+    item = {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {}}
+    item["spec"] = (
+        {"jobTemplate": {**job, "spec": {"template": {"spec": {}}}}}
+        if isinstance(job, dict)
+        else {"jobTemplate": job}
+    )
+    with pytest.raises(InjectionError, match=r"is not a mapping; .* \(ObjectInvalid\)$"):
+        propagate(item)
 
 
 SWITCHES = [
@@ -200,6 +332,13 @@ SKIPPED = [
                  id="wrong-api-version"),
     pytest.param({"kind": ["x"], "metadata": 1}, "its kind is not supported", id="malformed"),
 ]  # fmt: skip
+
+
+SKIPPED += [
+    pytest.param(cronjob(OFF, None), 'asya.sh/inject is "false"', id="cronjob-switched-off"),
+    pytest.param(cronjob(OFF, HANDLER), "", id="cronjob-off-job-template-annotated"),
+    pytest.param(cronjob(None, HANDLER), "", id="cronjob-job-template-annotated"),
+]
 
 
 @pytest.mark.parametrize(("item", "reason"), SKIPPED)

@@ -1,0 +1,262 @@
+"""Where the injector adds a volume: only at a directory that the container is not known to need."""
+
+from typing import Any
+
+import pytest
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.errors import InjectionError, Reason
+from asya_injector.mutation.inject import inject
+
+Object = dict[str, Any]
+DEFAULTS = ClusterDefaults("0123456789", {})
+SIDECAR = {"name": "asya-sidecar"}
+TMP = {"name": "own", "emptyDir": {}}
+
+
+def pod(annotations: dict[str, str], *containers: Object, **spec: Any) -> Object:
+    keys = {f"asya.sh/{name}": text for name, text in annotations.items()}
+    handler = {"asya.sh/handler": "my_app.handler.predict"}
+    return {
+        "metadata": {"annotations": handler | keys},
+        "spec": {"containers": list(containers), **spec},
+    }
+
+
+def model(**fields: Any) -> Object:
+    return {"name": "model", "command": ["serve"], **fields}
+
+
+def socket_in(directory: str, *containers: Object, **spec: Any) -> Object:
+    return pod({"socket-path": f"{directory}/app.sock"}, *containers, **spec)
+
+
+def files_in(path: str, *containers: Object) -> Object:
+    return pod({"mount-path": path}, *containers)
+
+
+def probe(*command: str) -> Object:
+    return {"exec": {"command": list(command)}}
+
+
+def mount(path: str, **more: Any) -> Object:
+    return {"name": "own", "mountPath": path, **more}
+
+
+USED = (
+    "/tmp", "/app", "/data", "/srv", "/workspace", "/run", "/var", "/home", "/root",
+    "/var/lib", "/var/tmp", "/var/run", "/var/log", "/var/cache", "/home/user", "/opt/conda",
+    "/opt/conda/envs/x", "/opt/miniconda3", "/opt/venv", "/opt/venv/lib", "/app/.venv", "/app/lib",
+    "/srv/.cache/huggingface", "/opt/nvidia/x", "/opt/python3.12", "/srv/site-packages",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("directory", USED)
+def test_adds_no_volume_at_a_directory_that_images_use(directory: str) -> None:
+    for given in (
+        socket_in(directory, model()),
+        pod({}, model(env=[{"name": "ASYA_SOCKET_PATH", "value": f"{directory}/app.sock"}])),
+    ):
+        error = reject(given)
+        assert error.reason == Reason.MOUNT_CONFLICT
+        assert str(error).startswith(f'asya.sh/socket-path: a volume at "{directory}" would hide ')
+        assert 'of container "model"; choose a directory of its own, such as "/tmp/s' in str(error)
+
+
+@pytest.mark.parametrize("directory", USED)
+def test_shares_a_volume_that_the_pod_mounts_at_such_a_directory(directory: str) -> None:
+    mounts = [mount(directory)]
+    both = (model(volumeMounts=mounts), SIDECAR | {"volumeMounts": mounts})
+    result = inject(socket_in(directory, *both, volumes=[TMP]), DEFAULTS)
+    assert result is not None
+    assert result.socket_volume.value == "own"
+    # In the sidecar too, a volume is added only at a directory of its own.
+    alone = socket_in(directory, both[0], SIDECAR, volumes=[TMP])
+    assert 'of container "asya-sidecar"; ' in str(reject(alone))
+
+
+@pytest.mark.parametrize("path", ["/tmp/app.sock", "/app/a.sock", "/opt/conda/s/a.sock"])
+def test_rejects_such_a_directory_as_a_cluster_default(path: str) -> None:
+    with pytest.raises(
+        InjectionError, match=r"^asya\.sh/socket-path: .* in a directory of its own"
+    ):
+        ClusterDefaults("0123456789", {"socket-path": path})
+
+
+NEEDED = [
+    pytest.param({"workingDir": "/srv/model"}, "the working directory", id="working-directory"),
+    pytest.param({"workingDir": "srv//model/src/"}, "the working directory", id="below-it"),
+    pytest.param({"command": ["/srv/model/serve"]}, '"/srv/model/serve"', id="program"),
+    pytest.param({"command": ["python", "-u", "/srv/model/app.py"]}, '"/srv/model/app.py"',
+                 id="script"),
+    pytest.param({"command": ["tini", "--"], "args": ["/srv/model/serve"]}, '"/srv/model/serve"',
+                 id="program-in-args"),
+    pytest.param({"command": ["sh", "-c", "cd /; exec /srv/model/run.sh -x"]},
+                 '"/srv/model/run.sh"', id="program-in-a-shell"),
+    pytest.param({"command": ["./model/serve"], "workingDir": "/srv"}, '"/srv/model/serve"',
+                 id="program-by-a-relative-path"),
+    pytest.param({"command": ["python", "model/app.py"], "workingDir": "/srv"},
+                 '"/srv/model/app.py"', id="script-by-a-relative-path"),
+    pytest.param({"args": ["--config=/srv/model/config.yaml"]}, '"/srv/model/config.yaml"',
+                 id="config"),
+    pytest.param({"args": ["--model", "/srv//x/../model"]}, '"/srv/model"', id="model"),
+    pytest.param({"lifecycle": {"postStart": probe("/srv/model/warm")}}, '"/srv/model/warm"',
+                 id="hook"),
+    pytest.param({"livenessProbe": probe("sh", "/srv/model/live.sh")}, '"/srv/model/live.sh"',
+                 id="probe"),
+    pytest.param({"env": [{"name": "PYTHONPATH", "value": "/x:/srv/model"}]}, '"/srv/model"',
+                 id="import-path"),
+    pytest.param({"env": [{"name": "MODEL_DIR", "value": "/srv/model/weights"}]},
+                 '"/srv/model/weights"', id="variable"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "hidden"), NEEDED)
+def test_adds_no_volume_over_what_the_container_needs(fields: Object, hidden: str) -> None:
+    for setting, given in (
+        ("socket-path", socket_in("/srv/model", model(**fields))),
+        ("mount-path", files_in("/srv/model", model(**fields))),
+    ):
+        error = reject(given)
+        assert error.reason == Reason.MOUNT_CONFLICT
+        line = f'asya.sh/{setting}: a volume at "/srv/model" would hide {hidden} of container '
+        assert str(error).startswith(line)
+
+
+@pytest.mark.parametrize(("fields", "hidden"), NEEDED)
+def test_the_same_holds_for_sidecars(fields: Object, hidden: str) -> None:
+    proxy = {"name": "proxy", **fields}
+    given = pod({"socket-path": "/srv/model/a.sock", "sidecars": "proxy"}, model(), proxy)
+    assert f'would hide {hidden} of container "proxy"' in str(reject(given))
+    # Nothing is mounted in a container that is not named.
+    del given["metadata"]["annotations"]["asya.sh/sidecars"]
+    assert inject(given, DEFAULTS)
+
+
+@pytest.mark.parametrize(("fields", "hidden"), NEEDED)
+def test_a_directory_beside_it_is_fine(fields: Object, hidden: str) -> None:
+    for directory in ("/srv/models", "/srv/mod", "/srv/model/actor"):
+        if hidden != '"/srv/model"' or directory != "/srv/model/actor":
+            assert inject(socket_in(directory, model(**fields)), DEFAULTS)
+            assert inject(files_in(directory, model(**fields)), DEFAULTS)
+
+
+FREE = [
+    pytest.param({"args": ["--uds", "/tmp/sockets/other.sock"]}, id="another-socket"),
+    pytest.param({"args": ["--pid", "/tmp/sockets/app.pid"]}, id="pid-file"),
+    pytest.param({"args": ["--ready-file=/tmp/sockets/ready"]}, id="file-created-later"),
+    pytest.param({"args": ["--socket-dir", "/tmp/sockets"]}, id="the-directory-itself"),
+    pytest.param({"args": ["--bind", "unix:/tmp/sockets/x"]}, id="address"),
+    pytest.param({"env": [{"name": "SOCKET_DIR", "value": "/tmp/sockets"}]}, id="variable"),
+    pytest.param({"command": ["sh", "-c", "python3 /opt/asya/asya_runtime.py"]}, id="runtime"),
+    pytest.param({"readinessProbe": probe("test", "-S", "/tmp/sockets/app.sock")}, id="probe"),
+    pytest.param({"workingDir": "/tmp"}, id="working-directory-above"),
+    pytest.param({"workingDir": "/opt", "command": ["python", "app.py"]}, id="script-above"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", FREE)
+def test_the_injectors_own_files_and_files_created_later_are_not_needed(fields: Object) -> None:
+    assert inject(pod({}, model(**fields), SIDECAR | fields), DEFAULTS)
+
+
+def test_a_program_in_a_temporary_directory_is_needed() -> None:
+    for word in ("/tmp/sockets/run.sh", "/tmp/sockets/app.py"):
+        assert reject(pod({}, model(command=["sh", word]))).reason == Reason.MOUNT_CONFLICT
+    assert reject(pod({}, model(command=["/tmp/sockets/x"]))).reason == Reason.MOUNT_CONFLICT
+
+
+def test_the_interpreter_is_needed() -> None:
+    given = files_in("/srv/py", model())
+    given["metadata"]["annotations"]["asya.sh/python"] = "/srv/py/x/python3"
+    assert 'would hide "/srv/py/x/python3"' in str(reject(given))
+
+
+def test_a_mount_at_or_below_the_directory_of_the_socket_is_a_conflict_in_a_sidecar() -> None:
+    proxy = {"name": "proxy", "volumeMounts": [mount("/vault/secrets/tls")]}
+    given = pod({"socket-path": "/vault/secrets/a.sock", "sidecars": "proxy"}, model(), proxy)
+    assert 'container "proxy" mounts "own" at "/vault/secrets/tls"' in str(reject(given))
+
+
+@pytest.mark.parametrize("path", ["/tmp/sockets", "/tmp/sockets/x"])
+def test_a_block_device_at_or_below_the_directory_of_the_socket_is_a_conflict(path: str) -> None:
+    devices = [{"name": "disk", "devicePath": path}]
+    assert f'mounts "disk" at "{path}"' in str(reject(pod({}, model(volumeDevices=devices))))
+
+
+@pytest.mark.parametrize(
+    ("files", "socket"),
+    [
+        ("/srv/asya", "/srv/asya/app.sock"),
+        ("/srv/asya", "/srv/asya/s/app.sock"),
+        ("/srv/asya/x", "/srv/asya/app.sock"),
+        ("/srv/asya/asya_runtime.py", "/srv/asya/app.sock"),
+    ],
+)
+def test_socket_and_runtime_files_need_different_directories(files: str, socket: str) -> None:
+    given = pod({"mount-path": files, "socket-path": socket}, model())
+    assert reject(given).reason == Reason.MOUNT_CONFLICT
+
+
+def test_one_file_must_not_have_the_name_of_the_handlers_module() -> None:
+    given = files_in("/app/asya_models.py", model())
+    assert inject(given, DEFAULTS)
+    given["metadata"]["annotations"]["asya.sh/handler"] = "asya_models.predict"
+    assert str(reject(given)) == (
+        'asya.sh/mount-path: "/app/asya_models.py" has the name of the handler\'s module; '
+        "name the file asya_runtime.py (MountConflict)"
+    )
+
+
+# --- Read-only volumes
+
+SOURCES = (
+    "awsElasticBlockStore", "azureDisk", "azureFile", "cephfs", "cinder", "csi", "fc", "flexVolume",
+    "gcePersistentDisk", "glusterfs", "iscsi", "nfs", "persistentVolumeClaim", "portworxVolume",
+    "quobyte", "rbd", "scaleIO", "storageos",
+)  # fmt: skip
+READ_ONLY = [
+    *(pytest.param({source: {"readOnly": True}}, id=source) for source in SOURCES),
+    pytest.param({"ephemeral": {"volumeClaimTemplate": {
+        "spec": {"accessModes": ["ReadOnlyMany"]}}}}, id="ephemeral"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("source", READ_ONLY)
+def test_adds_no_mount_inside_a_read_only_volume(source: Object) -> None:
+    for path, setting in (("/opt", "mount-path"), ("/tmp", "socket-path")):
+        given = pod({}, model(volumeMounts=[mount(path)]), volumes=[{"name": "own", **source}])
+        error = reject(given)
+        assert error.reason == Reason.MOUNT_CONFLICT
+        assert str(error).startswith(
+            f'asya.sh/{setting}: container "model" mounts "own" at "{path}'
+        )
+        assert "read-only, so nothing can be mounted at" in str(error)
+
+
+@pytest.mark.parametrize("source", READ_ONLY)
+def test_puts_no_socket_into_a_read_only_volume(source: Object) -> None:
+    item = model(volumeMounts=[mount("/tmp/sockets")])
+    given = pod({}, item, volumes=[{"name": "own", **source}])
+    assert "read-only, so the socket cannot be created there" in str(reject(given))
+
+
+@pytest.mark.parametrize("value", [False, None])
+def test_a_writable_claim_is_fine(value: Any) -> None:
+    claim = {"name": "own", "persistentVolumeClaim": {"claimName": "c", "readOnly": value}}
+    assert inject(pod({}, model(volumeMounts=[mount("/opt")]), volumes=[claim]), DEFAULTS)
+
+
+def test_a_mount_at_a_writable_volume_inside_a_read_only_one_is_fine() -> None:
+    claim = {"name": "own", "persistentVolumeClaim": {"claimName": "c", "readOnly": True}}
+    mounts = [mount("/opt"), {"name": "tmp", "mountPath": "/opt/actors"}]
+    volumes = [claim, {"name": "tmp", "emptyDir": {}}]
+    given = pod({"mount-path": "/opt/actors/x"}, model(volumeMounts=mounts), volumes=volumes)
+    assert inject(given, DEFAULTS)
+
+
+def reject(given: Object) -> InjectionError:
+    with pytest.raises(InjectionError) as caught:
+        inject(given, DEFAULTS)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+    return caught.value
