@@ -1,26 +1,39 @@
 #!/usr/bin/env python3
-"""One Python function of this container, served on a Unix socket to a sidecar.
+"""Serve one Python function of this container on a Unix socket.
 
     ASYA_HANDLER=my_app.handler.predict python3 asya_runtime.py
 
-A frame, the same in both directions; any number of them on one connection:
+README.md beside this file is the contract for clients. A frame has the same form in both
+directions; a connection carries any number of them, and each complete frame gets exactly
+one reply, whatever the handler does:
 
      0         4                    4 + N
     +---------+--------------------+
     | N       | N bytes            |    N: big-endian unsigned 32 bits
     +---------+--------------------+    N bytes: one JSON object, UTF-8
 
-Each complete frame gets exactly one reply, whatever the handler does. README.md beside
-this file is the contract for those who write the other end.
+Map of this file; each section uses only those above it:
 
-How it is built: an epoll loop on the main thread moves bytes; each connection is a
-generator (`converse`) that yields what it waits for; `answer` turns the bytes of a message
-into the bytes of its reply and never raises. The handler runs on the main thread too,
-because that is where it was imported and where sqlite, signal, asyncio and contextvars
-expect it; worker threads exist only with ASYA_CONCURRENCY above 1. State lives in closures.
-Modules are imported where they are needed: `--ready` is a probe and has to be cheap. Sockets
-are those of `_socket`: socket.py costs 6 ms at the start and a part of each accept, and user
-code may replace its classes (gevent does).
+    Settings            environment variables, validated once: `Settings`
+    State               the records that the sections below share: `Message`, `State`
+    Replies             error codes and error replies: `error_reply`, `describe`
+    JSON                message bytes to objects, results to reply bytes: `make_codec`
+    Memory errors       recognize them and free the memory: `make_classify`, `empty_caches`
+    Handler             import it and call it in any form: `load_handler`, `make_call`
+    Answer              one message to one reply, never an exception: `make_answer`
+    Socket file         listen, and publish when ready: `open_listener`
+    Signals             SIGTERM, and warnings about slow calls: `start_watch`
+    Connections         one generator per connection: `serve_connection`
+    Server              the epoll loop, accepting, draining: `serve`
+    Command line        serve, --check, --ready, --call: `main`
+
+Design: an epoll loop on the main thread moves bytes. Each connection is a generator that
+yields what it waits for. The handler also runs on the main thread, where it was imported
+and where sqlite, signal, asyncio and contextvars expect it; worker threads exist only with
+ASYA_CONCURRENCY above 1. Functions share state through closures and small records. Modules
+are imported where they are needed, because `--ready` is a probe and must be cheap. Sockets
+are those of `_socket`: socket.py adds 6 ms to the start and some time to each accept, and
+user code may replace its classes (gevent does).
 """
 
 import errno
@@ -28,66 +41,69 @@ import os
 import sys
 import time
 
-if sys.version_info < (3, 9):  # plain words instead of a SyntaxError: this file parses on 3.6
+if sys.version_info < (3, 9):  # a readable line, not a SyntaxError: this file parses on 3.6
     sys.stderr.write(
-        "asya_runtime: needs Python 3.9 or newer, this is %s (%s)\n"
+        "asya_runtime: requires Python 3.9 or newer; this is %s (%s)\n"
         % (sys.version.split()[0], sys.executable)
     )
     sys.exit(78)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import collections
     from _socket import socket as Socket  # noqa: N812
     from collections.abc import Callable, Generator, Iterator, Mapping
     from typing import Any, TypeVar, Union
 
     T = TypeVar("T")
     Bytes = Union[bytes, bytearray, memoryview]
-    Parcel = list[Bytes]  # a message: a list, so that whoever takes the bytes out frees them
-    Answer = Callable[[Parcel], Bytes]
-    Encode = Callable[[list[Any]], Bytes]
     Action = Callable[[], None]
-    Place = tuple[Socket, Action, Action]  # the listener, `publish()`, `remove()`
     Request = dict[str, object]
     Call = Callable[[Request], object]
-    Conversation = Generator[Union[int, Parcel], Any, None]
+    Decode = Callable[["Message"], object]
+    Encode = Callable[["Message"], Bytes]
+    Answer = Callable[["Message"], Bytes]
+    Conversation = Generator[int, Any, None]
 
-EXIT_REFUSED = 78  # EX_CONFIG: the settings or the handler are wrong; said in one line
+EXIT_CONFIG = 78  # EX_CONFIG: a setting, the socket path or the handler is wrong
 EXIT_POISONED = 70  # EX_SOFTWARE: the GPU context is lost; only a new process helps
 
 # --- Settings: one table, read once
 
 
-class Refused(Exception):  # noqa: N818
-    """The process cannot start; the text is the one line that says why and what to do."""
+class StartupError(Exception):
+    """The process cannot start. The text is one line: what is wrong and how to fix it."""
 
 
-def _form(
-    words: str, pattern: str, read: "Callable[[str], Any]" = str, low: float = 0, high: float = 0
+def make_parser(
+    rule: str, pattern: str, read: "Callable[[str], Any]" = str, low: float = 0, high: float = 0
 ) -> "Callable[[str], Any]":
-    """Give a parser for texts of a pattern, and with `high` for values from `low` to `high`."""
+    """Return a parser for texts that match `pattern`; `high`: the value is from `low` to `high`."""
 
     def parse(text: str) -> "Any":
         import re
 
         value = read(text) if re.fullmatch(pattern, text) else None
         if value is None or (high and not low <= value <= high):
-            raise ValueError("must be " + words)
+            raise ValueError("must be " + rule)
         return value
 
     return parse
 
 
-def _number(low: int, high: int) -> "Callable[[str], Any]":
-    return _form("a whole number from %d to %d" % (low, high), "[0-9]{1,20}", int, low, high)
+def make_integer_parser(low: int, high: int) -> "Callable[[str], Any]":
+    """Return a parser for whole numbers from `low` to `high`."""
+    return make_parser("a whole number from %d to %d" % (low, high), "[0-9]{1,20}", int, low, high)
 
 
-def _seconds(words: str, low: float) -> "Callable[[str], Any]":
+def make_seconds_parser(rule: str, low: float) -> "Callable[[str], Any]":
+    """Return a parser for finite seconds from `low`; `rule` says that in words."""
     number = r"(?i)[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
-    return _form("a number of seconds, " + words, number, float, low, sys.float_info.max)
+    return make_parser("a number of seconds, " + rule, number, float, low, sys.float_info.max)
 
 
-def _path(text: str) -> str:
+def parse_path(text: str) -> str:
+    """Return the path if a socket can have it."""
     if not os.path.isabs(text) or text.endswith("/"):
         raise ValueError("must be the absolute path of a file")
     if len(os.fsencode(text)) > 107:
@@ -95,37 +111,37 @@ def _path(text: str) -> str:
     return text
 
 
-_name = _form(
+parse_handler = make_parser(
     "module.path.function or module.Class.method",
     r".+\..+",
     lambda text: text if all(map(str.isidentifier, text.split("."))) else None,
 )
-_boolean = _form(
+parse_boolean = make_parser(
     "true, 1, yes, false, 0 or no",
     "(?i)true|1|yes|false|0|no",
     lambda text: text.lower() in ("true", "1", "yes"),
 )
-_mode = _form("octal, 0 to 0777", "0*[0-7]{1,3}", lambda text: int(text, 8))
+parse_mode = make_parser("octal, 0 to 0777", "0*[0-7]{1,3}", lambda text: int(text, 8))
 
 # variable, default, parser; the attribute of Settings is the name in lower case without ASYA_
 SETTINGS: "tuple[tuple[str, str, Callable[[str], object]], ...]" = (
-    ("ASYA_HANDLER", "", _name),
-    ("ASYA_SOCKET_PATH", "/tmp/sockets/app.sock", _path),  # noqa: S108
-    ("ASYA_INCLUDE_METADATA", "false", _boolean),
-    ("ASYA_CHUNK_SIZE", "4096", _number(1, 16777216)),
-    ("ASYA_HANDLER_TIMEOUT", "0", _seconds("at least 0", 0)),
-    ("ASYA_ENABLE_OOM_DETECTION", "true", _boolean),
-    ("ASYA_CUDA_CLEANUP_ON_OOM", "true", _boolean),
-    ("ASYA_SOCKET_MODE", "0660", _mode),
-    ("ASYA_CONCURRENCY", "1", _number(1, 1024)),
-    ("ASYA_MAX_MESSAGE_SIZE", "4294967295", _number(1, 4294967295)),
-    ("ASYA_READ_TIMEOUT", "60", _seconds("above 0", 5e-324)),
-    ("ASYA_JSON", "stdlib", _form("stdlib, orjson or auto", "stdlib|orjson|auto")),
+    ("ASYA_HANDLER", "", parse_handler),
+    ("ASYA_SOCKET_PATH", "/tmp/sockets/app.sock", parse_path),  # noqa: S108
+    ("ASYA_INCLUDE_METADATA", "false", parse_boolean),
+    ("ASYA_CHUNK_SIZE", "4096", make_integer_parser(1, 16777216)),
+    ("ASYA_HANDLER_TIMEOUT", "0", make_seconds_parser("at least 0", 0)),
+    ("ASYA_ENABLE_OOM_DETECTION", "true", parse_boolean),
+    ("ASYA_CUDA_CLEANUP_ON_OOM", "true", parse_boolean),
+    ("ASYA_SOCKET_MODE", "0660", parse_mode),
+    ("ASYA_CONCURRENCY", "1", make_integer_parser(1, 1024)),
+    ("ASYA_MAX_MESSAGE_SIZE", "4294967295", make_integer_parser(1, 4294967295)),
+    ("ASYA_READ_TIMEOUT", "60", make_seconds_parser("above 0", 5e-324)),
+    ("ASYA_JSON", "stdlib", make_parser("stdlib, orjson or auto", "stdlib|orjson|auto")),
 )
 
 
 class Settings:
-    """What the environment says, validated: an attribute for each row of the table."""
+    """The settings of the environment, validated: one attribute for each row of the table."""
 
     if TYPE_CHECKING:
 
@@ -137,12 +153,47 @@ class Settings:
                 continue
             text = environ.get(variable, "").strip() or default
             if not text:
-                raise Refused("%s is not set; it names what to serve: module.function" % variable)
+                raise StartupError("%s is not set; set it to module.function" % variable)
             try:
                 value = parse(text)
             except ValueError as error:
-                raise Refused("%s=%s: %s" % (variable, text[:200], error)) from None
+                raise StartupError("%s=%s: %s" % (variable, text[:200], error)) from None
             setattr(self, variable[5:].lower(), value)
+
+
+# --- State: the records that the sections below share
+
+
+class Message:
+    """One message in work.
+
+    Code that consumes a part sets it to None as early as it can: the memory may be needed for
+    the next part.
+    """
+
+    __slots__ = ("body", "result")
+    body: "Bytes | None"  # as received
+    result: "Any"  # what the handler returned
+
+
+class State:
+    """The state of the process, shared by signals, answers and the server."""
+
+    __slots__ = ("forked", "poisoned", "stopping", "wake")
+
+    def __init__(self) -> None:
+        self.stopping = False  # SIGTERM or SIGINT was received
+        self.poisoned = False  # the GPU context is lost
+        self.forked = False  # this is a child that user code forked
+        self.wake: "Action | None" = None  # interrupts the server's wait; None before it serves
+
+
+def get_attribute(thing: object, name: str) -> "Any":
+    """Return an attribute or None, whatever the object's class does when asked."""
+    try:
+        return getattr(thing, name, None)
+    except BaseException:
+        return None
 
 
 def log(text: str) -> None:
@@ -150,7 +201,7 @@ def log(text: str) -> None:
     try:
         os.write(2, ("asya_runtime: %s\n" % text).encode("utf-8", "backslashreplace"))
     except OSError:
-        pass  # nobody is left to be told
+        pass  # nobody reads it
 
 
 # --- Replies
@@ -165,21 +216,21 @@ CODES: "dict[str, tuple[str, int | None]]" = {
 }
 MESSAGE_LIMIT = 2000
 FRAME_LIMIT = 4294967295
-# Made while there is memory: the replies for when nothing can be built any more.
+# Built while there is memory, for when nothing else can be built.
 OUT_OF_MEMORY = (
     b'{"status":"error","error":"oom_error","message":"out of memory","type":"MemoryError",'
     b'"severity":"recoverable","retry_after":30}'
 )
-UNSPEAKABLE = (
+UNPRINTABLE = (
     b'{"status":"error","error":"processing_error",'
-    b'"message":"the handler\'s exception cannot be described","severity":"fatal"}'
+    b'"message":"the handler raised an exception that cannot be printed","severity":"fatal"}'
 )
 
 
 def error_reply(
     code: str, message: str, kind: str = "", severity: str = "", retry_after: object = None
 ) -> bytes:
-    """Build an error reply; `severity` and `retry_after` override the code's own."""
+    """Build an error reply. `severity` and `retry_after` override those of the code."""
     import json
 
     usual, seconds = CODES[code]
@@ -188,24 +239,24 @@ def error_reply(
     fields: "dict[str, object]" = {"status": "error", "error": code}
     fields["message"] = message[:MESSAGE_LIMIT]
     fields.update(type=kind or None, severity=severity or usual, retry_after=retry_after)
-    there = {name: value for name, value in fields.items() if value is not None}
-    return json.dumps(there, separators=(",", ":")).encode("ascii")
+    present = {name: value for name, value in fields.items() if value is not None}
+    return json.dumps(present, separators=(",", ":")).encode("ascii")
 
 
-def describe(code: str, error: BaseException, lead: str = "") -> bytes:
-    """Build the reply for an exception, whose own `severity` and `retry_after` win if valid."""
-    kind, severity = type(error).__name__, attribute(error, "severity")
-    retry_after = attribute(error, "retry_after")
+def describe(code: str, error: BaseException, prefix: str = "") -> bytes:
+    """Build the reply for an exception. Its `severity` and `retry_after`, if valid, win."""
+    kind, severity = type(error).__name__, get_attribute(error, "severity")
+    retry_after = get_attribute(error, "retry_after")
     if not isinstance(severity, str) or severity not in ("recoverable", "fatal"):
         severity = ""  # other libraries use these names for other things
     if type(retry_after) not in (int, float) or not 0 <= retry_after <= sys.float_info.max:
         retry_after = None
-    message = lead + (text_of(error) or kind)
+    message = prefix + (get_text(error) or kind)
     return error_reply(code, message, kind, severity, retry_after)
 
 
-def text_of(error: BaseException) -> str:
-    """Give the text of an exception, whose `__str__` may do anything but run out of memory."""
+def get_text(error: BaseException) -> str:
+    """Return the text of an exception, "" if it has none. Raises only MemoryError."""
     try:
         return str(error)
     except MemoryError:
@@ -214,108 +265,105 @@ def text_of(error: BaseException) -> str:
         return ""
 
 
-def attribute(thing: object, name: str) -> "Any":
-    """Give an attribute or None, whatever somebody's class does when asked."""
-    try:
-        return getattr(thing, name, None)
-    except BaseException:
-        return None
-
-
 # --- JSON
 
 
-def make_codec(choice: str, threads: bool) -> "tuple[Callable[[Parcel], object], Encode, Encode]":
-    """Give `decode([message])`, `encode([result])` and the latter for large ones.
+def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
+    """Return `decode(message)`, `encode(message)` and the latter for large messages.
 
-    All take what they get out of its list, and let go of it as soon as they can. What is encoded
-    is the whole good reply.
+    `decode` consumes the body and returns the request. `encode` consumes the result and returns
+    the complete success reply.
     """
     import json
     import json.encoder
 
-    def constant(word: str) -> object:
+    def reject_constant(word: str) -> object:
         raise ValueError("%s is not JSON" % word)
 
-    def integer(digits: str) -> int:
+    def parse_integer(digits: str) -> int:
         if len(digits) > 4300:
             raise ValueError("integer of %d digits" % len(digits))
         return int(digits)
 
-    # Early 3.9 and 3.10 have no limit of their own, and need time quadratic in the digits
-    parse_int = None if hasattr(sys, "set_int_max_str_digits") else integer
-    decoder = json.JSONDecoder(parse_constant=constant, parse_int=parse_int)
+    # Early 3.9 and 3.10 have no limit, and need time quadratic in the number of digits
+    parse_int = None if hasattr(sys, "set_int_max_str_digits") else parse_integer
+    decoder = json.JSONDecoder(parse_constant=reject_constant, parse_int=parse_int)
     encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
     scan = decoder.scan_once  # type: ignore[attr-defined]
-    parents: "dict[int, object]" = {}  # of what is being encoded: how a circle is found out
+    parents: "dict[int, object]" = {}  # of the value being encoded: detects circular references
 
-    def chunks(value: object, level: int) -> "tuple[str, ...]":
+    def make_chunks(value: object, level: int) -> "tuple[str, ...]":
         return (encoder.encode(value),)
 
     escape = json.encoder.encode_basestring_ascii
-    make = attribute(json.encoder, "c_make_encoder")
+    c_make_encoder = get_attribute(json.encoder, "c_make_encoder")
     form = (None, ":", ",", False, False, False)
-    if make and not threads:  # once: `encode` makes one for each call, which costs as much again
-        chunks = make(parents, encoder.default, escape, *form)
+    if c_make_encoder and not threads:  # once: `encoder.encode` makes one per call, twice the cost
+        make_chunks = c_make_encoder(parents, encoder.default, escape, *form)
 
-    @shallow
-    def decode(parcel: "Parcel") -> object:
-        text = str(parcel.pop(), "utf-8")
+    @bound_recursion
+    def decode(message: Message) -> object:
+        text = str(message.body, "utf-8")  # type: ignore[arg-type]
+        message.body = None
         try:
             value, end = scan(text, 0)
         except StopIteration:
-            return decoder.decode(text)  # nothing begins here: it may after white space
+            return decoder.decode(text)  # accepts leading white space, or raises
         if end == len(text) or not text[end:].strip(" \t\r\n"):
             return value
-        return decoder.decode(text)  # which complains of the rest
+        return decoder.decode(text)  # raises "Extra data"
 
-    @shallow
-    def encode(box: "list[Any]") -> bytes:
+    @bound_recursion
+    def encode(message: Message) -> bytes:
         try:
-            text = "".join(chunks({"status": "ok", "result": box[0]}, 0))
+            text = "".join(make_chunks({"status": "ok", "result": message.result}, 0))
         except BaseException:
             parents.clear()
             raise
-        box.clear()
+        message.result = None
         return text.encode("ascii")
 
-    @shallow
-    def encode_large(box: "list[Any]") -> "Bytes":
-        """Escape long texts piece by piece: the encoder holds one, its like and the reply."""
+    @bound_recursion
+    def encode_large(message: Message) -> "Bytes":
+        """Escape long strings piece by piece: holds one of them, its copy and the reply."""
         long: "list[str]" = []
 
-        def put_off(text: str) -> str:
-            if len(text) < STEP or type(text) is not str:
+        def defer(text: str) -> str:
+            if len(text) < PIECE or type(text) is not str:
                 return escape(text)
             long.append(text)
-            return "\0"  # JSON holds none
+            return "\0"  # never part of JSON
 
-        encode_outline = make({}, encoder.default, put_off, *form)
-        outline = "".join(encode_outline({"status": "ok", "result": box[0]}, 0)).split("\0")
-        box.clear()
+        encode_outline = c_make_encoder({}, encoder.default, defer, *form)
+        outline = "".join(encode_outline({"status": "ok", "result": message.result}, 0)).split("\0")
+        message.result = None
         reply = bytearray()
         for part in outline:
             reply += part.encode("ascii")
             if long:
                 text = long.pop(0)
                 reply += b'"'
-                for at in range(0, len(text), STEP):
-                    reply += escape(text[at : at + STEP])[1:-1].encode("ascii")
+                for at in range(0, len(text), PIECE):
+                    reply += escape(text[at : at + PIECE])[1:-1].encode("ascii")
                 reply += b'"'
         return reply
 
-    @shallow
-    def encode_fast(box: "list[Any]") -> bytes:
+    @bound_recursion
+    def encode_orjson(message: Message) -> bytes:
         try:
-            reply: bytes = orjson.dumps({"status": "ok", "result": box[0]}, None, option)
+            reply: bytes = orjson.dumps({"status": "ok", "result": message.result}, None, option)
         except TypeError:
-            return encode(box)  # integers of any size, keys of any type, or the complaint
-        # orjson makes null of NaN: the standard library looks whether there was one
-        if has_no_float(box[0], [64]) or reply.rfind(b"null") < 0:  # twice as fast as `in`
+            return encode(message)  # large integers, other keys; or it raises the right error
+        # orjson writes NaN as null: where there may be one, the standard library decides
+        if count_down_parts(message.result, 64) >= 0 or reply.rfind(b"null") < 0:  # faster than in
             return reply
-        return encode(box)
+        return encode(message)
 
-    standard = (decode, encode, encode_large if make else encode)
+    def decode_orjson(message: Message) -> object:
+        body, message.body = message.body, None
+        return orjson.loads(body)  # type: ignore[arg-type]
+
+    standard = (decode, encode, encode_large if c_make_encoder else encode)
     if choice == "stdlib":
         return standard
     try:
@@ -323,27 +371,30 @@ def make_codec(choice: str, threads: bool) -> "tuple[Callable[[Parcel], object],
     except ImportError:
         if choice == "auto":
             return standard
-        raise Refused("ASYA_JSON=orjson: this image has no orjson; auto does without") from None
+        reason = "ASYA_JSON=orjson: orjson is not installed; install it or set ASYA_JSON=auto"
+        raise StartupError(reason) from None
     option = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS
     option |= orjson.OPT_PASSTHROUGH_DATETIME
-    loads = orjson.loads
-    return lambda parcel: loads(parcel.pop()), encode_fast, encode_fast
+    return decode_orjson, encode_orjson, encode_orjson
 
 
-def has_no_float(value: object, left: "list[int]") -> bool:
-    """Whether there is no float in a value of at most `left` parts; dearer to know for more."""
-    left[0] -= 1
-    if left[0] < 0:
-        return False
-    if type(value) is dict:
-        return all(has_no_float(item, left) for item in value.values())
-    if type(value) is list:
-        return all(has_no_float(item, left) for item in value)
-    return value is None or type(value) in (str, int, bool)
+def count_down_parts(value: object, budget: int) -> int:
+    """Return what is left of `budget` after all parts of a value; negative for a float.
+
+    Also negative when the budget is used up: the answer would cost more than it saves.
+    """
+    budget -= 1
+    if type(value) is dict or type(value) is list:
+        for item in value.values() if type(value) is dict else value:
+            if budget < 0:
+                return -1
+            budget = count_down_parts(item, budget)
+        return budget
+    return budget if value is None or type(value) in (str, int, bool) else -1
 
 
-def shallow(function: "Callable[[Any], T]") -> "Callable[[Any], T]":
-    """Bound recursion in C, which before 3.12 obeys a limit that users may set sky-high."""
+def bound_recursion(function: "Callable[[Any], T]") -> "Callable[[Any], T]":
+    """Bound recursion in C: before 3.12 its limit is the one that user code may have raised."""
     if sys.version_info >= (3, 12):
         return function
 
@@ -361,7 +412,7 @@ def shallow(function: "Callable[[Any], T]") -> "Callable[[Any], T]":
 
 
 def find_unencodable(value: object, parents: "tuple[int, ...]" = ()) -> str:
-    """Name the first value that is no JSON, from where it is: `.items[3].score: nan`."""
+    """Name the first value that is not JSON-serializable, by its path: `.items[3].score: nan`."""
     if value is None or isinstance(value, (str, int)):
         return ""
     if isinstance(value, float):
@@ -386,9 +437,9 @@ def find_unencodable(value: object, parents: "tuple[int, ...]" = ()) -> str:
     return ""
 
 
-# --- Memory errors: recognised by name and text, never by importing a framework
+# --- Memory errors: recognized by class name and text, without importing a framework
 
-# No later GPU call of this process will succeed.
+# The GPU context is lost: every later GPU call of this process fails.
 STICKY = r"""
     cuda\ error:\ (device-side|an\ illegal|unspecified|misaligned|uncorrectable|unknown\ error)
   | an\ illegal\ (memory\ access|instruction)\ was\ encountered | unspecified\ launch\ failure
@@ -398,7 +449,7 @@ STICKY = r"""
   | (cublas|cudnn)_status_execution_failed | ncclunhandledcudaerror
   | cannot\ re-initialize\ cuda\ in\ forked\ subprocess
 """
-# GPU memory is gone. The word "CUDA" or "memory" alone would mean nothing.
+# GPU memory is exhausted. The word "CUDA" or "memory" alone proves nothing.
 GPU = r"""
     (cuda|hip|xpu|mps\ backend)\ out\ of\ memory | (cuda|hip)(\ driver)?\ error:\ out\ of\ memory
   | cuda\ failure\ 2:\ out\ of\ memory | cuda\ failed\ with\ error\ out\ of\ memory
@@ -415,7 +466,7 @@ GPU = r"""
   | no\ available\ memory\ for\ the\ cache\ blocks | less\ than\ desired\ gpu\ memory\ utilization
   | larger\ than\ the\ available\ kv\ cache\ memory
 """
-# The host's memory is gone, in the words of something that raises no MemoryError.
+# Host memory is exhausted, reported by something other than a MemoryError.
 HOST = r"""
     defaultcpuallocator:\ (can't\ allocate|not\ enough)\ memory
   | resource_exhausted:\ out\ of\ memory\ allocating | oom\ when\ allocating\ tensor.*device:cpu
@@ -427,8 +478,8 @@ HOST = r"""
 GPU_CLASSES = ("torch.OutOfMemoryError", "cupy.OutOfMemoryError", "pycuda.MemoryError")
 
 
-def links(error: BaseException) -> "Iterator[BaseException]":
-    """Walk an exception and what it came from, as the interpreter would print it."""
+def walk_chain(error: BaseException) -> "Iterator[BaseException]":
+    """Yield an exception and what caused it, as the interpreter would print them."""
     todo: "list[Any]" = [error]
     seen: "set[int]" = set()
     while todo and len(seen) < 1000:
@@ -437,79 +488,79 @@ def links(error: BaseException) -> "Iterator[BaseException]":
             continue
         seen.add(id(link))
         yield link
-        group = attribute(link, "exceptions")  # of an ExceptionGroup, or its backport
+        group = get_attribute(link, "exceptions")  # of an ExceptionGroup, or its backport
         todo.extend(group if isinstance(group, tuple) else ())
-        if not attribute(link, "__suppress_context__"):
-            todo.append(attribute(link, "__context__"))
-        todo.append(attribute(link, "__cause__"))
+        if not get_attribute(link, "__suppress_context__"):
+            todo.append(get_attribute(link, "__context__"))
+        todo.append(get_attribute(link, "__cause__"))
 
 
 def make_classify() -> "Callable[[BaseException], str]":
-    """Give the function that says `sticky`, `cuda_oom_error`, `oom_error` or nothing."""
+    """Return a function: an exception to `sticky`, `cuda_oom_error`, `oom_error` or ""."""
     import re
 
     flags = re.IGNORECASE | re.VERBOSE | re.DOTALL
-    sticky, gpu, host = (re.compile(text, flags).search for text in (STICKY, GPU, HOST))
+    is_sticky, is_gpu, is_host = (re.compile(text, flags).search for text in (STICKY, GPU, HOST))
 
     def classify(error: BaseException) -> str:
-        verdict = ""
-        for link in links(error):
-            text = text_of(link)[:20000]
+        kind = ""
+        for link in walk_chain(error):
+            text = get_text(link)[:20000]
             classes = {
                 "%s.%s" % (str(base.__module__).partition(".")[0], base.__name__)
                 for base in type(link).__mro__
             }
-            if sticky(text) or "vllm.EngineDeadError" in classes:
+            if is_sticky(text) or "vllm.EngineDeadError" in classes:
                 return "sticky"
-            if gpu(text) or not classes.isdisjoint(GPU_CLASSES):
-                verdict = "cuda_oom_error"  # looked for first: CuPy's is a MemoryError
-            elif verdict or not (isinstance(link, (MemoryError, OSError)) or host(text)):
+            if is_gpu(text) or not classes.isdisjoint(GPU_CLASSES):
+                kind = "cuda_oom_error"  # before MemoryError, which CuPy's class is too
+            elif kind or not (isinstance(link, (MemoryError, OSError)) or is_host(text)):
                 continue
             elif not isinstance(link, OSError) or link.errno == errno.ENOMEM:
-                verdict = "oom_error"
-        return verdict
+                kind = "oom_error"
+        return kind
 
     return classify
 
 
 def release_frames(error: BaseException) -> None:
-    """Let go of what the frames of the failed call hold: their locals are the large tensors."""
-    import traceback  # there is no memory to load it now: `make_answer` did
+    """Release what the frames of the failed call hold: their locals are the large tensors."""
+    import traceback  # loaded by `make_answer`: there is no memory to load it now
 
-    for link in list(links(error)):
-        trace = attribute(link, "__traceback__")
-        BaseException.with_traceback(link, None)  # an assignment fails if its class is frozen
+    for link in list(walk_chain(error)):
+        trace = get_attribute(link, "__traceback__")
+        BaseException.with_traceback(link, None)  # assigning fails if the class is frozen
         traceback.clear_frames(trace)
 
 
 def empty_caches() -> None:
-    """Give cached GPU memory back, of frameworks that are loaded; initialise none of them."""
+    """Release cached GPU memory of frameworks that are loaded, without initializing any."""
     torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
 
-    def of_torch(device: str) -> None:
-        part = attribute(torch, device)
+    def empty_torch(device: str) -> None:
+        part = get_attribute(torch, device)
         if part is not None and part.is_initialized():
             part.empty_cache()
             getattr(part, "ipc_collect", int)()
 
-    def of_apple() -> None:
+    def empty_mps() -> None:
         if torch is not None and torch.backends.mps.is_available():
             torch.mps.empty_cache()
 
-    def of_cupy() -> None:
+    def empty_cupy() -> None:
         if cupy is not None:
             cupy.get_default_memory_pool().free_all_blocks()
             cupy.get_default_pinned_memory_pool().free_all_blocks()
 
-    steps: "list[Action]" = [lambda: of_torch("cuda"), lambda: of_torch("xpu"), of_apple, of_cupy]
-    for step in steps:
+    actions: "list[Action]" = [lambda: empty_torch("cuda"), lambda: empty_torch("xpu")]
+    for action in (*actions, empty_mps, empty_cupy):
         try:
-            step()
-        except Exception as error:  # which can itself run out of memory
+            action()
+        except Exception as error:  # it can run out of memory too
             log("emptying a GPU cache failed: %s" % type(error).__name__)
 
 
-def log_traceback(error: BaseException, what: str) -> None:
+def log_traceback(error: BaseException, title: str) -> None:
     """Log an exception as the interpreter would, without the frames of this file."""
     try:
         import traceback
@@ -518,24 +569,24 @@ def log_traceback(error: BaseException, what: str) -> None:
         while trace is not None and trace.tb_frame.f_globals is globals():
             trace = trace.tb_next
         lines = traceback.format_exception(type(error), error, trace)
-        log(what + "\n" + "".join(lines)[-20000:].rstrip())
+        log(title + "\n" + "".join(lines)[-20000:].rstrip())
     except BaseException:
-        log(what + "; its traceback cannot be shown")
+        log(title + "; its traceback cannot be printed")
 
 
-# --- The handler
+# --- Handler
 
 COROUTINE, ASYNC_GENERATOR = 0x80, 0x200  # of inspect, whose import costs 10 ms
 GENERATOR = type(_ for _ in ())
 
 
 def load_handler(name: str) -> "Callable[[Any], Any]":
-    """Import `module.path.function`, or `module.Class.method` of one instance."""
+    """Import `module.path.function`, or `module.Class.method` of one new instance."""
     import importlib
 
-    def failed(error: BaseException, what: str) -> Refused:
-        log_traceback(error, what)
-        return Refused("%s: %s: %s" % (what, type(error).__name__, text_of(error)[:300]))
+    def fail(error: BaseException, reason: str) -> StartupError:
+        log_traceback(error, reason)
+        return StartupError("%s: %s: %s" % (reason, type(error).__name__, get_text(error)[:300]))
 
     parts = name.split(".")
     for cut in range(len(parts) - 1, 0, -1):
@@ -546,58 +597,59 @@ def load_handler(name: str) -> "Callable[[Any], Any]":
         except ModuleNotFoundError as error:
             missing = str(error.name)
             if not (path + ".").startswith(missing + "."):
-                what = "%s needs the module %s, which this image does not have" % (path, missing)
-                raise failed(error, what) from None
+                reason = "%s imports %s, which is not installed in this image" % (path, missing)
+                raise fail(error, reason) from None
             if cut == 1:
-                raise Refused(explain_missing(name, missing)) from None
-        except BaseException as error:  # the SystemExit of a script among them
-            raise failed(error, "importing %s failed" % path) from None
+                raise StartupError(explain_missing(name, missing)) from None
+        except BaseException as error:  # SystemExit of a script too
+            raise fail(error, "importing %s failed" % path) from None
     for part in parts[cut:]:
         if isinstance(thing, type):
             try:
                 thing = thing()
             except BaseException as error:
-                raise failed(error, "making one %s failed" % path) from None
+                raise fail(error, "instantiating %s failed" % path) from None
         if not hasattr(thing, part):
-            raise Refused("%s has no %s; it has %s" % (path, part, contents(thing)))
+            raise StartupError("%s has no %s; it has %s" % (path, part, list_contents(thing)))
         thing, path = getattr(thing, part), path + "." + part
     if isinstance(thing, type):
-        raise Refused("%s is a class; name its method: it has %s" % (path, contents(thing)))
+        reason = "%s is a class; set ASYA_HANDLER to one of its methods: %s"
+        raise StartupError(reason % (path, list_contents(thing)))
     if not callable(thing):
-        raise Refused("%s is no function, it is of type %s" % (path, type(thing).__name__))
+        raise StartupError("%s is not callable: it is of type %s" % (path, type(thing).__name__))
     return thing  # type: ignore[no-any-return, unused-ignore]
 
 
-def contents(thing: object) -> str:
-    """List what a module, package or object offers."""
-    names = [n for n in dir(thing) if n[0] != "_" and callable(attribute(thing, n))]
-    for folder in attribute(thing, "__path__") or ():
+def list_contents(thing: object) -> str:
+    """List what can be called in a module or object, and the modules of a package."""
+    names = [n for n in dir(thing) if n[0] != "_" and callable(get_attribute(thing, n))]
+    for folder in get_attribute(thing, "__path__") or ():
         names += ["the module " + n[:-3] for n in sorted(os.listdir(folder)) if n.endswith(".py")]
     return ", ".join(names[:20]) or "nothing to call"
 
 
 def explain_missing(name: str, missing: str) -> str:
-    """Say where `missing` was looked for, and which folder near there has it."""
-    near = ""
+    """Say where `missing` was searched, and which directory nearby contains it."""
+    hint = ""
     for root in sys.path[:20]:
         try:
             folders = [entry.path for entry in os.scandir(root or ".") if entry.is_dir()]
         except OSError:
-            continue  # archives, and what is not there
+            continue  # an archive, or missing
         for folder in folders[:200]:
             if any(os.path.exists(os.path.join(folder, missing + end)) for end in (".py", "")):
-                near = near or "; %s has it: set PYTHONPATH to that" % folder
-    where = ", ".join(path or "." for path in sys.path)
-    return "ASYA_HANDLER=%s: no module %s%s; looked in %s" % (name, missing, near, where)
+                hint = hint or "; it is in %s: add that to PYTHONPATH" % folder
+    searched = ", ".join(path or "." for path in sys.path)
+    return "ASYA_HANDLER=%s: no module %s%s; searched %s" % (name, missing, hint, searched)
 
 
 def make_call(handler: "Callable[[Any], Any]", threads: bool) -> "Call":
-    """Give a plain function that calls the handler: sync, async or generator."""
+    """Return a plain function that calls the handler: sync, async or generator."""
     function = handler
     while type(function).__name__ == "partial":
-        function = attribute(function, "func")
-    own = attribute(attribute(type(function), "__call__"), "__code__")
-    flags = attribute(attribute(function, "__code__") or own, "co_flags") or 0
+        function = get_attribute(function, "func")
+    own_call = get_attribute(get_attribute(type(function), "__call__"), "__code__")
+    flags = get_attribute(get_attribute(function, "__code__") or own_call, "co_flags") or 0
     if not flags & (COROUTINE | ASYNC_GENERATOR):
         return handler
 
@@ -609,133 +661,150 @@ def make_call(handler: "Callable[[Any], Any]", threads: bool) -> "Call":
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
 
-    async def outcome(request: "Request") -> "tuple[object, BaseException | None]":
+    async def capture(request: "Request") -> "tuple[object, BaseException | None]":
+        """Return result and exception: a SystemExit that is raised would end the loop."""
         try:
             if flags & ASYNC_GENERATOR:
                 return [item async for item in handler(request)], None
             return await handler(request), None
-        except BaseException as error:  # let out, a SystemExit would end the loop
+        except BaseException as error:
             return None, error
 
-    def persist(run: "Callable[[], Any]", done: "Callable[[], bool]") -> None:
+    def run_until(done: "Callable[[], bool]", run: "Callable[[], Any]") -> None:
         while not done():
             try:
                 run()
-            except BaseException as error:  # SystemExit in a background task of the user's
-                log_traceback(error, "a background task stopped the event loop; it goes on")
+            except BaseException as error:  # SystemExit in a background task of user code
+                log_traceback(
+                    error, "a background task stopped the event loop; restarting the loop"
+                )
 
     def call(request: "Request") -> object:
         if threads:
-            result, error = asyncio.run_coroutine_threadsafe(outcome(request), loop).result()
+            result, error = asyncio.run_coroutine_threadsafe(capture(request), loop).result()
         else:
-            task = loop.create_task(outcome(request))
-            persist(lambda: loop.run_until_complete(task), task.done)
+            task = loop.create_task(capture(request))
+            run_until(task.done, lambda: loop.run_until_complete(task))
             result, error = task.result()
         if error is not None:
             raise error
         return result
 
     if threads:
-        in_background(lambda: persist(loop.run_forever, lambda: False))
+        start_thread(lambda: run_until(lambda: False, loop.run_forever))
     return call
 
 
-def in_background(work: "Callable[[], object]") -> None:
+def start_thread(work: "Callable[[], object]") -> None:
     """Start a daemon thread: the process never waits for it."""
     import threading
 
-    size = threading.stack_size(16777216)  # deep JSON needs it; only what is used costs memory
+    size = threading.stack_size(16777216)  # for deep JSON; only what is used costs memory
     threading.Thread(target=work, daemon=True).start()
     threading.stack_size(size)
 
 
-def make_answer(settings: Settings, call: "Call", ending: "list[int]") -> "Answer":
-    """Give the function that turns a message into its reply, and never raises."""
+# --- Answer
+
+
+def make_answer(settings: Settings, call: "Call", state: State) -> "Answer":
+    """Return the function that turns a message into its reply and never raises."""
     import gc
-    import traceback  # noqa: F401  # now: later memory or file descriptors may have run out
+    import traceback  # noqa: F401  # now: later, memory or file descriptors may be exhausted
 
     decode, encode, encode_large = make_codec(settings.json, settings.concurrency > 1)
     classify = make_classify() if settings.enable_oom_detection else lambda error: ""
     metadata = settings.include_metadata
 
-    def judge(error: BaseException, lead: str = "") -> "tuple[bytes, str]":
-        """Build the reply first; then free what the failed call holds."""
-        reply, kind = OUT_OF_MEMORY if settings.enable_oom_detection else UNSPEAKABLE, ""
+    def fail(error: BaseException, prefix: str = "") -> "tuple[bytes, str]":
+        """Build the error reply first, then release what the failed call holds."""
+        reply, kind = OUT_OF_MEMORY if settings.enable_oom_detection else UNPRINTABLE, ""
         try:
             kind = classify(error)
             code = kind if kind in CODES else "processing_error"
-            reply = describe(code, error, "" if kind else lead)
+            reply = describe(code, error, "" if kind else prefix)
             if kind in CODES:
                 log("%s: %s" % (code, type(error).__name__))
             else:
-                log_traceback(error, lead or "the handler failed")
+                log_traceback(error, prefix or "the handler failed")
         except MemoryError:
             kind = kind or "oom_error"
         except BaseException:
-            reply = UNSPEAKABLE
+            reply = UNPRINTABLE
         release_frames(error)
         return reply, kind
 
     def recover(kind: str) -> None:
-        """Make the next call possible, or end the process when there cannot be one."""
+        """Make the next call possible, or end the process if none can succeed."""
         if kind == "sticky":
-            log("the GPU context of this process is lost: it ends after this reply")
-            ending.append(EXIT_POISONED)
+            log("the GPU context of this process is lost; exiting after this reply")
+            state.poisoned = True
             return
         gc.collect()
         if settings.cuda_cleanup_on_oom:
             empty_caches()
 
-    def complaint(box: "list[Any]") -> str:
+    def explain_unencodable(message: Message) -> str:
         try:
-            return "the result is no JSON: result%s; " % find_unencodable(box[0])
+            where = find_unencodable(message.result)
         except BaseException:
-            return "the result is no JSON: "
+            where = ": "
+        return "result is not JSON-serializable at result%s; " % where
 
-    def answer(parcel: "Parcel") -> "Bytes":
-        if EXIT_POISONED in ending:
-            return error_reply("processing_error", "the process restarts", "", "recoverable", 1)
+    def answer(message: Message) -> "Bytes":
+        if state.poisoned:
+            text = "the process is restarting"
+            return error_reply("processing_error", text, "", "recoverable", 1)
         kind, step = "", "decode"
-        build = encode if len(parcel[0]) < LARGE else encode_large
+        build = encode if len(message.body) < LARGE else encode_large  # type: ignore[arg-type]
         request: "Any" = None
-        box: "list[Any]" = []
         try:
-            request = decode(parcel)
+            request = decode(message)
             if not isinstance(request, dict):
-                raise ValueError("the message is no JSON object")
+                raise ValueError("the message is not a JSON object")
             if not isinstance(request.get("payload"), dict):
-                raise ValueError('the message has no object "payload"')
+                raise ValueError('the message has no "payload" that is an object')
             if not metadata:
                 request = {"payload": request["payload"]}
             step = "call"
-            box = [call(request)]
+            message.result = call(request)
             request = None  # its memory may be needed for the reply
-            if type(box[0]) is GENERATOR:
-                box = [list(box[0])]
+            if type(message.result) is GENERATOR:
+                message.result = list(message.result)
             step = "encode"
-            reply = build(box)
+            reply = build(message)
             step = "send"
             if len(reply) > FRAME_LIMIT:
-                raise OverflowError("a reply of %d bytes does not fit a frame" % len(reply))
+                raise OverflowError("reply of %d bytes exceeds the frame limit" % len(reply))
         except BaseException as error:  # SystemExit and KeyboardInterrupt are answered too
             if step == "decode" and isinstance(error, (ValueError, RecursionError)):
                 return describe("invalid_json", error)
             unfit = step == "encode" and not isinstance(error, MemoryError)
-            reply, kind = judge(error, complaint(box) if unfit else "")
-        if kind:
-            request = None
-            box.clear()
+            reply, kind = fail(error, explain_unencodable(message) if unfit else "")
+            request = message.result = None
+        if kind:  # here, where the exception is gone
             recover(kind)
         return reply
 
     return answer
 
 
-# --- The socket file: there if and only if the handler serves
+# --- Socket file: it exists if and only if the handler serves
 
 
-def open_listener(path: str, mode: int) -> "Place":
-    """Listen under a temporary name. Give the listener, `publish()` and `remove()`."""
+class SocketFile:
+    """The listening socket and its file."""
+
+    __slots__ = ("listener", "publish", "remove")
+
+    def __init__(self, listener: "Socket", publish: "Action", remove: "Action") -> None:
+        self.listener = listener
+        self.publish = publish  # give the file its name
+        self.remove = remove
+
+
+def open_listener(path: str, mode: int) -> SocketFile:
+    """Listen under a temporary name."""
     import _socket
     import fcntl
     import stat
@@ -747,37 +816,38 @@ def open_listener(path: str, mode: int) -> "Place":
         os.makedirs(folder, exist_ok=True)
         directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise Refused("the socket's directory %s: %s" % (folder, error.strerror)) from None
+        raise StartupError("socket directory %s: %s" % (folder, error.strerror)) from None
 
-    def address(entry: str) -> str:
+    def make_address(entry: str) -> str:
         plain = os.path.join(folder, entry)
         if len(os.fsencode(plain)) <= 107:
             return plain
-        return "/proc/self/fd/%d/%s" % (directory, entry)  # short, whatever the folder's name
+        return "/proc/self/fd/%d/%s" % (directory, entry)  # short, however long the path is
 
-    def status(entry: str) -> os.stat_result:
+    def get_status(entry: str) -> os.stat_result:
         return os.stat(entry, dir_fd=directory, follow_symlinks=False)
 
     def clear(entry: str) -> None:
-        """Remove a socket that nobody listens to; raise Refused for anything else there."""
+        """Remove a socket without a listener. Raises StartupError for anything else there."""
+        plain = os.path.join(folder, entry)
         try:
-            if not stat.S_ISSOCK(status(entry).st_mode):
-                raise Refused("%s exists, is no socket, and stays" % os.path.join(folder, entry))
-            try_to_connect(address(entry))
+            if not stat.S_ISSOCK(get_status(entry).st_mode):
+                raise StartupError("%s exists and is not a socket; refusing to replace it" % plain)
+            try_to_connect(make_address(entry))
         except ConnectionRefusedError:
             os.unlink(entry, dir_fd=directory)
             return
         except FileNotFoundError:
             return
-        raise Refused("another process serves %s" % os.path.join(folder, entry))
+        raise StartupError("another process is serving %s" % plain)
 
-    def locked(action: "Action") -> None:
-        """Run under the directory's lock: nobody may come between a check and its change."""
+    def run_locked(action: "Action") -> None:
+        """Run under the directory's lock, so that nobody acts between a check and its change."""
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
             action()
         except OSError as error:
-            raise Refused("the socket %s: %s" % (path, error.strerror or error)) from None
+            raise StartupError("socket %s: %s" % (path, error.strerror or error)) from None
         finally:
             fcntl.flock(directory, fcntl.LOCK_UN)
 
@@ -787,9 +857,9 @@ def open_listener(path: str, mode: int) -> "Place":
             if entry.startswith(".asya-"):
                 try:
                     clear(entry)  # left by a start that was killed
-                except (OSError, Refused):
-                    pass  # a start that is under way
-        listener.bind(address(temporary))
+                except (OSError, StartupError):
+                    pass  # another start is in progress
+        listener.bind(make_address(temporary))
         os.chmod(temporary, mode, dir_fd=directory)
         listener.listen(1024)
         listener.setblocking(False)
@@ -801,23 +871,23 @@ def open_listener(path: str, mode: int) -> "Place":
     def remove() -> None:
         for entry in (temporary, name):
             try:
-                if os.path.samestat(status(entry), ours):
+                if os.path.samestat(get_status(entry), claimed):
                     os.unlink(entry, dir_fd=directory)
             except OSError:
-                pass  # not there, or gone with its directory
+                pass  # already removed
 
-    def after_fork() -> None:
+    def close_in_child() -> None:
         listener.close()
         os.close(directory)
 
-    locked(claim)
-    ours = status(temporary)
-    os.register_at_fork(after_in_child=after_fork)
-    return listener, lambda: locked(publish), remove
+    run_locked(claim)
+    claimed = get_status(temporary)
+    os.register_at_fork(after_in_child=close_in_child)
+    return SocketFile(listener, lambda: run_locked(publish), remove)
 
 
 def try_to_connect(address: str) -> None:
-    """Find out whether somebody listens there; raises OSError if not."""
+    """Raise OSError unless a process listens there."""
     import _socket
 
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
@@ -825,65 +895,73 @@ def try_to_connect(address: str) -> None:
     try:
         sock.connect(address)
     except BlockingIOError:
-        pass  # its backlog is full: very much alive
+        pass  # the backlog is full: a process listens
     finally:
         sock.close()
 
 
-# --- Signals, and the watch over slow calls: one thread
+# --- Signals, and warnings about slow calls: one thread
 
 
-def start_watch(
-    limit: float, abandon: "Action"
-) -> "tuple[Action, list[Action], Callable[[Call], Call]]":
-    """Start the thread that hears SIGTERM even while the main thread is deep in C code.
+class Watch:
+    """What `start_watch` offers."""
 
-    Gives `install()`, for again after the handler's import, which may have replaced signal
-    handlers; a list for the function that SIGTERM is to call (while it is empty: `abandon()`,
-    exit 0); what makes of a call one that is warned about while it runs over `limit` seconds.
+    __slots__ = ("install", "watch_call")
+
+    def __init__(self, install: "Action", watch_call: "Callable[[Call], Call]") -> None:
+        self.install = install  # the signal handlers, again after user code has run
+        self.watch_call = watch_call  # wrap a call: warn while it runs over the limit
+
+
+def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
+    """Start the thread that receives SIGTERM even while the main thread is deep in C code.
+
+    Until the server serves, SIGTERM runs `abandon()` and exits 0; then it sets `state.stopping`.
+    `limit`: seconds after which a call is slow; 0: never.
     """
     import select
     import signal
+    from _thread import get_ident
 
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    running: "dict[object, float]" = {}
-    stop: "list[Action]" = []
-    heard = {"thread": 0, "main": 0}
-    masks: "list[set[int]]" = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    running: "dict[object, float]" = {}  # when each call began
+    received = {"thread": 0, "main": 0}  # each signal arrives on both ways
+    masks: "dict[int, set[int]]" = {}  # of the threads that fork now
+    signals = (signal.SIGTERM, signal.SIGINT)
 
-    def hear(where: str, number: int) -> None:
-        heard[where] += 1
-        if heard[where] > 1:
+    def on_signal(way: str, number: int) -> None:
+        received[way] += 1
+        if received[way] > 1:
             os._exit(128 + number)
-        if not stop:
+        if state.wake is None:
             abandon()
             os._exit(0)
-        stop[0]()
+        state.stopping = True
+        state.wake()
 
     def install() -> None:
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in numbers:  # heard both ways: user code may take the wake-up fd
-            signal.signal(number, heard_in_python)
+        for number in signals:  # on both ways: user code may take the wake-up fd
+            signal.signal(number, on_signal_in_python)
 
-    def heard_in_python(number: int, frame: object) -> None:
-        hear("main", number)
+    def on_signal_in_python(number: int, frame: object) -> None:
+        on_signal("main", number)
 
-    def before_fork() -> None:  # what a child is sent, its copy of our pipe would tell us
-        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, numbers))
+    def before_fork() -> None:  # the child has a copy of our pipe: its signals would be ours
+        masks[get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
-    def in_parent() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
+    def after_fork() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop(get_ident()))
 
-    def in_child() -> None:
+    def after_fork_in_child() -> None:
         signal.set_wakeup_fd(-1)
-        for number in numbers:
-            if signal.getsignal(number) is heard_in_python:
+        for number in signals:
+            if signal.getsignal(number) is on_signal_in_python:
                 signal.signal(number, signal.SIG_DFL)
         os.close(reader)
         os.close(writer)
-        in_parent()
+        after_fork()
 
     def watch() -> None:
         poll = select.poll()
@@ -899,11 +977,11 @@ def start_watch(
             due = [calls[key] + limit - now for key in calls if key not in warned]
             if poll.poll(1000 * min(due, default=limit) + 1 if limit else None):
                 for number in os.read(reader, 512):
-                    if number in numbers:
-                        hear("thread", number)
+                    if number in signals:
+                        on_signal("thread", number)
 
-    def timed(call: "Call") -> "Call":
-        def timed_call(request: "Request") -> object:
+    def watch_call(call: "Call") -> "Call":
+        def watched_call(request: "Request") -> object:
             key = object()
             running[key] = time.monotonic()
             try:
@@ -912,40 +990,61 @@ def start_watch(
             finally:
                 del running[key]
 
-        return timed_call if limit else call
+        return watched_call if limit else call
 
     install()
-    os.register_at_fork(before=before_fork, after_in_parent=in_parent, after_in_child=in_child)
-    in_background(watch)
-    return install, stop, timed
+    os.register_at_fork(
+        before=before_fork, after_in_parent=after_fork, after_in_child=after_fork_in_child
+    )
+    start_thread(watch)
+    return Watch(install, watch_call)
 
 
 # --- Connections
 
-IDLE, NOW, READ, WRITE = 0, -1, 1, 4  # what a conversation waits for; 1, 4: EPOLLIN, EPOLLOUT
-GROWTH = 65536  # the first buffer of what is larger than ASYA_CHUNK_SIZE
-KEPT = 4194304  # a buffer up to this size is used again
-STEP = 1048576  # a buffer doubles, but by no more than this; the allocator would keep larger ones
-LARGE = 16777216  # replies to messages of this size are made with little memory
+IDLE, NOW, READ, WRITE, WORKER = 0, -1, 1, 4, -2  # what a connection waits for; see below
+FIRST_BUFFER = 65536  # size of the first buffer for what is larger than ASYA_CHUNK_SIZE
+POOLED_BUFFER = 4194304  # buffers up to this size are used again
+PIECE = 1048576  # a buffer doubles, by at most this: the allocator would keep larger ones
+LARGE = 16777216  # replies to messages of this size are built with little memory
 
 
-class Broken(Exception):  # noqa: N818
-    """The stream ended or stalled inside a frame: nobody knows where the next one begins."""
+class Connection:
+    """One connection: its socket, its generator and what that waits for."""
+
+    __slots__ = ("fd", "message", "resume", "sock", "waits_for")
+    resume: "Callable[[Any], int]"  # run the generator until it waits again
+
+    def __init__(self, sock: "Socket") -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.message = Message()
+        # IDLE: the next message. READ: the rest of one (EPOLLIN). WRITE: the peer to read its
+        # reply (EPOLLOUT). NOW: the turn of the others. WORKER: the reply, as value of `resume`
+        self.waits_for = IDLE
 
 
-def converse(
-    sock: "Socket", settings: Settings, spare: "list[bytearray]", answer: "Answer | None"
+class BrokenStream(Exception):  # noqa: N818
+    """The stream ended or stalled inside a frame: where the next one begins is unknown."""
+
+
+def serve_connection(
+    connection: Connection,
+    settings: Settings,
+    buffer_pool: "list[bytearray]",
+    answer: "Answer | None",
 ) -> "Conversation":
-    """Serve one connection from accept to close.
+    """Serve one connection from accept to close; yield what it waits for.
 
-    Yields what to wait for; without `answer` also a parcel with a message, for which it is sent
-    the reply. `spare` holds one receive buffer for all: a new one has to be zeroed and paged in.
+    Without `answer`, a worker builds the reply to `connection.message`. The pool holds one
+    receive buffer for all connections: a new one would have to be zeroed and paged in.
     """
     import struct
 
-    nothing_left = OUT_OF_MEMORY if settings.enable_oom_detection else UNSPEAKABLE
+    no_memory = OUT_OF_MEMORY if settings.enable_oom_detection else UNPRINTABLE
     length = struct.Struct(">I")
     pack, unpack = length.pack, length.unpack_from
+    sock, message = connection.sock, connection.message
     chunk, recv, send, held = settings.chunk_size, sock.recv, sock.send, b""
     try:
         while True:
@@ -957,7 +1056,7 @@ def converse(
                     continue
                 if not data:
                     if held:
-                        raise Broken("the connection ended inside a length prefix")
+                        raise BrokenStream("connection closed inside a length prefix")
                     return
                 held = held + data if held else data
                 if len(held) < 4:
@@ -966,28 +1065,31 @@ def converse(
             end = size + 4
             if size > settings.max_message_size:
                 yield from receive(sock, None, len(held[4:end]), size)
-                text = "%d bytes are over the limit of %d" % (size, settings.max_message_size)
-                reply: "Bytes" = error_reply("connection_error", text)
+                text = "message of %d bytes exceeds the limit of %d bytes"
+                limit = settings.max_message_size
+                reply: "Bytes" = error_reply("connection_error", text % (size, limit))
             elif end <= len(held):
-                parcel: "Parcel" = [held[4:end]]
-                reply = answer(parcel) if answer else (yield parcel)
+                message.body = held[4:end]
+                reply = answer(message) if answer else (yield WORKER)
             else:
-                buffer = spare.pop() if spare else bytearray(GROWTH)
+                buffer = buffer_pool.pop() if buffer_pool else bytearray(FIRST_BUFFER)
                 buffer[: len(held) - 4] = held[4:]
-                whole = yield from receive(sock, buffer, len(held) - 4, size)
-                parcel = [memoryview(buffer)[:size]]
-                keep = buffer if len(buffer) <= KEPT else None
-                del buffer  # so that a large one is free when the handler is called
-                reply = (answer(parcel) if answer else (yield parcel)) if whole else nothing_left
-                parcel.clear()
-                if keep is not None:
-                    spare[:] = [keep]
+                if (yield from receive(sock, buffer, len(held) - 4, size)):
+                    message.body = memoryview(buffer)[:size]
+                    keep = buffer if len(buffer) <= POOLED_BUFFER else None
+                    del buffer  # a large one is then free while the handler runs
+                    reply = answer(message) if answer else (yield WORKER)
+                    message.body = None
+                    if keep is not None:
+                        buffer_pool[:] = [keep]
+                else:
+                    reply = no_memory
             held = held[end:]
             prefix = pack(len(reply))
             try:
-                if len(reply) < GROWTH:
+                if len(reply) < FIRST_BUFFER:
                     sent = send(prefix + reply)
-                else:  # too large to be copied
+                else:  # too large to copy
                     sent = sock.sendmsg((prefix, reply))
             except BlockingIOError:
                 sent = 0
@@ -996,35 +1098,35 @@ def converse(
                 yield from write(sock, memoryview(reply)[max(0, sent - 4) :])
             del reply
             if len(held) >= 4:
-                yield NOW  # the others' turn
-    except Broken as error:
+                yield NOW
+    except BrokenStream as error:
         reply = error_reply("connection_error", str(error))
         try:
             send(len(reply).to_bytes(4, "big") + reply)
         except OSError:
             pass
     except OSError:
-        pass  # the peer has gone, and nobody is left to be answered
+        pass  # the peer is gone: nobody reads an answer
 
 
 def receive(
     sock: "Socket", buffer: "bytearray | None", got: int, size: int
 ) -> "Generator[int, None, bool]":
-    """Receive the rest of `size` bytes into `buffer`, which grows with what has really arrived.
+    """Receive the rest of `size` bytes into `buffer`, which grows with what has arrived.
 
-    Gives whether all are there. Without a buffer, or when memory is gone, they pass by.
+    Returns whether all are there. Without a buffer, or out of memory, they are discarded.
     """
     while got < size:
         try:
             if buffer is None:
-                count = len(sock.recv(min(size - got, GROWTH)))
+                count = len(sock.recv(min(size - got, FIRST_BUFFER)))
             else:
                 if got == len(buffer):
-                    buffer.extend(bytes(min(max(got, GROWTH), STEP, size - got)))
+                    buffer.extend(bytes(min(max(got, FIRST_BUFFER), PIECE, size - got)))
                 with memoryview(buffer) as view:
                     count = sock.recv_into(view[got:size])
             if not count:
-                raise Broken("the connection ended after %d of %d bytes" % (got, size))
+                raise BrokenStream("connection closed after %d of %d bytes" % (got, size))
             got += count
         except BlockingIOError:
             pass
@@ -1037,7 +1139,7 @@ def receive(
 
 
 def write(sock: "Socket", data: "Bytes") -> "Generator[int, None, None]":
-    """Send `data`, as fast as the peer reads."""
+    """Send `data` as fast as the peer reads."""
     while data:
         try:
             data = data[sock.send(data) :]
@@ -1047,234 +1149,267 @@ def write(sock: "Socket", data: "Bytes") -> "Generator[int, None, None]":
             yield WRITE
 
 
-def serve(
-    settings: Settings, place: "Place", answer: "Answer", ending: "list[int]", stop: "list[Action]"
-) -> None:
-    """Move bytes until `ending` has an exit code; then answer what has arrived, and return."""
-    import _socket
-    import collections
-    import resource
-    import select
+# --- Server
 
-    listener, publish, retire = place
-    poll, listening = select.epoll(), listener.fileno()
-    waker, alarm = os.pipe()
-    os.set_blocking(alarm, False)
-    # By fd, the longest unused first: [send() of the conversation, what it waits for, socket]
-    talks: "dict[int, list[Any]]" = {}
-    deadlines: "dict[int, float]" = {}  # of those inside a frame, and of a pause in accepting
-    turns: "list[int]" = []  # those that have their next message already
-    spare: "list[bytearray]" = []
-    forked: "list[bool]" = []
-    busy: "set[int]" = set()  # those whose message a worker has
-    finished: "collections.deque[tuple[int, Bytes]]" = collections.deque()
-    workers: "list[int]" = []
-    most = min(1000, max(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+PAUSE = 1.0  # seconds without accepting, when no connection can be accepted or closed
+PATIENCE = 5.0  # seconds to wait at the end for peers that do not read and for threads
+
+
+def make_waker() -> "tuple[int, Action, Action, Action]":
+    """Return a descriptor to poll, `wake()` that makes it readable, `clear()` and `close()`."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
 
     def wake() -> None:
         try:
-            os.write(alarm, b"!")
+            os.write(writer, b"!")
         except BlockingIOError:
-            pass  # it has been woken often enough
+            pass  # it is readable
 
-    def end() -> None:
-        ending.append(0)
-        wake()
+    def clear() -> None:
+        os.read(reader, 4096)
 
-    def after_fork() -> None:
-        """In a child of user code: hold nothing open, or a dead runtime would look alive."""
-        forked.append(True)
-        poll.close()
-        os.close(waker)
-        os.close(alarm)
-        for talk in talks.values():
-            talk[2].close()
+    def close() -> None:
+        os.close(reader)
+        os.close(writer)
 
-    def reply_to(parcel: "Parcel") -> "Bytes":
-        reply = answer(parcel)
-        if forked:  # the handler forked, and this is its child, which is no server
-            os._exit(0)
-        return reply
+    return reader, wake, clear, close
 
-    answer_here: "Answer | None" = reply_to
-    if settings.concurrency > 1:
-        import queue
 
-        answer_here = None
-        jobs: "queue.SimpleQueue[tuple[int, Parcel]]" = queue.SimpleQueue()
+def make_workers(
+    limit: int, answer: "Answer", wake: "Action"
+) -> "tuple[Callable[[Connection, int], None], collections.deque[tuple[Connection, Bytes]]]":
+    """Prepare up to `limit` threads that answer messages while the main thread moves bytes.
+
+    Returns `submit(connection, busy)`, which starts a thread while there are fewer than `busy`,
+    and the connections whose reply is ready; each is followed by `wake()`.
+    """
+    import collections
+    import queue
+
+    jobs: "queue.SimpleQueue[Connection]" = queue.SimpleQueue()
+    finished: "collections.deque[tuple[Connection, Bytes]]" = collections.deque()
+    threads = 0
 
     def work() -> None:
         while True:
-            fd, parcel = jobs.get()
-            finished.append((fd, reply_to(parcel)))
+            connection = jobs.get()
+            finished.append((connection, answer(connection.message)))
             wake()
 
-    def hand_over(fd: int, parcel: "Parcel") -> None:
-        poll.unregister(fd)
-        busy.add(fd)
-        jobs.put((fd, parcel))
-        if len(workers) < min(len(busy), settings.concurrency):
-            workers.append(fd)
-            in_background(work)
+    def submit(connection: Connection, busy: int) -> None:
+        nonlocal threads
+        jobs.put(connection)
+        if threads < min(busy, limit):
+            threads += 1
+            start_thread(work)
 
-    def advance(fd: int, talk: "list[Any]", value: object = None) -> None:
-        """Continue a conversation until it has to wait."""
+    return submit, finished
+
+
+def serve(settings: Settings, file: SocketFile, answer: "Answer", state: State) -> None:
+    """Serve until the process is to end; then answer what has arrived, and return.
+
+    All of it happens in `step`: wait for events, continue each connection that can go on with
+    `advance`, accept new ones, and close those whose deadline has passed.
+    """
+    import _socket
+    import resource
+    import select
+
+    listener, listening = file.listener, file.listener.fileno()
+    poll = select.epoll()
+    waking, wake, clear_wake, close_waker = make_waker()
+    connections: "dict[int, Connection]" = {}  # by fd, the one quiet longest first
+    deadlines: "dict[int, float]" = {}  # by fd: inside a frame; of the listener: a pause
+    ready: "list[Connection]" = []  # they have their next message already
+    busy: "set[int]" = set()  # a worker has their message
+    buffer_pool: "list[bytearray]" = []
+    limit = min(1000, max(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+
+    def close_in_child() -> None:
+        """In a child of user code: keep nothing open, or a dead runtime would seem alive."""
+        state.forked = True
+        poll.close()
+        close_waker()
+        for connection in connections.values():
+            connection.sock.close()
+
+    def answer_here(message: Message) -> "Bytes":
+        reply = answer(message)
+        if state.forked:  # the handler forked, and this is the child: it serves nobody
+            os._exit(0)
+        return reply
+
+    threads = settings.concurrency > 1
+    if threads:
+        submit, finished = make_workers(settings.concurrency, answer_here, wake)
+
+    def advance(connection: Connection, value: object = None) -> None:
+        """Continue a connection until it waits again."""
+        fd = connection.fd
         try:
-            wait = talk[0](value)
-            if wait == talk[1] == IDLE:  # most often: a whole message has come, and was answered
-                return
-            if type(wait) is list:
-                deadlines.pop(fd, None)
-                hand_over(fd, wait)
-                return
+            waits_for = connection.resume(value)
         except StopIteration:
-            close(fd)
+            close(connection)
             return
         except MemoryError:
-            log("no memory to receive or to send: a connection is closed")
-            close(fd)
+            log("out of memory while receiving or sending: closing a connection")
+            close(connection)
             return
-        if wait > 0:
+        before = connection.waits_for
+        if waits_for == before == IDLE:  # most often: a whole message came and was answered
+            return
+        connection.waits_for = waits_for
+        if waits_for > 0:
             deadlines[fd] = time.monotonic() + settings.read_timeout
         elif deadlines:
             deadlines.pop(fd, None)
-        if wait == NOW:
-            turns.append(fd)
-        if wait != talk[1] and (wait or READ) != (talk[1] or READ):
-            poll.modify(fd, READ if wait < WRITE else WRITE)
-        talk[1] = wait
+        if waits_for == WORKER:
+            poll.unregister(fd)
+            busy.add(fd)
+            submit(connection, len(busy))
+        elif before == WORKER:
+            busy.discard(fd)
+            poll.register(fd, WRITE if waits_for == WRITE else READ)
+        elif (waits_for == WRITE) != (before == WRITE):
+            poll.modify(fd, WRITE if waits_for == WRITE else READ)
+        if waits_for == NOW:
+            ready.append(connection)
 
-    def close(fd: int) -> None:
-        deadlines.pop(fd, None)
-        talks.pop(fd)[2].close()
+    def close(connection: Connection) -> None:
+        deadlines.pop(connection.fd, None)
+        busy.discard(connection.fd)
+        del connections[connection.fd]
+        connection.sock.close()
 
-    def make_space() -> bool:
+    def make_room() -> bool:
         """Close the connection that has been quiet longest, if possible one between messages."""
 
-        def has_begun(fd: int) -> bool:
+        def has_begun(connection: Connection) -> bool:
             try:
-                return talks[fd][1] != IDLE or bool(talks[fd][2].recv(1, _socket.MSG_PEEK))
+                waits = connection.waits_for != IDLE
+                return waits or bool(connection.sock.recv(1, _socket.MSG_PEEK))
             except OSError:
                 return False
 
-        quiet = [fd for fd in talks if fd not in busy]
+        quiet = [one for one in connections.values() if one.fd not in busy]
         if quiet:
-            close(next((fd for fd in quiet if not has_begun(fd)), quiet[0]))
+            close(next((one for one in quiet if not has_begun(one)), quiet[0]))
         return bool(quiet)
 
     def accept() -> bool:
+        """Accept one connection; return whether there was one."""
         try:
             fd = listener._accept()[0]  # type: ignore[attr-defined]
             if fd < 3:  # user code has closed that one: its prints would go here
-                occupy_standard()
+                reserve_std_fds()
                 low = fd
                 try:
                     fd = os.dup(low)
                 finally:
                     os.close(low)
-                    occupy_standard()
+                    reserve_std_fds()
             sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno != errno.EINVAL:  # which says: shut down, and nobody is left
-                log("a connection cannot be accepted: %s" % error.strerror)
-                if not make_space():  # only time helps, and the listener stays readable
+            if error.errno != errno.EINVAL:  # EINVAL: shut down, and nobody is left
+                log("cannot accept a connection: %s" % error.strerror)
+                if not make_room():  # only time helps, and the listener stays readable
                     poll.modify(listening, 0)
                     deadlines[listening] = time.monotonic() + PAUSE
             return False
-        if len(talks) >= most:
-            make_space()
-        sock.setblocking(False)  # always: user code may have set a default time limit
-        talks[fd] = [converse(sock, settings, spare, answer_here).send, IDLE, sock]
+        if len(connections) >= limit:
+            make_room()
+        sock.setblocking(False)  # always: user code may have set a default timeout
+        connection = connections[fd] = Connection(sock)
+        replier = None if threads else answer_here
+        connection.resume = serve_connection(connection, settings, buffer_pool, replier).send
         poll.register(fd, READ)
-        advance(fd, talks[fd])
+        advance(connection)
         return True
 
-    def expire(now: float, came: "set[int]") -> None:
-        """End what stalled inside a frame: late before a poll that brought nothing for it."""
-        for fd in [fd for fd in deadlines if deadlines[fd] <= now and fd not in came]:
+    def expire(now: float, active: "set[int]") -> None:
+        """Close what stalled inside a frame: late before a poll that brought nothing for it."""
+        for fd in [fd for fd in deadlines if deadlines[fd] <= now and fd not in active]:
             if fd == listening:
                 del deadlines[fd]
                 poll.modify(fd, READ)
                 continue
-            if talks[fd][1] == READ:  # inside a reply, there is no place for another
+            connection = connections[fd]
+            if connection.waits_for == READ:  # inside a reply there is no place for another
+                text = "timed out after %g s in the middle of a frame" % settings.read_timeout
                 try:
-                    text = "no byte for %g s inside a frame" % settings.read_timeout
-                    talks[fd][0].__self__.throw(Broken(text))
+                    connection.resume.__self__.throw(BrokenStream(text))  # type: ignore[attr-defined]
                 except StopIteration:
                     pass
-            close(fd)
+            close(connection)
 
-    def turn(wait: "float | None") -> None:
-        """Wait until something happens; give each connection that can go on one step."""
+    def step(timeout: "float | None") -> None:
+        """Wait until something happens; give each connection that can go on one turn."""
         now = time.monotonic() if deadlines else 0.0
-        if turns:
-            wait = 0
+        if ready:
+            timeout = 0
         elif deadlines:
             nearest = max(0.0, min(deadlines.values()) - now)
-            wait = nearest if wait is None else min(wait, nearest)
-        events = poll.poll(wait, len(talks) + 2)  # room for all of them, and no more
+            timeout = nearest if timeout is None else min(timeout, nearest)
+        events = poll.poll(timeout, len(connections) + 2)  # room for all of them, and no more
         if deadlines:
             expire(now, {fd for fd, _ in events})
-        again = tuple(turns)
-        turns.clear()
-        for fd in again:
-            if fd in talks:
-                advance(fd, talks[fd])
+        turns = tuple(ready)
+        ready.clear()
+        for connection in turns:
+            if connections.get(connection.fd) is connection:
+                advance(connection)
         for fd, _ in events:
-            if fd in talks:
-                if fd not in again:
-                    talks[fd] = talk = talks.pop(fd)
-                    advance(fd, talk)
+            if fd in connections:
+                connection = connections.pop(fd)
+                connections[fd] = connection
+                if connection not in turns:
+                    advance(connection)
             elif fd == listening:
                 accept()
-            elif fd == waker:
-                os.read(waker, 4096)
-        while finished:
-            fd, reply = finished.popleft()
-            busy.discard(fd)
-            poll.register(fd, READ if talks[fd][1] < WRITE else WRITE)
-            advance(fd, talks[fd], reply)
+            elif fd == waking:
+                clear_wake()
+        while threads and finished:
+            advance(*finished.popleft())
 
     def drain() -> None:
         """Answer what the backlog and the connections hold; take nothing more."""
-        retire()
-        listener.shutdown(0)  # SHUT_RD: who comes now is refused, before anything is sent
+        file.remove()
+        listener.shutdown(_socket.SHUT_RD)  # new clients are refused before they send anything
         while accept():
             pass
         deadlines.pop(listening, None)
         poll.unregister(listening)
         listener.close()
-        for talk in talks.values():
+        for connection in connections.values():
             try:
-                talk[2].shutdown(0)  # SHUT_RD: their next write fails, what is here can be read
+                # Their next write fails; what is here can be read
+                connection.sock.shutdown(_socket.SHUT_RD)
             except OSError:
-                pass  # has gone
-        patience = time.monotonic() + PATIENCE
-        while talks and (busy or turns or time.monotonic() < patience):
+                pass  # the peer is gone
+        give_up = time.monotonic() + PATIENCE
+        while connections and (busy or ready or time.monotonic() < give_up):
             began = time.monotonic()
-            turn(PATIENCE / 10)
+            step(PATIENCE / 10)
             if busy or time.monotonic() - began > PATIENCE / 5:
-                patience = time.monotonic() + PATIENCE  # not the peers were slow, a handler was
+                give_up = time.monotonic() + PATIENCE  # a handler was slow, not the peers
 
     poll.register(listening, READ)
-    poll.register(waker, READ)
-    os.register_at_fork(after_in_child=after_fork)
-    stop.append(end)  # before anybody can connect: what they send is answered
-    publish()
+    poll.register(waking, READ)
+    os.register_at_fork(after_in_child=close_in_child)
+    state.wake = wake  # before anybody can connect: what they send is answered
+    file.publish()
     log("serving %s on %s" % (settings.handler, settings.socket_path))
-    while not ending:
-        turn(None)
+    while not (state.stopping or state.poisoned):
+        step(None)
     drain()
 
 
-PAUSE = 1.0  # seconds, when nothing can be accepted and no connection be closed
-PATIENCE = 5.0  # seconds, with peers that do not read and threads that do not end
-
-
-def occupy_standard() -> None:
-    """Let nothing else become fd 0, 1 or 2."""
+def reserve_std_fds() -> None:
+    """Occupy fds 0, 1 and 2, so that nothing else becomes one of them."""
     fd = 0
     while fd < 3:
         fd = os.open(os.devnull, os.O_RDWR)
@@ -1285,8 +1420,8 @@ def occupy_standard() -> None:
 # --- Command line
 
 
-def prepare(settings: Settings) -> "Callable[[Any], Any]":
-    """Import the handler as a script of the user's in the current directory would."""
+def import_handler(settings: Settings) -> "Callable[[Any], Any]":
+    """Import the handler as a script of the user in the current directory would."""
     del sys.argv[1:]
     try:
         sys.path.insert(0, os.getcwd())
@@ -1296,49 +1431,48 @@ def prepare(settings: Settings) -> "Callable[[Any], Any]":
 
 
 def run(settings: Settings) -> int:
-    """Serve until told to stop; give the exit status."""
-    occupy_standard()
+    """Serve until a signal or a lost GPU context; return the exit code."""
+    reserve_std_fds()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)  # lines are in the log when they are printed
-    # glibc learns from this that blocks of this size come and go; else each large message has
-    # its memory paged in again, which costs a third of the time. Not one page is touched here
+    # glibc learns from this that blocks of this size come and go. Otherwise the memory of each
+    # large message is paged in again, which costs a third of the time. No page is touched here
     bytes(4194304)
-    place = open_listener(settings.socket_path, settings.socket_mode)
-    remove = place[2]
-    install, stop, timed = start_watch(settings.handler_timeout, remove)
-    ending: "list[int]" = []
+    file = open_listener(settings.socket_path, settings.socket_mode)
+    state = State()
+    watch = start_watch(settings.handler_timeout, state, file.remove)
     try:
-        call = timed(make_call(prepare(settings), settings.concurrency > 1))
-        answer = make_answer(settings, call, ending)
-        occupy_standard()
-        install()
-        serve(settings, place, answer, ending, stop)
+        call = watch.watch_call(make_call(import_handler(settings), settings.concurrency > 1))
+        answer = make_answer(settings, call, state)
+        reserve_std_fds()
+        watch.install()
+        serve(settings, file, answer, state)
     finally:
-        remove()
-    return max(ending)
+        file.remove()
+    return EXIT_POISONED if state.poisoned else 0
 
 
 def check(settings: Settings) -> int:
-    """Import the handler and serve nothing."""
-    make_call(prepare(settings), False)
+    """Import the handler without serving it."""
+    make_call(import_handler(settings), False)
     make_codec(settings.json, False)
     print("asya_runtime: %s can be served" % settings.handler)
     return 0
 
 
-def probe(settings: Settings) -> int:
-    """Exit 0 if somebody listens. A file of the name proves nothing: it survives its process."""
+def check_ready(settings: Settings) -> int:
+    """Exit 0 if a process listens. The file proves nothing: it survives its process."""
     try:
         try_to_connect(settings.socket_path)
     except OSError as error:
-        known = (settings.socket_path, error.strerror, last_refusal())
-        print("asya_runtime: not ready: %s: %s%s" % known)
+        details = (settings.socket_path, error.strerror, read_startup_error())
+        print("asya_runtime: not ready: %s: %s%s" % details)
         return 1
     return 0
 
 
-def last_refusal() -> str:
-    """Give what `refuse` left for Kubernetes: a container whose program runs on never shows it."""
+def read_startup_error() -> str:
+    """Return what `report` left for Kubernetes: it is not shown while the container runs on."""
     try:
         with open("/dev/termination-log", encoding="utf-8", errors="replace") as stream:
             name, found, line = stream.read().partition("asya_runtime: ")
@@ -1348,7 +1482,7 @@ def last_refusal() -> str:
 
 
 def send_once(settings: Settings, files: "list[str]") -> int:
-    """Send one message, print the reply, exit 0 if it is a good one."""
+    """Send one message, print the reply, exit 0 if it is a success."""
     import socket
 
     reply = b""
@@ -1369,51 +1503,51 @@ def send_once(settings: Settings, files: "list[str]") -> int:
 
 USAGE = """usage: asya_runtime.py                serve ASYA_HANDLER on ASYA_SOCKET_PATH
        asya_runtime.py --check        import the handler; exit 0 or 78
-       asya_runtime.py --ready        exit 0 if it serves, else 1
-       asya_runtime.py --call [FILE]  send one message (or standard input), print the reply
+       asya_runtime.py --ready        exit 0 if it is being served, else 1
+       asya_runtime.py --call [FILE]  send one message (default: standard input), print the reply
 """
 
 
-def refuse(reason: str) -> int:
-    """Say why nothing starts: in the log, and where Kubernetes shows it in the pod's status."""
-    line = " ".join(reason.split())[:4000]
+def report(error: StartupError) -> int:
+    """Write why the process cannot start to the log and to the pod's status."""
+    line = " ".join(str(error).split())[:4000]
     log(line)
-    try:  # not created: outside Kubernetes there is none
+    try:  # without creating it: it exists in Kubernetes only
         fd = os.open("/dev/termination-log", os.O_WRONLY | os.O_TRUNC)
         os.write(fd, ("asya_runtime: %s\n" % line).encode("utf-8", "backslashreplace")[:4096])
         os.close(fd)
     except OSError:
         pass
-    return EXIT_REFUSED
+    return EXIT_CONFIG
 
 
 def main(arguments: "list[str]", environ: "Mapping[str, str]") -> int:
-    """Do what `arguments` say; give the exit status."""
+    """Run the command of the command line; return the exit code."""
     command, rest = (arguments + [""])[0], arguments[1:]
     try:
         if command in ("--ready", "--call") and len(rest) <= (command == "--call"):
             settings = Settings(environ, only="ASYA_SOCKET_PATH")
-            return send_once(settings, rest) if command == "--call" else probe(settings)
+            return send_once(settings, rest) if command == "--call" else check_ready(settings)
         if command in ("", "--check") and not rest:
             return (check if command else run)(Settings(environ))
-    except Refused as error:
-        return refuse(str(error))
+    except StartupError as error:
+        return report(error)
     sys.stderr.write(USAGE)
     return 0 if command in ("-h", "--help") else 64
 
 
-def leave(code: int) -> None:
-    """End the process, though threads of user code may not end."""
+def exit_process(code: int) -> None:
+    """End the process, even if threads of user code do not end."""
 
     def insist() -> None:
         time.sleep(PATIENCE)
         os._exit(code)
 
-    in_background(insist)
+    start_thread(insist)
     sys.exit(code)
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--ready"]:
         sys.exit(main(sys.argv[1:], os.environ))
-    leave(main(sys.argv[1:], os.environ))
+    exit_process(main(sys.argv[1:], os.environ))

@@ -117,7 +117,7 @@ def test_without_a_descriptor_and_with_nothing_to_close_accepting_pauses(
     busy[1].send(frame({"payload": {"all": True}}))
     process.logged("none is left")
     late = process.client()
-    line = "a connection cannot be accepted: Too many open files"
+    line = "cannot accept a connection: Too many open files"
     process.logged(line)
     began = time.monotonic()
     eventually(lambda: process.log().count(line) >= 3, "further tries")

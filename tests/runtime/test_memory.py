@@ -391,7 +391,7 @@ def test_a_lost_gpu_context_is_answered_and_ends_the_process_with_70(
     assert client.reply() == {
         "status": "error",
         "error": "processing_error",
-        "message": "the process restarts",
+        "message": "the process is restarting",
         "severity": "recoverable",
         "retry_after": 1,
     }
