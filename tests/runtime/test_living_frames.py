@@ -342,7 +342,7 @@ CASES = {
                 trace = kept[0].__traceback__
                 names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(trace)]
                 last = list(traceback.walk_tb(trace))[-1][0]
-                return [names[-2:], last.f_locals]
+                return [names[-2:], dict(last.f_locals)]
             try: inner(42)
             except ValueError as e:
                 kept.append(e)
@@ -360,7 +360,7 @@ CASES = {
         def predict(m):
             if kept:
                 last = kept[0].__traceback__.tb_next.tb_frame
-                return [last.f_code.co_name, last.f_locals]
+                return [last.f_code.co_name, dict(last.f_locals)]
             try: inner(42)
             except ValueError as e:
                 kept.append(e)
