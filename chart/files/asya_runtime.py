@@ -14,12 +14,13 @@ one reply, whatever the handler does:
 
 Map of this file; each section uses only those above it:
 
+    Library             the standard library as it is before user code runs: `import_library`
     Settings            environment variables, validated once: `Settings`
     State               the records that the sections below share: `Message`, `State`
     Replies             error codes and error replies: `error_reply`, `describe`
     JSON                message bytes to objects, results to reply bytes: `make_codec`
     Memory errors       recognize them and free the memory: `make_classify`, `empty_caches`
-    Handler             import it and call it in any form: `load_handler`, `make_call`
+    Handler             import it and call it in any form: `load_handler`, `make_caller`
     Answer              one message to one reply, never an exception: `make_answer`
     Socket file         listen, and publish when ready: `open_listener`
     Signals             SIGTERM, and warnings about slow calls: `start_watch`
@@ -28,18 +29,18 @@ Map of this file; each section uses only those above it:
     Command line        serve, --check, --ready, --call: `main`
 
 Design: an epoll loop on the main thread moves bytes. Each connection is a generator that
-yields what it waits for. The handler also runs on the main thread, where it was imported
-and where sqlite, signal, asyncio and contextvars expect it; worker threads exist only with
-ASYA_CONCURRENCY above 1. Functions share state through closures and small records. Modules
-are imported where they are needed, because `--ready` is a probe and must be cheap. Sockets
-are those of `_socket`: socket.py adds 6 ms to the start and some time to each accept, and
-user code may replace its classes (gevent does).
+waits for events. The handler also runs on the main thread, where it was imported and where
+sqlite, signal, asyncio and contextvars expect it; worker threads exist only with
+ASYA_CONCURRENCY above 1. Functions share state through closures and small records.
+
+User code may do anything to its process. So this file imports what it needs before user code
+can run and keeps private copies of those modules; it uses C modules (`_socket`, `_thread`)
+where libraries such as gevent replace the Python ones; and it expects an exception at any
+point of the main thread, because signal handlers and other threads of user code can raise
+one there: `serve_connection` and `serve` are written so that no message gets lost by it.
 """
 
-import errno
-import os
 import sys
-import time
 
 if sys.version_info < (3, 9):  # a readable line, not a SyntaxError: this file parses on 3.6
     sys.stderr.write(
@@ -48,11 +49,49 @@ if sys.version_info < (3, 9):  # a readable line, not a SyntaxError: this file p
     )
     sys.exit(78)
 
+# --- Library: the standard library as it is before user code runs
+
+PRELOADED = set(sys.modules)  # what a script finds loaded
+IS_PROBE = __name__ == "__main__" and sys.argv[1:] == ["--ready"]  # which has to be cheap
+# The directories of the script and of PYTHONPATH come first in sys.path: files there may be named
+# like modules of the standard library. `encodings` is always loaded, from where the rest is too
+LIBRARY = [sys.modules["encodings"].__path__[0].rpartition("/")[0]]
+LIBRARY += [folder for folder in sys.path if folder.endswith("lib-dynload")]
+saved_path = sys.path[:]
+sys.path[:] = LIBRARY
+try:
+    import _socket
+    import builtins
+    import errno
+    import os
+    import time
+
+    if not IS_PROBE:
+        import _collections  # type: ignore[import-not-found]
+        import _queue
+        import _signal  # type: ignore[import-not-found]
+        import _struct
+        import _thread
+        import fcntl
+        import gc
+        import importlib
+        import re
+        import resource
+        import select
+        import stat
+        import traceback
+        from importlib.machinery import PathFinder
+        from itertools import repeat
+        from json import encoder as json_encoder
+        from json.decoder import JSONDecodeError, JSONDecoder
+finally:
+    sys.path[:] = saved_path
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import collections
     from _socket import socket as Socket  # noqa: N812
-    from collections.abc import Callable, Generator, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+    from types import ModuleType
     from typing import Any, TypeVar, Union
 
     T = TypeVar("T")
@@ -63,7 +102,71 @@ if TYPE_CHECKING:
     Decode = Callable[["Message"], object]
     Encode = Callable[["Message"], Bytes]
     Answer = Callable[["Message"], Bytes]
-    Conversation = Generator[int, Any, None]
+    Conversation = Generator[None, None, None]
+else:
+    # User code may replace functions of modules, and builtins: below, these names are copies
+    for name, module in list(globals().items()):
+        if type(module) is type(sys) and module is not sys:
+            globals()[name] = type(sys.implementation)(**vars(module))
+    globals().update((n, f) for n, f in vars(builtins).items() if not n.startswith("_"))
+
+OWN_MODULES = {name: sys.modules[name] for name in set(sys.modules) - PRELOADED}
+
+
+def find_user_paths() -> "list[str]":
+    """Return the directories that come before the standard library in sys.path."""
+    count = sys.path.index(LIBRARY[0]) if LIBRARY[0] in sys.path else 1
+    return [os.path.abspath(folder) for folder in sys.path[:count]]
+
+
+def is_shadowed(name: str, folders: "list[str]") -> bool:
+    """Whether one of the directories has a file for a module of the standard library."""
+    spec = PathFinder.find_spec(name.partition(".")[0], folders)
+    return spec is not None and spec.loader is not None
+
+
+def unload_shadowed(modules: "Iterable[str]") -> None:
+    """Unload modules for which user code has a file, so that its own imports find that."""
+    folders = find_user_paths()
+    for name in modules:
+        if is_shadowed(name, folders):
+            sys.modules.pop(name, None)
+
+
+def import_library(name: str) -> "ModuleType":
+    """Import a module of the standard library, whatever user code has put in its place."""
+
+    def is_replaced(name: str, module: object) -> bool:
+        file = get_attribute(module, "__file__")
+        if isinstance(file, str) and file.startswith(LIBRARY[0] + "/"):
+            return False
+        return is_shadowed(name, LIBRARY)
+
+    module = sys.modules.get(name)
+    if module is not None and not is_replaced(name, module):
+        return module
+    replaced = {n: m for n, m in list(sys.modules.items()) if is_replaced(n, m)}
+    path, before = sys.path[:], set(sys.modules)
+    for name_of_user in replaced:
+        del sys.modules[name_of_user]
+    sys.modules.update(OWN_MODULES)
+    sys.path[:] = LIBRARY
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path[:] = path
+        OWN_MODULES.update((n, sys.modules[n]) for n in set(sys.modules) - before)
+        unload_shadowed(set(sys.modules) - before)
+        sys.modules.update(replaced)
+
+
+def get_attribute(thing: object, name: str) -> "Any":
+    """Return an attribute or None, whatever the object's class does when asked."""
+    try:
+        return getattr(thing, name, None)
+    except BaseException:
+        return None
+
 
 EXIT_CONFIG = 78  # EX_CONFIG: a setting, the socket path or the handler is wrong
 EXIT_POISONED = 70  # EX_SOFTWARE: the GPU context is lost; only a new process helps
@@ -81,8 +184,6 @@ def make_parser(
     """Return a parser for texts that match `pattern`; `high`: the value is from `low` to `high`."""
 
     def parse(text: str) -> "Any":
-        import re
-
         value = read(text) if re.fullmatch(pattern, text) else None
         if value is None or (high and not low <= value <= high):
             raise ValueError("must be " + rule)
@@ -171,9 +272,13 @@ class Message:
     the next part.
     """
 
-    __slots__ = ("body", "result")
+    __slots__ = ("body", "reply", "result")
     body: "Bytes | None"  # as received
     result: "Any"  # what the handler returned
+    reply: "Bytes | None"  # built by a worker
+
+    def __init__(self) -> None:
+        self.body = self.result = self.reply = None
 
 
 class State:
@@ -184,16 +289,8 @@ class State:
     def __init__(self) -> None:
         self.stopping = False  # SIGTERM or SIGINT was received
         self.poisoned = False  # the GPU context is lost
-        self.forked = False  # this is a child that user code forked
+        self.forked = False  # this is a child process that user code forked
         self.wake: "Action | None" = None  # interrupts the server's wait; None before it serves
-
-
-def get_attribute(thing: object, name: str) -> "Any":
-    """Return an attribute or None, whatever the object's class does when asked."""
-    try:
-        return getattr(thing, name, None)
-    except BaseException:
-        return None
 
 
 def log(text: str) -> None:
@@ -221,26 +318,42 @@ OUT_OF_MEMORY = (
     b'{"status":"error","error":"oom_error","message":"out of memory","type":"MemoryError",'
     b'"severity":"recoverable","retry_after":30}'
 )
+RESTARTING = (
+    b'{"status":"error","error":"processing_error","message":"the process is restarting",'
+    b'"severity":"recoverable","retry_after":1}'
+)
 UNPRINTABLE = (
     b'{"status":"error","error":"processing_error",'
     b'"message":"the handler raised an exception that cannot be printed","severity":"fatal"}'
 )
 
 
+if not IS_PROBE:
+    escape = json_encoder.encode_basestring_ascii
+
+
 def error_reply(
     code: str, message: str, kind: str = "", severity: str = "", retry_after: object = None
 ) -> bytes:
     """Build an error reply. `severity` and `retry_after` override those of the code."""
-    import json
-
     usual, seconds = CODES[code]
     if retry_after is None and severity in ("", usual):
         retry_after = seconds
-    fields: "dict[str, object]" = {"status": "error", "error": code}
-    fields["message"] = message[:MESSAGE_LIMIT]
-    fields.update(type=kind or None, severity=severity or usual, retry_after=retry_after)
-    present = {name: value for name, value in fields.items() if value is not None}
-    return json.dumps(present, separators=(",", ":")).encode("ascii")
+    fields = {
+        "status": "error",
+        "error": code,
+        "message": clean(message[:MESSAGE_LIMIT])[:MESSAGE_LIMIT],
+    }
+    fields.update(type=clean(kind), severity=severity or usual)
+    parts = ['"%s":%s' % (name, escape(value)) for name, value in fields.items() if value]
+    if retry_after is not None:
+        parts.append('"retry_after":%r' % retry_after)
+    return ("{" + ",".join(parts) + "}").encode("ascii")
+
+
+def clean(text: str) -> str:
+    """Write lone surrogates as escapes: strict parsers reject them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def describe(code: str, error: BaseException, prefix: str = "") -> bytes:
@@ -274,8 +387,6 @@ def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
     `decode` consumes the body and returns the request. `encode` consumes the result and returns
     the complete success reply.
     """
-    import json
-    import json.encoder
 
     def reject_constant(word: str) -> object:
         raise ValueError("%s is not JSON" % word)
@@ -285,21 +396,26 @@ def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
             raise ValueError("integer of %d digits" % len(digits))
         return int(digits)
 
+    def reject(value: object) -> object:
+        raise TypeError("Object of type %s is not JSON serializable" % type(value).__name__)
+
     # Early 3.9 and 3.10 have no limit, and need time quadratic in the number of digits
     parse_int = None if hasattr(sys, "set_int_max_str_digits") else parse_integer
-    decoder = json.JSONDecoder(parse_constant=reject_constant, parse_int=parse_int)
-    encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+    decoder = JSONDecoder(parse_constant=reject_constant, parse_int=parse_int)
     scan = decoder.scan_once  # type: ignore[attr-defined]
-    parents: "dict[int, object]" = {}  # of the value being encoded: detects circular references
-
-    def make_chunks(value: object, level: int) -> "tuple[str, ...]":
-        return (encoder.encode(value),)
-
-    escape = json.encoder.encode_basestring_ascii
-    c_make_encoder = get_attribute(json.encoder, "c_make_encoder")
     form = (None, ":", ",", False, False, False)
-    if c_make_encoder and not threads:  # once: `encoder.encode` makes one per call, twice the cost
-        make_chunks = c_make_encoder(parents, encoder.default, escape, *form)
+    parents: "dict[int, object]" = {}  # of the value being encoded: detects circular references
+    c_make_encoder = get_attribute(json_encoder, "c_make_encoder")
+    make_chunks: "Callable[[object, int], Iterable[str]]"
+    if not c_make_encoder:  # an interpreter without the accelerator
+        make_chunks = json_encoder.JSONEncoder(separators=(",", ":"), allow_nan=False).iterencode  # type: ignore[assignment]
+    elif threads:
+
+        def make_chunks(value: object, level: int) -> "Iterable[str]":
+            return c_make_encoder({}, reject, escape, *form)(value, 0)  # type: ignore[no-any-return]
+
+    else:
+        make_chunks = c_make_encoder(parents, reject, escape, *form)
 
     @bound_recursion
     def decode(message: Message) -> object:
@@ -308,10 +424,18 @@ def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
         try:
             value, end = scan(text, 0)
         except StopIteration:
-            return decoder.decode(text)  # accepts leading white space, or raises
-        if end == len(text) or not text[end:].strip(" \t\r\n"):
-            return value
-        return decoder.decode(text)  # raises "Extra data"
+            start = 0
+            while text[start : start + 1] in (" ", "\t", "\r", "\n"):
+                start += 1
+            try:
+                value, end = scan(text, start)
+            except StopIteration as stop:
+                raise JSONDecodeError("Expecting value", text, stop.value) from None
+        if end != len(text):
+            rest = text[end:].lstrip(" \t\r\n")
+            if rest:
+                raise JSONDecodeError("Extra data", text, len(text) - len(rest))
+        return value
 
     @bound_recursion
     def encode(message: Message) -> bytes:
@@ -334,7 +458,7 @@ def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
             long.append(text)
             return "\0"  # never part of JSON
 
-        encode_outline = c_make_encoder({}, encoder.default, defer, *form)
+        encode_outline = c_make_encoder({}, reject, defer, *form)
         outline = "".join(encode_outline({"status": "ok", "result": message.result}, 0)).split("\0")
         message.result = None
         reply = bytearray()
@@ -351,7 +475,7 @@ def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
     @bound_recursion
     def encode_orjson(message: Message) -> bytes:
         try:
-            reply: bytes = orjson.dumps({"status": "ok", "result": message.result}, None, option)
+            reply: bytes = dumps({"status": "ok", "result": message.result}, None, option)
         except TypeError:
             return encode(message)  # large integers, other keys; or it raises the right error
         # orjson writes NaN as null: where there may be one, the standard library decides
@@ -361,20 +485,22 @@ def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
 
     def decode_orjson(message: Message) -> object:
         body, message.body = message.body, None
-        return orjson.loads(body)  # type: ignore[arg-type]
+        return loads(body)  # type: ignore[arg-type]
 
     standard = (decode, encode, encode_large if c_make_encoder else encode)
     if choice == "stdlib":
         return standard
     try:
         import orjson  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
+
+        dumps, loads = orjson.dumps, orjson.loads
+        option = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS
+        option |= orjson.OPT_PASSTHROUGH_DATETIME
+    except Exception:  # also a file of that name that is something else
         if choice == "auto":
             return standard
         reason = "ASYA_JSON=orjson: orjson is not installed; install it or set ASYA_JSON=auto"
         raise StartupError(reason) from None
-    option = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS
-    option |= orjson.OPT_PASSTHROUGH_DATETIME
     return decode_orjson, encode_orjson, encode_orjson
 
 
@@ -426,56 +552,172 @@ def find_unencodable(value: object, parents: "tuple[int, ...]" = ()) -> str:
     elif isinstance(value, (list, tuple)):
         form, items = "[%s]", enumerate(value)  # type: ignore[assignment]
     else:
-        name = type(value).__name__
-        return ": " + name + ("; make the handler `async def`" if name == "coroutine" else "")
+        return ": " + name_class(type(value))
     for key, item in items:
         if key is not None and not isinstance(key, (str, int, float)):
-            return ": key of type " + type(key).__name__
+            return ": key of type " + name_class(type(key))
         found = find_unencodable(item, parents + (id(value),))
         if found:
             return form % (key,) + found
     return ""
 
 
+def name_class(kind: type) -> str:
+    """Return the name of a class with its module, unless that is builtins: `numpy.bool`."""
+    module = kind.__module__
+    return kind.__name__ if module == "builtins" else "%s.%s" % (module, kind.__qualname__)
+
+
 # --- Memory errors: recognized by class name and text, without importing a framework
 
-# The GPU context is lost: every later GPU call of this process fails.
-STICKY = r"""
-    cuda\ error:\ (device-side|an\ illegal|unspecified|misaligned|uncorrectable|unknown\ error)
-  | an\ illegal\ (memory\ access|instruction)\ was\ encountered | unspecified\ launch\ failure
-  | device-side\ assert\ triggered | uncorrectable\ ecc\ error\ encountered | misaligned\ address
-  | cudaerror(illegal(address|instruction)|assert|launchfailure|misalignedaddress|eccuncorrectable)
-  | cuda_error_(illegal_(address|instruction)|assert|launch_failed|misaligned_address|ecc_uncorr)
-  | (cublas|cudnn)_status_execution_failed | ncclunhandledcudaerror
-  | cannot\ re-initialize\ cuda\ in\ forked\ subprocess
+# Texts count in exceptions of these packages, and of the classes that native code raises. In other
+# exceptions a text may quote the payload.
+FRAMEWORKS = """
+    bitsandbytes cuda cudf cuml cupy cupy_backends ctranslate2 flash_attn habana_frameworks jax
+    jaxlib llama_cpp mxnet numba numba_cuda onnxruntime openvino paddle pycuda rmm sglang tensorflow
+    tensorrt tensorrt_llm torch torchaudio torchvision triton vllm xformers xgboost
 """
-# GPU memory is exhausted. The word "CUDA" or "memory" alone proves nothing.
-GPU = r"""
-    (cuda|hip|xpu|mps\ backend)\ out\ of\ memory | (cuda|hip)(\ driver)?\ error:\ out\ of\ memory
-  | cuda\ failure\ 2:\ out\ of\ memory | cuda\ failed\ with\ error\ out\ of\ memory
-  | cumem\w*\ failed:\ out\ of\ memory | cuda_error_out_of_memory
-  | (cuda|hip)errormemoryallocation | hiperroroutofmemory
-  | (cublas|cudnn|cusolver|cusparse|hipblas|rocblas)_status_alloc_failed
-  | cublas_status_not_initialized\W+when\ calling\W+cublascreate
-  | bad_alloc:\ (out_of_memory:\ )?(rmm|cuda) | bad_alloc:\ out_of_memory:
-  | pt_devmem\ allocation\ failed | internal\ assert\ failed\ at\W.*cudacachingallocator
-  | resource_exhausted:\ (out\ of\ memory\ while\ trying\ to|failed\ to)\ allocate
-  | oom\ when\ allocating\ tensor.*device:(gpu|xpu|tpu)
-  | device:(gpu|xpu|tpu)\S*\ failed\ to\ allocate\ memory
-  | (gpu=|cuda).*failed\ to\ allocate\ memory\ for\ requested\ buffer
-  | no\ available\ memory\ for\ the\ cache\ blocks | less\ than\ desired\ gpu\ memory\ utilization
-  | larger\ than\ the\ available\ kv\ cache\ memory
-"""
-# Host memory is exhausted, reported by something other than a MemoryError.
-HOST = r"""
-    defaultcpuallocator:\ (can't\ allocate|not\ enough)\ memory
-  | resource_exhausted:\ out\ of\ memory\ allocating | oom\ when\ allocating\ tensor.*device:cpu
-  | device:cpu\S*\ failed\ to\ allocate\ memory
-  | failed\ to\ allocate\ memory\ for\ requested\ buffer | onnxruntimeerror.*std::bad_alloc
-  | available\ memory\ of\ \d+\ is\ smaller\ than\ requested
-"""
+NATIVE_ERRORS = (RuntimeError, SystemError, MemoryError)
+GPU_CLASSES = {"torch.OutOfMemoryError", "cupy.OutOfMemoryError", "pycuda.MemoryError"}
 
-GPU_CLASSES = ("torch.OutOfMemoryError", "cupy.OutOfMemoryError", "pycuda.MemoryError")
+
+TEXT_LIMIT = 20000  # characters of a chain of exceptions that are searched
+# Each row has one phrase, or several in this order.
+PHRASES = {
+    # The GPU context is lost: every later GPU call of this process fails
+    "sticky": """
+        cuda error: device-side
+        cuda error: an illegal
+        cuda error: unspecified
+        cuda error: misaligned
+        cuda error: uncorrectable
+        cuda error: unknown error
+        an illegal memory access was encountered
+        an illegal instruction was encountered
+        unspecified launch failure
+        device-side assert triggered
+        uncorrectable ecc error encountered
+        misaligned address
+        cudaerrorillegaladdress
+        cudaerrorillegalinstruction
+        cudaerrorassert
+        cudaerrorlaunchfailure
+        cudaerrormisalignedaddress
+        cudaerroreccuncorrectable
+        cuda_error_illegal_address
+        cuda_error_illegal_instruction
+        cuda_error_assert
+        cuda_error_launch_failed
+        cuda_error_misaligned_address
+        cuda_error_ecc_uncorr
+        cublas_status_execution_failed
+        cudnn_status_execution_failed
+        ncclunhandledcudaerror
+        cannot re-initialize cuda in forked subprocess
+""",
+    # It was raised in another process, whose GPU context is not that of this one
+    "relayed": """
+        in dataloader worker process
+        dataloader worker (pid
+        -- process ... terminated with the following error
+    """,
+    # GPU memory is exhausted. The word "CUDA" or "memory" alone proves nothing
+    "cuda_oom_error": """
+        cuda out of memory
+        hip out of memory
+        xpu out of memory
+        mps backend out of memory
+        cuda error: out of memory
+        hip error: out of memory
+        cuda driver error: out of memory
+        hip driver error: out of memory
+        cuda failure 2: out of memory
+        cuda failed with error out of memory
+        cumem ... failed: out of memory
+        cuda_error_out_of_memory
+        cudaerrormemoryallocation
+        hiperrormemoryallocation
+        hiperroroutofmemory
+        cublas_status_alloc_failed
+        cudnn_status_alloc_failed
+        cusolver_status_alloc_failed
+        cusparse_status_alloc_failed
+        hipblas_status_alloc_failed
+        rocblas_status_alloc_failed
+        cublas_status_not_initialized ... when calling ... cublascreate
+        bad_alloc: rmm
+        bad_alloc: cuda
+        bad_alloc: out_of_memory:
+        pt_devmem allocation failed
+        internal assert failed at ... cudacachingallocator
+        resource_exhausted: out of memory while trying to allocate
+        resource_exhausted: failed to allocate
+        oom when allocating tensor ... device:gpu
+        oom when allocating tensor ... device:xpu
+        oom when allocating tensor ... device:tpu
+        device:gpu ... failed to allocate memory
+        device:xpu ... failed to allocate memory
+        device:tpu ... failed to allocate memory
+        gpu= ... failed to allocate memory for requested buffer
+        cuda ... failed to allocate memory for requested buffer
+        no available memory for the cache blocks
+        less than desired gpu memory utilization
+        larger than the available kv cache memory
+    """,
+    # Host memory is exhausted, reported by something other than a MemoryError
+    "oom_error": """
+        defaultcpuallocator: can't allocate memory
+        defaultcpuallocator: not enough memory
+        resource_exhausted: out of memory allocating
+        oom when allocating tensor ... device:cpu
+        device:cpu ... failed to allocate memory
+        failed to allocate memory for requested buffer
+        onnxruntimeerror ... std::bad_alloc
+        available memory of ... is smaller than requested
+    """,
+}
+RELAYING_CLASSES = ("RemoteTraceback", "_RemoteTraceback", "ProcessRaisedException", "RayTaskError")
+
+
+def make_find_kinds() -> "Callable[[str], set[str]]":
+    """Return a function: a text in lower case to the kinds of its phrases, in linear time.
+
+    One pattern finds the last phrase of each row; only where it is, the rest of the row is looked
+    for. It is a tree, so that few alternatives are tried at each character.
+    """
+
+    def factor(phrases: "set[str]") -> str:
+        if len(phrases) == 1:
+            return re.escape(min(phrases))
+        branches = []
+        for first in sorted({phrase[0] for phrase in phrases}):
+            rest = {phrase[1:] for phrase in phrases if phrase[0] == first}
+            branches.append(re.escape(first) + ("" if "" in rest else factor(rest)))
+        return branches[0] if len(branches) == 1 else "(?:%s)" % "|".join(branches)
+
+    table = [
+        (kind, row.strip().split(" ... "))
+        for kind, rows in PHRASES.items()
+        for row in rows.strip().splitlines()
+    ]
+    pattern = re.compile(factor({row[-1] for _, row in table}))
+    rows_by_match: "dict[str, list[tuple[str, list[str]]]]" = {}
+    for kind, row in table:  # the pattern finds a shorter phrase first
+        rows_by_match.setdefault(pattern.match(row[-1]).group(), []).append((kind, row))  # type: ignore[union-attr]
+
+    def has_row(text: str, row: "list[str]") -> bool:
+        at = 0
+        for phrase in row:
+            at = text.find(phrase, at) + len(phrase)
+            if at < len(phrase):
+                return False
+        return True
+
+    def find_kinds(text: str) -> "set[str]":
+        found = {match.group() for match in pattern.finditer(text)}
+        return {kind for one in found for kind, row in rows_by_match[one] if has_row(text, row)}
+
+    return find_kinds
 
 
 def walk_chain(error: BaseException) -> "Iterator[BaseException]":
@@ -495,42 +737,67 @@ def walk_chain(error: BaseException) -> "Iterator[BaseException]":
         todo.append(get_attribute(link, "__cause__"))
 
 
+def is_of_framework(error: BaseException) -> bool:
+    """Whether class or origin of an exception say that its text is that of a framework."""
+    kind, trace = type(error), get_attribute(error, "__traceback__")
+    if kind in NATIVE_ERRORS or (kind is OSError and get_attribute(error, "errno") is None):
+        return True
+    packages = [str(base.__module__).partition(".")[0] for base in kind.__mro__]
+    if kind is ValueError and trace is not None:
+        while trace.tb_next is not None:
+            trace = trace.tb_next
+        name = str(trace.tb_frame.f_globals.get("__name__"))
+        packages += [package for package in ("vllm",) if name.partition(".")[0] == package]
+    return not set(packages).isdisjoint(FRAMEWORKS.split())
+
+
 def make_classify() -> "Callable[[BaseException], str]":
     """Return a function: an exception to `sticky`, `cuda_oom_error`, `oom_error` or ""."""
-    import re
-
-    flags = re.IGNORECASE | re.VERBOSE | re.DOTALL
-    is_sticky, is_gpu, is_host = (re.compile(text, flags).search for text in (STICKY, GPU, HOST))
+    find_kinds = make_find_kinds()
 
     def classify(error: BaseException) -> str:
-        kind = ""
+        verdict, is_sticky, is_relayed, left = "", False, False, TEXT_LIMIT
         for link in walk_chain(error):
-            text = get_text(link)[:20000]
-            classes = {
+            names = {
                 "%s.%s" % (str(base.__module__).partition(".")[0], base.__name__)
                 for base in type(link).__mro__
             }
-            if is_sticky(text) or "vllm.EngineDeadError" in classes:
-                return "sticky"
-            if is_gpu(text) or not classes.isdisjoint(GPU_CLASSES):
-                kind = "cuda_oom_error"  # before MemoryError, which CuPy's class is too
-            elif kind or not (isinstance(link, (MemoryError, OSError)) or is_host(text)):
-                continue
-            elif not isinstance(link, OSError) or link.errno == errno.ENOMEM:
-                kind = "oom_error"
-        return kind
+            text = get_text(link)[:left].lower() if is_of_framework(link) else ""
+            left -= len(text)
+            kinds = find_kinds(text)
+            if "relayed" in kinds or type(link).__name__ in RELAYING_CLASSES:
+                is_relayed = True
+            if "sticky" in kinds or "vllm.EngineDeadError" in names:
+                is_sticky = True
+            elif "cuda_oom_error" in kinds or not names.isdisjoint(GPU_CLASSES):
+                verdict = "cuda_oom_error"  # before MemoryError, which CuPy's class is too
+            elif not verdict and (
+                "oom_error" in kinds or isinstance(link, MemoryError) or is_enomem(link)
+            ):
+                verdict = "oom_error"
+        return "sticky" if is_sticky and not is_relayed else verdict
 
     return classify
 
 
-def release_frames(error: BaseException) -> None:
-    """Release what the frames of the failed call hold: their locals are the large tensors."""
-    import traceback  # loaded by `make_answer`: there is no memory to load it now
+def is_enomem(error: BaseException) -> bool:
+    """Whether the system reports that it has no memory."""
+    return isinstance(error, OSError) and error.errno == errno.ENOMEM
 
+
+def release_frames(error: BaseException) -> None:
+    """Release what the finished frames of the failed call hold: their locals are the tensors."""
     for link in list(walk_chain(error)):
         trace = get_attribute(link, "__traceback__")
         BaseException.with_traceback(link, None)  # assigning fails if the class is frozen
-        traceback.clear_frames(trace)
+        while trace is not None:
+            frame, trace = trace.tb_frame, trace.tb_next
+            # Before 3.13, clearing a frame closes a coroutine or generator that still lives
+            if not frame.f_code.co_flags & (GENERATORS | COROUTINE | ASYNC_GENERATOR):
+                try:
+                    frame.clear()
+                except RuntimeError:
+                    pass  # it is running
 
 
 def empty_caches() -> None:
@@ -556,15 +823,13 @@ def empty_caches() -> None:
     for action in (*actions, empty_mps, empty_cupy):
         try:
             action()
-        except Exception as error:  # it can run out of memory too
+        except BaseException as error:  # it can run out of memory too
             log("emptying a GPU cache failed: %s" % type(error).__name__)
 
 
 def log_traceback(error: BaseException, title: str) -> None:
     """Log an exception as the interpreter would, without the frames of this file."""
     try:
-        import traceback
-
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_globals is globals():
             trace = trace.tb_next
@@ -576,13 +841,16 @@ def log_traceback(error: BaseException, title: str) -> None:
 
 # --- Handler
 
-COROUTINE, ASYNC_GENERATOR = 0x80, 0x200  # of inspect, whose import costs 10 ms
+COROUTINE, ASYNC_GENERATOR, GENERATORS = 0x80, 0x200, 0x20  # of inspect, whose import costs 10 ms
+VARARGS = 0x04
 GENERATOR = type(_ for _ in ())
+FUNCTION = type(walk_chain)
+METHOD = type(JSONDecoder().decode) if not IS_PROBE else None
+PLAIN = frozenset((dict, list, str, int, float, bool, tuple, type(None)))  # results as they are
 
 
 def load_handler(name: str) -> "Callable[[Any], Any]":
     """Import `module.path.function`, or `module.Class.method` of one new instance."""
-    import importlib
 
     def fail(error: BaseException, reason: str) -> StartupError:
         log_traceback(error, reason)
@@ -609,20 +877,58 @@ def load_handler(name: str) -> "Callable[[Any], Any]":
                 thing = thing()
             except BaseException as error:
                 raise fail(error, "instantiating %s failed" % path) from None
-        if not hasattr(thing, part):
-            raise StartupError("%s has no %s; it has %s" % (path, part, list_contents(thing)))
-        thing, path = getattr(thing, part), path + "." + part
+        try:
+            thing, path = getattr(thing, part), path + "." + part
+        except AttributeError as error:
+            if get_attribute(error, "name") not in (None, part):  # of a property's own code
+                raise fail(error, "reading %s.%s failed" % (path, part)) from None
+            known = list_contents(thing)
+            raise StartupError("%s has no %s; it has %s" % (path, part, known)) from None
+        except BaseException as error:  # of a module that loads its parts lazily
+            raise fail(error, "reading %s.%s failed" % (path, part)) from None
     if isinstance(thing, type):
         reason = "%s is a class; set ASYA_HANDLER to one of its methods: %s"
         raise StartupError(reason % (path, list_contents(thing)))
     if not callable(thing):
         raise StartupError("%s is not callable: it is of type %s" % (path, type(thing).__name__))
+    parameters = find_unfit_parameters(thing)
+    if parameters is not None:
+        reason = "%s%s cannot be called with one argument, the message"
+        raise StartupError(reason % (path, parameters))
     return thing  # type: ignore[no-any-return, unused-ignore]
+
+
+def find_unfit_parameters(handler: "Any") -> "str | None":
+    """Return the parameters of a handler that cannot be called with one argument, else None."""
+    bound, function = 0, handler
+    if type(function) is METHOD:
+        bound, function = 1, function.__func__
+    if type(function) is FUNCTION:  # its own code, not what a decorator says about it
+        code = function.__code__
+        count, defaults = code.co_argcount - bound, len(function.__defaults__ or ())
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        required = set(names[code.co_argcount :]) - set(function.__kwdefaults__ or ())
+        takes_one = count - defaults <= 1 and (count >= 1 or code.co_flags & VARARGS)
+        return None if takes_one and not required else "(%s)" % ", ".join(names[bound:])
+    if get_attribute(handler, "__wrapped__") is not None:
+        return None  # its signature may be that of what it wraps
+    try:
+        signature = import_library("inspect").signature(handler)
+    except BaseException:  # functions in C need not have one
+        return None
+    try:
+        signature.bind({})
+    except TypeError:
+        return str(signature)
+    return None
 
 
 def list_contents(thing: object) -> str:
     """List what can be called in a module or object, and the modules of a package."""
-    names = [n for n in dir(thing) if n[0] != "_" and callable(get_attribute(thing, n))]
+    try:
+        names = [n for n in dir(thing) if n[0] != "_" and callable(get_attribute(thing, n))]
+    except BaseException:
+        names = []
     for folder in get_attribute(thing, "__path__") or ():
         names += ["the module " + n[:-3] for n in sorted(os.listdir(folder)) if n.endswith(".py")]
     return ", ".join(names[:20]) or "nothing to call"
@@ -643,83 +949,188 @@ def explain_missing(name: str, missing: str) -> str:
     return "ASYA_HANDLER=%s: no module %s%s; searched %s" % (name, missing, hint, searched)
 
 
-def make_call(handler: "Callable[[Any], Any]", threads: bool) -> "Call":
-    """Return a plain function that calls the handler: sync, async or generator."""
-    function = handler
-    while type(function).__name__ == "partial":
-        function = get_attribute(function, "func")
-    own_call = get_attribute(get_attribute(type(function), "__call__"), "__code__")
-    flags = get_attribute(get_attribute(function, "__code__") or own_call, "co_flags") or 0
-    if not flags & (COROUTINE | ASYNC_GENERATOR):
-        return handler
+def find_flags(handler: object) -> int:
+    """Return the flags of the code of a function, a partial or a callable object."""
+    while type(handler).__name__ == "partial":
+        handler = get_attribute(handler, "func")
+    own_call = get_attribute(get_attribute(type(handler), "__call__"), "__code__")
+    return get_attribute(get_attribute(handler, "__code__") or own_call, "co_flags") or 0
 
-    import asyncio
 
-    if sys.version_info < (3, 10):  # locks made at import belong to the current loop there
-        loop = asyncio.get_event_loop()
-    else:
-        loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(loop)
+class Caller:
+    """How to call a handler of any form; see `make_caller`."""
 
-    async def capture(request: "Request") -> "tuple[object, BaseException | None]":
-        """Return result and exception: a SystemExit that is raised would end the loop."""
-        try:
-            if flags & ASYNC_GENERATOR:
-                return [item async for item in handler(request)], None
-            return await handler(request), None
-        except BaseException as error:
-            return None, error
+    __slots__ = ("call", "complete", "has_background_tasks", "run_until_readable")
+    call: "Call"
+    complete: "Callable[[object], object]"
+    has_background_tasks: "Callable[[], bool]"
+    run_until_readable: "Callable[[int, float | None], None]"
+
+
+def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) -> Caller:
+    """Return how to call the handler: `complete` what `call` returns unless its type is PLAIN.
+
+    Coroutines run on one event loop: the one that is current where the handler was imported, or
+    a new one. With threads, the loop has a thread; without, it runs while a coroutine is awaited
+    and in `run_until_readable`, until a descriptor is readable or a time is over.
+    """
+    asyncio: "Any" = None
+    loop: "Any" = None
+    lock = _thread.allocate_lock()
+
+    def open_loop() -> None:
+        nonlocal asyncio, loop
+        asyncio, warnings = import_library("asyncio"), import_library("warnings")
+        loop = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of asking for a loop where none is current
+            try:
+                loop = asyncio.get_event_loop_policy().get_event_loop()
+            except Exception:
+                pass  # RuntimeError: none is current
+        if loop is None or loop.is_closed():
+            loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(loop)
+        if threads and not loop.is_running():
+            start_thread(lambda: run_until(lambda: False, loop.run_forever))
 
     def run_until(done: "Callable[[], bool]", run: "Callable[[], Any]") -> None:
-        while not done():
+        attempts = 0
+        while not done() and not loop.is_closed() and attempts < 1000:
+            attempts += 1
             try:
                 run()
             except BaseException as error:  # SystemExit in a background task of user code
-                log_traceback(
-                    error, "a background task stopped the event loop; restarting the loop"
-                )
+                log_traceback(error, "a background task stopped the event loop; it is restarted")
 
-    def call(request: "Request") -> object:
-        if threads:
-            result, error = asyncio.run_coroutine_threadsafe(capture(request), loop).result()
+    async def capture(make: "Callable[[], Any]") -> "tuple[object, BaseException | None]":
+        """Return result and exception: a SystemExit that is raised would end the loop."""
+        result, failure = None, None
+        try:
+            result = make()
+            while has_method(result, "__await__"):
+                result = await result
+            if has_method(result, "__anext__"):
+                result = [item async for item in result]
+        except BaseException as error:
+            failure = error
+        if state.forked:
+            exit_child(failure)
+        return result, failure
+
+    def run(make: "Callable[[], object]") -> object:
+        with lock:
+            if loop is None or loop.is_closed():
+                open_loop()
+        if loop.is_running():
+            result, error = asyncio.run_coroutine_threadsafe(capture(make), loop).result()
         else:
-            task = loop.create_task(capture(request))
+            task = loop.create_task(capture(make))
             run_until(task.done, lambda: loop.run_until_complete(task))
             result, error = task.result()
-        if error is not None:
-            raise error
+        try:
+            if error is not None:
+                raise error
+            return result
+        finally:
+            del error, result  # else the exception and this frame would hold each other
+
+    def complete(result: "Any") -> object:
+        """Make a list of a generator's items; await what can be awaited."""
+        if type(result) is GENERATOR:
+            return list(result)
+        if has_method(result, "__await__") or has_method(result, "__anext__"):
+            return run(lambda: result)
         return result
 
-    if threads:
-        start_thread(lambda: run_until(lambda: False, loop.run_forever))
-    return call
+    def has_background_tasks() -> bool:
+        return loop is not None and not threads and bool(asyncio.all_tasks(loop))
+
+    def run_until_readable(fd: int, timeout: "float | None") -> None:
+        event = loop.create_future()
+
+        def finish() -> None:
+            if not event.done():
+                event.set_result(None)
+
+        loop.add_reader(fd, finish)
+        timer = None if timeout is None else loop.call_later(timeout, finish)
+        try:
+            run_until(event.done, lambda: loop.run_until_complete(event))
+        finally:
+            loop.remove_reader(fd)
+            if timer is not None:
+                timer.cancel()
+
+    caller = Caller()
+    caller.call, caller.complete = handler, complete
+    caller.has_background_tasks = has_background_tasks
+    caller.run_until_readable = run_until_readable
+    if find_flags(handler) & (COROUTINE | ASYNC_GENERATOR):
+        open_loop()
+        caller.call = lambda request: run(lambda: handler(request))
+    return caller
+
+
+def has_method(thing: object, name: str) -> bool:
+    """Whether the class of an object has a method."""
+    return get_attribute(type(thing), name) is not None
+
+
+def exit_child(error: "BaseException | None") -> None:
+    """End a child process that user code forked, as a script would end."""
+    code = 0 if error is None else 1
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        log_traceback(error, "a forked child failed")
+    flush_streams()
+    os._exit(code & 0xFF)
+
+
+def flush_streams() -> None:
+    """Write what user code has printed without a newline."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BaseException:
+            pass  # closed, or replaced by anything
 
 
 def start_thread(work: "Callable[[], object]") -> None:
-    """Start a daemon thread: the process never waits for it."""
-    import threading
-
-    size = threading.stack_size(16777216)  # for deep JSON; only what is used costs memory
-    threading.Thread(target=work, daemon=True).start()
-    threading.stack_size(size)
+    """Start a thread for which the process never waits. Raises RuntimeError if it cannot."""
+    size = _thread.stack_size(16777216)  # for deep JSON; only what is used costs memory
+    try:
+        _thread.start_new_thread(work, ())
+    finally:
+        _thread.stack_size(size)
 
 
 # --- Answer
 
 
-def make_answer(settings: Settings, call: "Call", state: State) -> "Answer":
+def make_answer(
+    settings: Settings,
+    codec: "tuple[Decode, Encode, Encode]",
+    caller: Caller,
+    watch_call: "Callable[[Caller], Call]",
+    state: State,
+) -> "Answer":
     """Return the function that turns a message into its reply and never raises."""
-    import gc
-    import traceback  # noqa: F401  # now: later, memory or file descriptors may be exhausted
+    decode, encode, encode_large = codec
+    detection, metadata = settings.enable_oom_detection, settings.include_metadata
+    call, complete = watch_call(caller), caller.complete
+    classify = make_classify() if detection else lambda error: ""
+    no_memory = OUT_OF_MEMORY if detection else UNPRINTABLE
 
-    decode, encode, encode_large = make_codec(settings.json, settings.concurrency > 1)
-    classify = make_classify() if settings.enable_oom_detection else lambda error: ""
-    metadata = settings.include_metadata
-
-    def fail(error: BaseException, prefix: str = "") -> "tuple[bytes, str]":
-        """Build the error reply first, then release what the failed call holds."""
-        reply, kind = OUT_OF_MEMORY if settings.enable_oom_detection else UNPRINTABLE, ""
+    def fail(error: BaseException, step: str, message: Message) -> "tuple[bytes, str]":
+        """Build the error reply; after a memory error release what the failed call holds."""
+        reply, kind = UNPRINTABLE, ""
         try:
+            if step == "decode" and not isinstance(error, MemoryError):
+                return describe("invalid_json", error), ""
+            unfit = step == "encode" and not isinstance(error, MemoryError)
+            prefix = explain_unencodable(message) if unfit else ""
             kind = classify(error)
             code = kind if kind in CODES else "processing_error"
             reply = describe(code, error, "" if kind else prefix)
@@ -728,11 +1139,22 @@ def make_answer(settings: Settings, call: "Call", state: State) -> "Answer":
             else:
                 log_traceback(error, prefix or "the handler failed")
         except MemoryError:
-            kind = kind or "oom_error"
-        except BaseException:
-            reply = UNPRINTABLE
-        release_frames(error)
+            reply, kind = no_memory, kind or "oom_error"
+        except BaseException as other:
+            log("the handler's exception cannot be printed: %s" % type(other).__name__)
+        if kind in CODES:
+            release_frames(error)
         return reply, kind
+
+    def explain_unencodable(message: Message) -> str:
+        try:
+            where = find_unencodable(message.result)
+        except MemoryError:
+            return ""
+        except BaseException:
+            where = ": "
+        hint = "; await it in the handler" if where.endswith(": coroutine") else ""
+        return "result is not JSON-serializable at result%s%s; " % (where, hint)
 
     def recover(kind: str) -> None:
         """Make the next call possible, or end the process if none can succeed."""
@@ -744,21 +1166,13 @@ def make_answer(settings: Settings, call: "Call", state: State) -> "Answer":
         if settings.cuda_cleanup_on_oom:
             empty_caches()
 
-    def explain_unencodable(message: Message) -> str:
-        try:
-            where = find_unencodable(message.result)
-        except BaseException:
-            where = ": "
-        return "result is not JSON-serializable at result%s; " % where
-
     def answer(message: Message) -> "Bytes":
         if state.poisoned:
-            text = "the process is restarting"
-            return error_reply("processing_error", text, "", "recoverable", 1)
+            return RESTARTING
         kind, step = "", "decode"
-        build = encode if len(message.body) < LARGE else encode_large  # type: ignore[arg-type]
         request: "Any" = None
         try:
+            build = encode if len(message.body) < LARGE else encode_large  # type: ignore[arg-type]
             request = decode(message)
             if not isinstance(request, dict):
                 raise ValueError("the message is not a JSON object")
@@ -767,23 +1181,28 @@ def make_answer(settings: Settings, call: "Call", state: State) -> "Answer":
             if not metadata:
                 request = {"payload": request["payload"]}
             step = "call"
-            message.result = call(request)
+            result = call(request)
             request = None  # its memory may be needed for the reply
-            if type(message.result) is GENERATOR:
-                message.result = list(message.result)
+            if type(result) not in PLAIN:
+                result = complete(result)
+            if state.forked:
+                exit_child(None)
+            message.result, result = result, None
             step = "encode"
             reply = build(message)
             step = "send"
             if len(reply) > FRAME_LIMIT:
                 raise OverflowError("reply of %d bytes exceeds the frame limit" % len(reply))
         except BaseException as error:  # SystemExit and KeyboardInterrupt are answered too
-            if step == "decode" and isinstance(error, (ValueError, RecursionError)):
-                return describe("invalid_json", error)
-            unfit = step == "encode" and not isinstance(error, MemoryError)
-            reply, kind = fail(error, explain_unencodable(message) if unfit else "")
-            request = message.result = None
+            if state.forked:
+                exit_child(error)
+            reply, kind = fail(error, step, message)
+            request = result = message.result = None
         if kind:  # here, where the exception is gone
-            recover(kind)
+            try:
+                recover(kind)
+            except BaseException as error:
+                log_traceback(error, "releasing memory failed")
         return reply
 
     return answer
@@ -795,20 +1214,15 @@ def make_answer(settings: Settings, call: "Call", state: State) -> "Answer":
 class SocketFile:
     """The listening socket and its file."""
 
-    __slots__ = ("listener", "publish", "remove")
-
-    def __init__(self, listener: "Socket", publish: "Action", remove: "Action") -> None:
-        self.listener = listener
-        self.publish = publish  # give the file its name
-        self.remove = remove
+    __slots__ = ("close", "listener", "publish", "remove")
+    listener: "Socket"
+    publish: "Action"  # give the file its name
+    remove: "Action"
+    close: "Action"
 
 
 def open_listener(path: str, mode: int) -> SocketFile:
     """Listen under a temporary name."""
-    import _socket
-    import fcntl
-    import stat
-
     folder, name = os.path.split(path)
     temporary = ".asya-" + os.urandom(4).hex()
     listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
@@ -819,7 +1233,7 @@ def open_listener(path: str, mode: int) -> SocketFile:
         raise StartupError("socket directory %s: %s" % (folder, error.strerror)) from None
 
     def make_address(entry: str) -> str:
-        plain = os.path.join(folder, entry)
+        plain = "%s/%s" % (folder, entry)
         if len(os.fsencode(plain)) <= 107:
             return plain
         return "/proc/self/fd/%d/%s" % (directory, entry)  # short, however long the path is
@@ -829,10 +1243,11 @@ def open_listener(path: str, mode: int) -> SocketFile:
 
     def clear(entry: str) -> None:
         """Remove a socket without a listener. Raises StartupError for anything else there."""
-        plain = os.path.join(folder, entry)
+        plain = "%s/%s" % (folder, entry)
         try:
             if not stat.S_ISSOCK(get_status(entry).st_mode):
-                raise StartupError("%s exists and is not a socket; refusing to replace it" % plain)
+                reason = "%s exists and is not a socket; refusing to replace it"
+                raise StartupError(reason % plain)
             try_to_connect(make_address(entry))
         except ConnectionRefusedError:
             os.unlink(entry, dir_fd=directory)
@@ -845,11 +1260,12 @@ def open_listener(path: str, mode: int) -> SocketFile:
         """Run under the directory's lock, so that nobody acts between a check and its change."""
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
-            action()
+            try:
+                action()
+            finally:
+                fcntl.flock(directory, fcntl.LOCK_UN)
         except OSError as error:
             raise StartupError("socket %s: %s" % (path, error.strerror or error)) from None
-        finally:
-            fcntl.flock(directory, fcntl.LOCK_UN)
 
     def claim() -> None:
         clear(name)
@@ -871,25 +1287,36 @@ def open_listener(path: str, mode: int) -> SocketFile:
     def remove() -> None:
         for entry in (temporary, name):
             try:
-                if os.path.samestat(get_status(entry), claimed):
+                found = get_status(entry)
+                if (found.st_ino, found.st_dev) == (claimed.st_ino, claimed.st_dev):
                     os.unlink(entry, dir_fd=directory)
             except OSError:
                 pass  # already removed
 
-    def close_in_child() -> None:
-        listener.close()
-        os.close(directory)
+    def close() -> None:
+        """Close it in this process. Left to the interpreter's end, 3.9 crashes there."""
+        close_quietly(listener.close)
+        close_quietly(lambda: os.close(directory))
 
     run_locked(claim)
     claimed = get_status(temporary)
-    os.register_at_fork(after_in_child=close_in_child)
-    return SocketFile(listener, lambda: run_locked(publish), remove)
+    os.register_at_fork(after_in_child=close)
+    file = SocketFile()
+    file.listener, file.publish = listener, lambda: run_locked(publish)
+    file.remove, file.close = remove, close
+    return file
+
+
+def close_quietly(close: "Action") -> None:
+    """Close what user code may have closed."""
+    try:
+        close()
+    except OSError:
+        pass
 
 
 def try_to_connect(address: str) -> None:
     """Raise OSError unless a process listens there."""
-    import _socket
-
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     sock.setblocking(False)
     try:
@@ -902,15 +1329,16 @@ def try_to_connect(address: str) -> None:
 
 # --- Signals, and warnings about slow calls: one thread
 
+LONGEST_WAIT = 86400.0  # seconds; more than a timeout of the system may be is an error there
+
 
 class Watch:
     """What `start_watch` offers."""
 
-    __slots__ = ("install", "watch_call")
-
-    def __init__(self, install: "Action", watch_call: "Callable[[Call], Call]") -> None:
-        self.install = install  # the signal handlers, again after user code has run
-        self.watch_call = watch_call  # wrap a call: warn while it runs over the limit
+    __slots__ = ("install", "is_installed", "watch_call")
+    install: "Action"  # the signal handlers, again after user code has replaced them
+    is_installed: "Callable[[], bool]"
+    watch_call: "Callable[[Caller], Call]"  # warn while a call runs over the limit
 
 
 def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
@@ -919,16 +1347,12 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
     Until the server serves, SIGTERM runs `abandon()` and exits 0; then it sets `state.stopping`.
     `limit`: seconds after which a call is slow; 0: never.
     """
-    import select
-    import signal
-    from _thread import get_ident
-
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     running: "dict[object, float]" = {}  # when each call began
     received = {"thread": 0, "main": 0}  # each signal arrives on both ways
     masks: "dict[int, set[int]]" = {}  # of the threads that fork now
-    signals = (signal.SIGTERM, signal.SIGINT)
+    signals = (_signal.SIGTERM, _signal.SIGINT)
 
     def on_signal(way: str, number: int) -> None:
         received[way] += 1
@@ -940,27 +1364,40 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
         state.stopping = True
         state.wake()
 
-    def install() -> None:
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in signals:  # on both ways: user code may take the wake-up fd
-            signal.signal(number, on_signal_in_python)
-
     def on_signal_in_python(number: int, frame: object) -> None:
         on_signal("main", number)
 
+    def install() -> None:
+        try:
+            _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        except (ValueError, OSError):
+            pass  # user code has closed it
+        for number in signals:  # on both ways: user code may take the wake-up fd
+            _signal.signal(number, on_signal_in_python)
+
+    def is_installed() -> bool:
+        first, second = signals
+        getsignal = _signal.getsignal
+        return getsignal(first) is on_signal_in_python is getsignal(second)
+
     def before_fork() -> None:  # the child has a copy of our pipe: its signals would be ours
-        masks[get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        masks[_thread.get_ident()] = _signal.pthread_sigmask(_signal.SIG_BLOCK, signals)
 
     def after_fork() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop(get_ident()))
+        mask = masks.pop(_thread.get_ident(), None)
+        if mask is not None:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
 
     def after_fork_in_child() -> None:
-        signal.set_wakeup_fd(-1)
-        for number in signals:
-            if signal.getsignal(number) is on_signal_in_python:
-                signal.signal(number, signal.SIG_DFL)
-        os.close(reader)
-        os.close(writer)
+        try:
+            _signal.set_wakeup_fd(-1)
+            for number in signals:
+                if _signal.getsignal(number) is on_signal_in_python:
+                    _signal.signal(number, _signal.SIG_DFL)
+        except ValueError:
+            pass  # forked from a thread; the handlers do nothing in a child
+        close_quietly(lambda: os.close(reader))
+        close_quietly(lambda: os.close(writer))
         after_fork()
 
     def watch() -> None:
@@ -975,53 +1412,71 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
                     warned.add(key)
                     log("the handler is still running after %.3g s" % (now - began))
             due = [calls[key] + limit - now for key in calls if key not in warned]
-            if poll.poll(1000 * min(due, default=limit) + 1 if limit else None):
+            pause = min(LONGEST_WAIT, *due, limit) if limit else LONGEST_WAIT
+            if poll.poll(1000 * pause + 1):
                 for number in os.read(reader, 512):
                     if number in signals:
                         on_signal("thread", number)
 
-    def watch_call(call: "Call") -> "Call":
+    def watch_forever() -> None:
+        while True:
+            try:
+                watch()
+            except BaseException as error:
+                log_traceback(error, "the watch over signals and slow calls failed")
+                time.sleep(1)
+
+    def watch_call(caller: Caller) -> "Call":
         def watched_call(request: "Request") -> object:
             key = object()
             running[key] = time.monotonic()
             try:
-                result = call(request)
-                return list(result) if type(result) is GENERATOR else result
+                result = caller.call(request)
+                return result if type(result) in PLAIN else caller.complete(result)
             finally:
                 del running[key]
 
-        return watched_call if limit else call
+        return watched_call if limit else caller.call
 
     install()
     os.register_at_fork(
         before=before_fork, after_in_parent=after_fork, after_in_child=after_fork_in_child
     )
-    start_thread(watch)
-    return Watch(install, watch_call)
+    try:
+        start_thread(watch_forever)
+    except RuntimeError as error:
+        log("cannot watch signals and slow calls while C code runs: %s" % error)
+    result = Watch()
+    result.install, result.is_installed, result.watch_call = install, is_installed, watch_call
+    return result
 
 
 # --- Connections
 
-IDLE, NOW, READ, WRITE, WORKER = 0, -1, 1, 4, -2  # what a connection waits for; see below
+IDLE, READ, WRITE, NOW, WORKER = range(5)  # what a connection waits for; see Connection
 FIRST_BUFFER = 65536  # size of the first buffer for what is larger than ASYA_CHUNK_SIZE
 POOLED_BUFFER = 4194304  # buffers up to this size are used again
 PIECE = 1048576  # a buffer doubles, by at most this: the allocator would keep larger ones
 LARGE = 16777216  # replies to messages of this size are built with little memory
+PEER_IS_GONE = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.ENOTSOCK, errno.ENOTCONN)
+MAX_INTERRUPTIONS = 1000  # of one message by exceptions from outside
 
 
 class Connection:
     """One connection: its socket, its generator and what that waits for."""
 
-    __slots__ = ("fd", "message", "resume", "sock", "waits_for")
-    resume: "Callable[[Any], int]"  # run the generator until it waits again
+    __slots__ = ("conversation", "fd", "message", "resume", "settled", "sock", "waits_for")
+    conversation: "Conversation"
+    resume: "Callable[[None], None]"  # run the generator until it waits again
 
     def __init__(self, sock: "Socket") -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.message = Message()
-        # IDLE: the next message. READ: the rest of one (EPOLLIN). WRITE: the peer to read its
-        # reply (EPOLLOUT). NOW: the turn of the others. WORKER: the reply, as value of `resume`
+        # IDLE: the next message. READ: the rest of one. WRITE: the peer to read its reply.
+        # NOW: the turn of the others. WORKER: `message.reply`
         self.waits_for = IDLE
+        self.settled = IDLE  # what the server has prepared for
 
 
 class BrokenStream(Exception):  # noqa: N818
@@ -1034,222 +1489,308 @@ def serve_connection(
     buffer_pool: "list[bytearray]",
     answer: "Answer | None",
 ) -> "Conversation":
-    """Serve one connection from accept to close; yield what it waits for.
+    """Serve one connection from accept to close; yield when `connection.waits_for` something.
 
     Without `answer`, a worker builds the reply to `connection.message`. The pool holds one
     receive buffer for all connections: a new one would have to be zeroed and paged in.
-    """
-    import struct
 
-    no_memory = OUT_OF_MEMORY if settings.enable_oom_detection else UNPRINTABLE
-    length = struct.Struct(">I")
-    pack, unpack = length.pack, length.unpack_from
+    User code can raise an exception here at any call, but not between them. So state changes in
+    single steps after a call, and a system call that moves bytes is written as a loop over
+    `map`, which keeps the result where no exception can take it away.
+    """
     sock, message = connection.sock, connection.message
-    chunk, recv, send, held = settings.chunk_size, sock.recv, sock.send, b""
-    try:
-        while True:
-            if len(held) < 4:
-                yield READ if held else IDLE
-                try:
-                    data = recv(chunk)
-                except BlockingIOError:
-                    continue
-                if not data:
-                    if held:
-                        raise BrokenStream("connection closed inside a length prefix")
-                    return
-                held = held + data if held else data
-                if len(held) < 4:
-                    continue
-            size = unpack(held)[0]
-            end = size + 4
-            if size > settings.max_message_size:
-                yield from receive(sock, None, len(held[4:end]), size)
-                text = "message of %d bytes exceeds the limit of %d bytes"
-                limit = settings.max_message_size
-                reply: "Bytes" = error_reply("connection_error", text % (size, limit))
-            elif end <= len(held):
-                message.body = held[4:end]
-                reply = answer(message) if answer else (yield WORKER)
-            else:
-                buffer = buffer_pool.pop() if buffer_pool else bytearray(FIRST_BUFFER)
-                buffer[: len(held) - 4] = held[4:]
-                if (yield from receive(sock, buffer, len(held) - 4, size)):
-                    message.body = memoryview(buffer)[:size]
-                    keep = buffer if len(buffer) <= POOLED_BUFFER else None
-                    del buffer  # a large one is then free while the handler runs
-                    reply = answer(message) if answer else (yield WORKER)
-                    message.body = None
+    no_memory = OUT_OF_MEMORY if settings.enable_oom_detection else UNPRINTABLE
+    limit = settings.max_message_size
+    prefix = _struct.Struct(">I")
+    pack, unpack = prefix.pack, prefix.unpack_from
+    recv, recv_into, send, sendmsg = sock.recv, sock.recv_into, sock.send, sock.sendmsg
+    receive = map(recv, repeat(settings.chunk_size))
+    flags = (_socket.MSG_NOSIGNAL,)
+    held = b""  # received, and not yet part of a message in work
+    got, size, buffer, keep = -1, 0, None, None  # of a larger message, while got is not negative
+    asked = False  # the message is in work
+    reply: "Any" = None
+    sent = interruptions = 0
+    while True:
+        try:
+            while True:
+                if reply is None and not asked:
+                    if got < 0:
+                        if len(held) < 4:
+                            connection.waits_for = READ if held else IDLE
+                            yield
+                            data = None
+                            try:
+                                for data in receive:  # noqa: B007
+                                    break
+                            except BlockingIOError:
+                                continue
+                            if not data:
+                                if held:
+                                    raise BrokenStream("connection closed inside a length prefix")
+                                return
+                            held = held + data if held else data
+                            if len(held) < 4:
+                                continue
+                        size = unpack(held)[0]
+                        if size + 4 <= len(held) and size <= limit:
+                            message.body = held[4 : size + 4]
+                            held, asked = held[size + 4 :], True
+                        else:
+                            buffer = None
+                            if size <= limit:
+                                buffer = (
+                                    buffer_pool.pop() if buffer_pool else bytearray(FIRST_BUFFER)
+                                )
+                                buffer[: len(held) - 4] = held[4:]
+                            got = min(size, len(held) - 4)
+                            held = held[got + 4 :]
+                    while 0 <= got < size:
+                        count = -1
+                        try:
+                            if buffer is None:
+                                for data in map(recv, (min(size - got, FIRST_BUFFER),)):
+                                    count = len(data)
+                            else:
+                                if got == len(buffer):
+                                    more = min(max(got, FIRST_BUFFER), PIECE, size - got)
+                                    buffer.extend(bytes(more))
+                                view = memoryview(buffer)[got:size]
+                                try:
+                                    for count in map(recv_into, (view,)):  # noqa: B007
+                                        break
+                                finally:
+                                    view.release()
+                        except BlockingIOError:
+                            pass
+                        except MemoryError:
+                            buffer = None  # the rest is discarded
+                        if not count:
+                            text = "connection closed after %d of %d bytes" % (got, size)
+                            raise BrokenStream(text)
+                        got += max(0, count)
+                        if got < size:
+                            connection.waits_for = READ
+                            yield
+                    if got >= 0:
+                        if buffer is not None:
+                            message.body = memoryview(buffer)[:size]
+                            keep = buffer if len(buffer) <= POOLED_BUFFER else None
+                            buffer, got, asked = None, -1, True  # so that a large one can be freed
+                        elif size > limit:
+                            text = "message of %d bytes exceeds the limit of %d bytes"
+                            reply = error_reply("connection_error", text % (size, limit))
+                            got = -1
+                        else:
+                            reply, got = no_memory, -1
+                if asked:
+                    if answer is not None:
+                        reply = answer(message)
+                    else:
+                        while message.reply is None:
+                            connection.waits_for = WORKER
+                            yield
+                        reply, message.reply = message.reply, None
+                    asked = False
                     if keep is not None:
+                        message.body = None
                         buffer_pool[:] = [keep]
-                else:
-                    reply = no_memory
-            held = held[end:]
-            prefix = pack(len(reply))
+                        keep = None
+                total = len(reply) + 4
+                while sent < total:
+                    count = 0
+                    try:
+                        if sent >= 4:
+                            rest = memoryview(reply)[sent - 4 :]
+                            for count in map(send, (rest,), flags):  # noqa: B007
+                                break
+                        elif total <= FIRST_BUFFER and not sent:
+                            for count in map(send, (pack(total - 4) + reply,), flags):  # noqa: B007
+                                break
+                        else:  # too large to copy
+                            parts = (pack(total - 4)[sent:], reply)
+                            for count in map(sendmsg, (parts,), ((),), flags):  # noqa: B007
+                                break
+                    except BlockingIOError:
+                        pass
+                    sent += count
+                    if sent < total:
+                        connection.waits_for = WRITE
+                        yield
+                reply, sent, interruptions = None, 0, 0
+                if len(held) >= 4:
+                    connection.waits_for = NOW
+                    yield
+        except BrokenStream as error:
+            reply = error_reply("connection_error", str(error))
             try:
-                if len(reply) < FIRST_BUFFER:
-                    sent = send(prefix + reply)
-                else:  # too large to copy
-                    sent = sock.sendmsg((prefix, reply))
-            except BlockingIOError:
-                sent = 0
-            if sent < len(reply) + 4:
-                yield from write(sock, prefix[sent:])
-                yield from write(sock, memoryview(reply)[max(0, sent - 4) :])
-            del reply
-            if len(held) >= 4:
-                yield NOW
-    except BrokenStream as error:
-        reply = error_reply("connection_error", str(error))
-        try:
-            send(len(reply).to_bytes(4, "big") + reply)
-        except OSError:
-            pass
-    except OSError:
-        pass  # the peer is gone: nobody reads an answer
+                send(pack(len(reply)) + reply, _socket.MSG_NOSIGNAL)
+            except OSError:
+                pass
+            return
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in PEER_IS_GONE:
+                return
+            interruptions += 1
+            receiving = got < 0 and not asked and reply is None
+            if interruptions > MAX_INTERRUPTIONS or (receiving and type(error) is MemoryError):
+                raise
+            log_traceback(error, "an exception arrived between calls; the server goes on")
+            if asked and answer is not None:
+                reply, asked = interrupted(error), False
+            elif type(error) is MemoryError and not sent:
+                reply = no_memory
 
 
-def receive(
-    sock: "Socket", buffer: "bytearray | None", got: int, size: int
-) -> "Generator[int, None, bool]":
-    """Receive the rest of `size` bytes into `buffer`, which grows with what has arrived.
-
-    Returns whether all are there. Without a buffer, or out of memory, they are discarded.
-    """
-    while got < size:
-        try:
-            if buffer is None:
-                count = len(sock.recv(min(size - got, FIRST_BUFFER)))
-            else:
-                if got == len(buffer):
-                    buffer.extend(bytes(min(max(got, FIRST_BUFFER), PIECE, size - got)))
-                with memoryview(buffer) as view:
-                    count = sock.recv_into(view[got:size])
-            if not count:
-                raise BrokenStream("connection closed after %d of %d bytes" % (got, size))
-            got += count
-        except BlockingIOError:
-            pass
-        except MemoryError:
-            buffer.clear()  # type: ignore[union-attr]
-            buffer = None
-        if got < size:
-            yield READ
-    return buffer is not None
-
-
-def write(sock: "Socket", data: "Bytes") -> "Generator[int, None, None]":
-    """Send `data` as fast as the peer reads."""
-    while data:
-        try:
-            data = data[sock.send(data) :]
-        except BlockingIOError:
-            pass
-        if data:
-            yield WRITE
+def interrupted(error: BaseException) -> bytes:
+    """Build the reply to a message whose handling was interrupted from outside."""
+    try:
+        return describe("processing_error", error)
+    except BaseException:
+        return UNPRINTABLE
 
 
 # --- Server
 
-PAUSE = 1.0  # seconds without accepting, when no connection can be accepted or closed
+PAUSE = 1.0  # seconds between attempts to accept when no connection can be closed
 PATIENCE = 5.0  # seconds to wait at the end for peers that do not read and for threads
+HANG_LIMIT = 4.0  # seconds to wait for calls beside one that has lost the GPU context
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
-def make_waker() -> "tuple[int, Action, Action, Action]":
-    """Return a descriptor to poll, `wake()` that makes it readable, `clear()` and `close()`."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
+class Waker:
+    """A pipe that interrupts a wait."""
 
-    def wake() -> None:
+    __slots__ = ("reader", "writer")
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.reader, False)
+        os.set_blocking(self.writer, False)
+
+    def wake(self) -> None:
+        """Interrupt the wait."""
         try:
-            os.write(writer, b"!")
-        except BlockingIOError:
-            pass  # it is readable
+            os.write(self.writer, b"!")
+        except OSError:
+            pass  # it is full: readable. Or user code has closed it
 
-    def clear() -> None:
-        os.read(reader, 4096)
+    def clear(self) -> None:
+        """Forget what was written."""
+        try:
+            os.read(self.reader, 4096)
+        except OSError:
+            pass
 
-    def close() -> None:
-        os.close(reader)
-        os.close(writer)
+    def close(self) -> None:
+        """Close both ends."""
+        close_quietly(lambda: os.close(self.reader))
+        close_quietly(lambda: os.close(self.writer))
 
-    return reader, wake, clear, close
 
+class Workers:
+    """Up to `limit` threads that answer messages while the main thread moves bytes.
 
-def make_workers(
-    limit: int, answer: "Answer", wake: "Action"
-) -> "tuple[Callable[[Connection, int], None], collections.deque[tuple[Connection, Bytes]]]":
-    """Prepare up to `limit` threads that answer messages while the main thread moves bytes.
-
-    Returns `submit(connection, busy)`, which starts a thread while there are fewer than `busy`,
-    and the connections whose reply is ready; each is followed by `wake()`.
+    `finished` has the connections whose reply is ready; each is followed by `wake()`.
     """
-    import collections
-    import queue
 
-    jobs: "queue.SimpleQueue[Connection]" = queue.SimpleQueue()
-    finished: "collections.deque[tuple[Connection, Bytes]]" = collections.deque()
-    threads = 0
+    __slots__ = ("answer", "failed", "finished", "jobs", "limit", "threads", "waiting", "wake")
 
-    def work() -> None:
+    def __init__(self, limit: int, answer: "Answer", wake: "Action") -> None:
+        self.limit, self.answer, self.wake = limit, answer, wake
+        self.waiting: "dict[int, Connection]" = {}  # by fd: no thread has their message yet
+        self.jobs: "_queue.SimpleQueue[int]" = _queue.SimpleQueue()
+        self.finished: "_collections.deque[Connection]" = _collections.deque()
+        self.threads = 0
+        self.failed = False  # to start a thread, which is logged once
+
+    def submit(self, connection: Connection, busy: int) -> None:
+        """Queue a message; start a thread while there are fewer than `busy`."""
+        self.waiting[connection.fd] = connection
+        self.jobs.put(connection.fd)
+        if self.threads < min(busy, self.limit):
+            try:
+                start_thread(self.work)
+                self.threads += 1
+            except RuntimeError as error:
+                if not self.failed:
+                    self.failed = True
+                    log("cannot start a worker thread, %d are running: %s" % (self.threads, error))
+                if not self.threads:
+                    self.work_once()
+
+    def resubmit(self) -> None:
+        """Queue again what an exception may have kept from the queue."""
+        for fd in list(self.waiting):
+            self.jobs.put(fd)
+
+    def work_once(self) -> None:
+        """Answer the next message, unless another thread has it."""
+        for connection in map(self.waiting.pop, (self.jobs.get(),), (None,)):
+            if connection is not None:
+                connection.message.reply = self.answer(connection.message)
+                self.finished.append(connection)
+                self.wake()
+
+    def work(self) -> None:
+        """Answer messages for ever."""
         while True:
-            connection = jobs.get()
-            finished.append((connection, answer(connection.message)))
-            wake()
-
-    def submit(connection: Connection, busy: int) -> None:
-        nonlocal threads
-        jobs.put(connection)
-        if threads < min(busy, limit):
-            threads += 1
-            start_thread(work)
-
-    return submit, finished
+            try:
+                self.work_once()
+            except BaseException as error:
+                log_traceback(error, "an exception arrived between calls; the worker goes on")
+                self.resubmit()
 
 
-def serve(settings: Settings, file: SocketFile, answer: "Answer", state: State) -> None:
+def serve(
+    settings: Settings,
+    file: SocketFile,
+    answer: "Answer",
+    caller: Caller,
+    watch: Watch,
+    state: State,
+) -> None:
     """Serve until the process is to end; then answer what has arrived, and return.
 
     All of it happens in `step`: wait for events, continue each connection that can go on with
-    `advance`, accept new ones, and close those whose deadline has passed.
+    `advance`, accept new ones, and close those whose deadline has passed. What an exception of
+    user code may interrupt is kept in the variables below until it is done; `repair` resumes.
     """
-    import _socket
-    import resource
-    import select
-
     listener, listening = file.listener, file.listener.fileno()
-    poll = select.epoll()
-    waking, wake, clear_wake, close_waker = make_waker()
-    connections: "dict[int, Connection]" = {}  # by fd, the one quiet longest first
-    deadlines: "dict[int, float]" = {}  # by fd: inside a frame; of the listener: a pause
-    ready: "list[Connection]" = []  # they have their next message already
-    busy: "set[int]" = set()  # a worker has their message
+    poll, waker = select.epoll(), Waker()
+    connections: "_collections.OrderedDict[int, Connection]" = _collections.OrderedDict()
+    accepted: "_collections.deque[Any]" = _collections.deque()  # not yet in `connections`
+    deadlines: "dict[int, float]" = {}  # by fd: of what waits inside a frame
+    ready: "list[Connection]" = []  # they go on without an event
+    busy: "set[int]" = set()  # a worker has, or gets, their message
+    leaving: "set[int]" = set()  # to make room; they are answered first
     buffer_pool: "list[bytearray]" = []
-    limit = min(1000, max(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+    patience = settings.read_timeout  # seconds that a peer may pause inside a frame
+    paused = 0.0  # when accepting goes on; 0: it is not paused
+    backlog_is_empty = False  # after the listener was shut down
+    open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    limit = 1000 if open_files < 0 else min(1000, max(4, open_files // 2))
+    spare = os.dup(waker.reader)  # closed to accept where no descriptor is left; -1: in use
 
-    def close_in_child() -> None:
-        """In a child of user code: keep nothing open, or a dead runtime would seem alive."""
-        state.forked = True
-        poll.close()
-        close_waker()
+    def close_all() -> None:
+        """Keep nothing open: in a forked child a dead runtime would seem alive."""
+        close_quietly(poll.close)
+        waker.close()
         for connection in connections.values():
-            connection.sock.close()
+            close_quietly(connection.sock.close)
+        if spare >= 0:
+            close_quietly(lambda: os.close(spare))
 
-    def answer_here(message: Message) -> "Bytes":
-        reply = answer(message)
-        if state.forked:  # the handler forked, and this is the child: it serves nobody
-            os._exit(0)
-        return reply
+    workers = None
+    if settings.concurrency > 1:
+        workers = Workers(settings.concurrency, answer, waker.wake)
 
-    threads = settings.concurrency > 1
-    if threads:
-        submit, finished = make_workers(settings.concurrency, answer_here, wake)
-
-    def advance(connection: Connection, value: object = None) -> None:
+    def advance(connection: Connection) -> None:
         """Continue a connection until it waits again."""
-        fd = connection.fd
         try:
-            waits_for = connection.resume(value)
+            connection.resume(None)
         except StopIteration:
             close(connection)
             return
@@ -1257,106 +1798,177 @@ def serve(settings: Settings, file: SocketFile, answer: "Answer", state: State) 
             log("out of memory while receiving or sending: closing a connection")
             close(connection)
             return
-        before = connection.waits_for
-        if waits_for == before == IDLE:  # most often: a whole message came and was answered
-            return
-        connection.waits_for = waits_for
-        if waits_for > 0:
-            deadlines[fd] = time.monotonic() + settings.read_timeout
-        elif deadlines:
+        if connection.waits_for or connection.settled:  # else: answered, and waits for the next
+            settle(connection)
+
+    def settle(connection: Connection) -> None:
+        """Prepare for what a connection waits for. May be repeated after an exception."""
+        fd, before, waits_for = connection.fd, connection.settled, connection.waits_for
+        if waits_for in (READ, WRITE):
+            deadlines[fd] = time.monotonic() + patience
+        else:
             deadlines.pop(fd, None)
-        if waits_for == WORKER:
+        if waits_for == WORKER and before != WORKER:
             poll.unregister(fd)
             busy.add(fd)
-            submit(connection, len(busy))
-        elif before == WORKER:
-            busy.discard(fd)
-            poll.register(fd, WRITE if waits_for == WRITE else READ)
-        elif (waits_for == WRITE) != (before == WRITE):
-            poll.modify(fd, WRITE if waits_for == WRITE else READ)
+            connection.settled = WORKER
+            workers.submit(connection, len(busy))  # type: ignore[union-attr]
+        elif waits_for != before:
+            interest = select.EPOLLOUT if waits_for == WRITE else select.EPOLLIN
+            if before == WORKER:
+                poll.register(fd, interest)
+                busy.discard(fd)
+            elif waits_for == WRITE or before == WRITE:
+                poll.modify(fd, interest)
+            connection.settled = waits_for
         if waits_for == NOW:
             ready.append(connection)
 
     def close(connection: Connection) -> None:
-        deadlines.pop(connection.fd, None)
-        busy.discard(connection.fd)
-        del connections[connection.fd]
-        connection.sock.close()
+        nonlocal paused, spare
+        fd = connection.fd
+        deadlines.pop(fd, None)
+        busy.discard(fd)
+        leaving.discard(fd)
+        connections.pop(fd, None)
+        close_quietly(connection.sock.close)
+        if spare < 0:
+            try:
+                spare = os.dup(waker.reader)
+            except OSError:
+                pass
+        if paused:
+            paused = 0.0
+            poll.modify(listening, select.EPOLLIN)
+
+    def stop_reading(connection: Connection) -> None:
+        """Let the peer's next write fail; what is here can still be read, and is answered."""
+        leaving.add(connection.fd)
+        close_quietly(lambda: connection.sock.shutdown(_socket.SHUT_RD))
 
     def make_room() -> bool:
-        """Close the connection that has been quiet longest, if possible one between messages."""
+        """Close the connection that has been quiet longest; return whether there is room now.
 
-        def has_begun(connection: Connection) -> bool:
+        Before it is closed, what it has sent is answered, and what it sends from now on fails.
+        """
+        if leaving:
+            return False
+
+        def has_sent(connection: Connection) -> bool:
             try:
-                waits = connection.waits_for != IDLE
-                return waits or bool(connection.sock.recv(1, _socket.MSG_PEEK))
+                return bool(connection.sock.recv(1, _socket.MSG_PEEK))
             except OSError:
                 return False
 
-        quiet = [one for one in connections.values() if one.fd not in busy]
-        if quiet:
-            close(next((one for one in quiet if not has_begun(one)), quiet[0]))
-        return bool(quiet)
+        now = time.monotonic()
+        idle = [one for one in connections.values() if one.waits_for == IDLE]
+        stalled = [
+            connections[fd]
+            for fd, deadline in deadlines.items()
+            if connections[fd].waits_for == READ and deadline - patience < now - PAUSE
+        ]
+        for connection in sorted(idle, key=has_sent)[:1] or stalled[:1]:
+            stop_reading(connection)
+            advance(connection)
+            return connection.fd not in leaving
+        return False
 
-    def accept() -> bool:
-        """Accept one connection; return whether there was one."""
+    def pause() -> None:
+        """Stop accepting until a connection is closed, or for a second."""
+        nonlocal paused
+        paused = time.monotonic() + PAUSE
+        poll.modify(listening, 0)
+
+    def accept() -> None:
+        """Accept one connection if there is room for it."""
+        nonlocal backlog_is_empty, spare
+        if len(connections) >= limit and not make_room():
+            pause()
+            return
         try:
-            fd = listener._accept()[0]  # type: ignore[attr-defined]
+            accepted.extend(map(accept_fd, (listener,)))
+        except BlockingIOError:
+            backlog_is_empty = True
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # shut down, and nobody is left
+                backlog_is_empty = True
+            elif error.errno in NO_ROOM and spare >= 0:
+                os.close(spare)
+                spare = -1  # `close` opens another
+                accept()
+            elif error.errno in NO_ROOM:
+                if not make_room():
+                    log("cannot accept a connection: %s" % error.strerror)
+                    pause()
+            elif error.errno is None:
+                raise
+        add_accepted()
+
+    def add_accepted() -> None:
+        while accepted:
+            fd = accepted[0][0]
             if fd < 3:  # user code has closed that one: its prints would go here
                 reserve_std_fds()
-                low = fd
-                try:
-                    fd = os.dup(low)
-                finally:
-                    os.close(low)
-                    reserve_std_fds()
-            sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # EINVAL: shut down, and nobody is left
-                log("cannot accept a connection: %s" % error.strerror)
-                if not make_room():  # only time helps, and the listener stays readable
-                    poll.modify(listening, 0)
-                    deadlines[listening] = time.monotonic() + PAUSE
-            return False
-        if len(connections) >= limit:
-            make_room()
-        sock.setblocking(False)  # always: user code may have set a default timeout
-        connection = connections[fd] = Connection(sock)
-        replier = None if threads else answer_here
-        connection.resume = serve_connection(connection, settings, buffer_pool, replier).send
-        poll.register(fd, READ)
-        advance(connection)
-        return True
+                moved = os.dup(fd)
+                os.close(fd)
+                accepted[0] = (moved,)
+                reserve_std_fds()
+                continue
+            connection = connections.get(fd)
+            if connection is None:
+                sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
+                sock.setblocking(False)  # always: user code may have set a default timeout
+                connection = connections[fd] = Connection(sock)
+                replier = answer if workers is None else None
+                connection.conversation = serve_connection(
+                    connection, settings, buffer_pool, replier
+                )
+                connection.resume = connection.conversation.send
+                poll.register(fd, select.EPOLLIN)
+            accepted.popleft()
+            advance(connection)
 
     def expire(now: float, active: "set[int]") -> None:
         """Close what stalled inside a frame: late before a poll that brought nothing for it."""
         for fd in [fd for fd in deadlines if deadlines[fd] <= now and fd not in active]:
-            if fd == listening:
-                del deadlines[fd]
-                poll.modify(fd, READ)
-                continue
             connection = connections[fd]
             if connection.waits_for == READ:  # inside a reply there is no place for another
                 text = "timed out after %g s in the middle of a frame" % settings.read_timeout
                 try:
-                    connection.resume.__self__.throw(BrokenStream(text))  # type: ignore[attr-defined]
+                    connection.conversation.throw(BrokenStream(text))
                 except StopIteration:
                     pass
             close(connection)
 
+    def wait(timeout: "float | None") -> "list[tuple[int, int]]":
+        """Return events; run background tasks of user code while there are none."""
+        most = len(connections) + 2  # room for all of them, and no more
+        if not caller.has_background_tasks():
+            return poll.poll(timeout, most)
+        events = poll.poll(0, most)
+        if not events and timeout != 0:
+            caller.run_until_readable(poll.fileno(), timeout)
+            events = poll.poll(0, most)
+        return events
+
     def step(timeout: "float | None") -> None:
         """Wait until something happens; give each connection that can go on one turn."""
-        now = time.monotonic() if deadlines else 0.0
-        if ready:
-            timeout = 0
-        elif deadlines:
-            nearest = max(0.0, min(deadlines.values()) - now)
-            timeout = nearest if timeout is None else min(timeout, nearest)
-        events = poll.poll(timeout, len(connections) + 2)  # room for all of them, and no more
-        if deadlines:
+        nonlocal paused
+        if not watch.is_installed():
+            watch.install()
+        now = 0.0
+        if deadlines or paused:
+            now = time.monotonic()
+            nearest = min(deadlines.values(), default=now + LONGEST_WAIT)
+            if paused:
+                nearest = min(nearest, paused)
+            timeout = max(0.0, min(nearest - now, LONGEST_WAIT, timeout or LONGEST_WAIT))
+        events = wait(0 if ready else timeout)
+        if deadlines and now:
             expire(now, {fd for fd, _ in events})
+        if paused and paused <= now:
+            paused = 0.0
+            poll.modify(listening, select.EPOLLIN)
         turns = tuple(ready)
         ready.clear()
         for connection in turns:
@@ -1364,48 +1976,80 @@ def serve(settings: Settings, file: SocketFile, answer: "Answer", state: State) 
                 advance(connection)
         for fd, _ in events:
             if fd in connections:
-                connection = connections.pop(fd)
-                connections[fd] = connection
-                if connection not in turns:
-                    advance(connection)
+                connections.move_to_end(fd)
+                if connections[fd] not in turns:
+                    advance(connections[fd])
             elif fd == listening:
                 accept()
-            elif fd == waking:
-                clear_wake()
-        while threads and finished:
-            advance(*finished.popleft())
+            elif fd == waker.reader:
+                waker.clear()
+        while workers is not None and workers.finished:
+            connection = workers.finished[0]
+            if connections.get(connection.fd) is connection:
+                advance(connection)
+            workers.finished.popleft()
+
+    def repair() -> None:
+        """Resume what an exception may have interrupted."""
+        add_accepted()
+        for connection in connections.values():
+            if connection.waits_for != WORKER or connection.message.reply is not None:
+                ready.append(connection)
+            elif connection.settled != WORKER:
+                settle(connection)
+        if workers is not None:
+            workers.resubmit()
+
+    def step_safely(timeout: "float | None") -> None:
+        damaged = True
+        try:
+            step(timeout)
+            return
+        except BaseException as error:
+            log_traceback(error, "an exception arrived between calls; the server goes on")
+        for _ in range(MAX_INTERRUPTIONS):
+            try:
+                if damaged:
+                    repair()
+                    damaged = False
+                return
+            except BaseException as error:
+                log_traceback(error, "an exception arrived between calls; the server goes on")
 
     def drain() -> None:
         """Answer what the backlog and the connections hold; take nothing more."""
+        nonlocal patience, backlog_is_empty
         file.remove()
-        listener.shutdown(_socket.SHUT_RD)  # new clients are refused before they send anything
-        while accept():
-            pass
-        deadlines.pop(listening, None)
-        poll.unregister(listening)
-        listener.close()
-        for connection in connections.values():
-            try:
-                # Their next write fails; what is here can be read
-                connection.sock.shutdown(_socket.SHUT_RD)
-            except OSError:
-                pass  # the peer is gone
-        give_up = time.monotonic() + PATIENCE
-        while connections and (busy or ready or time.monotonic() < give_up):
-            began = time.monotonic()
-            step(PATIENCE / 10)
-            if busy or time.monotonic() - began > PATIENCE / 5:
-                give_up = time.monotonic() + PATIENCE  # a handler was slow, not the peers
+        patience = min(patience, PATIENCE)
+        backlog_is_empty = False
+        close_quietly(lambda: listener.shutdown(_socket.SHUT_RD))  # new clients are refused
+        hang_limit = time.monotonic() + HANG_LIMIT
+        latest = time.monotonic() + patience
+        for fd in deadlines:
+            deadlines[fd] = min(deadlines[fd], latest)
+        while connections or not backlog_is_empty:
+            for connection in list(connections.values()):
+                if connection.fd not in leaving:
+                    stop_reading(connection)
+            step_safely(0.5)
+            if state.poisoned and time.monotonic() > hang_limit:
+                for fd in busy:
+                    connections[fd].message.reply = RESTARTING
+                    ready.append(connections[fd])
 
-    poll.register(listening, READ)
-    poll.register(waking, READ)
-    os.register_at_fork(after_in_child=close_in_child)
-    state.wake = wake  # before anybody can connect: what they send is answered
+    accept_fd = _socket.socket._accept  # type: ignore[attr-defined]
+    poll.register(listening, select.EPOLLIN)
+    poll.register(waker.reader, select.EPOLLIN)
+    os.register_at_fork(after_in_child=close_all)
+    state.wake = waker.wake  # before anybody can connect: what they send is answered
     file.publish()
     log("serving %s on %s" % (settings.handler, settings.socket_path))
-    while not (state.stopping or state.poisoned):
-        step(None)
-    drain()
+    try:
+        while not (state.stopping or state.poisoned):
+            step_safely(None)
+        drain()
+    finally:
+        close_all()
 
 
 def reserve_std_fds() -> None:
@@ -1420,43 +2064,62 @@ def reserve_std_fds() -> None:
 # --- Command line
 
 
-def import_handler(settings: Settings) -> "Callable[[Any], Any]":
+def import_handler(settings: Settings, state: State) -> "Callable[[Any], Any]":
     """Import the handler as a script of the user in the current directory would."""
     del sys.argv[1:]
+    try:
+        return load_handler(settings.handler)
+    finally:
+        if state.forked:
+            exit_child(sys.exc_info()[1])
+
+
+def use_user_paths() -> None:
+    """Let imports find files of the current directory first."""
     try:
         sys.path.insert(0, os.getcwd())
     except OSError:
         pass  # the directory was removed
-    return load_handler(settings.handler)
+    unload_shadowed(OWN_MODULES)
 
 
 def run(settings: Settings) -> int:
     """Serve until a signal or a lost GPU context; return the exit code."""
+    for number in (_signal.SIGTERM, _signal.SIGINT):
+        _signal.signal(number, lambda number, frame: os._exit(0))
     reserve_std_fds()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)  # lines are in the log when they are printed
     # glibc learns from this that blocks of this size come and go. Otherwise the memory of each
     # large message is paged in again, which costs a third of the time. No page is touched here
     bytes(4194304)
+    state, threads = State(), settings.concurrency > 1
     file = open_listener(settings.socket_path, settings.socket_mode)
-    state = State()
-    watch = start_watch(settings.handler_timeout, state, file.remove)
     try:
-        call = watch.watch_call(make_call(import_handler(settings), settings.concurrency > 1))
-        answer = make_answer(settings, call, state)
+        os.register_at_fork(after_in_child=lambda: setattr(state, "forked", True))
+        watch = start_watch(settings.handler_timeout, state, file.remove)
+        use_user_paths()
+        codec = make_codec(settings.json, threads)
+        caller = make_caller(import_handler(settings, state), threads, state)
+        answer = make_answer(settings, codec, caller, watch.watch_call, state)
         reserve_std_fds()
         watch.install()
-        serve(settings, file, answer, state)
+        serve(settings, file, answer, caller, watch, state)
     finally:
-        file.remove()
+        if not state.forked:
+            file.remove()
+        file.close()
     return EXIT_POISONED if state.poisoned else 0
 
 
 def check(settings: Settings) -> int:
     """Import the handler without serving it."""
-    make_call(import_handler(settings), False)
+    state = State()
+    os.register_at_fork(after_in_child=lambda: setattr(state, "forked", True))
+    use_user_paths()
     make_codec(settings.json, False)
-    print("asya_runtime: %s can be served" % settings.handler)
+    make_caller(import_handler(settings, state), False, state)
+    os.write(1, ("asya_runtime: %s can be served\n" % settings.handler).encode())
     return 0
 
 
@@ -1483,22 +2146,24 @@ def read_startup_error() -> str:
 
 def send_once(settings: Settings, files: "list[str]") -> int:
     """Send one message, print the reply, exit 0 if it is a success."""
-    import socket
-
     reply = b""
     try:
         with open(files[0], "rb") if files else sys.stdin.buffer as source:
             body = source.read()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.connect(settings.socket_path)
-            sock.sendall(len(body).to_bytes(4, "big") + body)
-            with sock.makefile("rb") as stream:
-                reply = stream.read(int.from_bytes(stream.read(4), "big"))
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        sock.connect(settings.socket_path)
+        sock.sendall(len(body).to_bytes(4, "big") + body)
+        while len(reply) < 4 or len(reply) < int.from_bytes(reply[:4], "big") + 4:
+            data = sock.recv(1048576)
+            if not data:
+                break
+            reply += data
+        sock.close()
     except OSError as error:
         log("%s: %s" % (error.filename or settings.socket_path, error.strerror))
         return 1
-    sys.stdout.buffer.write(reply + b"\n" if reply else b"asya_runtime: no reply\n")
-    return 0 if reply.startswith(b'{"status":"ok"') else 1
+    sys.stdout.buffer.write(reply[4:] + b"\n" if reply else b"asya_runtime: no reply\n")
+    return 0 if reply[4:].startswith(b'{"status":"ok"') else 1
 
 
 USAGE = """usage: asya_runtime.py                serve ASYA_HANDLER on ASYA_SOCKET_PATH
@@ -1536,18 +2201,23 @@ def main(arguments: "list[str]", environ: "Mapping[str, str]") -> int:
     return 0 if command in ("-h", "--help") else 64
 
 
-def exit_process(code: int) -> None:
+def exit_process(code: int, patience: float) -> None:
     """End the process, even if threads of user code do not end."""
 
     def insist() -> None:
-        time.sleep(PATIENCE)
+        time.sleep(patience)
         os._exit(code)
 
-    start_thread(insist)
+    try:
+        start_thread(insist)
+    except RuntimeError:  # nothing would end it then
+        flush_streams()
+        os._exit(code)
     sys.exit(code)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--ready"]:
-        sys.exit(main(sys.argv[1:], os.environ))
-    exit_process(main(sys.argv[1:], os.environ))
+    status = main(sys.argv[1:], os.environ)
+    if IS_PROBE:
+        sys.exit(status)
+    exit_process(status, PATIENCE if status == 0 else 1.0)
