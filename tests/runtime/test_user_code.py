@@ -595,7 +595,7 @@ def test_a_process_that_is_patched_as_gevent_and_eventlet_do_is_served(
     check(start, folder, Case(LIKE_GEVENT, PROBES * 2, environ), python)
 
 
-FIVE = [({}, ok([n])) for n in range(1, 4)]
+NUMBERS: list[tuple[object, object]] = [({}, ok([n])) for n in range(1, 4)]
 LOOPS = {
     "a-future-of-the-current-loop": Case(
         """
@@ -628,7 +628,7 @@ LOOPS = {
             q.put_nowait(f)
             return [await f]
         """,
-        FIVE,
+        NUMBERS,
     ),
     "get_event_loop-at-import": Case(
         """
