@@ -73,7 +73,7 @@ def replies_to(process: Process, payloads: Sequence[object]) -> list[object]:
     for payload in payloads:
         try:
             client = client or process.client()
-            client.send(payload if isinstance(payload, bytes) else frame({"payload": payload}))
+            client.send(frame(payload if isinstance(payload, bytes) else {"payload": payload}))
             replies.append(client.reply())
         except (OSError, EOFError) as lost:
             replies.append(f"lost: {lost!r}")
