@@ -90,7 +90,7 @@ finally:
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket as Socket  # noqa: N812
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping
     from types import ModuleType
     from typing import Any, TypeVar, Union
 
@@ -682,7 +682,7 @@ RELAYING_CLASSES = ("RemoteTraceback", "_RemoteTraceback", "ProcessRaisedExcepti
 def make_find_kinds() -> "Callable[[str], set[str]]":
     """Return a function: a text in lower case to the kinds of its phrases, in linear time.
 
-    One pattern finds the last phrase of each row; only where it is, the rest of the row is looked
+    One pattern finds the longest phrase of each row; only where it is, the rest of the row is looked
     for. It is a tree, so that few alternatives are tried at each character.
     """
 
@@ -700,10 +700,10 @@ def make_find_kinds() -> "Callable[[str], set[str]]":
         for kind, rows in PHRASES.items()
         for row in rows.strip().splitlines()
     ]
-    pattern = re.compile(factor({row[-1] for _, row in table}))
+    pattern = re.compile(factor({max(row, key=len) for _, row in table}))
     rows_by_match: "dict[str, list[tuple[str, list[str]]]]" = {}
     for kind, row in table:  # the pattern finds a shorter phrase first
-        rows_by_match.setdefault(pattern.match(row[-1]).group(), []).append((kind, row))  # type: ignore[union-attr]
+        rows_by_match.setdefault(pattern.match(max(row, key=len)).group(), []).append((kind, row))  # type: ignore[union-attr]
 
     def has_row(text: str, row: "list[str]") -> bool:
         at = 0
@@ -787,17 +787,49 @@ def is_enomem(error: BaseException) -> bool:
 
 def release_frames(error: BaseException) -> None:
     """Release what the finished frames of the failed call hold: their locals are the tensors."""
+    frames = []
     for link in list(walk_chain(error)):
         trace = get_attribute(link, "__traceback__")
         BaseException.with_traceback(link, None)  # assigning fails if the class is frozen
         while trace is not None:
-            frame, trace = trace.tb_frame, trace.tb_next
-            # Before 3.13, clearing a frame closes a coroutine or generator that still lives
-            if not frame.f_code.co_flags & (GENERATORS | COROUTINE | ASYNC_GENERATOR):
-                try:
-                    frame.clear()
-                except RuntimeError:
-                    pass  # it is running
+            frames.append(trace.tb_frame)
+            trace = trace.tb_next
+    living = []
+    if sys.version_info < (
+        3,
+        13,
+    ):  # there, clearing a frame closes the generator that it belongs to
+        suspendable = [frame for frame in frames if frame.f_code.co_flags & SUSPENDABLE]
+        for owner in gc.get_referrers(*suspendable) if suspendable else ():
+            if type(owner) in FRAME_OF:
+                living.append(FRAME_OF[type(owner)](owner))
+    for frame in frames:
+        if frame not in living:
+            try:
+                frame.clear()
+            except RuntimeError:
+                pass  # it is running, or suspended
+
+
+async def wait_for_nothing() -> None:
+    """Give the type of coroutines."""
+
+
+async def iterate_nothing() -> "AsyncGenerator[None, None]":
+    """Give the type of asynchronous generators."""
+    yield
+
+
+VARARGS, GENERATORS, COROUTINE, ASYNC_GENERATOR = 0x04, 0x20, 0x80, 0x200  # as in inspect
+SUSPENDABLE = GENERATORS | COROUTINE | ASYNC_GENERATOR
+GENERATOR = type(_ for _ in ())
+FRAME_OF: "dict[type, Callable[[Any], Any]]" = {
+    GENERATOR: lambda owner: owner.gi_frame,
+    type(iterate_nothing()): lambda owner: owner.ag_frame,
+}
+first_coroutine = wait_for_nothing()
+FRAME_OF[type(first_coroutine)] = lambda owner: owner.cr_frame
+first_coroutine.close()
 
 
 def empty_caches() -> None:
@@ -841,9 +873,6 @@ def log_traceback(error: BaseException, title: str) -> None:
 
 # --- Handler
 
-COROUTINE, ASYNC_GENERATOR, GENERATORS = 0x80, 0x200, 0x20  # of inspect, whose import costs 10 ms
-VARARGS = 0x04
-GENERATOR = type(_ for _ in ())
 FUNCTION = type(walk_chain)
 METHOD = type(JSONDecoder().decode) if not IS_PROBE else None
 PLAIN = frozenset((dict, list, str, int, float, bool, tuple, type(None)))  # results as they are
