@@ -6,12 +6,13 @@ or was caught by them, and exceptions that user code keeps are read by it later.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from .conftest import Start, frame
-from .served import Case, check, error, memory_error, ok
+from .served import Case, check, error, memory_error, ok, replies_to, stopped, write_files
 
 DIVISION = error("ZeroDivisionError", "division by zero")
 OOM = "CUDA out of memory. Tried to allocate 1 GiB"
@@ -376,9 +377,38 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_what_lives_on_after_a_failed_call_serves_the_next(
-    start: Start, folder: Path, case: Case, python: str
+    start: Start, folder: Path, case: Case
 ) -> None:
-    check(start, folder, case, python)
+    check(start, folder, case, sys.executable)
+
+
+ALL = """
+    import importlib
+    async def predict(m):
+        result = importlib.import_module(m["payload"]["case"]).predict(m)
+        return await result if hasattr(result, "__await__") else result
+"""
+
+
+def test_what_lives_on_after_failed_calls_of_all_kinds_serves_the_next(
+    start: Start, folder: Path, python: str
+) -> None:
+    names = {f"case_{at}": (name, case) for at, (name, case) in enumerate(CASES.items())}
+    write_files(folder, {f"{module}.py": case.source for module, (_, case) in names.items()})
+    wrong = {}
+    process = start(ALL, "app.predict", python=python)
+    for module, (name, case) in names.items():
+        sent = [
+            payload | {"case": module} for payload, _ in case.calls if isinstance(payload, dict)
+        ]
+        got = replies_to(process, sent, seconds=5)
+        if got != [reply for _, reply in case.calls]:
+            wrong[name] = got
+            process.end()
+            process.socket.unlink(missing_ok=True)
+            process = start(ALL, "app.predict", python=python)
+    assert wrong == {}
+    stopped(process)
 
 
 SHARED = """

@@ -372,9 +372,10 @@ class Talk:
         if reply.get("type") == "TimeoutError":  # an alarm of another call rang in this one
             return True
         if do in BAD:
-            return reply["status"] == "error"
-        result = [n, "x" * 3_000_000] if do == "large" else n
-        return reply == ok(result) or bool(reply.get("type") == "OSError")  # no descriptor is left
+            return bool(reply["status"] == "error")
+        if reply.get("type") == "OSError":  # no descriptor is left
+            return True
+        return bool(reply == ok([n, "x" * 3_000_000] if do == "large" else n))
 
 
 class Hostilities(RuleBasedStateMachine):

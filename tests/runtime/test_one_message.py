@@ -93,11 +93,19 @@ def no_room(megabytes: int, *, at_import: bool) -> str:
     return text.replace("AT_IMPORT", str(at_import))
 
 
+def test_where_one_thread_can_be_started_two_workers_answer_all(start: Start, python: str) -> None:
+    fewer_workers(start, python, 24, "predict")
+
+
 @pytest.mark.parametrize("handler", ["predict", "later"])
 @pytest.mark.parametrize("room", [8, 24, 40], ids=["none", "one", "two"])
 def test_where_no_thread_can_be_started_fewer_workers_answer_all(
-    start: Start, python: str, room: int, handler: str
+    start: Start, room: int, handler: str
 ) -> None:
+    fewer_workers(start, sys.executable, room, handler)
+
+
+def fewer_workers(start: Start, python: str, room: int, handler: str) -> None:
     """A worker was there before; the limit lets no more of them, with their stacks, begin."""
     source = no_room(room, at_import=False)
     process = start(source, f"app.{handler}", python=python, ASYA_CONCURRENCY="4")
@@ -260,8 +268,10 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("way", ["alarm", "user", "thread"])
-@pytest.mark.parametrize("handler", ["predict", "later"])
+@pytest.mark.parametrize(
+    ("way", "handler"),
+    [("alarm", "predict"), ("user", "predict"), ("thread", "predict"), ("alarm", "later")],
+)
 def test_an_exception_that_comes_between_calls_is_logged_and_the_next_message_served(
     start: Start, folder: Path, python: str, way: str, handler: str
 ) -> None:
@@ -516,7 +526,9 @@ def test_whatever_a_handler_returns_or_raises_is_answered_once_and_the_next_serv
 
 CLEANING = """
     import gc, sys, types
-    def bad(*args, **more): raise KINDS
+    KINDS = [SystemExit(3), KeyboardInterrupt(), MemoryError(), OSError(), GeneratorExit()]
+    kind = KINDS[0]
+    def bad(*args, **more): raise kind
     class Bad(types.ModuleType):
         __getattr__ = bad
     class Cuda:
@@ -530,8 +542,10 @@ CLEANING = """
     class Dies:
         def __del__(self): bad()
     def predict(m):
+        global kind
         payload = m["payload"]
         if "module" in payload:
+            kind = KINDS[payload["kind"]]
             sys.modules["torch"] = sys.modules["cupy"] = MODULES[payload["module"]]
             circle = [Dies()]
             circle.append(circle)
@@ -540,20 +554,23 @@ CLEANING = """
 """
 
 
-@pytest.mark.parametrize("kind", ["SystemExit(3)", "KeyboardInterrupt", "MemoryError", "OSError"])
 def test_a_cache_that_cannot_be_emptied_ends_nothing(
-    start: Start, folder: Path, python: str, kind: str
+    start: Start, folder: Path, python: str
 ) -> None:
     text = "CUDA out of memory. Tried to allocate 1 GiB"
     calls = [
         step
+        for kind in range(5)
         for number in range(7)
         for step in [
-            ({"module": number}, memory_error("RuntimeError", text, "cuda_oom_error")),
+            (
+                {"module": number, "kind": kind},
+                memory_error("RuntimeError", text, "cuda_oom_error"),
+            ),
             ({"a": 1}, ok({"a": 1})),
         ]
     ]
-    check(start, folder, Case(CLEANING.replace("KINDS", kind), calls), python)
+    check(start, folder, Case(CLEANING, calls), python)
 
 
 # --- errors before the handler is called -----------------------------------------------
