@@ -72,6 +72,7 @@ try:
         import _signal  # type: ignore[import-not-found]
         import _struct
         import _thread
+        import atexit
         import fcntl
         import gc
         import importlib
@@ -110,6 +111,9 @@ else:
             globals()[name] = type(sys.implementation)(**vars(module))
     globals().update((n, f) for n, f in vars(builtins).items() if not n.startswith("_"))
 
+MODULES, MAX_FLOAT = sys.modules, sys.float_info.max
+getrecursionlimit, setrecursionlimit = sys.getrecursionlimit, sys.setrecursionlimit
+CLEAR_ENDS_GENERATORS = sys.version_info < (3, 13)  # frame.clear() does
 OWN_MODULES = {name: sys.modules[name] for name in set(sys.modules) - PRELOADED}
 
 
@@ -142,22 +146,22 @@ def import_library(name: str) -> "ModuleType":
             return False
         return is_shadowed(name, LIBRARY)
 
-    module = sys.modules.get(name)
+    module = MODULES.get(name)
     if module is not None and not is_replaced(name, module):
         return module
-    replaced = {n: m for n, m in list(sys.modules.items()) if is_replaced(n, m)}
-    path, before = sys.path[:], set(sys.modules)
+    replaced = {n: m for n, m in list(MODULES.items()) if is_replaced(n, m)}
+    path, before = sys.path[:], set(MODULES)
     for name_of_user in replaced:
-        del sys.modules[name_of_user]
-    sys.modules.update(OWN_MODULES)
+        del MODULES[name_of_user]
+    MODULES.update(OWN_MODULES)
     sys.path[:] = LIBRARY
     try:
         return importlib.import_module(name)
     finally:
         sys.path[:] = path
-        OWN_MODULES.update((n, sys.modules[n]) for n in set(sys.modules) - before)
-        unload_shadowed(set(sys.modules) - before)
-        sys.modules.update(replaced)
+        OWN_MODULES.update((n, MODULES[n]) for n in set(MODULES) - before)
+        unload_shadowed(set(MODULES) - before)
+        MODULES.update(replaced)
 
 
 def get_attribute(thing: object, name: str) -> "Any":
@@ -169,6 +173,7 @@ def get_attribute(thing: object, name: str) -> "Any":
 
 
 EXIT_CONFIG = 78  # EX_CONFIG: a setting, the socket path or the handler is wrong
+EXIT_BROKEN = 75  # EX_TEMPFAIL: user code has closed descriptors of the server
 EXIT_POISONED = 70  # EX_SOFTWARE: the GPU context is lost; only a new process helps
 
 # --- Settings: one table, read once
@@ -362,7 +367,7 @@ def describe(code: str, error: BaseException, prefix: str = "") -> bytes:
     retry_after = get_attribute(error, "retry_after")
     if not isinstance(severity, str) or severity not in ("recoverable", "fatal"):
         severity = ""  # other libraries use these names for other things
-    if type(retry_after) not in (int, float) or not 0 <= retry_after <= sys.float_info.max:
+    if type(retry_after) not in (int, float) or not 0 <= retry_after <= MAX_FLOAT:
         retry_after = None
     message = prefix + (get_text(error) or kind)
     return error_reply(code, message, kind, severity, retry_after)
@@ -419,8 +424,10 @@ def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
 
     @bound_recursion
     def decode(message: Message) -> object:
-        text = str(message.body, "utf-8")  # type: ignore[arg-type]
-        message.body = None
+        body: "Any" = message.body
+        text = str(body, "utf-8")
+        if len(body) > POOLED_BUFFER:
+            message.body = body = None
         try:
             value, end = scan(text, 0)
         except StopIteration:
@@ -444,7 +451,8 @@ def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
         except BaseException:
             parents.clear()
             raise
-        message.result = None
+        if len(text) > PIECE:
+            message.result = TAKEN
         return text.encode("ascii")
 
     @bound_recursion
@@ -460,7 +468,7 @@ def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
 
         encode_outline = c_make_encoder({}, reject, defer, *form)
         outline = "".join(encode_outline({"status": "ok", "result": message.result}, 0)).split("\0")
-        message.result = None
+        message.result = TAKEN
         reply = bytearray()
         for part in outline:
             reply += part.encode("ascii")
@@ -484,8 +492,7 @@ def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
         return encode(message)
 
     def decode_orjson(message: Message) -> object:
-        body, message.body = message.body, None
-        return loads(body)  # type: ignore[arg-type]
+        return loads(message.body)  # type: ignore[arg-type]
 
     standard = (decode, encode, encode_large if c_make_encoder else encode)
     if choice == "stdlib":
@@ -502,6 +509,11 @@ def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
         reason = "ASYA_JSON=orjson: orjson is not installed; install it or set ASYA_JSON=auto"
         raise StartupError(reason) from None
     return decode_orjson, encode_orjson, encode_orjson
+
+
+OWN_ERRORS = (ValueError, TypeError, RecursionError, OverflowError, MemoryError)
+MAX_RETRIES = 3  # of decoding and encoding, after exceptions of user code from outside
+TAKEN = GeneratorExit  # in the place of a result that has been encoded; it is not JSON
 
 
 def count_down_parts(value: object, budget: int) -> int:
@@ -525,14 +537,14 @@ def bound_recursion(function: "Callable[[Any], T]") -> "Callable[[Any], T]":
         return function
 
     def call(argument: object) -> "T":
-        limit = sys.getrecursionlimit()
+        limit = getrecursionlimit()
         if limit <= 5000:
             return function(argument)
-        sys.setrecursionlimit(5000)
+        setrecursionlimit(5000)
         try:
             return function(argument)
         finally:
-            sys.setrecursionlimit(limit)
+            setrecursionlimit(limit)
 
     return call
 
@@ -682,8 +694,8 @@ RELAYING_CLASSES = ("RemoteTraceback", "_RemoteTraceback", "ProcessRaisedExcepti
 def make_find_kinds() -> "Callable[[str], set[str]]":
     """Return a function: a text in lower case to the kinds of its phrases, in linear time.
 
-    One pattern finds the longest phrase of each row; only where it is, the rest of the row is looked
-    for. It is a tree, so that few alternatives are tried at each character.
+    One pattern finds the longest phrase of each row; only where it is, the rest of the row is
+    looked for. It is a tree, so that few alternatives are tried at each character.
     """
 
     def factor(phrases: "set[str]") -> str:
@@ -702,8 +714,9 @@ def make_find_kinds() -> "Callable[[str], set[str]]":
     ]
     pattern = re.compile(factor({max(row, key=len) for _, row in table}))
     rows_by_match: "dict[str, list[tuple[str, list[str]]]]" = {}
-    for kind, row in table:  # the pattern finds a shorter phrase first
-        rows_by_match.setdefault(pattern.match(max(row, key=len)).group(), []).append((kind, row))  # type: ignore[union-attr]
+    for kind, row in table:  # where a phrase begins with another one, the pattern finds that
+        match: "Any" = pattern.match(max(row, key=len))
+        rows_by_match.setdefault(match.group(), []).append((kind, row))
 
     def has_row(text: str, row: "list[str]") -> bool:
         at = 0
@@ -795,14 +808,10 @@ def release_frames(error: BaseException) -> None:
             frames.append(trace.tb_frame)
             trace = trace.tb_next
     living = []
-    if sys.version_info < (
-        3,
-        13,
-    ):  # there, clearing a frame closes the generator that it belongs to
+    if CLEAR_ENDS_GENERATORS:
         suspendable = [frame for frame in frames if frame.f_code.co_flags & SUSPENDABLE]
-        for owner in gc.get_referrers(*suspendable) if suspendable else ():
-            if type(owner) in FRAME_OF:
-                living.append(FRAME_OF[type(owner)](owner))
+        owners = gc.get_referrers(*suspendable) if suspendable else []
+        living = [FRAME_OF[type(one)](one) for one in owners if type(one) in FRAME_OF]
     for frame in frames:
         if frame not in living:
             try:
@@ -834,7 +843,7 @@ first_coroutine.close()
 
 def empty_caches() -> None:
     """Release cached GPU memory of frameworks that are loaded, without initializing any."""
-    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    torch, cupy = MODULES.get("torch"), MODULES.get("cupy")
 
     def empty_torch(device: str) -> None:
         part = get_attribute(torch, device)
@@ -874,11 +883,11 @@ def log_traceback(error: BaseException, title: str) -> None:
 # --- Handler
 
 FUNCTION = type(walk_chain)
-METHOD = type(JSONDecoder().decode) if not IS_PROBE else None
+METHOD: "Any" = None if IS_PROBE else type(JSONDecoder().decode)
 PLAIN = frozenset((dict, list, str, int, float, bool, tuple, type(None)))  # results as they are
 
 
-def load_handler(name: str) -> "Callable[[Any], Any]":
+def load_handler(name: str, state: State) -> "Callable[[Any], Any]":
     """Import `module.path.function`, or `module.Class.method` of one new instance."""
 
     def fail(error: BaseException, reason: str) -> StartupError:
@@ -889,9 +898,11 @@ def load_handler(name: str) -> "Callable[[Any], Any]":
     for cut in range(len(parts) - 1, 0, -1):
         path = ".".join(parts[:cut])
         try:
-            thing = importlib.import_module(path)
+            thing: "Any" = importlib.import_module(path)
             break
         except ModuleNotFoundError as error:
+            if state.forked:
+                exit_child(error)
             missing = str(error.name)
             if not (path + ".").startswith(missing + "."):
                 reason = "%s imports %s, which is not installed in this image" % (path, missing)
@@ -899,6 +910,11 @@ def load_handler(name: str) -> "Callable[[Any], Any]":
             if cut == 1:
                 raise StartupError(explain_missing(name, missing)) from None
         except BaseException as error:  # SystemExit of a script too
+            if state.forked:
+                exit_child(error)
+            thing = MODULES.get(path)  # there if the exception arrived after the import
+            if thing is not None:
+                break
             raise fail(error, "importing %s failed" % path) from None
     for part in parts[cut:]:
         if isinstance(thing, type):
@@ -1119,9 +1135,9 @@ def exit_child(error: "BaseException | None") -> None:
 
 def flush_streams() -> None:
     """Write what user code has printed without a newline."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
         try:
-            stream.flush()
+            getattr(sys, name).flush()
         except BaseException:
             pass  # closed, or replaced by anything
 
@@ -1143,13 +1159,13 @@ def make_answer(
     codec: "tuple[Decode, Encode, Encode]",
     caller: Caller,
     watch_call: "Callable[[Caller], Call]",
+    classify: "Callable[[BaseException], str]",
     state: State,
 ) -> "Answer":
     """Return the function that turns a message into its reply and never raises."""
     decode, encode, encode_large = codec
     detection, metadata = settings.enable_oom_detection, settings.include_metadata
     call, complete = watch_call(caller), caller.complete
-    classify = make_classify() if detection else lambda error: ""
     no_memory = OUT_OF_MEMORY if detection else UNPRINTABLE
 
     def fail(error: BaseException, step: str, message: Message) -> "tuple[bytes, str]":
@@ -1198,11 +1214,20 @@ def make_answer(
     def answer(message: Message) -> "Bytes":
         if state.poisoned:
             return RESTARTING
-        kind, step = "", "decode"
+        kind, step, retries = "", "decode", 0
         request: "Any" = None
         try:
             build = encode if len(message.body) < LARGE else encode_large  # type: ignore[arg-type]
-            request = decode(message)
+            while request is None:
+                try:
+                    request = decode(message)
+                    break
+                except OWN_ERRORS:
+                    raise
+                except BaseException:
+                    retries += 1
+                    if retries > MAX_RETRIES:
+                        raise
             if not isinstance(request, dict):
                 raise ValueError("the message is not a JSON object")
             if not isinstance(request.get("payload"), dict):
@@ -1218,7 +1243,16 @@ def make_answer(
                 exit_child(None)
             message.result, result = result, None
             step = "encode"
-            reply = build(message)
+            reply: "Any" = None
+            while reply is None:
+                try:
+                    reply = build(message)
+                except OWN_ERRORS:
+                    raise
+                except BaseException:
+                    retries += 1
+                    if retries > MAX_RETRIES:
+                        raise
             step = "send"
             if len(reply) > FRAME_LIMIT:
                 raise OverflowError("reply of %d bytes exceeds the frame limit" % len(reply))
@@ -1226,13 +1260,14 @@ def make_answer(
             if state.forked:
                 exit_child(error)
             reply, kind = fail(error, step, message)
-            request = result = message.result = None
+            request = result = None
+        message.body = message.result = None
         if kind:  # here, where the exception is gone
             try:
                 recover(kind)
             except BaseException as error:
                 log_traceback(error, "releasing memory failed")
-        return reply
+        return reply  # type: ignore[no-any-return]
 
     return answer
 
@@ -1243,7 +1278,8 @@ def make_answer(
 class SocketFile:
     """The listening socket and its file."""
 
-    __slots__ = ("close", "listener", "publish", "remove")
+    __slots__ = ("close", "is_open", "listener", "publish", "remove")
+    is_open: "Callable[[], bool]"  # user code may close any descriptor
     listener: "Socket"
     publish: "Action"  # give the file its name
     remove: "Action"
@@ -1333,7 +1369,26 @@ def open_listener(path: str, mode: int) -> SocketFile:
     file = SocketFile()
     file.listener, file.publish = listener, lambda: run_locked(publish)
     file.remove, file.close = remove, close
+    file.is_open = make_is_open(listener.fileno(), directory)
     return file
+
+
+def make_is_open(*fds: int) -> "Callable[[], bool]":
+    """Return a function that tells whether these descriptors are still what they are now."""
+
+    def identify(fd: int) -> "tuple[int, int]":
+        found = os.fstat(fd)
+        return found.st_dev, found.st_ino
+
+    known = [identify(fd) for fd in fds]
+
+    def is_open() -> bool:
+        try:
+            return known == [identify(fd) for fd in fds]
+        except OSError:
+            return False
+
+    return is_open
 
 
 def close_quietly(close: "Action") -> None:
@@ -1376,8 +1431,8 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
     Until the server serves, SIGTERM runs `abandon()` and exits 0; then it sets `state.stopping`.
     `limit`: seconds after which a call is slow; 0: never.
     """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
+    reader = writer = -1
+    is_open: "Callable[[], bool]" = bool  # False
     running: "dict[object, float]" = {}  # when each call began
     received = {"thread": 0, "main": 0}  # each signal arrives on both ways
     masks: "dict[int, set[int]]" = {}  # of the threads that fork now
@@ -1397,10 +1452,13 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
         on_signal("main", number)
 
     def install() -> None:
-        try:
-            _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        except (ValueError, OSError):
-            pass  # user code has closed it
+        nonlocal reader, writer, is_open
+        if not is_open():
+            reader, writer = os.pipe()
+            os.set_blocking(reader, False)
+            os.set_blocking(writer, False)
+            is_open = make_is_open(reader, writer)
+        _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in signals:  # on both ways: user code may take the wake-up fd
             _signal.signal(number, on_signal_in_python)
 
@@ -1430,8 +1488,6 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
         after_fork()
 
     def watch() -> None:
-        poll = select.poll()
-        poll.register(reader, select.POLLIN)
         warned: "set[object]" = set()
         while True:
             now, calls = time.monotonic(), dict(running)
@@ -1442,7 +1498,12 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
                     log("the handler is still running after %.3g s" % (now - began))
             due = [calls[key] + limit - now for key in calls if key not in warned]
             pause = min(LONGEST_WAIT, *due, limit) if limit else LONGEST_WAIT
-            if poll.poll(1000 * pause + 1):
+            poll = select.poll()
+            poll.register(reader, select.POLLIN)
+            for _, event in poll.poll(1000 * pause + 1):
+                if event != select.POLLIN:
+                    time.sleep(PAUSE / 10)  # user code has closed it: `install` opens another
+                    break
                 for number in os.read(reader, 512):
                     if number in signals:
                         on_signal("thread", number)
@@ -1701,10 +1762,14 @@ class Waker:
 
     def wake(self) -> None:
         """Interrupt the wait."""
+        if self.writer < 0:
+            return
         try:
             os.write(self.writer, b"!")
+        except BlockingIOError:
+            pass  # it is full: readable
         except OSError:
-            pass  # it is full: readable. Or user code has closed it
+            give_up("user code has closed descriptors of the server")
 
     def clear(self) -> None:
         """Forget what was written."""
@@ -1715,8 +1780,16 @@ class Waker:
 
     def close(self) -> None:
         """Close both ends."""
-        close_quietly(lambda: os.close(self.reader))
-        close_quietly(lambda: os.close(self.writer))
+        reader, self.reader, writer, self.writer = self.reader, -1, self.writer, -1
+        close_quietly(lambda: os.close(reader))
+        close_quietly(lambda: os.close(writer))
+
+
+def give_up(reason: str) -> None:
+    """End a process that cannot serve any more, so that it is restarted."""
+    log("%s; exiting" % reason)
+    flush_streams()
+    os._exit(EXIT_BROKEN)
 
 
 class Workers:
@@ -1779,6 +1852,7 @@ def serve(
     answer: "Answer",
     caller: Caller,
     watch: Watch,
+    reserve_std_fds: "Action",
     state: State,
 ) -> None:
     """Serve until the process is to end; then answer what has arrived, and return.
@@ -2035,6 +2109,8 @@ def serve(
             step(timeout)
             return
         except BaseException as error:
+            if not is_open():
+                give_up("user code has closed descriptors of the server")
             log_traceback(error, "an exception arrived between calls; the server goes on")
         for _ in range(MAX_INTERRUPTIONS):
             try:
@@ -2067,6 +2143,7 @@ def serve(
                     ready.append(connections[fd])
 
     accept_fd = _socket.socket._accept  # type: ignore[attr-defined]
+    is_open = make_is_open(poll.fileno(), listening, waker.reader, waker.writer)
     poll.register(listening, select.EPOLLIN)
     poll.register(waker.reader, select.EPOLLIN)
     os.register_at_fork(after_in_child=close_all)
@@ -2081,13 +2158,24 @@ def serve(
         close_all()
 
 
-def reserve_std_fds() -> None:
-    """Occupy fds 0, 1 and 2, so that nothing else becomes one of them."""
-    fd = 0
-    while fd < 3:
-        fd = os.open(os.devnull, os.O_RDWR)
-        os.set_inheritable(fd, fd < 3)
-    os.close(fd)
+def make_reserve_std_fds() -> "Action":
+    """Return a function that occupies fds 0, 1 and 2, so that nothing else becomes one of them."""
+    null = os.open(os.devnull, os.O_RDWR)
+    while null < 3:
+        os.set_inheritable(null, True)
+        null = os.dup(null)
+
+    def reserve_std_fds() -> None:
+        try:
+            fd = os.dup(null)
+            while fd < 3:
+                os.set_inheritable(fd, True)
+                fd = os.dup(null)
+            os.close(fd)
+        except OSError:
+            pass  # no descriptor is left, and so none of these
+
+    return reserve_std_fds
 
 
 # --- Command line
@@ -2096,11 +2184,10 @@ def reserve_std_fds() -> None:
 def import_handler(settings: Settings, state: State) -> "Callable[[Any], Any]":
     """Import the handler as a script of the user in the current directory would."""
     del sys.argv[1:]
-    try:
-        return load_handler(settings.handler)
-    finally:
-        if state.forked:
-            exit_child(sys.exc_info()[1])
+    handler = load_handler(settings.handler, state)
+    if state.forked:  # in the import, and this is the child: it does not serve
+        exit_child(None)
+    return handler
 
 
 def use_user_paths() -> None:
@@ -2116,6 +2203,7 @@ def run(settings: Settings) -> int:
     """Serve until a signal or a lost GPU context; return the exit code."""
     for number in (_signal.SIGTERM, _signal.SIGINT):
         _signal.signal(number, lambda number, frame: os._exit(0))
+    reserve_std_fds = make_reserve_std_fds()
     reserve_std_fds()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)  # lines are in the log when they are printed
@@ -2123,21 +2211,25 @@ def run(settings: Settings) -> int:
     # large message is paged in again, which costs a third of the time. No page is touched here
     bytes(4194304)
     state, threads = State(), settings.concurrency > 1
-    file = open_listener(settings.socket_path, settings.socket_mode)
+    path, mode = settings.socket_path, settings.socket_mode
+    file = open_listener(path, mode)
     try:
         os.register_at_fork(after_in_child=lambda: setattr(state, "forked", True))
-        watch = start_watch(settings.handler_timeout, state, file.remove)
+        watch = start_watch(settings.handler_timeout, state, lambda: file.remove())
+        classify = make_classify() if settings.enable_oom_detection else lambda error: ""
         use_user_paths()
         codec = make_codec(settings.json, threads)
         caller = make_caller(import_handler(settings, state), threads, state)
-        answer = make_answer(settings, codec, caller, watch.watch_call, state)
+        answer = make_answer(settings, codec, caller, watch.watch_call, classify, state)
         reserve_std_fds()
         watch.install()
-        serve(settings, file, answer, caller, watch, state)
+        if not file.is_open():
+            file = open_listener(path, mode)
+        serve(settings, file, answer, caller, watch, reserve_std_fds, state)
     finally:
         if not state.forked:
             file.remove()
-        file.close()
+            file.close()
     return EXIT_POISONED if state.poisoned else 0
 
 
@@ -2230,23 +2322,40 @@ def main(arguments: "list[str]", environ: "Mapping[str, str]") -> int:
     return 0 if command in ("-h", "--help") else 64
 
 
-def exit_process(code: int, patience: float) -> None:
-    """End the process, even if threads of user code do not end."""
+def make_exit_process() -> "Callable[[int, float], None]":
+    """Return `exit_process(code, patience)`, which lets threads of user code delay the end so long.
 
-    def insist() -> None:
-        time.sleep(patience)
-        os._exit(code)
+    The interpreter's own end is left out: there, what user code has done to streams and modules
+    changes the exit code, and threads that still run may crash it.
+    """
+    own_pid, exit_code = os.getpid(), 0
 
-    try:
-        start_thread(insist)
-    except RuntimeError:  # nothing would end it then
-        flush_streams()
-        os._exit(code)
-    sys.exit(code)
+    def finish() -> None:
+        if os.getpid() == own_pid:
+            flush_streams()
+            os._exit(exit_code)
+
+    def exit_process(code: int, patience: float) -> None:
+        nonlocal exit_code
+        exit_code = code
+
+        def insist() -> None:
+            time.sleep(patience)
+            finish()
+
+        try:
+            start_thread(insist)
+        except RuntimeError:  # nothing would end it then
+            finish()
+        raise SystemExit(code)
+
+    atexit.register(finish)  # called last, because it is registered first
+    return exit_process
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:], os.environ)
     if IS_PROBE:
-        sys.exit(status)
+        raise SystemExit(main(sys.argv[1:], os.environ))
+    exit_process = make_exit_process()
+    status = main(sys.argv[1:], os.environ)
     exit_process(status, PATIENCE if status == 0 else 1.0)
