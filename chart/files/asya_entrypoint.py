@@ -136,7 +136,10 @@ def take_signals() -> "tuple[set[int], Callable[[float | None], int]]":
 def wrap(command: "list[str]", runtime: str) -> int:
     """Run COMMAND and the runtime until both have ended; return the container's exit status."""
     mask, wait = take_signals()
-    server = spawn(make_runtime_argv(runtime), mask, group=True)
+    try:
+        server = spawn(make_runtime_argv(runtime), mask, group=True)
+    except OSError as error:
+        return report_spawn_failure([runtime], error)
     try:
         app = spawn(command, mask)
     except OSError as error:
@@ -188,7 +191,10 @@ def wrap(command: "list[str]", runtime: str) -> int:
 def detach(runtime: str) -> int:
     """Start a supervisor in the background; wait up to 3 s until the runtime serves or fails."""
     reader, writer = os.pipe()
-    middle = os.fork()
+    try:
+        middle = os.fork()
+    except OSError as error:
+        return report_spawn_failure(["--detach"], error)
     if middle == 0:
         status = 70
         try:
@@ -253,29 +259,37 @@ def supervise(runtime: str, report: int) -> int:
     pause, stopping = 1.0, False
     while True:
         began = time.monotonic()
-        server = spawn(make_runtime_argv(runtime), mask)
         ended: "dict[int, int]" = {}
-        while server not in ended:
-            number = wait(None)
-            if number == signal.SIGCHLD:
-                ended = reap((server,))
-            elif number:
-                stopping = stopping or number == signal.SIGTERM
-                send_signal(server, number)
-        if stopping:
-            return ended[server]
-        if ended[server] == EXIT_CONFIG:
+        try:
+            server = spawn(make_runtime_argv(runtime), mask)
+        except OSError as error:  # no process can be started now
+            reason = "cannot start the runtime: %s" % error.strerror
+        else:
+            while server not in ended:
+                number = wait(None)
+                if number == signal.SIGCHLD:
+                    ended = reap((server,))
+                elif number:
+                    stopping = stopping or number == signal.SIGTERM
+                    send_signal(server, number)
+            if stopping:
+                return ended[server]
+            reason = "the runtime exited with status %d" % ended[server]
+        if EXIT_CONFIG in ended.values():
             try:
                 os.write(report, b"!")
                 return EXIT_CONFIG
             except BrokenPipeError:
                 pass  # the hook has ended and cannot fail any more
         pause = 1.0 if time.monotonic() - began > 60 else min(60.0, pause * 2)
-        log("the runtime exited with status %d; restarting in %d s" % (ended[server], pause))
+        log("%s; restarting in %d s" % (reason, pause))
         until = time.monotonic() + pause
         while time.monotonic() < until:
-            if wait(until - time.monotonic()) == signal.SIGTERM:
+            number = wait(until - time.monotonic())
+            if number == signal.SIGTERM:
                 return 0
+            if number == signal.SIGCHLD:
+                reap(())
 
 
 def stop() -> None:

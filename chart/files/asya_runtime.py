@@ -82,7 +82,6 @@ try:
         import stat
         import traceback
         from importlib.machinery import PathFinder
-        from itertools import repeat
         from json import encoder as json_encoder
         from json.decoder import JSONDecodeError, JSONDecoder
 finally:
@@ -1584,9 +1583,9 @@ def serve_connection(
     Without `answer`, a worker builds the reply to `connection.message`. The pool holds one
     receive buffer for all connections: a new one would have to be zeroed and paged in.
 
-    User code can raise an exception here at any call, but not between them. So state changes in
-    single steps after a call, and a system call that moves bytes is written as a loop over
-    `map`, which keeps the result where no exception can take it away.
+    User code can raise an exception here at any call. So state changes in single steps after a
+    call, and the result of a system call that moves bytes is kept by `extend`, in C, where no
+    exception can take it away. After an exception the loop goes on from this state.
     """
     sock, message = connection.sock, connection.message
     no_memory = OUT_OF_MEMORY if settings.enable_oom_detection else UNPRINTABLE
@@ -1594,32 +1593,35 @@ def serve_connection(
     prefix = _struct.Struct(">I")
     pack, unpack = prefix.pack, prefix.unpack_from
     recv, recv_into, send, sendmsg = sock.recv, sock.recv_into, sock.send, sock.sendmsg
-    receive = map(recv, repeat(settings.chunk_size))
-    flags = (_socket.MSG_NOSIGNAL,)
+    sizes, flags = (settings.chunk_size,), (_socket.MSG_NOSIGNAL,)
     held = b""  # received, and not yet part of a message in work
-    got, size, buffer, keep = -1, 0, None, None  # of a larger message, while got is not negative
-    asked = False  # the message is in work
-    reply: "Any" = None
-    sent = interruptions = 0
+    arrived: "list[bytes]" = []  # received, and not yet in `held`
+    got, size = -1, 0  # of a message that is larger than `held`, while `got` is not negative
+    buffer: "bytearray | None" = None  # for it; None: its bytes are discarded
+    keep: "bytearray | None" = None  # the buffer, to be used again
+    asked = False  # `message` is in work
+    reply: "Any" = None  # to be sent
+    counts: "list[int]" = []  # of bytes sent of it, or received of the larger message
+    interruptions = 0
     while True:
         try:
             while True:
                 if reply is None and not asked:
                     if got < 0:
                         if len(held) < 4:
-                            connection.waits_for = READ if held else IDLE
-                            yield
-                            data = None
-                            try:
-                                for data in receive:  # noqa: B007
-                                    break
-                            except BlockingIOError:
-                                continue
+                            if not arrived:
+                                connection.waits_for = READ if held else IDLE
+                                yield
+                                try:
+                                    arrived.extend(map(recv, sizes))
+                                except BlockingIOError:
+                                    continue
+                            data = arrived[0]
                             if not data:
                                 if held:
                                     raise BrokenStream("connection closed inside a length prefix")
                                 return
-                            held = held + data if held else data
+                            held, arrived = held + data if held else data, []
                             if len(held) < 4:
                                 continue
                         size = unpack(held)[0]
@@ -1633,32 +1635,27 @@ def serve_connection(
                                     buffer_pool.pop() if buffer_pool else bytearray(FIRST_BUFFER)
                                 )
                                 buffer[: len(held) - 4] = held[4:]
-                            got = min(size, len(held) - 4)
-                            held = held[got + 4 :]
+                            got, held = min(size, len(held) - 4), held[size + 4 :]
                     while 0 <= got < size:
-                        count = -1
                         try:
-                            if buffer is None:
-                                for data in map(recv, (min(size - got, FIRST_BUFFER),)):
-                                    count = len(data)
+                            if counts:
+                                pass  # an exception came in between
+                            elif buffer is None:
+                                counts.extend(map(len, map(recv, (min(size - got, FIRST_BUFFER),))))
                             else:
                                 if got == len(buffer):
                                     more = min(max(got, FIRST_BUFFER), PIECE, size - got)
                                     buffer.extend(bytes(more))
-                                view = memoryview(buffer)[got:size]
-                                try:
-                                    for count in map(recv_into, (view,)):  # noqa: B007
-                                        break
-                                finally:
-                                    view.release()
+                                with memoryview(buffer) as view:
+                                    counts.extend(map(recv_into, (view[got:size],)))
+                            if not counts[0]:
+                                text = "connection closed after %d of %d bytes" % (got, size)
+                                raise BrokenStream(text)
+                            got, counts = got + counts[0], []
                         except BlockingIOError:
                             pass
                         except MemoryError:
-                            buffer = None  # the rest is discarded
-                        if not count:
-                            text = "connection closed after %d of %d bytes" % (got, size)
-                            raise BrokenStream(text)
-                        got += max(0, count)
+                            buffer = None
                         if got < size:
                             connection.waits_for = READ
                             yield
@@ -1666,7 +1663,7 @@ def serve_connection(
                         if buffer is not None:
                             message.body = memoryview(buffer)[:size]
                             keep = buffer if len(buffer) <= POOLED_BUFFER else None
-                            buffer, got, asked = None, -1, True  # so that a large one can be freed
+                            buffer, got, asked = None, -1, True  # a large one can then be freed
                         elif size > limit:
                             text = "message of %d bytes exceeds the limit of %d bytes"
                             reply = error_reply("connection_error", text % (size, limit))
@@ -1687,30 +1684,30 @@ def serve_connection(
                         buffer_pool[:] = [keep]
                         keep = None
                 total = len(reply) + 4
-                while sent < total:
-                    count = 0
+                while True:
+                    sent = sum(counts)
+                    if sent == total:
+                        break
                     try:
                         if sent >= 4:
-                            rest = memoryview(reply)[sent - 4 :]
-                            for count in map(send, (rest,), flags):  # noqa: B007
-                                break
+                            counts.extend(map(send, (memoryview(reply)[sent - 4 :],), flags))
                         elif total <= FIRST_BUFFER and not sent:
-                            for count in map(send, (pack(total - 4) + reply,), flags):  # noqa: B007
-                                break
+                            counts.extend(map(send, (pack(total - 4) + reply,), flags))
                         else:  # too large to copy
                             parts = (pack(total - 4)[sent:], reply)
-                            for count in map(sendmsg, (parts,), ((),), flags):  # noqa: B007
-                                break
+                            counts.extend(map(sendmsg, (parts,), ((),), flags))
+                        if sum(counts) == total:
+                            break
                     except BlockingIOError:
                         pass
-                    sent += count
-                    if sent < total:
-                        connection.waits_for = WRITE
-                        yield
-                reply, sent, interruptions = None, 0, 0
+                    connection.waits_for = WRITE
+                    yield
+                reply, counts, interruptions = None, [], 0
                 if len(held) >= 4:
                     connection.waits_for = NOW
                     yield
+        except GeneratorExit:
+            raise
         except BrokenStream as error:
             reply = error_reply("connection_error", str(error))
             try:
@@ -1718,8 +1715,6 @@ def serve_connection(
             except OSError:
                 pass
             return
-        except GeneratorExit:
-            raise
         except BaseException as error:
             if isinstance(error, OSError) and error.errno in PEER_IS_GONE:
                 return
@@ -1730,7 +1725,7 @@ def serve_connection(
             log_traceback(error, "an exception arrived between calls; the server goes on")
             if asked and answer is not None:
                 reply, asked = interrupted(error), False
-            elif type(error) is MemoryError and not sent:
+            elif type(error) is MemoryError and not counts and reply is not None:
                 reply = no_memory
 
 
@@ -1873,6 +1868,8 @@ def serve(
     patience = settings.read_timeout  # seconds that a peer may pause inside a frame
     paused = 0.0  # when accepting goes on; 0: it is not paused
     backlog_is_empty = False  # after the listener was shut down
+    draining = 0.0  # since when
+    is_damaged = False  # by an exception: `repair` is due
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     limit = 1000 if open_files < 0 else min(1000, max(4, open_files // 2))
     spare = os.dup(waker.reader)  # closed to accept where no descriptor is left; -1: in use
@@ -2103,44 +2100,53 @@ def serve(
         if workers is not None:
             workers.resubmit()
 
-    def step_safely(timeout: "float | None") -> None:
-        damaged = True
-        try:
-            step(timeout)
-            return
-        except BaseException as error:
-            if not is_open():
-                give_up("user code has closed descriptors of the server")
-            log_traceback(error, "an exception arrived between calls; the server goes on")
-        for _ in range(MAX_INTERRUPTIONS):
-            try:
-                if damaged:
-                    repair()
-                    damaged = False
-                return
-            except BaseException as error:
-                log_traceback(error, "an exception arrived between calls; the server goes on")
-
-    def drain() -> None:
-        """Answer what the backlog and the connections hold; take nothing more."""
-        nonlocal patience, backlog_is_empty
+    def prepare_drain() -> None:
+        """Take nothing more than what the backlog and the connections hold."""
+        nonlocal draining, patience, backlog_is_empty
         file.remove()
-        patience = min(patience, PATIENCE)
-        backlog_is_empty = False
         close_quietly(lambda: listener.shutdown(_socket.SHUT_RD))  # new clients are refused
-        hang_limit = time.monotonic() + HANG_LIMIT
+        patience = min(patience, PATIENCE)
         latest = time.monotonic() + patience
         for fd in deadlines:
             deadlines[fd] = min(deadlines[fd], latest)
+        backlog_is_empty = False
+        draining = time.monotonic()
+
+    def drain() -> None:
+        """Answer what is left; without the calls beside one that lost the GPU context and hang."""
         while connections or not backlog_is_empty:
             for connection in list(connections.values()):
                 if connection.fd not in leaving:
                     stop_reading(connection)
-            step_safely(0.5)
-            if state.poisoned and time.monotonic() > hang_limit:
+            step(0.5)
+            if state.poisoned and time.monotonic() > draining + HANG_LIMIT:
                 for fd in busy:
                     connections[fd].message.reply = RESTARTING
                     ready.append(connections[fd])
+
+    def run() -> None:
+        nonlocal is_damaged
+        if is_damaged:
+            repair()
+            is_damaged = False
+        while not (state.stopping or state.poisoned):
+            step(None)
+        if not draining:
+            prepare_drain()
+        drain()
+
+    def protect(run: "Action") -> None:
+        """Run until the end, again after each exception that user code raises from outside."""
+        nonlocal is_damaged
+        while True:
+            try:
+                run()
+                return
+            except BaseException as error:
+                is_damaged = True
+                if not is_open():
+                    give_up("user code has closed descriptors of the server")
+                log_traceback(error, "an exception arrived between calls; the server goes on")
 
     accept_fd = _socket.socket._accept  # type: ignore[attr-defined]
     is_open = make_is_open(poll.fileno(), listening, waker.reader, waker.writer)
@@ -2151,9 +2157,8 @@ def serve(
     file.publish()
     log("serving %s on %s" % (settings.handler, settings.socket_path))
     try:
-        while not (state.stopping or state.poisoned):
-            step_safely(None)
-        drain()
+        # More than once, because an exception may arrive while another one is handled
+        protect(lambda: protect(lambda: protect(run)))
     finally:
         close_all()
 
@@ -2328,7 +2333,7 @@ def make_exit_process() -> "Callable[[int, float], None]":
     The interpreter's own end is left out: there, what user code has done to streams and modules
     changes the exit code, and threads that still run may crash it.
     """
-    own_pid, exit_code = os.getpid(), 0
+    own_pid, exit_code = os.getpid(), 1
 
     def finish() -> None:
         if os.getpid() == own_pid:
