@@ -26,7 +26,7 @@ Map of this file; each section uses only those above it:
     Signals             SIGTERM, and warnings about slow calls: `start_watch`
     Connections         one generator per connection: `serve_connection`
     Server              the epoll loop, accepting, draining: `serve`
-    Command line        serve, --check, --ready, --call: `main`
+    Command line        serve, --check, --ready, --call: `main`; as PID 1: `become_init`
 
 Design: an epoll loop on the main thread moves bytes. Each connection is a generator that
 waits for events. The handler also runs on the main thread, where it was imported and where
@@ -356,8 +356,12 @@ def error_reply(
 
 
 def clean(text: str) -> str:
-    """Write lone surrogates as escapes: strict parsers reject them."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """Join pairs of surrogates and replace lone ones: strict parsers reject them."""
+    try:
+        text.encode("utf-8")
+        return text
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def describe(code: str, error: BaseException, prefix: str = "") -> bytes:
@@ -1554,7 +1558,16 @@ MAX_INTERRUPTIONS = 1000  # of one message by exceptions from outside
 class Connection:
     """One connection: its socket, its generator and what that waits for."""
 
-    __slots__ = ("conversation", "fd", "message", "resume", "settled", "sock", "waits_for")
+    __slots__ = (
+        "conversation",
+        "fd",
+        "message",
+        "new_until",
+        "resume",
+        "settled",
+        "sock",
+        "waits_for",
+    )
     conversation: "Conversation"
     resume: "Callable[[None], None]"  # run the generator until it waits again
 
@@ -1566,6 +1579,7 @@ class Connection:
         # NOW: the turn of the others. WORKER: `message.reply`
         self.waits_for = IDLE
         self.settled = IDLE  # what the server has prepared for
+        self.new_until = time.monotonic() + GRACE  # until then, or its first reply, it stays
 
 
 class BrokenStream(Exception):  # noqa: N818
@@ -1702,7 +1716,7 @@ def serve_connection(
                         pass
                     connection.waits_for = WRITE
                     yield
-                reply, counts, interruptions = None, [], 0
+                reply, counts, interruptions, connection.new_until = None, [], 0, 0.0
                 if len(held) >= 4:
                     connection.waits_for = NOW
                     yield
@@ -1739,6 +1753,7 @@ def interrupted(error: BaseException) -> bytes:
 
 # --- Server
 
+GRACE = 0.25  # seconds in which a new connection may send its first message
 PAUSE = 1.0  # seconds between attempts to accept when no connection can be closed
 PATIENCE = 5.0  # seconds to wait at the end for peers that do not read and for threads
 HANG_LIMIT = 4.0  # seconds to wait for calls beside one that has lost the GPU context
@@ -1961,7 +1976,9 @@ def serve(
                 return False
 
         now = time.monotonic()
-        idle = [one for one in connections.values() if one.waits_for == IDLE]
+        idle = [
+            one for one in connections.values() if one.waits_for == IDLE and one.new_until < now
+        ]
         stalled = [
             connections[fd]
             for fd, deadline in deadlines.items()
@@ -1973,17 +1990,17 @@ def serve(
             return connection.fd not in leaving
         return False
 
-    def pause() -> None:
-        """Stop accepting until a connection is closed, or for a second."""
+    def pause(seconds: float) -> None:
+        """Stop accepting until a connection is closed, or the time is over."""
         nonlocal paused
-        paused = time.monotonic() + PAUSE
+        paused = time.monotonic() + seconds
         poll.modify(listening, 0)
 
     def accept() -> None:
         """Accept one connection if there is room for it."""
         nonlocal backlog_is_empty, spare
         if len(connections) >= limit and not make_room():
-            pause()
+            pause(GRACE)
             return
         try:
             accepted.extend(map(accept_fd, (listener,)))
@@ -1999,7 +2016,7 @@ def serve(
             elif error.errno in NO_ROOM:
                 if not make_room():
                     log("cannot accept a connection: %s" % error.strerror)
-                    pause()
+                    pause(PAUSE)
             elif error.errno is None:
                 raise
         add_accepted()
@@ -2204,6 +2221,39 @@ def use_user_paths() -> None:
     unload_shadowed(OWN_MODULES)
 
 
+def become_init() -> None:
+    """As PID 1, serve in a child process; reap orphans, forward signals, end as the child ends."""
+    others = {_signal.SIGSEGV, _signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL, _signal.SIGABRT}
+    signals = set(_signal.valid_signals()) - others - {_signal.SIGPIPE, _signal.SIGXFSZ}
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+    mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, signals)
+    try:
+        server = os.fork()
+    except OSError as error:
+        log("cannot start a process to serve in, orphans are not reaped: %s" % error.strerror)
+        server = 0
+    if server == 0:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+        return
+    while True:
+        info = _signal.sigwaitinfo(signals)
+        if info.si_signo == _signal.SIGCHLD:
+            pid = status = -1
+            while pid:
+                try:
+                    pid, status = os.waitpid(-1, os.WNOHANG)
+                except ChildProcessError:
+                    break
+                if pid == server:
+                    code = os.waitstatus_to_exitcode(status)
+                    os._exit(code if code >= 0 else 128 - code)
+        elif info.si_code <= 0:  # else the terminal has sent it to the child too
+            try:
+                os.kill(server, info.si_signo)
+            except ProcessLookupError:
+                pass
+
+
 def run(settings: Settings) -> int:
     """Serve until a signal or a lost GPU context; return the exit code."""
     for number in (_signal.SIGTERM, _signal.SIGINT):
@@ -2361,6 +2411,8 @@ def make_exit_process() -> "Callable[[int, float], None]":
 if __name__ == "__main__":
     if IS_PROBE:
         raise SystemExit(main(sys.argv[1:], os.environ))
+    if os.getpid() == 1 and len(sys.argv) == 1:
+        become_init()
     exit_process = make_exit_process()
     status = main(sys.argv[1:], os.environ)
     exit_process(status, PATIENCE if status == 0 else 1.0)

@@ -220,7 +220,7 @@ def test_every_end_of_an_import_is_told_by_the_hook_or_by_the_supervisor(
         assert wrong == {}
         for status in {128 - e.status if e.status < 0 else e.status for _, e in chosen}:
             if status != 78:
-                first.logged(f"the runtime ended with status {status}: again in 2 s")
+                first.logged(f"the runtime exited with status {status}; restarting in 2 s")
 
 
 # --- phases of a process that serves ---------------------------------------------------

@@ -254,8 +254,8 @@ def test_an_import_that_takes_the_signals_does_not_keep_them(start: Start) -> No
 @pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace needs root")
 def test_it_works_as_pid_1(start: Start) -> None:
     argv = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, str(RUNTIME)]
-    process = start("import os\ndef echo(m): return os.getpid()", argv=argv)
-    assert process.call({}) == ONE
+    process = start("import os\ndef echo(m): return os.getppid()", argv=argv)
+    assert process.call({}) == ONE  # the parent is: it reaps orphans
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGTERM)
     assert process.wait() == 0

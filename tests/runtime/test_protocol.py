@@ -293,7 +293,7 @@ FAILURES: dict[str, tuple[str, str]] = {
     "deep()": (BAD + "result" + "[0]" * 400 + ": nested too deeply", "RecursionError"),
     "half()": ("half way", "ValueError"),
     "boom(ValueError('x' * 3000))": ("x" * 2000, "ValueError"),
-    "boom(ValueError('\\udcff'))": ("\\udcff", "ValueError"),
+    "boom(ValueError('\\udcff'))": ("\ufffd", "ValueError"),
     "boom(ValueError())": ("ValueError", "ValueError"),
     "boom(Rude())": ("Rude", "Rude"),
     "boom(Frozen('cold'))": ("cold", "Frozen"),

@@ -343,8 +343,13 @@ def test_orphans_are_reaped_by_a_runtime_that_is_pid_1(start: Start, python: str
     assert got == [ok(status) for _, status in calls]
     pid = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
 
+    def states(parent: str) -> list[str]:
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        found = [Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1] for child in children]
+        return [state.split()[0] for state in found]
+
     def no_zombies() -> bool:
-        return not Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return "Z" not in states(pid)
 
     eventually(no_zombies, "no zombie")
     os.kill(int(pid), signal.SIGTERM)
