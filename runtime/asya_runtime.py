@@ -1916,6 +1916,18 @@ def serve(
         if connection.waits_for or connection.settled:  # else: answered, and waits for the next
             settle(connection)
 
+    def listen(fd: int, interest: "int | None") -> None:
+        """Poll for events of a descriptor, or for none. May be repeated."""
+        try:
+            if interest is None:
+                poll.unregister(fd)
+            else:
+                poll.register(fd, interest)
+        except FileExistsError:
+            poll.modify(fd, interest or 0)
+        except FileNotFoundError:
+            pass
+
     def settle(connection: Connection) -> None:
         """Prepare for what a connection waits for. May be repeated after an exception."""
         fd, before, waits_for = connection.fd, connection.settled, connection.waits_for
@@ -1924,17 +1936,14 @@ def serve(
         else:
             deadlines.pop(fd, None)
         if waits_for == WORKER and before != WORKER:
-            poll.unregister(fd)
+            listen(fd, None)
             busy.add(fd)
             connection.settled = WORKER
             workers.submit(connection, len(busy))  # type: ignore[union-attr]
         elif waits_for != before:
-            interest = select.EPOLLOUT if waits_for == WRITE else select.EPOLLIN
-            if before == WORKER:
-                poll.register(fd, interest)
-                busy.discard(fd)
-            elif waits_for == WRITE or before == WRITE:
-                poll.modify(fd, interest)
+            if before == WORKER or WRITE in (waits_for, before):
+                listen(fd, select.EPOLLOUT if waits_for == WRITE else select.EPOLLIN)
+            busy.discard(fd)
             connection.settled = waits_for
         if waits_for == NOW:
             ready.append(connection)
@@ -1954,7 +1963,7 @@ def serve(
                 pass
         if paused:
             paused = 0.0
-            poll.modify(listening, select.EPOLLIN)
+            listen(listening, select.EPOLLIN)
 
     def stop_reading(connection: Connection) -> None:
         """Let the peer's next write fail; what is here can still be read, and is answered."""
@@ -1994,7 +2003,7 @@ def serve(
         """Stop accepting until a connection is closed, or the time is over."""
         nonlocal paused
         paused = time.monotonic() + seconds
-        poll.modify(listening, 0)
+        listen(listening, None)
 
     def accept() -> None:
         """Accept one connection if there is room for it."""
@@ -2031,19 +2040,22 @@ def serve(
                 accepted[0] = (moved,)
                 reserve_std_fds()
                 continue
-            connection = connections.get(fd)
-            if connection is None:
-                sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
+            if fd not in connections:
+                try:
+                    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
+                except OSError:  # an exception has closed it
+                    accepted.popleft()
+                    continue
                 sock.setblocking(False)  # always: user code may have set a default timeout
-                connection = connections[fd] = Connection(sock)
-                replier = answer if workers is None else None
+                connection = Connection(sock)
                 connection.conversation = serve_connection(
-                    connection, settings, buffer_pool, replier
+                    connection, settings, buffer_pool, answer if workers is None else None
                 )
                 connection.resume = connection.conversation.send
-                poll.register(fd, select.EPOLLIN)
+                connections[fd] = connection
+            listen(fd, select.EPOLLIN)
+            advance(connections[fd])
             accepted.popleft()
-            advance(connection)
 
     def expire(now: float, active: "set[int]") -> None:
         """Close what stalled inside a frame: late before a poll that brought nothing for it."""
@@ -2085,7 +2097,7 @@ def serve(
             expire(now, {fd for fd, _ in events})
         if paused and paused <= now:
             paused = 0.0
-            poll.modify(listening, select.EPOLLIN)
+            listen(listening, select.EPOLLIN)
         turns = tuple(ready)
         ready.clear()
         for connection in turns:
