@@ -106,7 +106,7 @@ if TYPE_CHECKING:
 else:
     # User code may replace functions of modules, and builtins: below, these names are copies
     for name, module in list(globals().items()):
-        if type(module) is type(sys) and module is not sys:
+        if type(module) is type(sys) and module is not sys and name != "__builtins__":
             globals()[name] = type(sys.implementation)(**vars(module))
     globals().update((n, f) for n, f in vars(builtins).items() if not n.startswith("_"))
 
@@ -877,7 +877,8 @@ def log_traceback(error: BaseException, title: str) -> None:
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_globals is globals():
             trace = trace.tb_next
-        lines = traceback.format_exception(type(error), error, trace)
+        is_short = len(list(walk_chain(error))) < 100  # a long chain takes seconds to print
+        lines = traceback.format_exception(type(error), error, trace, chain=is_short)
         log(title + "\n" + "".join(lines)[-20000:].rstrip())
     except BaseException:
         log(title + "; its traceback cannot be printed")
@@ -1030,7 +1031,7 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         nonlocal asyncio, loop
         asyncio, warnings = import_library("asyncio"), import_library("warnings")
         loop = None
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(module=warnings):
             warnings.simplefilter("ignore")  # of asking for a loop where none is current
             try:
                 loop = asyncio.get_event_loop_policy().get_event_loop()
@@ -1175,7 +1176,8 @@ def make_answer(
         """Build the error reply; after a memory error release what the failed call holds."""
         reply, kind = UNPRINTABLE, ""
         try:
-            if step == "decode" and not isinstance(error, MemoryError):
+            is_own = isinstance(error, OWN_ERRORS) and not isinstance(error, MemoryError)
+            if step == "decode" and is_own:
                 return describe("invalid_json", error), ""
             unfit = step == "encode" and not isinstance(error, MemoryError)
             prefix = explain_unencodable(message) if unfit else ""
@@ -1190,6 +1192,7 @@ def make_answer(
             reply, kind = no_memory, kind or "oom_error"
         except BaseException as other:
             log("the handler's exception cannot be printed: %s" % type(other).__name__)
+            reply = interrupted(error)  # the other one may have arrived from outside
         if kind in CODES:
             release_frames(error)
         return reply, kind
@@ -1628,7 +1631,9 @@ def serve_connection(
                                 yield
                                 try:
                                     arrived.extend(map(recv, sizes))
-                                except BlockingIOError:
+                                except BlockingIOError as error:
+                                    if error.errno is None:  # not of the system
+                                        raise
                                     continue
                             data = arrived[0]
                             if not data:
@@ -1666,8 +1671,9 @@ def serve_connection(
                                 text = "connection closed after %d of %d bytes" % (got, size)
                                 raise BrokenStream(text)
                             got, counts = got + counts[0], []
-                        except BlockingIOError:
-                            pass
+                        except BlockingIOError as error:
+                            if error.errno is None:
+                                raise
                         except MemoryError:
                             buffer = None
                         if got < size:
@@ -1712,8 +1718,9 @@ def serve_connection(
                             counts.extend(map(sendmsg, (parts,), ((),), flags))
                         if sum(counts) == total:
                             break
-                    except BlockingIOError:
-                        pass
+                    except BlockingIOError as error:
+                        if error.errno is None:
+                            raise
                     connection.waits_for = WRITE
                     yield
                 reply, counts, interruptions, connection.new_until = None, [], 0, 0.0
@@ -1776,10 +1783,10 @@ class Waker:
             return
         try:
             os.write(self.writer, b"!")
-        except BlockingIOError:
-            pass  # it is full: readable
-        except OSError:
-            give_up("user code has closed descriptors of the server")
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                give_up("user code has closed descriptors of the server")
+            # else it is full, and so readable
 
     def clear(self) -> None:
         """Forget what was written."""
@@ -2013,10 +2020,8 @@ def serve(
             return
         try:
             accepted.extend(map(accept_fd, (listener,)))
-        except BlockingIOError:
-            backlog_is_empty = True
         except OSError as error:
-            if error.errno == errno.EINVAL:  # shut down, and nobody is left
+            if error.errno in (errno.EAGAIN, errno.EINVAL):  # EINVAL: and the listener is shut down
                 backlog_is_empty = True
             elif error.errno in NO_ROOM and spare >= 0:
                 os.close(spare)
