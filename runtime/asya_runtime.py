@@ -91,7 +91,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket as Socket  # noqa: N812
     from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping
-    from types import ModuleType
     from typing import Any, TypeVar, Union
 
     T = TypeVar("T")
@@ -136,8 +135,11 @@ def unload_shadowed(modules: "Iterable[str]") -> None:
             sys.modules.pop(name, None)
 
 
-def import_library(name: str) -> "ModuleType":
-    """Import a module of the standard library, whatever user code has put in its place."""
+def import_library(name: str, use: "Callable[[Any], T]") -> "T":
+    """Import a module of the standard library, whatever user code has put in its place, and use it.
+
+    What it imports while it is used comes from there too.
+    """
 
     def is_replaced(name: str, module: object) -> bool:
         file = get_attribute(module, "__file__")
@@ -147,7 +149,7 @@ def import_library(name: str) -> "ModuleType":
 
     module = MODULES.get(name)
     if module is not None and not is_replaced(name, module):
-        return module
+        return use(module)
     replaced = {n: m for n, m in list(MODULES.items()) if is_replaced(n, m)}
     path, before = sys.path[:], set(MODULES)
     for name_of_user in replaced:
@@ -155,7 +157,7 @@ def import_library(name: str) -> "ModuleType":
     MODULES.update(OWN_MODULES)
     sys.path[:] = LIBRARY
     try:
-        return importlib.import_module(name)
+        return use(importlib.import_module(name))
     finally:
         sys.path[:] = path
         OWN_MODULES.update((n, MODULES[n]) for n in set(MODULES) - before)
@@ -877,8 +879,12 @@ def log_traceback(error: BaseException, title: str) -> None:
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_globals is globals():
             trace = trace.tb_next
-        is_short = len(list(walk_chain(error))) < 100  # a long chain takes seconds to print
-        lines = traceback.format_exception(type(error), error, trace, chain=is_short)
+        chain = list(walk_chain(error))
+        if len(chain) < 100 and sum(len(get_text(link)) for link in chain) < TEXT_LIMIT / 4:
+            lines = traceback.format_exception(type(error), error, trace)
+        else:  # it would take seconds
+            lines = traceback.format_tb(trace)
+            lines.append("%s: %s" % (type(error).__name__, get_text(error)[:MESSAGE_LIMIT]))
         log(title + "\n" + "".join(lines)[-20000:].rstrip())
     except BaseException:
         log(title + "; its traceback cannot be printed")
@@ -962,7 +968,7 @@ def find_unfit_parameters(handler: "Any") -> "str | None":
     if get_attribute(handler, "__wrapped__") is not None:
         return None  # its signature may be that of what it wraps
     try:
-        signature = import_library("inspect").signature(handler)
+        signature = import_library("inspect", lambda inspect: inspect.signature(handler))
     except BaseException:  # functions in C need not have one
         return None
     try:
@@ -1027,10 +1033,10 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
     loop: "Any" = None
     lock = _thread.allocate_lock()
 
-    def open_loop() -> None:
+    def open_loop(module: "Any") -> None:
         nonlocal asyncio, loop
-        asyncio, warnings = import_library("asyncio"), import_library("warnings")
-        loop = None
+        asyncio, loop = module, None
+        warnings = importlib.import_module("warnings")
         with warnings.catch_warnings(module=warnings):
             warnings.simplefilter("ignore")  # of asking for a loop where none is current
             try:
@@ -1067,12 +1073,31 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             exit_child(failure)
         return result, failure
 
+    def run_in_thread(make: "Callable[[], object]") -> "Any":
+        """Run it on the loop of another thread; wait with a lock that user code cannot replace."""
+        outcome, task = None, None
+        done = _thread.allocate_lock()
+        done.acquire()
+
+        async def deliver() -> None:
+            nonlocal outcome
+            outcome = await capture(make)
+            done.release()
+
+        def begin() -> None:
+            nonlocal task
+            task = loop.create_task(deliver())  # the loop itself holds tasks only weakly
+
+        loop.call_soon_threadsafe(begin)
+        done.acquire()
+        return outcome
+
     def run(make: "Callable[[], object]") -> object:
         with lock:
             if loop is None or loop.is_closed():
-                open_loop()
-        if loop.is_running():
-            result, error = asyncio.run_coroutine_threadsafe(capture(make), loop).result()
+                import_library("asyncio", open_loop)
+        if threads or loop.is_running():
+            result, error = run_in_thread(make)
         else:
             task = loop.create_task(capture(make))
             run_until(task.done, lambda: loop.run_until_complete(task))
@@ -1116,7 +1141,7 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
     caller.has_background_tasks = has_background_tasks
     caller.run_until_readable = run_until_readable
     if find_flags(handler) & (COROUTINE | ASYNC_GENERATOR):
-        open_loop()
+        import_library("asyncio", open_loop)
         caller.call = lambda request: run(lambda: handler(request))
     return caller
 
@@ -1871,6 +1896,7 @@ def serve(
     watch: Watch,
     reserve_std_fds: "Action",
     state: State,
+    set_exit_code: "Callable[[int], None]",
 ) -> None:
     """Serve until the process is to end; then answer what has arrived, and return.
 
@@ -2168,6 +2194,7 @@ def serve(
         if not draining:
             prepare_drain()
         drain()
+        set_exit_code(EXIT_POISONED if state.poisoned else 0)
 
     def protect(run: "Action") -> None:
         """Run until the end, again after each exception that user code raises from outside."""
@@ -2271,7 +2298,7 @@ def become_init() -> None:
                 pass
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
     """Serve until a signal or a lost GPU context; return the exit code."""
     for number in (_signal.SIGTERM, _signal.SIGINT):
         _signal.signal(number, lambda number, frame: os._exit(0))
@@ -2297,7 +2324,7 @@ def run(settings: Settings) -> int:
         watch.install()
         if not file.is_open():
             file = open_listener(path, mode)
-        serve(settings, file, answer, caller, watch, reserve_std_fds, state)
+        serve(settings, file, answer, caller, watch, reserve_std_fds, state, set_exit_code)
     finally:
         if not state.forked:
             file.remove()
@@ -2379,7 +2406,11 @@ def report(error: StartupError) -> int:
     return EXIT_CONFIG
 
 
-def main(arguments: "list[str]", environ: "Mapping[str, str]") -> int:
+def main(
+    arguments: "list[str]",
+    environ: "Mapping[str, str]",
+    set_exit_code: "Callable[[int], None]" = lambda code: None,
+) -> int:
     """Run the command of the command line; return the exit code."""
     command, rest = (arguments + [""])[0], arguments[1:]
     try:
@@ -2387,20 +2418,26 @@ def main(arguments: "list[str]", environ: "Mapping[str, str]") -> int:
             settings = Settings(environ, only="ASYA_SOCKET_PATH")
             return send_once(settings, rest) if command == "--call" else check_ready(settings)
         if command in ("", "--check") and not rest:
-            return (check if command else run)(Settings(environ))
+            if command:
+                return check(Settings(environ))
+            return run(Settings(environ), set_exit_code)
     except StartupError as error:
         return report(error)
     sys.stderr.write(USAGE)
     return 0 if command in ("-h", "--help") else 64
 
 
-def make_exit_process() -> "Callable[[int, float], None]":
-    """Return `exit_process(code, patience)`, which lets threads of user code delay the end so long.
+def make_exit_process() -> "tuple[Callable[[int], None], Callable[[int, float], None]]":
+    """Return `set_exit_code(code)`, and `exit_process(code, patience)` with seconds for threads.
 
     The interpreter's own end is left out: there, what user code has done to streams and modules
     changes the exit code, and threads that still run may crash it.
     """
     own_pid, exit_code = os.getpid(), 1
+
+    def set_exit_code(code: int) -> None:
+        nonlocal exit_code
+        exit_code = code
 
     def finish() -> None:
         if os.getpid() == own_pid:
@@ -2408,8 +2445,7 @@ def make_exit_process() -> "Callable[[int, float], None]":
             os._exit(exit_code)
 
     def exit_process(code: int, patience: float) -> None:
-        nonlocal exit_code
-        exit_code = code
+        set_exit_code(code)
 
         def insist() -> None:
             time.sleep(patience)
@@ -2422,7 +2458,7 @@ def make_exit_process() -> "Callable[[int, float], None]":
         raise SystemExit(code)
 
     atexit.register(finish)  # called last, because it is registered first
-    return exit_process
+    return set_exit_code, exit_process
 
 
 if __name__ == "__main__":
@@ -2430,6 +2466,6 @@ if __name__ == "__main__":
         raise SystemExit(main(sys.argv[1:], os.environ))
     if os.getpid() == 1 and len(sys.argv) == 1:
         become_init()
-    exit_process = make_exit_process()
-    status = main(sys.argv[1:], os.environ)
+    set_exit_code, exit_process = make_exit_process()
+    status = main(sys.argv[1:], os.environ, set_exit_code)
     exit_process(status, PATIENCE if status == 0 else 1.0)
