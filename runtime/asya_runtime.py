@@ -1574,7 +1574,7 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
 
 # --- Connections
 
-IDLE, READ, WRITE, NOW, WORKER = range(5)  # what a connection waits for; see Connection
+IDLE, READ, WRITE, NOW, WORKER, CLOSED = range(6)  # what a connection waits for; see Connection
 FIRST_BUFFER = 65536  # size of the first buffer for what is larger than ASYA_CHUNK_SIZE
 POOLED_BUFFER = 4194304  # buffers up to this size are used again
 PIECE = 1048576  # a buffer doubles, by at most this: the allocator would keep larger ones
@@ -1752,8 +1752,6 @@ def serve_connection(
                 if len(held) >= 4:
                     connection.waits_for = NOW
                     yield
-        except GeneratorExit:
-            raise
         except BrokenStream as error:
             reply = error_reply("connection_error", str(error))
             try:
@@ -1762,11 +1760,14 @@ def serve_connection(
                 pass
             return
         except BaseException as error:
+            if connection.waits_for == CLOSED:
+                raise
             if isinstance(error, OSError) and error.errno in PEER_IS_GONE:
                 return
             interruptions += 1
             receiving = got < 0 and not asked and reply is None
-            if interruptions > MAX_INTERRUPTIONS or (receiving and type(error) is MemoryError):
+            is_memory_error = receiving and type(error) is MemoryError
+            if interruptions > (MAX_RETRIES if is_memory_error else MAX_INTERRUPTIONS):
                 raise
             log_traceback(error, "an exception arrived between calls; the server goes on")
             if asked and answer is not None:
@@ -1939,11 +1940,11 @@ def serve(
         """Continue a connection until it waits again."""
         try:
             connection.resume(None)
-        except StopIteration:
-            close(connection)
-            return
-        except MemoryError:
-            log("out of memory while receiving or sending: closing a connection")
+        except BaseException as error:
+            if connection.conversation.gi_frame is not None:  # type: ignore[attr-defined]
+                raise  # not of the conversation: it goes on
+            if not isinstance(error, StopIteration):
+                log("closing a connection, which cannot be served: %s" % type(error).__name__)
             close(connection)
             return
         if connection.waits_for or connection.settled:  # else: answered, and waits for the next
@@ -1988,6 +1989,7 @@ def serve(
         busy.discard(fd)
         leaving.discard(fd)
         connections.pop(fd, None)
+        connection.waits_for = CLOSED
         close_quietly(connection.sock.close)
         if spare < 0:
             try:

@@ -125,12 +125,12 @@ def test_names_of_one_kind_that_are_replaced_in_a_call_are_not_the_runtimes(
 
 BUILTINS = """
     import builtins
-    Error = ValueError
+    Error, replace = ValueError, setattr
     def raising(*args, **more): raise Error("junk")
     def predict(m):
         payload = m["payload"]
         if "junk" in payload:
-            for name in NAMES: setattr(builtins, name, raising)
+            for name in NAMES: replace(builtins, name, raising)
         if "error" in payload: raise Error("no")
         return payload
 """
