@@ -1258,7 +1258,7 @@ def make_answer(
                 except BaseException:
                     retries += 1
                     if retries > MAX_RETRIES:
-                        raise
+                        raise ValueError("the message cannot be decoded") from None
             if not isinstance(request, dict):
                 raise ValueError("the message is not a JSON object")
             if not isinstance(request.get("payload"), dict):
@@ -2020,15 +2020,15 @@ def serve(
                 return False
 
         now = time.monotonic()
-        idle = [
-            one for one in connections.values() if one.waits_for == IDLE and one.new_until < now
-        ]
+        idle = [one for one in connections.values() if one.waits_for == IDLE]
         stalled = [
             connections[fd]
             for fd, deadline in deadlines.items()
             if connections[fd].waits_for == READ and deadline - patience < now - PAUSE
         ]
         for connection in sorted(idle, key=has_sent)[:1] or stalled[:1]:
+            if connection.new_until > now:
+                return False  # soon it may be closed; others have been quiet for less time
             stop_reading(connection)
             advance(connection)
             return connection.fd not in leaving
