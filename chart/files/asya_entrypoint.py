@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
-"""Start asya_runtime.py beside the program of a container, and end both in good order.
+"""Run asya_runtime.py beside the program of a container.
 
     asya_entrypoint.py [--runtime FILE] -- COMMAND ARGS...
-        Run COMMAND with the runtime beside it. Signals go to COMMAND; its status is ours. If
-        the runtime ends first, COMMAND is ended and the runtime's status is ours.
+        Run COMMAND with the runtime beside it. Signals go to COMMAND, and its exit status
+        becomes the container's. If the runtime ends first, COMMAND is stopped and the
+        runtime's status becomes the container's.
     asya_entrypoint.py --detach [--runtime FILE] [-- HOOK COMMAND...]
-        For a postStart hook: leave the runtime running, restart it when it ends, return when
-        it serves or after 3 seconds; then run the hook that was there before.
+        For a postStart hook: start the runtime in the background and restart it when it ends.
+        Returns when it serves or after 3 seconds; then runs the image's own hook, if any.
     asya_entrypoint.py --stop [-- HOOK COMMAND...]
-        For a preStop hook: run the hook that was there before, then end the detached runtime
+        For a preStop hook: run the image's own hook, if any; then stop the background runtime
         and wait until its message is answered.
 
-Run it as `python3 -I -S`: what the image has in PYTHONPATH or site-packages is for the
-runtime, not for this. No shell, ever. All signals are blocked and taken one at a time by
-`sigtimedwait`, so there are no handlers and no races; children get the mask as it was.
+Run it as `python3 -I -S`: PYTHONPATH and site-packages of the image are for the runtime, not
+for this program. It never starts a shell. All signals are blocked and taken one at a time
+with `sigtimedwait`, so there are no signal handlers and no races; child processes get the
+original signal mask.
 """
 
 import errno
@@ -22,9 +24,9 @@ import signal
 import sys
 import time
 
-if sys.version_info < (3, 9):  # plain words instead of a traceback: this file parses on 3.6
+if sys.version_info < (3, 9):  # a readable line, not a traceback: this file parses on 3.6
     sys.stderr.write(
-        "asya_entrypoint: needs Python 3.9 or newer, this is %s (%s)\n"
+        "asya_entrypoint: requires Python 3.9 or newer; this is %s (%s)\n"
         % (sys.version.split()[0], sys.executable)
     )
     sys.exit(78)
@@ -34,11 +36,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 EXIT_USAGE = 64
-EXIT_REFUSED = 78  # the runtime's: its settings or its handler are wrong
-SECONDS_FOR_APP = 10  # between the first SIGTERM and the runtime's own
-SECONDS_FOR_RUNTIME = 30  # to answer its message, when nobody else's clock is running
+EXIT_CONFIG = 78  # of the runtime: a setting or the handler is wrong
+SECONDS_FOR_APP = 10  # from its SIGTERM until the runtime gets one too
+SECONDS_FOR_RUNTIME = 30  # to answer its message, where the kubelet sets no limit
 SECONDS_FOR_HOOK = 3
-IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)  # and inherited, if nothing were done
+IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)  # reset in child processes
 
 
 def log(text: str) -> None:
@@ -46,13 +48,13 @@ def log(text: str) -> None:
     try:
         os.write(2, ("asya_entrypoint: %s\n" % text).encode("utf-8", "backslashreplace"))
     except OSError:
-        pass  # nobody is left to be told
+        pass  # nobody reads it
 
 
 def spawn(argv: "Sequence[str]", mask: "set[int]", group: bool = False) -> int:
-    """Start a program as the shell would find it; give its pid.
+    """Start a program, found in PATH as by a shell; return its pid. Raises OSError.
 
-    Raises OSError. `group`: in a process group of its own, away from the terminal's keys.
+    `group`: in a new process group, which the keys of the terminal do not reach.
     """
     return os.posix_spawnp(
         argv[0],
@@ -64,33 +66,33 @@ def spawn(argv: "Sequence[str]", mask: "set[int]", group: bool = False) -> int:
     )
 
 
-def spawn_failure(argv: "Sequence[str]", error: OSError) -> int:
-    """Say why a program did not start; give the status a shell would give."""
+def report_spawn_failure(argv: "Sequence[str]", error: OSError) -> int:
+    """Log why a program did not start; return the status that a shell would return."""
     log("%s: %s" % (argv[0], error.strerror))
     return 127 if error.errno == errno.ENOENT else 126
 
 
-def runtime_argv(runtime: str) -> "list[str]":
-    """Give the command of the runtime: never isolated, the handler needs venv and PYTHONPATH."""
+def make_runtime_argv(runtime: str) -> "list[str]":
+    """Return the command of the runtime. Not isolated: the handler needs venv and PYTHONPATH."""
     return [sys.executable or "python3", runtime]
 
 
-def tell(pid: int, number: int) -> None:
-    """Signal a child that may have ended."""
+def send_signal(pid: int, number: int) -> None:
+    """Send a signal to a child that may have ended."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
-        pass  # reaped in the next turn
+        pass  # reaped soon
 
 
-def status_of(code: int) -> int:
-    """Give the status as a shell says it: 128 + n when signal n ended the process."""
+def get_status(code: int) -> int:
+    """Return the exit status as a shell does: 128 + n for signal n."""
     number = os.waitstatus_to_exitcode(code)
     return number if number >= 0 else 128 - number
 
 
 def reap(known: "Sequence[int]") -> "dict[int, int]":
-    """Collect every child that has ended, adopted orphans included; give those we know."""
+    """Reap every child that has ended, adopted orphans too; return the status of the known ones."""
     ended: "dict[int, int]" = {}
     while True:
         try:
@@ -100,16 +102,18 @@ def reap(known: "Sequence[int]") -> "dict[int, int]":
         if pid == 0:
             return ended
         if pid in known:
-            ended[pid] = status_of(code)
+            ended[pid] = get_status(code)
 
 
 def take_signals() -> "tuple[set[int], Callable[[float | None], int]]":
-    """Block all signals; give the mask from before and `wait(seconds)`.
+    """Block all signals; return the previous mask and `wait(seconds)`.
 
-    `wait` gives the number of the signal that came, or 0. What the terminal sent (Ctrl-C) is 0
-    too: COMMAND, in the same process group, has had it already.
+    `wait` returns the number of a signal, or 0 after a timeout. Signals of the terminal (Ctrl-C)
+    count as 0: COMMAND is in the same process group and has received them.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, it would hide the status
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_DFL
+    )  # if inherited as ignored, it would hide the status
     synchronous = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
     taken = signal.valid_signals() - synchronous - set(IGNORED_BY_PYTHON)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, taken)
@@ -126,68 +130,71 @@ def take_signals() -> "tuple[set[int], Callable[[float | None], int]]":
     return {int(number) for number in before}, wait
 
 
-# --------------------------------------------------------------------------------------
-# Beside COMMAND
-# --------------------------------------------------------------------------------------
+# --- Beside COMMAND
 
 
 def wrap(command: "list[str]", runtime: str) -> int:
-    """Run COMMAND and the runtime until both have ended; give the container's status."""
+    """Run COMMAND and the runtime until both have ended; return the container's exit status."""
     mask, wait = take_signals()
-    server = spawn(runtime_argv(runtime), mask, group=True)
+    try:
+        server = spawn(make_runtime_argv(runtime), mask, group=True)
+    except OSError as error:
+        return report_spawn_failure([runtime], error)
     try:
         app = spawn(command, mask)
     except OSError as error:
-        tell(server, signal.SIGKILL)  # it has served nobody yet
-        return spawn_failure(command, error)
+        send_signal(server, signal.SIGKILL)  # it has not served yet
+        return report_spawn_failure(command, error)
     ended: "dict[int, int]" = {}
     due: "tuple[float, int, int] | None" = None  # (when, pid, signal)
-    terminating = told = False  # told: the runtime; a second SIGTERM would cut its message off
-    answerable = app
+    terminating = False  # the container got SIGTERM
+    server_signaled = False  # a second SIGTERM would cut its message off
+    decisive = app  # the process whose status becomes the container's
 
     while len(ended) < 2:
         number = wait(due[0] - time.monotonic() if due else None)
         if due and due[0] <= time.monotonic():
             if due[1] not in ended:
-                tell(*due[1:])
-                told = told or due[1] == server
+                send_signal(*due[1:])
+                server_signaled = server_signaled or due[1] == server
             due = None
         if number == signal.SIGCHLD:
             now_ended = reap((app, server))
             ended.update(now_ended)
             if app in now_ended and server not in ended:
                 due = None
-                if not told:
-                    tell(server, signal.SIGTERM)
-                if not terminating:  # otherwise the kubelet's clock is running
+                if not server_signaled:
+                    send_signal(server, signal.SIGTERM)
+                if not terminating:  # otherwise the kubelet sets the limit
                     due = (time.monotonic() + SECONDS_FOR_RUNTIME, server, signal.SIGKILL)
             elif server in now_ended and app not in ended and not terminating:
-                log("the runtime ended with status %d: so does the container" % ended[server])
-                answerable = server
-                tell(app, signal.SIGTERM)
+                log("the runtime exited with status %d; stopping the container" % ended[server])
+                decisive = server
+                send_signal(app, signal.SIGTERM)
                 due = (time.monotonic() + SECONDS_FOR_APP, app, signal.SIGKILL)
         elif number == signal.SIGTERM and not terminating:
             terminating = True
-            if app in ended:  # the runtime has been told
+            if app in ended:  # the runtime has its SIGTERM
                 due = None
                 continue
-            tell(app, number)
-            if server not in ended:  # the program may take all the time; the message cannot wait
+            send_signal(app, number)
+            if server not in ended:  # the program may use all the time; the message cannot wait
                 due = (time.monotonic() + SECONDS_FOR_APP, server, signal.SIGTERM)
         elif number:
-            tell(server if app in ended else app, number)
-    return ended[answerable]
+            send_signal(server if app in ended else app, number)
+    return ended[decisive]
 
 
-# --------------------------------------------------------------------------------------
-# From hooks, where the container's program is not ours to start
-# --------------------------------------------------------------------------------------
+# --- From hooks: the program of the container is the image's own
 
 
 def detach(runtime: str) -> int:
-    """Leave a supervisor running; wait until it serves, refuses, or 3 seconds are over."""
+    """Start a supervisor in the background; wait up to 3 s until the runtime serves or fails."""
     reader, writer = os.pipe()
-    middle = os.fork()
+    try:
+        middle = os.fork()
+    except OSError as error:
+        return report_spawn_failure(["--detach"], error)
     if middle == 0:
         status = 70
         try:
@@ -200,7 +207,7 @@ def detach(runtime: str) -> int:
                 status = 0
         finally:
             os._exit(status)
-    os.waitpid(middle, 0)  # PID 1 is somebody's program and may reap nobody
+    os.waitpid(middle, 0)  # PID 1 is the image's program and may reap nobody
     os.close(writer)
 
     import select
@@ -211,16 +218,16 @@ def detach(runtime: str) -> int:
     while time.monotonic() < deadline:
         if select.select([reader], [], [], 0.05)[0]:
             if not os.read(reader, 1):
-                break  # the supervisor has ended without a word
-            return refused(runtime)
+                break  # the supervisor has ended without a report
+            return repeat_startup_error(runtime)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             if probe.connect_ex(path) == 0:
                 break
     return 0
 
 
-def refused(runtime: str) -> int:
-    """Repeat the runtime's line, on the stream that the kubelet puts into the event."""
+def repeat_startup_error(runtime: str) -> int:
+    """Print the runtime's error line where the kubelet reads it for the event."""
     try:
         with open("/dev/termination-log", encoding="utf-8", errors="replace") as stream:
             line = stream.read()
@@ -229,64 +236,72 @@ def refused(runtime: str) -> int:
     if line:
         os.write(2, line.encode("utf-8", "replace"))
     else:
-        child = spawn(runtime_argv(runtime) + ["--check"], set())
+        child = spawn(make_runtime_argv(runtime) + ["--check"], set())
         if os.waitpid(child, 0)[1] == 0:
-            log("the runtime did not start; its line is in the container's log")
-    return EXIT_REFUSED
+            log("the runtime did not start; see the log of the container")
+    return EXIT_CONFIG
 
 
 def adopt_streams() -> None:
-    """Take the container's own streams: the hook's end with it, and kubelet waits for them."""
+    """Use the streams of the container: those of the hook end with it, and the kubelet waits."""
     for source, target in (("/dev/null", 0), ("/proc/1/fd/1", 1), ("/proc/1/fd/2", 2)):
         try:
             fd = os.open(source, os.O_RDWR if target == 0 else os.O_WRONLY | os.O_APPEND)
-        except OSError:  # another user's, or a socket
+        except OSError:  # another user's, or a socket: not allowed
             fd = os.open("/dev/null", os.O_WRONLY)
         os.dup2(fd, target)
         os.close(fd)
 
 
 def supervise(runtime: str, report: int) -> int:
-    """Run the runtime, again and again, until SIGTERM."""
+    """Run the runtime and restart it until SIGTERM."""
     mask, wait = take_signals()
     pause, stopping = 1.0, False
     while True:
         began = time.monotonic()
-        server = spawn(runtime_argv(runtime), mask)
         ended: "dict[int, int]" = {}
-        while server not in ended:
-            number = wait(None)
-            if number == signal.SIGCHLD:
-                ended = reap((server,))
-            elif number:
-                stopping = stopping or number == signal.SIGTERM
-                tell(server, number)
-        if stopping:
-            return ended[server]
-        if ended[server] == EXIT_REFUSED:
+        try:
+            server = spawn(make_runtime_argv(runtime), mask)
+        except OSError as error:  # no process can be started now
+            reason = "cannot start the runtime: %s" % error.strerror
+        else:
+            while server not in ended:
+                number = wait(None)
+                if number == signal.SIGCHLD:
+                    ended = reap((server,))
+                elif number:
+                    stopping = stopping or number == signal.SIGTERM
+                    send_signal(server, number)
+            if stopping:
+                return ended[server]
+            reason = "the runtime exited with status %d" % ended[server]
+        if EXIT_CONFIG in ended.values():
             try:
                 os.write(report, b"!")
-                return EXIT_REFUSED
+                return EXIT_CONFIG
             except BrokenPipeError:
-                pass  # the hook is over, and with it the chance to fail it
+                pass  # the hook has ended and cannot fail any more
         pause = 1.0 if time.monotonic() - began > 60 else min(60.0, pause * 2)
-        log("the runtime ended with status %d: again in %d s" % (ended[server], pause))
+        log("%s; restarting in %d s" % (reason, pause))
         until = time.monotonic() + pause
         while time.monotonic() < until:
-            if wait(until - time.monotonic()) == signal.SIGTERM:
+            number = wait(until - time.monotonic())
+            if number == signal.SIGTERM:
                 return 0
+            if number == signal.SIGCHLD:
+                reap(())
 
 
 def stop() -> None:
-    """End the detached supervisor and wait for it; the kubelet's grace period is the limit."""
-    for pid in supervisors():
-        tell(pid, signal.SIGTERM)
-        while pid in supervisors():
+    """Stop the background supervisor and wait for it; the grace period is the limit."""
+    for pid in find_supervisors():
+        send_signal(pid, signal.SIGTERM)
+        while pid in find_supervisors():
             time.sleep(0.02)
 
 
-def supervisors() -> "list[int]":
-    """Find what `--detach` left behind. Not by a pid file: pids repeat in a restarted container."""
+def find_supervisors() -> "list[int]":
+    """Find what `--detach` started. Not by a pid file: a restarted container repeats pids."""
     found = []
     for entry in os.listdir("/proc"):
         try:
@@ -301,13 +316,11 @@ def supervisors() -> "list[int]":
     return found
 
 
-# --------------------------------------------------------------------------------------
-# Command line
-# --------------------------------------------------------------------------------------
+# --- Command line
 
 
 def main(arguments: "list[str]") -> int:
-    """Do what the docstring of this file says; give the exit status."""
+    """Run the command of the command line, as above; return the exit status."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
     ours, command = arguments[:split], arguments[split + 1 :]
     mode = ours.pop(0) if ours[:1] in (["--detach"], ["--stop"]) else ""
@@ -326,14 +339,14 @@ def main(arguments: "list[str]") -> int:
         try:
             os.execvp(command[0], command)  # noqa: S606
         except OSError as error:
-            return spawn_failure(command, error)
+            return report_spawn_failure(command, error)
     status = 0
     if command:
         try:
             pid = spawn(command, set())
-            status = status_of(os.waitpid(pid, 0)[1])
+            status = get_status(os.waitpid(pid, 0)[1])
         except OSError as error:
-            status = spawn_failure(command, error)
+            status = report_spawn_failure(command, error)
     stop()
     return status
 

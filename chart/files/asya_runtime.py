@@ -1,93 +1,216 @@
 #!/usr/bin/env python3
-"""One Python function of this container, served on a Unix socket to a sidecar.
+"""Serve one Python function of this container on a Unix socket.
 
     ASYA_HANDLER=my_app.handler.predict python3 asya_runtime.py
 
-A frame, the same in both directions; any number of them on one connection:
+README.md beside this file is the contract for clients. A frame has the same form in both
+directions; a connection carries any number of them, and each complete frame gets exactly
+one reply, whatever the handler does:
 
      0         4                    4 + N
     +---------+--------------------+
     | N       | N bytes            |    N: big-endian unsigned 32 bits
     +---------+--------------------+    N bytes: one JSON object, UTF-8
 
-Each complete frame gets exactly one reply, whatever the handler does. README.md beside
-this file is the contract for those who write the other end.
+Map of this file; each section uses only those above it:
 
-How it is built: an epoll loop on the main thread moves bytes; each connection is a
-generator (`converse`) that yields what it waits for; `answer` turns the bytes of a message
-into the bytes of its reply and never raises. The handler runs on the main thread too,
-because that is where it was imported and where sqlite, signal, asyncio and contextvars
-expect it; worker threads exist only with ASYA_CONCURRENCY above 1. State lives in closures.
-Modules are imported where they are needed: `--ready` is a probe and has to be cheap. Sockets
-are those of `_socket`: socket.py costs 6 ms at the start and a part of each accept, and user
-code may replace its classes (gevent does).
+    Library             the standard library as it is before user code runs: `import_library`
+    Settings            environment variables, validated once: `Settings`
+    State               the records that the sections below share: `Message`, `State`
+    Replies             error codes and error replies: `error_reply`, `describe`
+    JSON                message bytes to objects, results to reply bytes: `make_codec`
+    Memory errors       recognize them and free the memory: `make_classify`, `empty_caches`
+    Handler             import it and call it in any form: `load_handler`, `make_caller`
+    Answer              one message to one reply, never an exception: `make_answer`
+    Socket file         listen, and publish when ready: `open_listener`
+    Signals             SIGTERM, and warnings about slow calls: `start_watch`
+    Connections         one generator per connection: `serve_connection`
+    Server              the epoll loop, accepting, draining: `serve`
+    Command line        serve, --check, --ready, --call: `main`; as PID 1: `become_init`
+
+Design: an epoll loop on the main thread moves bytes. Each connection is a generator that
+waits for events. The handler also runs on the main thread, where it was imported and where
+sqlite, signal, asyncio and contextvars expect it; worker threads exist only with
+ASYA_CONCURRENCY above 1. Functions share state through closures and small records.
+
+User code may do anything to its process. So this file imports what it needs before user code
+can run and keeps private copies of those modules; it uses C modules (`_socket`, `_thread`)
+where libraries such as gevent replace the Python ones; and it expects an exception at any
+point of the main thread, because signal handlers and other threads of user code can raise
+one there: `serve_connection` and `serve` are written so that no message gets lost by it.
 """
 
-import errno
-import os
 import sys
-import time
 
-if sys.version_info < (3, 9):  # plain words instead of a SyntaxError: this file parses on 3.6
+if sys.version_info < (3, 9):  # a readable line, not a SyntaxError: this file parses on 3.6
     sys.stderr.write(
-        "asya_runtime: needs Python 3.9 or newer, this is %s (%s)\n"
+        "asya_runtime: requires Python 3.9 or newer; this is %s (%s)\n"
         % (sys.version.split()[0], sys.executable)
     )
     sys.exit(78)
 
+# --- Library: the standard library as it is before user code runs
+
+PRELOADED = set(sys.modules)  # what a script finds loaded
+IS_PROBE = __name__ == "__main__" and sys.argv[1:] == ["--ready"]  # which has to be cheap
+# The directories of the script and of PYTHONPATH come first in sys.path: files there may be named
+# like modules of the standard library. `encodings` is always loaded, from where the rest is too
+LIBRARY = [sys.modules["encodings"].__path__[0].rpartition("/")[0]]
+LIBRARY += [folder for folder in sys.path if folder.endswith("lib-dynload")]
+saved_path = sys.path[:]
+sys.path[:] = LIBRARY
+try:
+    import _socket
+    import builtins
+    import errno
+    import os
+    import time
+
+    if not IS_PROBE:
+        import _collections  # type: ignore[import-not-found]
+        import _queue
+        import _signal  # type: ignore[import-not-found]
+        import _struct
+        import _thread
+        import atexit
+        import fcntl
+        import gc
+        import importlib
+        import re
+        import resource
+        import select
+        import stat
+        import traceback
+        from importlib.machinery import PathFinder
+        from json import encoder as json_encoder
+        from json.decoder import JSONDecodeError, JSONDecoder
+finally:
+    sys.path[:] = saved_path
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket as Socket  # noqa: N812
-    from collections.abc import Callable, Generator, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping
     from typing import Any, TypeVar, Union
 
     T = TypeVar("T")
     Bytes = Union[bytes, bytearray, memoryview]
-    Parcel = list[Bytes]  # a message: a list, so that whoever takes the bytes out frees them
-    Answer = Callable[[Parcel], Bytes]
-    Encode = Callable[[list[Any]], Bytes]
     Action = Callable[[], None]
-    Place = tuple[Socket, Action, Action]  # the listener, `publish()`, `remove()`
     Request = dict[str, object]
     Call = Callable[[Request], object]
-    Conversation = Generator[Union[int, Parcel], Any, None]
+    Decode = Callable[["Message"], object]
+    Encode = Callable[["Message"], Bytes]
+    Answer = Callable[["Message"], Bytes]
+    Conversation = Generator[None, None, None]
+else:
+    # User code may replace functions of modules, and builtins: below, these names are copies
+    for name, module in list(globals().items()):
+        if type(module) is type(sys) and module is not sys and name != "__builtins__":
+            globals()[name] = type(sys.implementation)(**vars(module))
+    globals().update((n, f) for n, f in vars(builtins).items() if not n.startswith("_"))
 
-EXIT_REFUSED = 78  # EX_CONFIG: the settings or the handler are wrong; said in one line
+MODULES, MAX_FLOAT = sys.modules, sys.float_info.max
+getrecursionlimit, setrecursionlimit = sys.getrecursionlimit, sys.setrecursionlimit
+CLEAR_ENDS_GENERATORS = sys.version_info < (3, 13)  # frame.clear() does
+OWN_MODULES = {name: sys.modules[name] for name in set(sys.modules) - PRELOADED}
+
+
+def find_user_paths() -> "list[str]":
+    """Return the directories that come before the standard library in sys.path."""
+    count = sys.path.index(LIBRARY[0]) if LIBRARY[0] in sys.path else 1
+    return [os.path.abspath(folder) for folder in sys.path[:count]]
+
+
+def is_shadowed(name: str, folders: "list[str]") -> bool:
+    """Whether one of the directories has a file for a module of the standard library."""
+    spec = PathFinder.find_spec(name.partition(".")[0], folders)
+    return spec is not None and spec.loader is not None
+
+
+def unload_shadowed(modules: "Iterable[str]") -> None:
+    """Unload modules for which user code has a file, so that its own imports find that."""
+    folders = find_user_paths()
+    for name in modules:
+        if is_shadowed(name, folders):
+            sys.modules.pop(name, None)
+
+
+def import_library(name: str, use: "Callable[[Any], T]") -> "T":
+    """Import a module of the standard library, whatever user code has put in its place, and use it.
+
+    What it imports while it is used comes from there too.
+    """
+
+    def is_replaced(name: str, module: object) -> bool:
+        file = get_attribute(module, "__file__")
+        if isinstance(file, str) and file.startswith(LIBRARY[0] + "/"):
+            return False
+        return is_shadowed(name, LIBRARY)
+
+    module = MODULES.get(name)
+    if module is not None and not is_replaced(name, module):
+        return use(module)
+    replaced = {n: m for n, m in list(MODULES.items()) if is_replaced(n, m)}
+    path, before = sys.path[:], set(MODULES)
+    for name_of_user in replaced:
+        del MODULES[name_of_user]
+    MODULES.update(OWN_MODULES)
+    sys.path[:] = LIBRARY
+    try:
+        return use(importlib.import_module(name))
+    finally:
+        sys.path[:] = path
+        OWN_MODULES.update((n, MODULES[n]) for n in set(MODULES) - before)
+        unload_shadowed(set(MODULES) - before)
+        MODULES.update(replaced)
+
+
+def get_attribute(thing: object, name: str) -> "Any":
+    """Return an attribute or None, whatever the object's class does when asked."""
+    try:
+        return getattr(thing, name, None)
+    except BaseException:
+        return None
+
+
+EXIT_CONFIG = 78  # EX_CONFIG: a setting, the socket path or the handler is wrong
+EXIT_BROKEN = 75  # EX_TEMPFAIL: user code has closed descriptors of the server
 EXIT_POISONED = 70  # EX_SOFTWARE: the GPU context is lost; only a new process helps
 
 # --- Settings: one table, read once
 
 
-class Refused(Exception):  # noqa: N818
-    """The process cannot start; the text is the one line that says why and what to do."""
+class StartupError(Exception):
+    """The process cannot start. The text is one line: what is wrong and how to fix it."""
 
 
-def _form(
-    words: str, pattern: str, read: "Callable[[str], Any]" = str, low: float = 0, high: float = 0
+def make_parser(
+    rule: str, pattern: str, read: "Callable[[str], Any]" = str, low: float = 0, high: float = 0
 ) -> "Callable[[str], Any]":
-    """Give a parser for texts of a pattern, and with `high` for values from `low` to `high`."""
+    """Return a parser for texts that match `pattern`; `high`: the value is from `low` to `high`."""
 
     def parse(text: str) -> "Any":
-        import re
-
         value = read(text) if re.fullmatch(pattern, text) else None
         if value is None or (high and not low <= value <= high):
-            raise ValueError("must be " + words)
+            raise ValueError("must be " + rule)
         return value
 
     return parse
 
 
-def _number(low: int, high: int) -> "Callable[[str], Any]":
-    return _form("a whole number from %d to %d" % (low, high), "[0-9]{1,20}", int, low, high)
+def make_integer_parser(low: int, high: int) -> "Callable[[str], Any]":
+    """Return a parser for whole numbers from `low` to `high`."""
+    return make_parser("a whole number from %d to %d" % (low, high), "[0-9]{1,20}", int, low, high)
 
 
-def _seconds(words: str, low: float) -> "Callable[[str], Any]":
+def make_seconds_parser(rule: str, low: float) -> "Callable[[str], Any]":
+    """Return a parser for finite seconds from `low`; `rule` says that in words."""
     number = r"(?i)[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
-    return _form("a number of seconds, " + words, number, float, low, sys.float_info.max)
+    return make_parser("a number of seconds, " + rule, number, float, low, sys.float_info.max)
 
 
-def _path(text: str) -> str:
+def parse_path(text: str) -> str:
+    """Return the path if a socket can have it."""
     if not os.path.isabs(text) or text.endswith("/"):
         raise ValueError("must be the absolute path of a file")
     if len(os.fsencode(text)) > 107:
@@ -95,37 +218,37 @@ def _path(text: str) -> str:
     return text
 
 
-_name = _form(
+parse_handler = make_parser(
     "module.path.function or module.Class.method",
     r".+\..+",
     lambda text: text if all(map(str.isidentifier, text.split("."))) else None,
 )
-_boolean = _form(
+parse_boolean = make_parser(
     "true, 1, yes, false, 0 or no",
     "(?i)true|1|yes|false|0|no",
     lambda text: text.lower() in ("true", "1", "yes"),
 )
-_mode = _form("octal, 0 to 0777", "0*[0-7]{1,3}", lambda text: int(text, 8))
+parse_mode = make_parser("octal, 0 to 0777", "0*[0-7]{1,3}", lambda text: int(text, 8))
 
 # variable, default, parser; the attribute of Settings is the name in lower case without ASYA_
 SETTINGS: "tuple[tuple[str, str, Callable[[str], object]], ...]" = (
-    ("ASYA_HANDLER", "", _name),
-    ("ASYA_SOCKET_PATH", "/tmp/sockets/app.sock", _path),  # noqa: S108
-    ("ASYA_INCLUDE_METADATA", "false", _boolean),
-    ("ASYA_CHUNK_SIZE", "4096", _number(1, 16777216)),
-    ("ASYA_HANDLER_TIMEOUT", "0", _seconds("at least 0", 0)),
-    ("ASYA_ENABLE_OOM_DETECTION", "true", _boolean),
-    ("ASYA_CUDA_CLEANUP_ON_OOM", "true", _boolean),
-    ("ASYA_SOCKET_MODE", "0660", _mode),
-    ("ASYA_CONCURRENCY", "1", _number(1, 1024)),
-    ("ASYA_MAX_MESSAGE_SIZE", "4294967295", _number(1, 4294967295)),
-    ("ASYA_READ_TIMEOUT", "60", _seconds("above 0", 5e-324)),
-    ("ASYA_JSON", "stdlib", _form("stdlib, orjson or auto", "stdlib|orjson|auto")),
+    ("ASYA_HANDLER", "", parse_handler),
+    ("ASYA_SOCKET_PATH", "/tmp/sockets/app.sock", parse_path),  # noqa: S108
+    ("ASYA_INCLUDE_METADATA", "false", parse_boolean),
+    ("ASYA_CHUNK_SIZE", "4096", make_integer_parser(1, 16777216)),
+    ("ASYA_HANDLER_TIMEOUT", "0", make_seconds_parser("at least 0", 0)),
+    ("ASYA_ENABLE_OOM_DETECTION", "true", parse_boolean),
+    ("ASYA_CUDA_CLEANUP_ON_OOM", "true", parse_boolean),
+    ("ASYA_SOCKET_MODE", "0660", parse_mode),
+    ("ASYA_CONCURRENCY", "1", make_integer_parser(1, 1024)),
+    ("ASYA_MAX_MESSAGE_SIZE", "4294967295", make_integer_parser(1, 4294967295)),
+    ("ASYA_READ_TIMEOUT", "60", make_seconds_parser("above 0", 5e-324)),
+    ("ASYA_JSON", "stdlib", make_parser("stdlib, orjson or auto", "stdlib|orjson|auto")),
 )
 
 
 class Settings:
-    """What the environment says, validated: an attribute for each row of the table."""
+    """The settings of the environment, validated: one attribute for each row of the table."""
 
     if TYPE_CHECKING:
 
@@ -137,12 +260,43 @@ class Settings:
                 continue
             text = environ.get(variable, "").strip() or default
             if not text:
-                raise Refused("%s is not set; it names what to serve: module.function" % variable)
+                raise StartupError("%s is not set; set it to module.function" % variable)
             try:
                 value = parse(text)
             except ValueError as error:
-                raise Refused("%s=%s: %s" % (variable, text[:200], error)) from None
+                raise StartupError("%s=%s: %s" % (variable, text[:200], error)) from None
             setattr(self, variable[5:].lower(), value)
+
+
+# --- State: the records that the sections below share
+
+
+class Message:
+    """One message in work.
+
+    Code that consumes a part sets it to None as early as it can: the memory may be needed for
+    the next part.
+    """
+
+    __slots__ = ("body", "reply", "result")
+    body: "Bytes | None"  # as received
+    result: "Any"  # what the handler returned
+    reply: "Bytes | None"  # built by a worker
+
+    def __init__(self) -> None:
+        self.body = self.result = self.reply = None
+
+
+class State:
+    """The state of the process, shared by signals, answers and the server."""
+
+    __slots__ = ("forked", "poisoned", "stopping", "wake")
+
+    def __init__(self) -> None:
+        self.stopping = False  # SIGTERM or SIGINT was received
+        self.poisoned = False  # the GPU context is lost
+        self.forked = False  # this is a child process that user code forked
+        self.wake: "Action | None" = None  # interrupts the server's wait; None before it serves
 
 
 def log(text: str) -> None:
@@ -150,7 +304,7 @@ def log(text: str) -> None:
     try:
         os.write(2, ("asya_runtime: %s\n" % text).encode("utf-8", "backslashreplace"))
     except OSError:
-        pass  # nobody is left to be told
+        pass  # nobody reads it
 
 
 # --- Replies
@@ -165,47 +319,67 @@ CODES: "dict[str, tuple[str, int | None]]" = {
 }
 MESSAGE_LIMIT = 2000
 FRAME_LIMIT = 4294967295
-# Made while there is memory: the replies for when nothing can be built any more.
+# Built while there is memory, for when nothing else can be built.
 OUT_OF_MEMORY = (
     b'{"status":"error","error":"oom_error","message":"out of memory","type":"MemoryError",'
     b'"severity":"recoverable","retry_after":30}'
 )
-UNSPEAKABLE = (
-    b'{"status":"error","error":"processing_error",'
-    b'"message":"the handler\'s exception cannot be described","severity":"fatal"}'
+RESTARTING = (
+    b'{"status":"error","error":"processing_error","message":"the process is restarting",'
+    b'"severity":"recoverable","retry_after":1}'
 )
+UNPRINTABLE = (
+    b'{"status":"error","error":"processing_error",'
+    b'"message":"the handler raised an exception that cannot be printed","severity":"fatal"}'
+)
+
+
+if not IS_PROBE:
+    escape = json_encoder.encode_basestring_ascii
 
 
 def error_reply(
     code: str, message: str, kind: str = "", severity: str = "", retry_after: object = None
 ) -> bytes:
-    """Build an error reply; `severity` and `retry_after` override the code's own."""
-    import json
-
+    """Build an error reply. `severity` and `retry_after` override those of the code."""
     usual, seconds = CODES[code]
     if retry_after is None and severity in ("", usual):
         retry_after = seconds
-    fields: "dict[str, object]" = {"status": "error", "error": code}
-    fields["message"] = message[:MESSAGE_LIMIT]
-    fields.update(type=kind or None, severity=severity or usual, retry_after=retry_after)
-    there = {name: value for name, value in fields.items() if value is not None}
-    return json.dumps(there, separators=(",", ":")).encode("ascii")
+    fields = {
+        "status": "error",
+        "error": code,
+        "message": clean(message[:MESSAGE_LIMIT])[:MESSAGE_LIMIT],
+    }
+    fields.update(type=clean(kind), severity=severity or usual)
+    parts = ['"%s":%s' % (name, escape(value)) for name, value in fields.items() if value]
+    if retry_after is not None:
+        parts.append('"retry_after":%r' % retry_after)
+    return ("{" + ",".join(parts) + "}").encode("ascii")
 
 
-def describe(code: str, error: BaseException, lead: str = "") -> bytes:
-    """Build the reply for an exception, whose own `severity` and `retry_after` win if valid."""
-    kind, severity = type(error).__name__, attribute(error, "severity")
-    retry_after = attribute(error, "retry_after")
+def clean(text: str) -> str:
+    """Join pairs of surrogates and replace lone ones: strict parsers reject them."""
+    try:
+        text.encode("utf-8")
+        return text
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def describe(code: str, error: BaseException, prefix: str = "") -> bytes:
+    """Build the reply for an exception. Its `severity` and `retry_after`, if valid, win."""
+    kind, severity = type(error).__name__, get_attribute(error, "severity")
+    retry_after = get_attribute(error, "retry_after")
     if not isinstance(severity, str) or severity not in ("recoverable", "fatal"):
         severity = ""  # other libraries use these names for other things
-    if type(retry_after) not in (int, float) or not 0 <= retry_after <= sys.float_info.max:
+    if type(retry_after) not in (int, float) or not 0 <= retry_after <= MAX_FLOAT:
         retry_after = None
-    message = lead + (text_of(error) or kind)
+    message = prefix + (get_text(error) or kind)
     return error_reply(code, message, kind, severity, retry_after)
 
 
-def text_of(error: BaseException) -> str:
-    """Give the text of an exception, whose `__str__` may do anything but run out of memory."""
+def get_text(error: BaseException) -> str:
+    """Return the text of an exception, "" if it has none. Raises only MemoryError."""
     try:
         return str(error)
     except MemoryError:
@@ -214,154 +388,174 @@ def text_of(error: BaseException) -> str:
         return ""
 
 
-def attribute(thing: object, name: str) -> "Any":
-    """Give an attribute or None, whatever somebody's class does when asked."""
-    try:
-        return getattr(thing, name, None)
-    except BaseException:
-        return None
-
-
 # --- JSON
 
 
-def make_codec(choice: str, threads: bool) -> "tuple[Callable[[Parcel], object], Encode, Encode]":
-    """Give `decode([message])`, `encode([result])` and the latter for large ones.
+def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
+    """Return `decode(message)`, `encode(message)` and the latter for large messages.
 
-    All take what they get out of its list, and let go of it as soon as they can. What is encoded
-    is the whole good reply.
+    `decode` consumes the body and returns the request. `encode` consumes the result and returns
+    the complete success reply.
     """
-    import json
-    import json.encoder
 
-    def constant(word: str) -> object:
+    def reject_constant(word: str) -> object:
         raise ValueError("%s is not JSON" % word)
 
-    def integer(digits: str) -> int:
+    def parse_integer(digits: str) -> int:
         if len(digits) > 4300:
             raise ValueError("integer of %d digits" % len(digits))
         return int(digits)
 
-    # Early 3.9 and 3.10 have no limit of their own, and need time quadratic in the digits
-    parse_int = None if hasattr(sys, "set_int_max_str_digits") else integer
-    decoder = json.JSONDecoder(parse_constant=constant, parse_int=parse_int)
-    encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+    def reject(value: object) -> object:
+        raise TypeError("Object of type %s is not JSON serializable" % type(value).__name__)
+
+    # Early 3.9 and 3.10 have no limit, and need time quadratic in the number of digits
+    parse_int = None if hasattr(sys, "set_int_max_str_digits") else parse_integer
+    decoder = JSONDecoder(parse_constant=reject_constant, parse_int=parse_int)
     scan = decoder.scan_once  # type: ignore[attr-defined]
-    parents: "dict[int, object]" = {}  # of what is being encoded: how a circle is found out
-
-    def chunks(value: object, level: int) -> "tuple[str, ...]":
-        return (encoder.encode(value),)
-
-    escape = json.encoder.encode_basestring_ascii
-    make = attribute(json.encoder, "c_make_encoder")
     form = (None, ":", ",", False, False, False)
-    if make and not threads:  # once: `encode` makes one for each call, which costs as much again
-        chunks = make(parents, encoder.default, escape, *form)
+    parents: "dict[int, object]" = {}  # of the value being encoded: detects circular references
+    c_make_encoder = get_attribute(json_encoder, "c_make_encoder")
+    make_chunks: "Callable[[object, int], Iterable[str]]"
+    if not c_make_encoder:  # an interpreter without the accelerator
+        make_chunks = json_encoder.JSONEncoder(separators=(",", ":"), allow_nan=False).iterencode  # type: ignore[assignment]
+    elif threads:
 
-    @shallow
-    def decode(parcel: "Parcel") -> object:
-        text = str(parcel.pop(), "utf-8")
+        def make_chunks(value: object, level: int) -> "Iterable[str]":
+            return c_make_encoder({}, reject, escape, *form)(value, 0)  # type: ignore[no-any-return]
+
+    else:
+        make_chunks = c_make_encoder(parents, reject, escape, *form)
+
+    @bound_recursion
+    def decode(message: Message) -> object:
+        body: "Any" = message.body
+        text = str(body, "utf-8")
+        if len(body) > POOLED_BUFFER:
+            message.body = body = None
         try:
             value, end = scan(text, 0)
         except StopIteration:
-            return decoder.decode(text)  # nothing begins here: it may after white space
-        if end == len(text) or not text[end:].strip(" \t\r\n"):
-            return value
-        return decoder.decode(text)  # which complains of the rest
+            start = 0
+            while text[start : start + 1] in (" ", "\t", "\r", "\n"):
+                start += 1
+            try:
+                value, end = scan(text, start)
+            except StopIteration as stop:
+                raise JSONDecodeError("Expecting value", text, stop.value) from None
+        if end != len(text):
+            rest = text[end:].lstrip(" \t\r\n")
+            if rest:
+                raise JSONDecodeError("Extra data", text, len(text) - len(rest))
+        return value
 
-    @shallow
-    def encode(box: "list[Any]") -> bytes:
+    @bound_recursion
+    def encode(message: Message) -> bytes:
         try:
-            text = "".join(chunks({"status": "ok", "result": box[0]}, 0))
+            text = "".join(make_chunks({"status": "ok", "result": message.result}, 0))
         except BaseException:
             parents.clear()
             raise
-        box.clear()
+        if len(text) > PIECE:
+            message.result = TAKEN
         return text.encode("ascii")
 
-    @shallow
-    def encode_large(box: "list[Any]") -> "Bytes":
-        """Escape long texts piece by piece: the encoder holds one, its like and the reply."""
+    @bound_recursion
+    def encode_large(message: Message) -> "Bytes":
+        """Escape long strings piece by piece: holds one of them, its copy and the reply."""
         long: "list[str]" = []
 
-        def put_off(text: str) -> str:
-            if len(text) < STEP or type(text) is not str:
+        def defer(text: str) -> str:
+            if len(text) < PIECE or type(text) is not str:
                 return escape(text)
             long.append(text)
-            return "\0"  # JSON holds none
+            return "\0"  # never part of JSON
 
-        encode_outline = make({}, encoder.default, put_off, *form)
-        outline = "".join(encode_outline({"status": "ok", "result": box[0]}, 0)).split("\0")
-        box.clear()
+        encode_outline = c_make_encoder({}, reject, defer, *form)
+        outline = "".join(encode_outline({"status": "ok", "result": message.result}, 0)).split("\0")
+        message.result = TAKEN
         reply = bytearray()
         for part in outline:
             reply += part.encode("ascii")
             if long:
                 text = long.pop(0)
                 reply += b'"'
-                for at in range(0, len(text), STEP):
-                    reply += escape(text[at : at + STEP])[1:-1].encode("ascii")
+                for at in range(0, len(text), PIECE):
+                    reply += escape(text[at : at + PIECE])[1:-1].encode("ascii")
                 reply += b'"'
         return reply
 
-    @shallow
-    def encode_fast(box: "list[Any]") -> bytes:
+    @bound_recursion
+    def encode_orjson(message: Message) -> bytes:
         try:
-            reply: bytes = orjson.dumps({"status": "ok", "result": box[0]}, None, option)
+            reply: bytes = dumps({"status": "ok", "result": message.result}, None, option)
         except TypeError:
-            return encode(box)  # integers of any size, keys of any type, or the complaint
-        # orjson makes null of NaN: the standard library looks whether there was one
-        if has_no_float(box[0], [64]) or reply.rfind(b"null") < 0:  # twice as fast as `in`
+            return encode(message)  # large integers, other keys; or it raises the right error
+        # orjson writes NaN as null: where there may be one, the standard library decides
+        if count_down_parts(message.result, 64) >= 0 or reply.rfind(b"null") < 0:  # faster than in
             return reply
-        return encode(box)
+        return encode(message)
 
-    standard = (decode, encode, encode_large if make else encode)
+    def decode_orjson(message: Message) -> object:
+        return loads(message.body)  # type: ignore[arg-type]
+
+    standard = (decode, encode, encode_large if c_make_encoder else encode)
     if choice == "stdlib":
         return standard
     try:
         import orjson  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
+
+        dumps, loads = orjson.dumps, orjson.loads
+        option = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS
+        option |= orjson.OPT_PASSTHROUGH_DATETIME
+    except Exception:  # also a file of that name that is something else
         if choice == "auto":
             return standard
-        raise Refused("ASYA_JSON=orjson: this image has no orjson; auto does without") from None
-    option = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS
-    option |= orjson.OPT_PASSTHROUGH_DATETIME
-    loads = orjson.loads
-    return lambda parcel: loads(parcel.pop()), encode_fast, encode_fast
+        reason = "ASYA_JSON=orjson: orjson is not installed; install it or set ASYA_JSON=auto"
+        raise StartupError(reason) from None
+    return decode_orjson, encode_orjson, encode_orjson
 
 
-def has_no_float(value: object, left: "list[int]") -> bool:
-    """Whether there is no float in a value of at most `left` parts; dearer to know for more."""
-    left[0] -= 1
-    if left[0] < 0:
-        return False
-    if type(value) is dict:
-        return all(has_no_float(item, left) for item in value.values())
-    if type(value) is list:
-        return all(has_no_float(item, left) for item in value)
-    return value is None or type(value) in (str, int, bool)
+OWN_ERRORS = (ValueError, TypeError, RecursionError, OverflowError, MemoryError)
+MAX_RETRIES = 3  # of decoding and encoding, after exceptions of user code from outside
+TAKEN = GeneratorExit  # in the place of a result that has been encoded; it is not JSON
 
 
-def shallow(function: "Callable[[Any], T]") -> "Callable[[Any], T]":
-    """Bound recursion in C, which before 3.12 obeys a limit that users may set sky-high."""
+def count_down_parts(value: object, budget: int) -> int:
+    """Return what is left of `budget` after all parts of a value; negative for a float.
+
+    Also negative when the budget is used up: the answer would cost more than it saves.
+    """
+    budget -= 1
+    if type(value) is dict or type(value) is list:
+        for item in value.values() if type(value) is dict else value:
+            if budget < 0:
+                return -1
+            budget = count_down_parts(item, budget)
+        return budget
+    return budget if value is None or type(value) in (str, int, bool) else -1
+
+
+def bound_recursion(function: "Callable[[Any], T]") -> "Callable[[Any], T]":
+    """Bound recursion in C: before 3.12 its limit is the one that user code may have raised."""
     if sys.version_info >= (3, 12):
         return function
 
     def call(argument: object) -> "T":
-        limit = sys.getrecursionlimit()
+        limit = getrecursionlimit()
         if limit <= 5000:
             return function(argument)
-        sys.setrecursionlimit(5000)
+        setrecursionlimit(5000)
         try:
             return function(argument)
         finally:
-            sys.setrecursionlimit(limit)
+            setrecursionlimit(limit)
 
     return call
 
 
 def find_unencodable(value: object, parents: "tuple[int, ...]" = ()) -> str:
-    """Name the first value that is no JSON, from where it is: `.items[3].score: nan`."""
+    """Name the first value that is not JSON-serializable, by its path: `.items[3].score: nan`."""
     if value is None or isinstance(value, (str, int)):
         return ""
     if isinstance(value, float):
@@ -375,60 +569,177 @@ def find_unencodable(value: object, parents: "tuple[int, ...]" = ()) -> str:
     elif isinstance(value, (list, tuple)):
         form, items = "[%s]", enumerate(value)  # type: ignore[assignment]
     else:
-        name = type(value).__name__
-        return ": " + name + ("; make the handler `async def`" if name == "coroutine" else "")
+        return ": " + name_class(type(value))
     for key, item in items:
         if key is not None and not isinstance(key, (str, int, float)):
-            return ": key of type " + type(key).__name__
+            return ": key of type " + name_class(type(key))
         found = find_unencodable(item, parents + (id(value),))
         if found:
             return form % (key,) + found
     return ""
 
 
-# --- Memory errors: recognised by name and text, never by importing a framework
+def name_class(kind: type) -> str:
+    """Return the name of a class with its module, unless that is builtins: `numpy.bool`."""
+    module = kind.__module__
+    return kind.__name__ if module == "builtins" else "%s.%s" % (module, kind.__qualname__)
 
-# No later GPU call of this process will succeed.
-STICKY = r"""
-    cuda\ error:\ (device-side|an\ illegal|unspecified|misaligned|uncorrectable|unknown\ error)
-  | an\ illegal\ (memory\ access|instruction)\ was\ encountered | unspecified\ launch\ failure
-  | device-side\ assert\ triggered | uncorrectable\ ecc\ error\ encountered | misaligned\ address
-  | cudaerror(illegal(address|instruction)|assert|launchfailure|misalignedaddress|eccuncorrectable)
-  | cuda_error_(illegal_(address|instruction)|assert|launch_failed|misaligned_address|ecc_uncorr)
-  | (cublas|cudnn)_status_execution_failed | ncclunhandledcudaerror
-  | cannot\ re-initialize\ cuda\ in\ forked\ subprocess
+
+# --- Memory errors: recognized by class name and text, without importing a framework
+
+# Texts count in exceptions of these packages, and of the classes that native code raises. In other
+# exceptions a text may quote the payload.
+FRAMEWORKS = """
+    bitsandbytes cuda cudf cuml cupy cupy_backends ctranslate2 flash_attn habana_frameworks jax
+    jaxlib llama_cpp mxnet numba numba_cuda onnxruntime openvino paddle pycuda rmm sglang tensorflow
+    tensorrt tensorrt_llm torch torchaudio torchvision triton vllm xformers xgboost
 """
-# GPU memory is gone. The word "CUDA" or "memory" alone would mean nothing.
-GPU = r"""
-    (cuda|hip|xpu|mps\ backend)\ out\ of\ memory | (cuda|hip)(\ driver)?\ error:\ out\ of\ memory
-  | cuda\ failure\ 2:\ out\ of\ memory | cuda\ failed\ with\ error\ out\ of\ memory
-  | cumem\w*\ failed:\ out\ of\ memory | cuda_error_out_of_memory
-  | (cuda|hip)errormemoryallocation | hiperroroutofmemory
-  | (cublas|cudnn|cusolver|cusparse|hipblas|rocblas)_status_alloc_failed
-  | cublas_status_not_initialized\W+when\ calling\W+cublascreate
-  | bad_alloc:\ (out_of_memory:\ )?(rmm|cuda) | bad_alloc:\ out_of_memory:
-  | pt_devmem\ allocation\ failed | internal\ assert\ failed\ at\W.*cudacachingallocator
-  | resource_exhausted:\ (out\ of\ memory\ while\ trying\ to|failed\ to)\ allocate
-  | oom\ when\ allocating\ tensor.*device:(gpu|xpu|tpu)
-  | device:(gpu|xpu|tpu)\S*\ failed\ to\ allocate\ memory
-  | (gpu=|cuda).*failed\ to\ allocate\ memory\ for\ requested\ buffer
-  | no\ available\ memory\ for\ the\ cache\ blocks | less\ than\ desired\ gpu\ memory\ utilization
-  | larger\ than\ the\ available\ kv\ cache\ memory
-"""
-# The host's memory is gone, in the words of something that raises no MemoryError.
-HOST = r"""
-    defaultcpuallocator:\ (can't\ allocate|not\ enough)\ memory
-  | resource_exhausted:\ out\ of\ memory\ allocating | oom\ when\ allocating\ tensor.*device:cpu
-  | device:cpu\S*\ failed\ to\ allocate\ memory
-  | failed\ to\ allocate\ memory\ for\ requested\ buffer | onnxruntimeerror.*std::bad_alloc
-  | available\ memory\ of\ \d+\ is\ smaller\ than\ requested
-"""
-
-GPU_CLASSES = ("torch.OutOfMemoryError", "cupy.OutOfMemoryError", "pycuda.MemoryError")
+NATIVE_ERRORS = (RuntimeError, SystemError, MemoryError)
+GPU_CLASSES = {"torch.OutOfMemoryError", "cupy.OutOfMemoryError", "pycuda.MemoryError"}
 
 
-def links(error: BaseException) -> "Iterator[BaseException]":
-    """Walk an exception and what it came from, as the interpreter would print it."""
+TEXT_LIMIT = 20000  # characters of a chain of exceptions that are searched
+# Each row has one phrase, or several in this order.
+PHRASES = {
+    # The GPU context is lost: every later GPU call of this process fails
+    "sticky": """
+        cuda error: device-side
+        cuda error: an illegal
+        cuda error: unspecified
+        cuda error: misaligned
+        cuda error: uncorrectable
+        cuda error: unknown error
+        an illegal memory access was encountered
+        an illegal instruction was encountered
+        unspecified launch failure
+        device-side assert triggered
+        uncorrectable ecc error encountered
+        misaligned address
+        cudaerrorillegaladdress
+        cudaerrorillegalinstruction
+        cudaerrorassert
+        cudaerrorlaunchfailure
+        cudaerrormisalignedaddress
+        cudaerroreccuncorrectable
+        cuda_error_illegal_address
+        cuda_error_illegal_instruction
+        cuda_error_assert
+        cuda_error_launch_failed
+        cuda_error_misaligned_address
+        cuda_error_ecc_uncorr
+        cublas_status_execution_failed
+        cudnn_status_execution_failed
+        ncclunhandledcudaerror
+        cannot re-initialize cuda in forked subprocess
+""",
+    # It was raised in another process, whose GPU context is not that of this one
+    "relayed": """
+        in dataloader worker process
+        dataloader worker (pid
+        -- process ... terminated with the following error
+    """,
+    # GPU memory is exhausted. The word "CUDA" or "memory" alone proves nothing
+    "cuda_oom_error": """
+        cuda out of memory
+        hip out of memory
+        xpu out of memory
+        mps backend out of memory
+        cuda error: out of memory
+        hip error: out of memory
+        cuda driver error: out of memory
+        hip driver error: out of memory
+        cuda failure 2: out of memory
+        cuda failed with error out of memory
+        cumem ... failed: out of memory
+        cuda_error_out_of_memory
+        cudaerrormemoryallocation
+        hiperrormemoryallocation
+        hiperroroutofmemory
+        cublas_status_alloc_failed
+        cudnn_status_alloc_failed
+        cusolver_status_alloc_failed
+        cusparse_status_alloc_failed
+        hipblas_status_alloc_failed
+        rocblas_status_alloc_failed
+        cublas_status_not_initialized ... when calling ... cublascreate
+        bad_alloc: rmm
+        bad_alloc: cuda
+        bad_alloc: out_of_memory:
+        pt_devmem allocation failed
+        internal assert failed at ... cudacachingallocator
+        resource_exhausted: out of memory while trying to allocate
+        resource_exhausted: failed to allocate
+        oom when allocating tensor ... device:gpu
+        oom when allocating tensor ... device:xpu
+        oom when allocating tensor ... device:tpu
+        device:gpu ... failed to allocate memory
+        device:xpu ... failed to allocate memory
+        device:tpu ... failed to allocate memory
+        gpu= ... failed to allocate memory for requested buffer
+        cuda ... failed to allocate memory for requested buffer
+        no available memory for the cache blocks
+        less than desired gpu memory utilization
+        larger than the available kv cache memory
+    """,
+    # Host memory is exhausted, reported by something other than a MemoryError
+    "oom_error": """
+        defaultcpuallocator: can't allocate memory
+        defaultcpuallocator: not enough memory
+        resource_exhausted: out of memory allocating
+        oom when allocating tensor ... device:cpu
+        device:cpu ... failed to allocate memory
+        failed to allocate memory for requested buffer
+        onnxruntimeerror ... std::bad_alloc
+        available memory of ... is smaller than requested
+    """,
+}
+RELAYING_CLASSES = ("RemoteTraceback", "_RemoteTraceback", "ProcessRaisedException", "RayTaskError")
+
+
+def make_find_kinds() -> "Callable[[str], set[str]]":
+    """Return a function: a text in lower case to the kinds of its phrases, in linear time.
+
+    One pattern finds the longest phrase of each row; only where it is, the rest of the row is
+    looked for. It is a tree, so that few alternatives are tried at each character.
+    """
+
+    def factor(phrases: "set[str]") -> str:
+        if len(phrases) == 1:
+            return re.escape(min(phrases))
+        branches = []
+        for first in sorted({phrase[0] for phrase in phrases}):
+            rest = {phrase[1:] for phrase in phrases if phrase[0] == first}
+            branches.append(re.escape(first) + ("" if "" in rest else factor(rest)))
+        return branches[0] if len(branches) == 1 else "(?:%s)" % "|".join(branches)
+
+    table = [
+        (kind, row.strip().split(" ... "))
+        for kind, rows in PHRASES.items()
+        for row in rows.strip().splitlines()
+    ]
+    pattern = re.compile(factor({max(row, key=len) for _, row in table}))
+    rows_by_match: "dict[str, list[tuple[str, list[str]]]]" = {}
+    for kind, row in table:  # where a phrase begins with another one, the pattern finds that
+        match: "Any" = pattern.match(max(row, key=len))
+        rows_by_match.setdefault(match.group(), []).append((kind, row))
+
+    def has_row(text: str, row: "list[str]") -> bool:
+        at = 0
+        for phrase in row:
+            at = text.find(phrase, at) + len(phrase)
+            if at < len(phrase):
+                return False
+        return True
+
+    def find_kinds(text: str) -> "set[str]":
+        found = {match.group() for match in pattern.finditer(text)}
+        return {kind for one in found for kind, row in rows_by_match[one] if has_row(text, row)}
+
+    return find_kinds
+
+
+def walk_chain(error: BaseException) -> "Iterator[BaseException]":
+    """Yield an exception and what caused it, as the interpreter would print them."""
     todo: "list[Any]" = [error]
     seen: "set[int]" = set()
     while todo and len(seen) < 1000:
@@ -437,309 +748,577 @@ def links(error: BaseException) -> "Iterator[BaseException]":
             continue
         seen.add(id(link))
         yield link
-        group = attribute(link, "exceptions")  # of an ExceptionGroup, or its backport
+        group = get_attribute(link, "exceptions")  # of an ExceptionGroup, or its backport
         todo.extend(group if isinstance(group, tuple) else ())
-        if not attribute(link, "__suppress_context__"):
-            todo.append(attribute(link, "__context__"))
-        todo.append(attribute(link, "__cause__"))
+        if not get_attribute(link, "__suppress_context__"):
+            todo.append(get_attribute(link, "__context__"))
+        todo.append(get_attribute(link, "__cause__"))
+
+
+def is_of_framework(error: BaseException) -> bool:
+    """Whether class or origin of an exception say that its text is that of a framework."""
+    kind, trace = type(error), get_attribute(error, "__traceback__")
+    if kind in NATIVE_ERRORS or (kind is OSError and get_attribute(error, "errno") is None):
+        return True
+    packages = [str(base.__module__).partition(".")[0] for base in kind.__mro__]
+    if kind is ValueError and trace is not None:
+        while trace.tb_next is not None:
+            trace = trace.tb_next
+        name = str(trace.tb_frame.f_globals.get("__name__"))
+        packages += [package for package in ("vllm",) if name.partition(".")[0] == package]
+    return not set(packages).isdisjoint(FRAMEWORKS.split())
 
 
 def make_classify() -> "Callable[[BaseException], str]":
-    """Give the function that says `sticky`, `cuda_oom_error`, `oom_error` or nothing."""
-    import re
-
-    flags = re.IGNORECASE | re.VERBOSE | re.DOTALL
-    sticky, gpu, host = (re.compile(text, flags).search for text in (STICKY, GPU, HOST))
+    """Return a function: an exception to `sticky`, `cuda_oom_error`, `oom_error` or ""."""
+    find_kinds = make_find_kinds()
 
     def classify(error: BaseException) -> str:
-        verdict = ""
-        for link in links(error):
-            text = text_of(link)[:20000]
-            classes = {
+        verdict, is_sticky, is_relayed, left = "", False, False, TEXT_LIMIT
+        for link in walk_chain(error):
+            names = {
                 "%s.%s" % (str(base.__module__).partition(".")[0], base.__name__)
                 for base in type(link).__mro__
             }
-            if sticky(text) or "vllm.EngineDeadError" in classes:
-                return "sticky"
-            if gpu(text) or not classes.isdisjoint(GPU_CLASSES):
-                verdict = "cuda_oom_error"  # looked for first: CuPy's is a MemoryError
-            elif verdict or not (isinstance(link, (MemoryError, OSError)) or host(text)):
-                continue
-            elif not isinstance(link, OSError) or link.errno == errno.ENOMEM:
+            text = get_text(link)[:left].lower() if is_of_framework(link) else ""
+            left -= len(text)
+            kinds = find_kinds(text)
+            if "relayed" in kinds or type(link).__name__ in RELAYING_CLASSES:
+                is_relayed = True
+            if "sticky" in kinds or "vllm.EngineDeadError" in names:
+                is_sticky = True
+            elif "cuda_oom_error" in kinds or not names.isdisjoint(GPU_CLASSES):
+                verdict = "cuda_oom_error"  # before MemoryError, which CuPy's class is too
+            elif not verdict and (
+                "oom_error" in kinds or isinstance(link, MemoryError) or is_enomem(link)
+            ):
                 verdict = "oom_error"
-        return verdict
+        return "sticky" if is_sticky and not is_relayed else verdict
 
     return classify
 
 
-def release_frames(error: BaseException) -> None:
-    """Let go of what the frames of the failed call hold: their locals are the large tensors."""
-    import traceback  # there is no memory to load it now: `make_answer` did
+def is_enomem(error: BaseException) -> bool:
+    """Whether the system reports that it has no memory."""
+    return isinstance(error, OSError) and error.errno == errno.ENOMEM
 
-    for link in list(links(error)):
-        trace = attribute(link, "__traceback__")
-        BaseException.with_traceback(link, None)  # an assignment fails if its class is frozen
-        traceback.clear_frames(trace)
+
+def release_frames(error: BaseException) -> None:
+    """Release what the finished frames of the failed call hold: their locals are the tensors."""
+    frames = []
+    for link in list(walk_chain(error)):
+        trace = get_attribute(link, "__traceback__")
+        BaseException.with_traceback(link, None)  # assigning fails if the class is frozen
+        while trace is not None:
+            frames.append(trace.tb_frame)
+            trace = trace.tb_next
+    living = []
+    if CLEAR_ENDS_GENERATORS:
+        suspendable = [frame for frame in frames if frame.f_code.co_flags & SUSPENDABLE]
+        owners = gc.get_referrers(*suspendable) if suspendable else []
+        living = [FRAME_OF[type(one)](one) for one in owners if type(one) in FRAME_OF]
+    for frame in frames:
+        if frame not in living:
+            try:
+                frame.clear()
+            except RuntimeError:
+                pass  # it is running, or suspended
+
+
+async def wait_for_nothing() -> None:
+    """Give the type of coroutines."""
+
+
+async def iterate_nothing() -> "AsyncGenerator[None, None]":
+    """Give the type of asynchronous generators."""
+    yield
+
+
+VARARGS, GENERATORS, COROUTINE, ASYNC_GENERATOR = 0x04, 0x20, 0x80, 0x200  # as in inspect
+SUSPENDABLE = GENERATORS | COROUTINE | ASYNC_GENERATOR
+GENERATOR = type(_ for _ in ())
+FRAME_OF: "dict[type, Callable[[Any], Any]]" = {
+    GENERATOR: lambda owner: owner.gi_frame,
+    type(iterate_nothing()): lambda owner: owner.ag_frame,
+}
+first_coroutine = wait_for_nothing()
+FRAME_OF[type(first_coroutine)] = lambda owner: owner.cr_frame
+first_coroutine.close()
 
 
 def empty_caches() -> None:
-    """Give cached GPU memory back, of frameworks that are loaded; initialise none of them."""
-    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    """Release cached GPU memory of frameworks that are loaded, without initializing any."""
+    torch, cupy = MODULES.get("torch"), MODULES.get("cupy")
 
-    def of_torch(device: str) -> None:
-        part = attribute(torch, device)
+    def empty_torch(device: str) -> None:
+        part = get_attribute(torch, device)
         if part is not None and part.is_initialized():
             part.empty_cache()
             getattr(part, "ipc_collect", int)()
 
-    def of_apple() -> None:
+    def empty_mps() -> None:
         if torch is not None and torch.backends.mps.is_available():
             torch.mps.empty_cache()
 
-    def of_cupy() -> None:
+    def empty_cupy() -> None:
         if cupy is not None:
             cupy.get_default_memory_pool().free_all_blocks()
             cupy.get_default_pinned_memory_pool().free_all_blocks()
 
-    steps: "list[Action]" = [lambda: of_torch("cuda"), lambda: of_torch("xpu"), of_apple, of_cupy]
-    for step in steps:
+    actions: "list[Action]" = [lambda: empty_torch("cuda"), lambda: empty_torch("xpu")]
+    for action in (*actions, empty_mps, empty_cupy):
         try:
-            step()
-        except Exception as error:  # which can itself run out of memory
+            action()
+        except BaseException as error:  # it can run out of memory too
             log("emptying a GPU cache failed: %s" % type(error).__name__)
 
 
-def log_traceback(error: BaseException, what: str) -> None:
+def log_traceback(error: BaseException, title: str) -> None:
     """Log an exception as the interpreter would, without the frames of this file."""
     try:
-        import traceback
-
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_globals is globals():
             trace = trace.tb_next
-        lines = traceback.format_exception(type(error), error, trace)
-        log(what + "\n" + "".join(lines)[-20000:].rstrip())
+        chain = list(walk_chain(error))
+        if len(chain) < 100 and sum(len(get_text(link)) for link in chain) < TEXT_LIMIT / 4:
+            lines = traceback.format_exception(type(error), error, trace)
+        else:  # it would take seconds
+            lines = traceback.format_tb(trace)
+            lines.append("%s: %s" % (type(error).__name__, get_text(error)[:MESSAGE_LIMIT]))
+        log(title + "\n" + "".join(lines)[-20000:].rstrip())
     except BaseException:
-        log(what + "; its traceback cannot be shown")
+        log(title + "; its traceback cannot be printed")
 
 
-# --- The handler
+# --- Handler
 
-COROUTINE, ASYNC_GENERATOR = 0x80, 0x200  # of inspect, whose import costs 10 ms
-GENERATOR = type(_ for _ in ())
+FUNCTION = type(walk_chain)
+METHOD: "Any" = None if IS_PROBE else type(JSONDecoder().decode)
+PLAIN = frozenset((dict, list, str, int, float, bool, tuple, type(None)))  # results as they are
 
 
-def load_handler(name: str) -> "Callable[[Any], Any]":
-    """Import `module.path.function`, or `module.Class.method` of one instance."""
-    import importlib
+def load_handler(name: str, state: State) -> "Callable[[Any], Any]":
+    """Import `module.path.function`, or `module.Class.method` of one new instance."""
 
-    def failed(error: BaseException, what: str) -> Refused:
-        log_traceback(error, what)
-        return Refused("%s: %s: %s" % (what, type(error).__name__, text_of(error)[:300]))
+    def fail(error: BaseException, reason: str) -> StartupError:
+        log_traceback(error, reason)
+        return StartupError("%s: %s: %s" % (reason, type(error).__name__, get_text(error)[:300]))
 
     parts = name.split(".")
     for cut in range(len(parts) - 1, 0, -1):
         path = ".".join(parts[:cut])
         try:
-            thing = importlib.import_module(path)
+            thing: "Any" = importlib.import_module(path)
             break
         except ModuleNotFoundError as error:
+            if state.forked:
+                exit_child(error)
             missing = str(error.name)
             if not (path + ".").startswith(missing + "."):
-                what = "%s needs the module %s, which this image does not have" % (path, missing)
-                raise failed(error, what) from None
+                reason = "%s imports %s, which is not installed in this image" % (path, missing)
+                raise fail(error, reason) from None
             if cut == 1:
-                raise Refused(explain_missing(name, missing)) from None
-        except BaseException as error:  # the SystemExit of a script among them
-            raise failed(error, "importing %s failed" % path) from None
+                raise StartupError(explain_missing(name, missing)) from None
+        except BaseException as error:  # SystemExit of a script too
+            if state.forked:
+                exit_child(error)
+            thing = MODULES.get(path)  # there if the exception arrived after the import
+            if thing is not None:
+                break
+            raise fail(error, "importing %s failed" % path) from None
     for part in parts[cut:]:
         if isinstance(thing, type):
             try:
                 thing = thing()
             except BaseException as error:
-                raise failed(error, "making one %s failed" % path) from None
-        if not hasattr(thing, part):
-            raise Refused("%s has no %s; it has %s" % (path, part, contents(thing)))
-        thing, path = getattr(thing, part), path + "." + part
+                raise fail(error, "instantiating %s failed" % path) from None
+        try:
+            thing, path = getattr(thing, part), path + "." + part
+        except AttributeError as error:
+            if get_attribute(error, "name") not in (None, part):  # of a property's own code
+                raise fail(error, "reading %s.%s failed" % (path, part)) from None
+            known = list_contents(thing)
+            raise StartupError("%s has no %s; it has %s" % (path, part, known)) from None
+        except BaseException as error:  # of a module that loads its parts lazily
+            raise fail(error, "reading %s.%s failed" % (path, part)) from None
     if isinstance(thing, type):
-        raise Refused("%s is a class; name its method: it has %s" % (path, contents(thing)))
+        reason = "%s is a class; set ASYA_HANDLER to one of its methods: %s"
+        raise StartupError(reason % (path, list_contents(thing)))
     if not callable(thing):
-        raise Refused("%s is no function, it is of type %s" % (path, type(thing).__name__))
+        raise StartupError("%s is not callable: it is of type %s" % (path, type(thing).__name__))
+    parameters = find_unfit_parameters(thing)
+    if parameters is not None:
+        reason = "%s%s cannot be called with one argument, the message"
+        raise StartupError(reason % (path, parameters))
     return thing  # type: ignore[no-any-return, unused-ignore]
 
 
-def contents(thing: object) -> str:
-    """List what a module, package or object offers."""
-    names = [n for n in dir(thing) if n[0] != "_" and callable(attribute(thing, n))]
-    for folder in attribute(thing, "__path__") or ():
+def find_unfit_parameters(handler: "Any") -> "str | None":
+    """Return the parameters of a handler that cannot be called with one argument, else None."""
+    bound, function = 0, handler
+    if type(function) is METHOD:
+        bound, function = 1, function.__func__
+    if type(function) is FUNCTION:  # its own code, not what a decorator says about it
+        code = function.__code__
+        count, defaults = code.co_argcount - bound, len(function.__defaults__ or ())
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        required = set(names[code.co_argcount :]) - set(function.__kwdefaults__ or ())
+        takes_one = count - defaults <= 1 and (count >= 1 or code.co_flags & VARARGS)
+        return None if takes_one and not required else "(%s)" % ", ".join(names[bound:])
+    if get_attribute(handler, "__wrapped__") is not None:
+        return None  # its signature may be that of what it wraps
+    try:
+        signature = import_library("inspect", lambda inspect: inspect.signature(handler))
+    except BaseException:  # functions in C need not have one
+        return None
+    try:
+        signature.bind({})
+    except TypeError:
+        return str(signature)
+    return None
+
+
+def list_contents(thing: object) -> str:
+    """List what can be called in a module or object, and the modules of a package."""
+    try:
+        names = [n for n in dir(thing) if n[0] != "_" and callable(get_attribute(thing, n))]
+    except BaseException:
+        names = []
+    for folder in get_attribute(thing, "__path__") or ():
         names += ["the module " + n[:-3] for n in sorted(os.listdir(folder)) if n.endswith(".py")]
     return ", ".join(names[:20]) or "nothing to call"
 
 
 def explain_missing(name: str, missing: str) -> str:
-    """Say where `missing` was looked for, and which folder near there has it."""
-    near = ""
+    """Say where `missing` was searched, and which directory nearby contains it."""
+    hint = ""
     for root in sys.path[:20]:
         try:
             folders = [entry.path for entry in os.scandir(root or ".") if entry.is_dir()]
         except OSError:
-            continue  # archives, and what is not there
+            continue  # an archive, or missing
         for folder in folders[:200]:
             if any(os.path.exists(os.path.join(folder, missing + end)) for end in (".py", "")):
-                near = near or "; %s has it: set PYTHONPATH to that" % folder
-    where = ", ".join(path or "." for path in sys.path)
-    return "ASYA_HANDLER=%s: no module %s%s; looked in %s" % (name, missing, near, where)
+                hint = hint or "; it is in %s: add that to PYTHONPATH" % folder
+    searched = ", ".join(path or "." for path in sys.path)
+    return "ASYA_HANDLER=%s: no module %s%s; searched %s" % (name, missing, hint, searched)
 
 
-def make_call(handler: "Callable[[Any], Any]", threads: bool) -> "Call":
-    """Give a plain function that calls the handler: sync, async or generator."""
-    function = handler
-    while type(function).__name__ == "partial":
-        function = attribute(function, "func")
-    own = attribute(attribute(type(function), "__call__"), "__code__")
-    flags = attribute(attribute(function, "__code__") or own, "co_flags") or 0
-    if not flags & (COROUTINE | ASYNC_GENERATOR):
-        return handler
+def find_flags(handler: object) -> int:
+    """Return the flags of the code of a function, a partial or a callable object."""
+    while type(handler).__name__ == "partial":
+        handler = get_attribute(handler, "func")
+    own_call = get_attribute(get_attribute(type(handler), "__call__"), "__code__")
+    return get_attribute(get_attribute(handler, "__code__") or own_call, "co_flags") or 0
 
-    import asyncio
 
-    if sys.version_info < (3, 10):  # locks made at import belong to the current loop there
-        loop = asyncio.get_event_loop()
-    else:
-        loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(loop)
+class Caller:
+    """How to call a handler of any form; see `make_caller`."""
 
-    async def outcome(request: "Request") -> "tuple[object, BaseException | None]":
-        try:
-            if flags & ASYNC_GENERATOR:
-                return [item async for item in handler(request)], None
-            return await handler(request), None
-        except BaseException as error:  # let out, a SystemExit would end the loop
-            return None, error
+    __slots__ = ("call", "complete", "has_background_tasks", "run_until_readable")
+    call: "Call"
+    complete: "Callable[[object], object]"
+    has_background_tasks: "Callable[[], bool]"
+    run_until_readable: "Callable[[int, float | None], None]"
 
-    def persist(run: "Callable[[], Any]", done: "Callable[[], bool]") -> None:
-        while not done():
+
+def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) -> Caller:
+    """Return how to call the handler: `complete` what `call` returns unless its type is PLAIN.
+
+    Coroutines run on one event loop: the one that is current where the handler was imported, or
+    a new one. With threads, the loop has a thread; without, it runs while a coroutine is awaited
+    and in `run_until_readable`, until a descriptor is readable or a time is over.
+    """
+    asyncio: "Any" = None
+    loop: "Any" = None
+    lock = _thread.allocate_lock()
+
+    def open_loop(module: "Any") -> None:
+        nonlocal asyncio, loop
+        asyncio, loop = module, None
+        warnings = importlib.import_module("warnings")
+        with warnings.catch_warnings(module=warnings):
+            warnings.simplefilter("ignore")  # of asking for a loop where none is current
+            try:
+                loop = asyncio.get_event_loop_policy().get_event_loop()
+            except Exception:
+                pass  # RuntimeError: none is current
+        if loop is None or loop.is_closed():
+            loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(loop)
+        if threads and not loop.is_running():
+            start_thread(lambda: run_until(lambda: False, loop.run_forever))
+
+    def run_until(done: "Callable[[], bool]", run: "Callable[[], Any]") -> None:
+        attempts = 0
+        while not done() and not loop.is_closed() and attempts < 1000:
+            attempts += 1
             try:
                 run()
-            except BaseException as error:  # SystemExit in a background task of the user's
-                log_traceback(error, "a background task stopped the event loop; it goes on")
+            except BaseException as error:  # SystemExit in a background task of user code
+                log_traceback(error, "a background task stopped the event loop; it is restarted")
 
-    def call(request: "Request") -> object:
-        if threads:
-            result, error = asyncio.run_coroutine_threadsafe(outcome(request), loop).result()
+    async def capture(make: "Callable[[], Any]") -> "tuple[object, BaseException | None]":
+        """Return result and exception: a SystemExit that is raised would end the loop."""
+        result, failure = None, None
+        try:
+            result = make()
+            while has_method(result, "__await__"):
+                result = await result
+            if has_method(result, "__anext__"):
+                result = [item async for item in result]
+        except BaseException as error:
+            failure = error
+        if state.forked:
+            exit_child(failure)
+        return result, failure
+
+    def run_in_thread(make: "Callable[[], object]") -> "Any":
+        """Run it on the loop of another thread; wait with a lock that user code cannot replace."""
+        outcome, task = None, None
+        done = _thread.allocate_lock()
+        done.acquire()
+
+        async def deliver() -> None:
+            nonlocal outcome
+            outcome = await capture(make)
+            done.release()
+
+        def begin() -> None:
+            nonlocal task
+            task = loop.create_task(deliver())  # the loop itself holds tasks only weakly
+
+        loop.call_soon_threadsafe(begin)
+        done.acquire()
+        return outcome
+
+    def run(make: "Callable[[], object]") -> object:
+        with lock:
+            if loop is None or loop.is_closed():
+                import_library("asyncio", open_loop)
+        if threads or loop.is_running():
+            result, error = run_in_thread(make)
         else:
-            task = loop.create_task(outcome(request))
-            persist(lambda: loop.run_until_complete(task), task.done)
+            task = loop.create_task(capture(make))
+            run_until(task.done, lambda: loop.run_until_complete(task))
             result, error = task.result()
-        if error is not None:
-            raise error
+        try:
+            if error is not None:
+                raise error
+            return result
+        finally:
+            del error, result  # else the exception and this frame would hold each other
+
+    def complete(result: "Any") -> object:
+        """Make a list of a generator's items; await what can be awaited."""
+        if type(result) is GENERATOR:
+            return list(result)
+        if has_method(result, "__await__") or has_method(result, "__anext__"):
+            return run(lambda: result)
         return result
 
-    if threads:
-        in_background(lambda: persist(loop.run_forever, lambda: False))
-    return call
+    def has_background_tasks() -> bool:
+        return loop is not None and not threads and bool(asyncio.all_tasks(loop))
 
+    def run_until_readable(fd: int, timeout: "float | None") -> None:
+        event = loop.create_future()
 
-def in_background(work: "Callable[[], object]") -> None:
-    """Start a daemon thread: the process never waits for it."""
-    import threading
+        def finish() -> None:
+            if not event.done():
+                event.set_result(None)
 
-    size = threading.stack_size(16777216)  # deep JSON needs it; only what is used costs memory
-    threading.Thread(target=work, daemon=True).start()
-    threading.stack_size(size)
-
-
-def make_answer(settings: Settings, call: "Call", ending: "list[int]") -> "Answer":
-    """Give the function that turns a message into its reply, and never raises."""
-    import gc
-    import traceback  # noqa: F401  # now: later memory or file descriptors may have run out
-
-    decode, encode, encode_large = make_codec(settings.json, settings.concurrency > 1)
-    classify = make_classify() if settings.enable_oom_detection else lambda error: ""
-    metadata = settings.include_metadata
-
-    def judge(error: BaseException, lead: str = "") -> "tuple[bytes, str]":
-        """Build the reply first; then free what the failed call holds."""
-        reply, kind = OUT_OF_MEMORY if settings.enable_oom_detection else UNSPEAKABLE, ""
+        loop.add_reader(fd, finish)
+        timer = None if timeout is None else loop.call_later(timeout, finish)
         try:
+            run_until(event.done, lambda: loop.run_until_complete(event))
+        finally:
+            loop.remove_reader(fd)
+            if timer is not None:
+                timer.cancel()
+
+    caller = Caller()
+    caller.call, caller.complete = handler, complete
+    caller.has_background_tasks = has_background_tasks
+    caller.run_until_readable = run_until_readable
+    if find_flags(handler) & (COROUTINE | ASYNC_GENERATOR):
+        import_library("asyncio", open_loop)
+        caller.call = lambda request: run(lambda: handler(request))
+    return caller
+
+
+def has_method(thing: object, name: str) -> bool:
+    """Whether the class of an object has a method."""
+    return get_attribute(type(thing), name) is not None
+
+
+def exit_child(error: "BaseException | None") -> None:
+    """End a child process that user code forked, as a script would end."""
+    code = 0 if error is None else 1
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        log_traceback(error, "a forked child failed")
+    flush_streams()
+    os._exit(code & 0xFF)
+
+
+def flush_streams() -> None:
+    """Write what user code has printed without a newline."""
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except BaseException:
+            pass  # closed, or replaced by anything
+
+
+def start_thread(work: "Callable[[], object]") -> None:
+    """Start a thread for which the process never waits. Raises RuntimeError if it cannot."""
+    size = _thread.stack_size(16777216)  # for deep JSON; only what is used costs memory
+    try:
+        _thread.start_new_thread(work, ())
+    finally:
+        _thread.stack_size(size)
+
+
+# --- Answer
+
+
+def make_answer(
+    settings: Settings,
+    codec: "tuple[Decode, Encode, Encode]",
+    caller: Caller,
+    watch_call: "Callable[[Caller], Call]",
+    classify: "Callable[[BaseException], str]",
+    state: State,
+) -> "Answer":
+    """Return the function that turns a message into its reply and never raises."""
+    decode, encode, encode_large = codec
+    detection, metadata = settings.enable_oom_detection, settings.include_metadata
+    call, complete = watch_call(caller), caller.complete
+    no_memory = OUT_OF_MEMORY if detection else UNPRINTABLE
+
+    def fail(error: BaseException, step: str, message: Message) -> "tuple[bytes, str]":
+        """Build the error reply; after a memory error release what the failed call holds."""
+        reply, kind = UNPRINTABLE, ""
+        try:
+            is_own = isinstance(error, OWN_ERRORS) and not isinstance(error, MemoryError)
+            if step == "decode" and is_own:
+                return describe("invalid_json", error), ""
+            unfit = step == "encode" and not isinstance(error, MemoryError)
+            prefix = explain_unencodable(message) if unfit else ""
             kind = classify(error)
             code = kind if kind in CODES else "processing_error"
-            reply = describe(code, error, "" if kind else lead)
+            reply = describe(code, error, "" if kind else prefix)
             if kind in CODES:
                 log("%s: %s" % (code, type(error).__name__))
             else:
-                log_traceback(error, lead or "the handler failed")
+                log_traceback(error, prefix or "the handler failed")
         except MemoryError:
-            kind = kind or "oom_error"
-        except BaseException:
-            reply = UNSPEAKABLE
-        release_frames(error)
+            reply, kind = no_memory, kind or "oom_error"
+        except BaseException as other:
+            log("the handler's exception cannot be printed: %s" % type(other).__name__)
+            reply = interrupted(error)  # the other one may have arrived from outside
+        if kind in CODES:
+            release_frames(error)
         return reply, kind
 
+    def explain_unencodable(message: Message) -> str:
+        try:
+            where = find_unencodable(message.result)
+        except MemoryError:
+            return ""
+        except BaseException:
+            where = ": "
+        hint = "; await it in the handler" if where.endswith(": coroutine") else ""
+        return "result is not JSON-serializable at result%s%s; " % (where, hint)
+
     def recover(kind: str) -> None:
-        """Make the next call possible, or end the process when there cannot be one."""
+        """Make the next call possible, or end the process if none can succeed."""
         if kind == "sticky":
-            log("the GPU context of this process is lost: it ends after this reply")
-            ending.append(EXIT_POISONED)
+            log("the GPU context of this process is lost; exiting after this reply")
+            state.poisoned = True
             return
         gc.collect()
         if settings.cuda_cleanup_on_oom:
             empty_caches()
 
-    def complaint(box: "list[Any]") -> str:
-        try:
-            return "the result is no JSON: result%s; " % find_unencodable(box[0])
-        except BaseException:
-            return "the result is no JSON: "
-
-    def answer(parcel: "Parcel") -> "Bytes":
-        if EXIT_POISONED in ending:
-            return error_reply("processing_error", "the process restarts", "", "recoverable", 1)
-        kind, step = "", "decode"
-        build = encode if len(parcel[0]) < LARGE else encode_large
+    def answer(message: Message) -> "Bytes":
+        if state.poisoned:
+            return RESTARTING
+        kind, step, retries = "", "decode", 0
         request: "Any" = None
-        box: "list[Any]" = []
         try:
-            request = decode(parcel)
+            build = encode if len(message.body) < LARGE else encode_large  # type: ignore[arg-type]
+            while request is None:
+                try:
+                    request = decode(message)
+                    break
+                except OWN_ERRORS:
+                    raise
+                except BaseException:
+                    retries += 1
+                    if retries > MAX_RETRIES:
+                        raise ValueError("the message cannot be decoded") from None
             if not isinstance(request, dict):
-                raise ValueError("the message is no JSON object")
+                raise ValueError("the message is not a JSON object")
             if not isinstance(request.get("payload"), dict):
-                raise ValueError('the message has no object "payload"')
+                raise ValueError('the message has no "payload" that is an object')
             if not metadata:
                 request = {"payload": request["payload"]}
             step = "call"
-            box = [call(request)]
+            result = call(request)
             request = None  # its memory may be needed for the reply
-            if type(box[0]) is GENERATOR:
-                box = [list(box[0])]
+            if type(result) not in PLAIN:
+                result = complete(result)
+            if state.forked:
+                exit_child(None)
+            message.result, result = result, None
             step = "encode"
-            reply = build(box)
+            reply: "Any" = None
+            while reply is None:
+                try:
+                    reply = build(message)
+                except OWN_ERRORS:
+                    raise
+                except BaseException:
+                    retries += 1
+                    if retries > MAX_RETRIES:
+                        raise
             step = "send"
             if len(reply) > FRAME_LIMIT:
-                raise OverflowError("a reply of %d bytes does not fit a frame" % len(reply))
+                raise OverflowError("reply of %d bytes exceeds the frame limit" % len(reply))
         except BaseException as error:  # SystemExit and KeyboardInterrupt are answered too
-            if step == "decode" and isinstance(error, (ValueError, RecursionError)):
-                return describe("invalid_json", error)
-            unfit = step == "encode" and not isinstance(error, MemoryError)
-            reply, kind = judge(error, complaint(box) if unfit else "")
-        if kind:
-            request = None
-            box.clear()
-            recover(kind)
-        return reply
+            if state.forked:
+                exit_child(error)
+            reply, kind = fail(error, step, message)
+            request = result = None
+        message.body = message.result = None
+        if kind:  # here, where the exception is gone
+            try:
+                recover(kind)
+            except BaseException as error:
+                log_traceback(error, "releasing memory failed")
+        return reply  # type: ignore[no-any-return]
 
     return answer
 
 
-# --- The socket file: there if and only if the handler serves
+# --- Socket file: it exists if and only if the handler serves
 
 
-def open_listener(path: str, mode: int) -> "Place":
-    """Listen under a temporary name. Give the listener, `publish()` and `remove()`."""
-    import _socket
-    import fcntl
-    import stat
+class SocketFile:
+    """The listening socket and its file."""
 
+    __slots__ = ("close", "is_open", "listener", "publish", "remove")
+    is_open: "Callable[[], bool]"  # user code may close any descriptor
+    listener: "Socket"
+    publish: "Action"  # give the file its name
+    remove: "Action"
+    close: "Action"
+
+
+def open_listener(path: str, mode: int) -> SocketFile:
+    """Listen under a temporary name."""
     folder, name = os.path.split(path)
     temporary = ".asya-" + os.urandom(4).hex()
     listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
@@ -747,39 +1326,42 @@ def open_listener(path: str, mode: int) -> "Place":
         os.makedirs(folder, exist_ok=True)
         directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise Refused("the socket's directory %s: %s" % (folder, error.strerror)) from None
+        raise StartupError("socket directory %s: %s" % (folder, error.strerror)) from None
 
-    def address(entry: str) -> str:
-        plain = os.path.join(folder, entry)
+    def make_address(entry: str) -> str:
+        plain = "%s/%s" % (folder, entry)
         if len(os.fsencode(plain)) <= 107:
             return plain
-        return "/proc/self/fd/%d/%s" % (directory, entry)  # short, whatever the folder's name
+        return "/proc/self/fd/%d/%s" % (directory, entry)  # short, however long the path is
 
-    def status(entry: str) -> os.stat_result:
+    def get_status(entry: str) -> os.stat_result:
         return os.stat(entry, dir_fd=directory, follow_symlinks=False)
 
     def clear(entry: str) -> None:
-        """Remove a socket that nobody listens to; raise Refused for anything else there."""
+        """Remove a socket without a listener. Raises StartupError for anything else there."""
+        plain = "%s/%s" % (folder, entry)
         try:
-            if not stat.S_ISSOCK(status(entry).st_mode):
-                raise Refused("%s exists, is no socket, and stays" % os.path.join(folder, entry))
-            try_to_connect(address(entry))
+            if not stat.S_ISSOCK(get_status(entry).st_mode):
+                reason = "%s exists and is not a socket; refusing to replace it"
+                raise StartupError(reason % plain)
+            try_to_connect(make_address(entry))
         except ConnectionRefusedError:
             os.unlink(entry, dir_fd=directory)
             return
         except FileNotFoundError:
             return
-        raise Refused("another process serves %s" % os.path.join(folder, entry))
+        raise StartupError("another process is serving %s" % plain)
 
-    def locked(action: "Action") -> None:
-        """Run under the directory's lock: nobody may come between a check and its change."""
+    def run_locked(action: "Action") -> None:
+        """Run under the directory's lock, so that nobody acts between a check and its change."""
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
-            action()
+            try:
+                action()
+            finally:
+                fcntl.flock(directory, fcntl.LOCK_UN)
         except OSError as error:
-            raise Refused("the socket %s: %s" % (path, error.strerror or error)) from None
-        finally:
-            fcntl.flock(directory, fcntl.LOCK_UN)
+            raise StartupError("socket %s: %s" % (path, error.strerror or error)) from None
 
     def claim() -> None:
         clear(name)
@@ -787,9 +1369,9 @@ def open_listener(path: str, mode: int) -> "Place":
             if entry.startswith(".asya-"):
                 try:
                     clear(entry)  # left by a start that was killed
-                except (OSError, Refused):
-                    pass  # a start that is under way
-        listener.bind(address(temporary))
+                except (OSError, StartupError):
+                    pass  # another start is in progress
+        listener.bind(make_address(temporary))
         os.chmod(temporary, mode, dir_fd=directory)
         listener.listen(1024)
         listener.setblocking(False)
@@ -801,93 +1383,142 @@ def open_listener(path: str, mode: int) -> "Place":
     def remove() -> None:
         for entry in (temporary, name):
             try:
-                if os.path.samestat(status(entry), ours):
+                found = get_status(entry)
+                if (found.st_ino, found.st_dev) == (claimed.st_ino, claimed.st_dev):
                     os.unlink(entry, dir_fd=directory)
             except OSError:
-                pass  # not there, or gone with its directory
+                pass  # already removed
 
-    def after_fork() -> None:
-        listener.close()
-        os.close(directory)
+    def close() -> None:
+        """Close it in this process. Left to the interpreter's end, 3.9 crashes there."""
+        close_quietly(listener.close)
+        close_quietly(lambda: os.close(directory))
 
-    locked(claim)
-    ours = status(temporary)
-    os.register_at_fork(after_in_child=after_fork)
-    return listener, lambda: locked(publish), remove
+    run_locked(claim)
+    claimed = get_status(temporary)
+    os.register_at_fork(after_in_child=close)
+    file = SocketFile()
+    file.listener, file.publish = listener, lambda: run_locked(publish)
+    file.remove, file.close = remove, close
+    file.is_open = make_is_open(listener.fileno(), directory)
+    return file
+
+
+def make_is_open(*fds: int) -> "Callable[[], bool]":
+    """Return a function that tells whether these descriptors are still what they are now."""
+
+    def identify(fd: int) -> "tuple[int, int]":
+        found = os.fstat(fd)
+        return found.st_dev, found.st_ino
+
+    known = [identify(fd) for fd in fds]
+
+    def is_open() -> bool:
+        try:
+            return known == [identify(fd) for fd in fds]
+        except OSError:
+            return False
+
+    return is_open
+
+
+def close_quietly(close: "Action") -> None:
+    """Close what user code may have closed."""
+    try:
+        close()
+    except OSError:
+        pass
 
 
 def try_to_connect(address: str) -> None:
-    """Find out whether somebody listens there; raises OSError if not."""
-    import _socket
-
+    """Raise OSError unless a process listens there."""
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     sock.setblocking(False)
     try:
         sock.connect(address)
     except BlockingIOError:
-        pass  # its backlog is full: very much alive
+        pass  # the backlog is full: a process listens
     finally:
         sock.close()
 
 
-# --- Signals, and the watch over slow calls: one thread
+# --- Signals, and warnings about slow calls: one thread
+
+LONGEST_WAIT = 86400.0  # seconds; more than a timeout of the system may be is an error there
 
 
-def start_watch(
-    limit: float, abandon: "Action"
-) -> "tuple[Action, list[Action], Callable[[Call], Call]]":
-    """Start the thread that hears SIGTERM even while the main thread is deep in C code.
+class Watch:
+    """What `start_watch` offers."""
 
-    Gives `install()`, for again after the handler's import, which may have replaced signal
-    handlers; a list for the function that SIGTERM is to call (while it is empty: `abandon()`,
-    exit 0); what makes of a call one that is warned about while it runs over `limit` seconds.
+    __slots__ = ("install", "is_installed", "watch_call")
+    install: "Action"  # the signal handlers, again after user code has replaced them
+    is_installed: "Callable[[], bool]"
+    watch_call: "Callable[[Caller], Call]"  # warn while a call runs over the limit
+
+
+def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
+    """Start the thread that receives SIGTERM even while the main thread is deep in C code.
+
+    Until the server serves, SIGTERM runs `abandon()` and exits 0; then it sets `state.stopping`.
+    `limit`: seconds after which a call is slow; 0: never.
     """
-    import select
-    import signal
+    reader = writer = -1
+    is_open: "Callable[[], bool]" = bool  # False
+    running: "dict[object, float]" = {}  # when each call began
+    received = {"thread": 0, "main": 0}  # each signal arrives on both ways
+    masks: "dict[int, set[int]]" = {}  # of the threads that fork now
+    signals = (_signal.SIGTERM, _signal.SIGINT)
 
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    running: "dict[object, float]" = {}
-    stop: "list[Action]" = []
-    heard = {"thread": 0, "main": 0}
-    masks: "list[set[int]]" = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
-
-    def hear(where: str, number: int) -> None:
-        heard[where] += 1
-        if heard[where] > 1:
+    def on_signal(way: str, number: int) -> None:
+        received[way] += 1
+        if received[way] > 1:
             os._exit(128 + number)
-        if not stop:
+        if state.wake is None:
             abandon()
             os._exit(0)
-        stop[0]()
+        state.stopping = True
+        state.wake()
+
+    def on_signal_in_python(number: int, frame: object) -> None:
+        on_signal("main", number)
 
     def install() -> None:
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in numbers:  # heard both ways: user code may take the wake-up fd
-            signal.signal(number, heard_in_python)
+        nonlocal reader, writer, is_open
+        if not is_open():
+            reader, writer = os.pipe()
+            os.set_blocking(reader, False)
+            os.set_blocking(writer, False)
+            is_open = make_is_open(reader, writer)
+        _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in signals:  # on both ways: user code may take the wake-up fd
+            _signal.signal(number, on_signal_in_python)
 
-    def heard_in_python(number: int, frame: object) -> None:
-        hear("main", number)
+    def is_installed() -> bool:
+        first, second = signals
+        getsignal = _signal.getsignal
+        return getsignal(first) is on_signal_in_python is getsignal(second)
 
-    def before_fork() -> None:  # what a child is sent, its copy of our pipe would tell us
-        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, numbers))
+    def before_fork() -> None:  # the child has a copy of our pipe: its signals would be ours
+        masks[_thread.get_ident()] = _signal.pthread_sigmask(_signal.SIG_BLOCK, signals)
 
-    def in_parent() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
+    def after_fork() -> None:
+        mask = masks.pop(_thread.get_ident(), None)
+        if mask is not None:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
 
-    def in_child() -> None:
-        signal.set_wakeup_fd(-1)
-        for number in numbers:
-            if signal.getsignal(number) is heard_in_python:
-                signal.signal(number, signal.SIG_DFL)
-        os.close(reader)
-        os.close(writer)
-        in_parent()
+    def after_fork_in_child() -> None:
+        try:
+            _signal.set_wakeup_fd(-1)
+            for number in signals:
+                if _signal.getsignal(number) is on_signal_in_python:
+                    _signal.signal(number, _signal.SIG_DFL)
+        except ValueError:
+            pass  # forked from a thread; the handlers do nothing in a child
+        close_quietly(lambda: os.close(reader))
+        close_quietly(lambda: os.close(writer))
+        after_fork()
 
     def watch() -> None:
-        poll = select.poll()
-        poll.register(reader, select.POLLIN)
         warned: "set[object]" = set()
         while True:
             now, calls = time.monotonic(), dict(running)
@@ -897,448 +1528,836 @@ def start_watch(
                     warned.add(key)
                     log("the handler is still running after %.3g s" % (now - began))
             due = [calls[key] + limit - now for key in calls if key not in warned]
-            if poll.poll(1000 * min(due, default=limit) + 1 if limit else None):
+            pause = min(LONGEST_WAIT, *due, limit) if limit else LONGEST_WAIT
+            poll = select.poll()
+            poll.register(reader, select.POLLIN)
+            for _, event in poll.poll(1000 * pause + 1):
+                if event != select.POLLIN:
+                    time.sleep(PAUSE / 10)  # user code has closed it: `install` opens another
+                    break
                 for number in os.read(reader, 512):
-                    if number in numbers:
-                        hear("thread", number)
+                    if number in signals:
+                        on_signal("thread", number)
 
-    def timed(call: "Call") -> "Call":
-        def timed_call(request: "Request") -> object:
+    def watch_forever() -> None:
+        while True:
+            try:
+                watch()
+            except BaseException as error:
+                log_traceback(error, "the watch over signals and slow calls failed")
+                time.sleep(1)
+
+    def watch_call(caller: Caller) -> "Call":
+        def watched_call(request: "Request") -> object:
             key = object()
             running[key] = time.monotonic()
             try:
-                result = call(request)
-                return list(result) if type(result) is GENERATOR else result
+                result = caller.call(request)
+                return result if type(result) in PLAIN else caller.complete(result)
             finally:
                 del running[key]
 
-        return timed_call if limit else call
+        return watched_call if limit else caller.call
 
     install()
-    os.register_at_fork(before=before_fork, after_in_parent=in_parent, after_in_child=in_child)
-    in_background(watch)
-    return install, stop, timed
+    os.register_at_fork(
+        before=before_fork, after_in_parent=after_fork, after_in_child=after_fork_in_child
+    )
+    try:
+        start_thread(watch_forever)
+    except RuntimeError as error:
+        log("cannot watch signals and slow calls while C code runs: %s" % error)
+    result = Watch()
+    result.install, result.is_installed, result.watch_call = install, is_installed, watch_call
+    return result
 
 
 # --- Connections
 
-IDLE, NOW, READ, WRITE = 0, -1, 1, 4  # what a conversation waits for; 1, 4: EPOLLIN, EPOLLOUT
-GROWTH = 65536  # the first buffer of what is larger than ASYA_CHUNK_SIZE
-KEPT = 4194304  # a buffer up to this size is used again
-STEP = 1048576  # a buffer doubles, but by no more than this; the allocator would keep larger ones
-LARGE = 16777216  # replies to messages of this size are made with little memory
+IDLE, READ, WRITE, NOW, WORKER, CLOSED = range(6)  # what a connection waits for; see Connection
+FIRST_BUFFER = 65536  # size of the first buffer for what is larger than ASYA_CHUNK_SIZE
+POOLED_BUFFER = 4194304  # buffers up to this size are used again
+PIECE = 1048576  # a buffer doubles, by at most this: the allocator would keep larger ones
+LARGE = 16777216  # replies to messages of this size are built with little memory
+PEER_IS_GONE = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.ENOTSOCK, errno.ENOTCONN)
+MAX_INTERRUPTIONS = 1000  # of one message by exceptions from outside
 
 
-class Broken(Exception):  # noqa: N818
-    """The stream ended or stalled inside a frame: nobody knows where the next one begins."""
+class Connection:
+    """One connection: its socket, its generator and what that waits for."""
+
+    __slots__ = (
+        "conversation",
+        "fd",
+        "message",
+        "new_until",
+        "resume",
+        "settled",
+        "sock",
+        "waits_for",
+    )
+    conversation: "Conversation"
+    resume: "Callable[[None], None]"  # run the generator until it waits again
+
+    def __init__(self, sock: "Socket") -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.message = Message()
+        # IDLE: the next message. READ: the rest of one. WRITE: the peer to read its reply.
+        # NOW: the turn of the others. WORKER: `message.reply`
+        self.waits_for = IDLE
+        self.settled = IDLE  # what the server has prepared for
+        self.new_until = time.monotonic() + GRACE  # until then, or its first reply, it stays
 
 
-def converse(
-    sock: "Socket", settings: Settings, spare: "list[bytearray]", answer: "Answer | None"
+class BrokenStream(Exception):  # noqa: N818
+    """The stream ended or stalled inside a frame: where the next one begins is unknown."""
+
+
+def serve_connection(
+    connection: Connection,
+    settings: Settings,
+    buffer_pool: "list[bytearray]",
+    answer: "Answer | None",
 ) -> "Conversation":
-    """Serve one connection from accept to close.
+    """Serve one connection from accept to close; yield when `connection.waits_for` something.
 
-    Yields what to wait for; without `answer` also a parcel with a message, for which it is sent
-    the reply. `spare` holds one receive buffer for all: a new one has to be zeroed and paged in.
+    Without `answer`, a worker builds the reply to `connection.message`. The pool holds one
+    receive buffer for all connections: a new one would have to be zeroed and paged in.
+
+    User code can raise an exception here at any call. So state changes in single steps after a
+    call, and the result of a system call that moves bytes is kept by `extend`, in C, where no
+    exception can take it away. After an exception the loop goes on from this state.
     """
-    import struct
-
-    nothing_left = OUT_OF_MEMORY if settings.enable_oom_detection else UNSPEAKABLE
-    length = struct.Struct(">I")
-    pack, unpack = length.pack, length.unpack_from
-    chunk, recv, send, held = settings.chunk_size, sock.recv, sock.send, b""
-    try:
-        while True:
-            if len(held) < 4:
-                yield READ if held else IDLE
-                try:
-                    data = recv(chunk)
-                except BlockingIOError:
-                    continue
-                if not data:
-                    if held:
-                        raise Broken("the connection ended inside a length prefix")
-                    return
-                held = held + data if held else data
-                if len(held) < 4:
-                    continue
-            size = unpack(held)[0]
-            end = size + 4
-            if size > settings.max_message_size:
-                yield from receive(sock, None, len(held[4:end]), size)
-                text = "%d bytes are over the limit of %d" % (size, settings.max_message_size)
-                reply: "Bytes" = error_reply("connection_error", text)
-            elif end <= len(held):
-                parcel: "Parcel" = [held[4:end]]
-                reply = answer(parcel) if answer else (yield parcel)
-            else:
-                buffer = spare.pop() if spare else bytearray(GROWTH)
-                buffer[: len(held) - 4] = held[4:]
-                whole = yield from receive(sock, buffer, len(held) - 4, size)
-                parcel = [memoryview(buffer)[:size]]
-                keep = buffer if len(buffer) <= KEPT else None
-                del buffer  # so that a large one is free when the handler is called
-                reply = (answer(parcel) if answer else (yield parcel)) if whole else nothing_left
-                parcel.clear()
-                if keep is not None:
-                    spare[:] = [keep]
-            held = held[end:]
-            prefix = pack(len(reply))
-            try:
-                if len(reply) < GROWTH:
-                    sent = send(prefix + reply)
-                else:  # too large to be copied
-                    sent = sock.sendmsg((prefix, reply))
-            except BlockingIOError:
-                sent = 0
-            if sent < len(reply) + 4:
-                yield from write(sock, prefix[sent:])
-                yield from write(sock, memoryview(reply)[max(0, sent - 4) :])
-            del reply
-            if len(held) >= 4:
-                yield NOW  # the others' turn
-    except Broken as error:
-        reply = error_reply("connection_error", str(error))
+    sock, message = connection.sock, connection.message
+    no_memory = OUT_OF_MEMORY if settings.enable_oom_detection else UNPRINTABLE
+    limit = settings.max_message_size
+    prefix = _struct.Struct(">I")
+    pack, unpack = prefix.pack, prefix.unpack_from
+    recv, recv_into, send, sendmsg = sock.recv, sock.recv_into, sock.send, sock.sendmsg
+    sizes, flags = (settings.chunk_size,), (_socket.MSG_NOSIGNAL,)
+    held = b""  # received, and not yet part of a message in work
+    arrived: "list[bytes]" = []  # received, and not yet in `held`
+    got, size = -1, 0  # of a message that is larger than `held`, while `got` is not negative
+    buffer: "bytearray | None" = None  # for it; None: its bytes are discarded
+    keep: "bytearray | None" = None  # the buffer, to be used again
+    asked = False  # `message` is in work
+    reply: "Any" = None  # to be sent
+    counts: "list[int]" = []  # of bytes sent of it, or received of the larger message
+    interruptions = 0
+    while True:
         try:
-            send(len(reply).to_bytes(4, "big") + reply)
+            while True:
+                if reply is None and not asked:
+                    if got < 0:
+                        if len(held) < 4:
+                            if not arrived:
+                                connection.waits_for = READ if held else IDLE
+                                yield
+                                try:
+                                    arrived.extend(map(recv, sizes))
+                                except BlockingIOError as error:
+                                    if error.errno is None:  # not of the system
+                                        raise
+                                    continue
+                            data = arrived[0]
+                            if not data:
+                                if held:
+                                    raise BrokenStream("connection closed inside a length prefix")
+                                return
+                            held, arrived = held + data if held else data, []
+                            if len(held) < 4:
+                                continue
+                        size = unpack(held)[0]
+                        if size + 4 <= len(held) and size <= limit:
+                            message.body = held[4 : size + 4]
+                            held, asked = held[size + 4 :], True
+                        else:
+                            buffer = None
+                            if size <= limit:
+                                buffer = (
+                                    buffer_pool.pop() if buffer_pool else bytearray(FIRST_BUFFER)
+                                )
+                                buffer[: len(held) - 4] = held[4:]
+                            got, held = min(size, len(held) - 4), held[size + 4 :]
+                    while 0 <= got < size:
+                        try:
+                            if counts:
+                                pass  # an exception came in between
+                            elif buffer is None:
+                                counts.extend(map(len, map(recv, (min(size - got, FIRST_BUFFER),))))
+                            else:
+                                if got == len(buffer):
+                                    more = min(max(got, FIRST_BUFFER), PIECE, size - got)
+                                    buffer.extend(bytes(more))
+                                with memoryview(buffer) as view:
+                                    counts.extend(map(recv_into, (view[got:size],)))
+                            if not counts[0]:
+                                text = "connection closed after %d of %d bytes" % (got, size)
+                                raise BrokenStream(text)
+                            got, counts = got + counts[0], []
+                        except BlockingIOError as error:
+                            if error.errno is None:
+                                raise
+                        except MemoryError:
+                            buffer = None
+                        if got < size:
+                            connection.waits_for = READ
+                            yield
+                    if got >= 0:
+                        if buffer is not None:
+                            message.body = memoryview(buffer)[:size]
+                            keep = buffer if len(buffer) <= POOLED_BUFFER else None
+                            buffer, got, asked = None, -1, True  # a large one can then be freed
+                        elif size > limit:
+                            text = "message of %d bytes exceeds the limit of %d bytes"
+                            reply = error_reply("connection_error", text % (size, limit))
+                            got = -1
+                        else:
+                            reply, got = no_memory, -1
+                if asked:
+                    if answer is not None:
+                        reply = answer(message)
+                    else:
+                        while message.reply is None:
+                            connection.waits_for = WORKER
+                            yield
+                        reply, message.reply = message.reply, None
+                    asked = False
+                    if keep is not None:
+                        message.body = None
+                        buffer_pool[:] = [keep]
+                        keep = None
+                total = len(reply) + 4
+                while True:
+                    sent = sum(counts)
+                    if sent == total:
+                        break
+                    try:
+                        if sent >= 4:
+                            counts.extend(map(send, (memoryview(reply)[sent - 4 :],), flags))
+                        elif total <= FIRST_BUFFER and not sent:
+                            counts.extend(map(send, (pack(total - 4) + reply,), flags))
+                        else:  # too large to copy
+                            parts = (pack(total - 4)[sent:], reply)
+                            counts.extend(map(sendmsg, (parts,), ((),), flags))
+                        if sum(counts) == total:
+                            break
+                    except BlockingIOError as error:
+                        if error.errno is None:
+                            raise
+                    connection.waits_for = WRITE
+                    yield
+                reply, counts, interruptions, connection.new_until = None, [], 0, 0.0
+                if len(held) >= 4:
+                    connection.waits_for = NOW
+                    yield
+        except BrokenStream as error:
+            reply = error_reply("connection_error", str(error))
+            try:
+                send(pack(len(reply)) + reply, _socket.MSG_NOSIGNAL)
+            except OSError:
+                pass
+            return
+        except BaseException as error:
+            if connection.waits_for == CLOSED:
+                raise
+            if isinstance(error, OSError) and error.errno in PEER_IS_GONE:
+                return
+            interruptions += 1
+            receiving = got < 0 and not asked and reply is None
+            is_memory_error = receiving and type(error) is MemoryError
+            if interruptions > (MAX_RETRIES if is_memory_error else MAX_INTERRUPTIONS):
+                raise
+            log_traceback(error, "an exception arrived between calls; the server goes on")
+            if asked and answer is not None:
+                reply, asked = interrupted(error), False
+            elif type(error) is MemoryError and not counts and reply is not None:
+                reply = no_memory
+
+
+def interrupted(error: BaseException) -> bytes:
+    """Build the reply to a message whose handling was interrupted from outside."""
+    try:
+        return describe("processing_error", error)
+    except BaseException:
+        return UNPRINTABLE
+
+
+# --- Server
+
+GRACE = 0.25  # seconds in which a new connection may send its first message
+PAUSE = 1.0  # seconds between attempts to accept when no connection can be closed
+PATIENCE = 5.0  # seconds to wait at the end for peers that do not read and for threads
+HANG_LIMIT = 4.0  # seconds to wait for calls beside one that has lost the GPU context
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+
+
+class Waker:
+    """A pipe that interrupts a wait."""
+
+    __slots__ = ("reader", "writer")
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.reader, False)
+        os.set_blocking(self.writer, False)
+
+    def wake(self) -> None:
+        """Interrupt the wait."""
+        if self.writer < 0:
+            return
+        try:
+            os.write(self.writer, b"!")
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                give_up("user code has closed descriptors of the server")
+            # else it is full, and so readable
+
+    def clear(self) -> None:
+        """Forget what was written."""
+        try:
+            os.read(self.reader, 4096)
         except OSError:
             pass
-    except OSError:
-        pass  # the peer has gone, and nobody is left to be answered
+
+    def close(self) -> None:
+        """Close both ends."""
+        reader, self.reader, writer, self.writer = self.reader, -1, self.writer, -1
+        close_quietly(lambda: os.close(reader))
+        close_quietly(lambda: os.close(writer))
 
 
-def receive(
-    sock: "Socket", buffer: "bytearray | None", got: int, size: int
-) -> "Generator[int, None, bool]":
-    """Receive the rest of `size` bytes into `buffer`, which grows with what has really arrived.
+def give_up(reason: str) -> None:
+    """End a process that cannot serve any more, so that it is restarted."""
+    log("%s; exiting" % reason)
+    flush_streams()
+    os._exit(EXIT_BROKEN)
 
-    Gives whether all are there. Without a buffer, or when memory is gone, they pass by.
+
+class Workers:
+    """Up to `limit` threads that answer messages while the main thread moves bytes.
+
+    `finished` has the connections whose reply is ready; each is followed by `wake()`.
     """
-    while got < size:
-        try:
-            if buffer is None:
-                count = len(sock.recv(min(size - got, GROWTH)))
-            else:
-                if got == len(buffer):
-                    buffer.extend(bytes(min(max(got, GROWTH), STEP, size - got)))
-                with memoryview(buffer) as view:
-                    count = sock.recv_into(view[got:size])
-            if not count:
-                raise Broken("the connection ended after %d of %d bytes" % (got, size))
-            got += count
-        except BlockingIOError:
-            pass
-        except MemoryError:
-            buffer.clear()  # type: ignore[union-attr]
-            buffer = None
-        if got < size:
-            yield READ
-    return buffer is not None
 
+    __slots__ = ("answer", "failed", "finished", "jobs", "limit", "threads", "waiting", "wake")
 
-def write(sock: "Socket", data: "Bytes") -> "Generator[int, None, None]":
-    """Send `data`, as fast as the peer reads."""
-    while data:
-        try:
-            data = data[sock.send(data) :]
-        except BlockingIOError:
-            pass
-        if data:
-            yield WRITE
+    def __init__(self, limit: int, answer: "Answer", wake: "Action") -> None:
+        self.limit, self.answer, self.wake = limit, answer, wake
+        self.waiting: "dict[int, Connection]" = {}  # by fd: no thread has their message yet
+        self.jobs: "_queue.SimpleQueue[int]" = _queue.SimpleQueue()
+        self.finished: "_collections.deque[Connection]" = _collections.deque()
+        self.threads = 0
+        self.failed = False  # to start a thread, which is logged once
+
+    def submit(self, connection: Connection, busy: int) -> None:
+        """Queue a message; start a thread while there are fewer than `busy`."""
+        self.waiting[connection.fd] = connection
+        self.jobs.put(connection.fd)
+        if self.threads < min(busy, self.limit):
+            try:
+                start_thread(self.work)
+                self.threads += 1
+            except RuntimeError as error:
+                if not self.failed:
+                    self.failed = True
+                    log("cannot start a worker thread, %d are running: %s" % (self.threads, error))
+                if not self.threads:
+                    self.work_once()
+
+    def resubmit(self) -> None:
+        """Queue again what an exception may have kept from the queue."""
+        for fd in list(self.waiting):
+            self.jobs.put(fd)
+
+    def work_once(self) -> None:
+        """Answer the next message, unless another thread has it."""
+        for connection in map(self.waiting.pop, (self.jobs.get(),), (None,)):
+            if connection is not None:
+                connection.message.reply = self.answer(connection.message)
+                self.finished.append(connection)
+                self.wake()
+
+    def work(self) -> None:
+        """Answer messages for ever."""
+        while True:
+            try:
+                self.work_once()
+            except BaseException as error:
+                log_traceback(error, "an exception arrived between calls; the worker goes on")
+                self.resubmit()
 
 
 def serve(
-    settings: Settings, place: "Place", answer: "Answer", ending: "list[int]", stop: "list[Action]"
+    settings: Settings,
+    file: SocketFile,
+    answer: "Answer",
+    caller: Caller,
+    watch: Watch,
+    reserve_std_fds: "Action",
+    state: State,
+    set_exit_code: "Callable[[int], None]",
 ) -> None:
-    """Move bytes until `ending` has an exit code; then answer what has arrived, and return."""
-    import _socket
-    import collections
-    import resource
-    import select
+    """Serve until the process is to end; then answer what has arrived, and return.
 
-    listener, publish, retire = place
-    poll, listening = select.epoll(), listener.fileno()
-    waker, alarm = os.pipe()
-    os.set_blocking(alarm, False)
-    # By fd, the longest unused first: [send() of the conversation, what it waits for, socket]
-    talks: "dict[int, list[Any]]" = {}
-    deadlines: "dict[int, float]" = {}  # of those inside a frame, and of a pause in accepting
-    turns: "list[int]" = []  # those that have their next message already
-    spare: "list[bytearray]" = []
-    forked: "list[bool]" = []
-    busy: "set[int]" = set()  # those whose message a worker has
-    finished: "collections.deque[tuple[int, Bytes]]" = collections.deque()
-    workers: "list[int]" = []
-    most = min(1000, max(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+    All of it happens in `step`: wait for events, continue each connection that can go on with
+    `advance`, accept new ones, and close those whose deadline has passed. What an exception of
+    user code may interrupt is kept in the variables below until it is done; `repair` resumes.
+    """
+    listener, listening = file.listener, file.listener.fileno()
+    poll, waker = select.epoll(), Waker()
+    connections: "_collections.OrderedDict[int, Connection]" = _collections.OrderedDict()
+    accepted: "_collections.deque[Any]" = _collections.deque()  # not yet in `connections`
+    deadlines: "dict[int, float]" = {}  # by fd: of what waits inside a frame
+    ready: "list[Connection]" = []  # they go on without an event
+    busy: "set[int]" = set()  # a worker has, or gets, their message
+    leaving: "set[int]" = set()  # to make room; they are answered first
+    buffer_pool: "list[bytearray]" = []
+    patience = settings.read_timeout  # seconds that a peer may pause inside a frame
+    paused = 0.0  # when accepting goes on; 0: it is not paused
+    backlog_is_empty = False  # after the listener was shut down
+    draining = 0.0  # since when
+    is_damaged = False  # by an exception: `repair` is due
+    open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    limit = 1000 if open_files < 0 else min(1000, max(4, open_files // 2))
+    spare = os.dup(waker.reader)  # closed to accept where no descriptor is left; -1: in use
 
-    def wake() -> None:
-        try:
-            os.write(alarm, b"!")
-        except BlockingIOError:
-            pass  # it has been woken often enough
+    def close_all() -> None:
+        """Keep nothing open: in a forked child a dead runtime would seem alive."""
+        close_quietly(poll.close)
+        waker.close()
+        for connection in connections.values():
+            close_quietly(connection.sock.close)
+        if spare >= 0:
+            close_quietly(lambda: os.close(spare))
 
-    def end() -> None:
-        ending.append(0)
-        wake()
-
-    def after_fork() -> None:
-        """In a child of user code: hold nothing open, or a dead runtime would look alive."""
-        forked.append(True)
-        poll.close()
-        os.close(waker)
-        os.close(alarm)
-        for talk in talks.values():
-            talk[2].close()
-
-    def reply_to(parcel: "Parcel") -> "Bytes":
-        reply = answer(parcel)
-        if forked:  # the handler forked, and this is its child, which is no server
-            os._exit(0)
-        return reply
-
-    answer_here: "Answer | None" = reply_to
+    workers = None
     if settings.concurrency > 1:
-        import queue
+        workers = Workers(settings.concurrency, answer, waker.wake)
 
-        answer_here = None
-        jobs: "queue.SimpleQueue[tuple[int, Parcel]]" = queue.SimpleQueue()
-
-    def work() -> None:
-        while True:
-            fd, parcel = jobs.get()
-            finished.append((fd, reply_to(parcel)))
-            wake()
-
-    def hand_over(fd: int, parcel: "Parcel") -> None:
-        poll.unregister(fd)
-        busy.add(fd)
-        jobs.put((fd, parcel))
-        if len(workers) < min(len(busy), settings.concurrency):
-            workers.append(fd)
-            in_background(work)
-
-    def advance(fd: int, talk: "list[Any]", value: object = None) -> None:
-        """Continue a conversation until it has to wait."""
+    def advance(connection: Connection) -> None:
+        """Continue a connection until it waits again."""
         try:
-            wait = talk[0](value)
-            if wait == talk[1] == IDLE:  # most often: a whole message has come, and was answered
-                return
-            if type(wait) is list:
-                deadlines.pop(fd, None)
-                hand_over(fd, wait)
-                return
-        except StopIteration:
-            close(fd)
+            connection.resume(None)
+        except BaseException as error:
+            if connection.conversation.gi_frame is not None:  # type: ignore[attr-defined]
+                raise  # not of the conversation: it goes on
+            if not isinstance(error, StopIteration):
+                log("closing a connection, which cannot be served: %s" % type(error).__name__)
+            close(connection)
             return
-        except MemoryError:
-            log("no memory to receive or to send: a connection is closed")
-            close(fd)
-            return
-        if wait > 0:
-            deadlines[fd] = time.monotonic() + settings.read_timeout
-        elif deadlines:
+        if connection.waits_for or connection.settled:  # else: answered, and waits for the next
+            settle(connection)
+
+    def listen(fd: int, interest: "int | None") -> None:
+        """Poll for events of a descriptor, or for none. May be repeated."""
+        try:
+            if interest is None:
+                poll.unregister(fd)
+            else:
+                poll.register(fd, interest)
+        except FileExistsError:
+            poll.modify(fd, interest or 0)
+        except FileNotFoundError:
+            pass
+
+    def settle(connection: Connection) -> None:
+        """Prepare for what a connection waits for. May be repeated after an exception."""
+        fd, before, waits_for = connection.fd, connection.settled, connection.waits_for
+        if waits_for in (READ, WRITE):
+            deadlines[fd] = time.monotonic() + patience
+        else:
             deadlines.pop(fd, None)
-        if wait == NOW:
-            turns.append(fd)
-        if wait != talk[1] and (wait or READ) != (talk[1] or READ):
-            poll.modify(fd, READ if wait < WRITE else WRITE)
-        talk[1] = wait
+        if waits_for == WORKER and before != WORKER:
+            listen(fd, None)
+            busy.add(fd)
+            connection.settled = WORKER
+            workers.submit(connection, len(busy))  # type: ignore[union-attr]
+        elif waits_for != before:
+            if before == WORKER or WRITE in (waits_for, before):
+                listen(fd, select.EPOLLOUT if waits_for == WRITE else select.EPOLLIN)
+            busy.discard(fd)
+            connection.settled = waits_for
+        if waits_for == NOW:
+            ready.append(connection)
 
-    def close(fd: int) -> None:
+    def close(connection: Connection) -> None:
+        nonlocal paused, spare
+        fd = connection.fd
         deadlines.pop(fd, None)
-        talks.pop(fd)[2].close()
-
-    def make_space() -> bool:
-        """Close the connection that has been quiet longest, if possible one between messages."""
-
-        def has_begun(fd: int) -> bool:
+        busy.discard(fd)
+        leaving.discard(fd)
+        connections.pop(fd, None)
+        connection.waits_for = CLOSED
+        close_quietly(connection.sock.close)
+        if spare < 0:
             try:
-                return talks[fd][1] != IDLE or bool(talks[fd][2].recv(1, _socket.MSG_PEEK))
+                spare = os.dup(waker.reader)
+            except OSError:
+                pass
+        if paused:
+            paused = 0.0
+            listen(listening, select.EPOLLIN)
+
+    def stop_reading(connection: Connection) -> None:
+        """Let the peer's next write fail; what is here can still be read, and is answered."""
+        leaving.add(connection.fd)
+        close_quietly(lambda: connection.sock.shutdown(_socket.SHUT_RD))
+
+    def make_room() -> bool:
+        """Close the connection that has been quiet longest; return whether there is room now.
+
+        Before it is closed, what it has sent is answered, and what it sends from now on fails.
+        """
+        if leaving:
+            return False
+
+        def has_sent(connection: Connection) -> bool:
+            try:
+                return bool(connection.sock.recv(1, _socket.MSG_PEEK))
             except OSError:
                 return False
 
-        quiet = [fd for fd in talks if fd not in busy]
-        if quiet:
-            close(next((fd for fd in quiet if not has_begun(fd)), quiet[0]))
-        return bool(quiet)
+        now = time.monotonic()
+        idle = [one for one in connections.values() if one.waits_for == IDLE]
+        stalled = [
+            connections[fd]
+            for fd, deadline in deadlines.items()
+            if connections[fd].waits_for == READ and deadline - patience < now - PAUSE
+        ]
+        for connection in sorted(idle, key=has_sent)[:1] or stalled[:1]:
+            if connection.new_until > now:
+                return False  # soon it may be closed; others have been quiet for less time
+            stop_reading(connection)
+            advance(connection)
+            return connection.fd not in leaving
+        return False
 
-    def accept() -> bool:
+    def pause(seconds: float) -> None:
+        """Stop accepting until a connection is closed, or the time is over."""
+        nonlocal paused
+        paused = time.monotonic() + seconds
+        listen(listening, None)
+
+    def accept() -> None:
+        """Accept one connection if there is room for it."""
+        nonlocal backlog_is_empty, spare
+        if len(connections) >= limit and not make_room():
+            pause(GRACE)
+            return
         try:
-            fd = listener._accept()[0]  # type: ignore[attr-defined]
-            if fd < 3:  # user code has closed that one: its prints would go here
-                occupy_standard()
-                low = fd
-                try:
-                    fd = os.dup(low)
-                finally:
-                    os.close(low)
-                    occupy_standard()
-            sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
-        except BlockingIOError:
-            return False
+            accepted.extend(map(accept_fd, (listener,)))
         except OSError as error:
-            if error.errno != errno.EINVAL:  # which says: shut down, and nobody is left
-                log("a connection cannot be accepted: %s" % error.strerror)
-                if not make_space():  # only time helps, and the listener stays readable
-                    poll.modify(listening, 0)
-                    deadlines[listening] = time.monotonic() + PAUSE
-            return False
-        if len(talks) >= most:
-            make_space()
-        sock.setblocking(False)  # always: user code may have set a default time limit
-        talks[fd] = [converse(sock, settings, spare, answer_here).send, IDLE, sock]
-        poll.register(fd, READ)
-        advance(fd, talks[fd])
-        return True
+            if error.errno in (errno.EAGAIN, errno.EINVAL):  # EINVAL: and the listener is shut down
+                backlog_is_empty = True
+            elif error.errno in NO_ROOM and spare >= 0:
+                os.close(spare)
+                spare = -1  # `close` opens another
+                accept()
+            elif error.errno in NO_ROOM:
+                if not make_room():
+                    log("cannot accept a connection: %s" % error.strerror)
+                    pause(PAUSE)
+            elif error.errno is None:
+                raise
+        add_accepted()
 
-    def expire(now: float, came: "set[int]") -> None:
-        """End what stalled inside a frame: late before a poll that brought nothing for it."""
-        for fd in [fd for fd in deadlines if deadlines[fd] <= now and fd not in came]:
-            if fd == listening:
-                del deadlines[fd]
-                poll.modify(fd, READ)
+    def add_accepted() -> None:
+        while accepted:
+            fd = accepted[0][0]
+            if fd < 3:  # user code has closed that one: its prints would go here
+                reserve_std_fds()
+                moved = os.dup(fd)
+                os.close(fd)
+                accepted[0] = (moved,)
+                reserve_std_fds()
                 continue
-            if talks[fd][1] == READ:  # inside a reply, there is no place for another
+            if fd not in connections:
                 try:
-                    text = "no byte for %g s inside a frame" % settings.read_timeout
-                    talks[fd][0].__self__.throw(Broken(text))
+                    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
+                except OSError:  # an exception has closed it
+                    accepted.popleft()
+                    continue
+                sock.setblocking(False)  # always: user code may have set a default timeout
+                connection = Connection(sock)
+                connection.conversation = serve_connection(
+                    connection, settings, buffer_pool, answer if workers is None else None
+                )
+                connection.resume = connection.conversation.send
+                connections[fd] = connection
+            listen(fd, select.EPOLLIN)
+            advance(connections[fd])
+            accepted.popleft()
+
+    def expire(now: float, active: "set[int]") -> None:
+        """Close what stalled inside a frame: late before a poll that brought nothing for it."""
+        for fd in [fd for fd in deadlines if deadlines[fd] <= now and fd not in active]:
+            connection = connections[fd]
+            if connection.waits_for == READ:  # inside a reply there is no place for another
+                text = "timed out after %g s in the middle of a frame" % settings.read_timeout
+                try:
+                    connection.conversation.throw(BrokenStream(text))
                 except StopIteration:
                     pass
-            close(fd)
+            close(connection)
 
-    def turn(wait: "float | None") -> None:
-        """Wait until something happens; give each connection that can go on one step."""
-        now = time.monotonic() if deadlines else 0.0
-        if turns:
-            wait = 0
-        elif deadlines:
-            nearest = max(0.0, min(deadlines.values()) - now)
-            wait = nearest if wait is None else min(wait, nearest)
-        events = poll.poll(wait, len(talks) + 2)  # room for all of them, and no more
-        if deadlines:
+    def wait(timeout: "float | None") -> "list[tuple[int, int]]":
+        """Return events; run background tasks of user code while there are none."""
+        most = len(connections) + 2  # room for all of them, and no more
+        if not caller.has_background_tasks():
+            return poll.poll(timeout, most)
+        events = poll.poll(0, most)
+        if not events and timeout != 0:
+            caller.run_until_readable(poll.fileno(), timeout)
+            events = poll.poll(0, most)
+        return events
+
+    def step(timeout: "float | None") -> None:
+        """Wait until something happens; give each connection that can go on one turn."""
+        nonlocal paused
+        if not watch.is_installed():
+            watch.install()
+        now = 0.0
+        if deadlines or paused:
+            now = time.monotonic()
+            nearest = min(deadlines.values(), default=now + LONGEST_WAIT)
+            if paused:
+                nearest = min(nearest, paused)
+            timeout = max(0.0, min(nearest - now, LONGEST_WAIT, timeout or LONGEST_WAIT))
+        events = wait(0 if ready else timeout)
+        if deadlines and now:
             expire(now, {fd for fd, _ in events})
-        again = tuple(turns)
-        turns.clear()
-        for fd in again:
-            if fd in talks:
-                advance(fd, talks[fd])
+        if paused and paused <= now:
+            paused = 0.0
+            listen(listening, select.EPOLLIN)
+        turns = tuple(ready)
+        ready.clear()
+        for connection in turns:
+            if connections.get(connection.fd) is connection:
+                advance(connection)
         for fd, _ in events:
-            if fd in talks:
-                if fd not in again:
-                    talks[fd] = talk = talks.pop(fd)
-                    advance(fd, talk)
+            if fd in connections:
+                connections.move_to_end(fd)
+                if connections[fd] not in turns:
+                    advance(connections[fd])
             elif fd == listening:
                 accept()
-            elif fd == waker:
-                os.read(waker, 4096)
-        while finished:
-            fd, reply = finished.popleft()
-            busy.discard(fd)
-            poll.register(fd, READ if talks[fd][1] < WRITE else WRITE)
-            advance(fd, talks[fd], reply)
+            elif fd == waker.reader:
+                waker.clear()
+        while workers is not None and workers.finished:
+            connection = workers.finished[0]
+            if connections.get(connection.fd) is connection:
+                advance(connection)
+            workers.finished.popleft()
+
+    def repair() -> None:
+        """Resume what an exception may have interrupted."""
+        add_accepted()
+        for connection in connections.values():
+            if connection.waits_for != WORKER or connection.message.reply is not None:
+                ready.append(connection)
+            elif connection.settled != WORKER:
+                settle(connection)
+        if workers is not None:
+            workers.resubmit()
+
+    def prepare_drain() -> None:
+        """Take nothing more than what the backlog and the connections hold."""
+        nonlocal draining, patience, backlog_is_empty
+        file.remove()
+        close_quietly(lambda: listener.shutdown(_socket.SHUT_RD))  # new clients are refused
+        patience = min(patience, PATIENCE)
+        latest = time.monotonic() + patience
+        for fd in deadlines:
+            deadlines[fd] = min(deadlines[fd], latest)
+        backlog_is_empty = False
+        draining = time.monotonic()
 
     def drain() -> None:
-        """Answer what the backlog and the connections hold; take nothing more."""
-        retire()
-        listener.shutdown(0)  # SHUT_RD: who comes now is refused, before anything is sent
-        while accept():
-            pass
-        deadlines.pop(listening, None)
-        poll.unregister(listening)
-        listener.close()
-        for talk in talks.values():
+        """Answer what is left; without the calls beside one that lost the GPU context and hang."""
+        while connections or not backlog_is_empty:
+            for connection in list(connections.values()):
+                if connection.fd not in leaving:
+                    stop_reading(connection)
+            step(0.5)
+            if state.poisoned and time.monotonic() > draining + HANG_LIMIT:
+                for fd in busy:
+                    connections[fd].message.reply = RESTARTING
+                    ready.append(connections[fd])
+
+    def run() -> None:
+        nonlocal is_damaged
+        if is_damaged:
+            repair()
+            is_damaged = False
+        while not (state.stopping or state.poisoned):
+            step(None)
+        if not draining:
+            prepare_drain()
+        drain()
+        set_exit_code(EXIT_POISONED if state.poisoned else 0)
+
+    def protect(run: "Action") -> None:
+        """Run until the end, again after each exception that user code raises from outside."""
+        nonlocal is_damaged
+        while True:
             try:
-                talk[2].shutdown(0)  # SHUT_RD: their next write fails, what is here can be read
-            except OSError:
-                pass  # has gone
-        patience = time.monotonic() + PATIENCE
-        while talks and (busy or turns or time.monotonic() < patience):
-            began = time.monotonic()
-            turn(PATIENCE / 10)
-            if busy or time.monotonic() - began > PATIENCE / 5:
-                patience = time.monotonic() + PATIENCE  # not the peers were slow, a handler was
+                run()
+                return
+            except BaseException as error:
+                is_damaged = True
+                if not is_open():
+                    give_up("user code has closed descriptors of the server")
+                log_traceback(error, "an exception arrived between calls; the server goes on")
 
-    poll.register(listening, READ)
-    poll.register(waker, READ)
-    os.register_at_fork(after_in_child=after_fork)
-    stop.append(end)  # before anybody can connect: what they send is answered
-    publish()
+    accept_fd = _socket.socket._accept  # type: ignore[attr-defined]
+    is_open = make_is_open(poll.fileno(), listening, waker.reader, waker.writer)
+    poll.register(listening, select.EPOLLIN)
+    poll.register(waker.reader, select.EPOLLIN)
+    os.register_at_fork(after_in_child=close_all)
+    state.wake = waker.wake  # before anybody can connect: what they send is answered
+    file.publish()
     log("serving %s on %s" % (settings.handler, settings.socket_path))
-    while not ending:
-        turn(None)
-    drain()
+    try:
+        # More than once, because an exception may arrive while another one is handled
+        protect(lambda: protect(lambda: protect(run)))
+    finally:
+        close_all()
 
 
-PAUSE = 1.0  # seconds, when nothing can be accepted and no connection be closed
-PATIENCE = 5.0  # seconds, with peers that do not read and threads that do not end
+def make_reserve_std_fds() -> "Action":
+    """Return a function that occupies fds 0, 1 and 2, so that nothing else becomes one of them."""
+    null = os.open(os.devnull, os.O_RDWR)
+    while null < 3:
+        os.set_inheritable(null, True)
+        null = os.dup(null)
 
+    def reserve_std_fds() -> None:
+        try:
+            fd = os.dup(null)
+            while fd < 3:
+                os.set_inheritable(fd, True)
+                fd = os.dup(null)
+            os.close(fd)
+        except OSError:
+            pass  # no descriptor is left, and so none of these
 
-def occupy_standard() -> None:
-    """Let nothing else become fd 0, 1 or 2."""
-    fd = 0
-    while fd < 3:
-        fd = os.open(os.devnull, os.O_RDWR)
-        os.set_inheritable(fd, fd < 3)
-    os.close(fd)
+    return reserve_std_fds
 
 
 # --- Command line
 
 
-def prepare(settings: Settings) -> "Callable[[Any], Any]":
-    """Import the handler as a script of the user's in the current directory would."""
+def import_handler(settings: Settings, state: State) -> "Callable[[Any], Any]":
+    """Import the handler as a script of the user in the current directory would."""
     del sys.argv[1:]
+    handler = load_handler(settings.handler, state)
+    if state.forked:  # in the import, and this is the child: it does not serve
+        exit_child(None)
+    return handler
+
+
+def use_user_paths() -> None:
+    """Let imports find files of the current directory first."""
     try:
         sys.path.insert(0, os.getcwd())
     except OSError:
         pass  # the directory was removed
-    return load_handler(settings.handler)
+    unload_shadowed(OWN_MODULES)
 
 
-def run(settings: Settings) -> int:
-    """Serve until told to stop; give the exit status."""
-    occupy_standard()
+def become_init() -> None:
+    """As PID 1, serve in a child process; reap orphans, forward signals, end as the child ends."""
+    others = {_signal.SIGSEGV, _signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL, _signal.SIGABRT}
+    signals = set(_signal.valid_signals()) - others - {_signal.SIGPIPE, _signal.SIGXFSZ}
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+    mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, signals)
+    try:
+        server = os.fork()
+    except OSError as error:
+        log("cannot start a process to serve in, orphans are not reaped: %s" % error.strerror)
+        server = 0
+    if server == 0:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+        return
+    while True:
+        info = _signal.sigwaitinfo(signals)
+        if info.si_signo == _signal.SIGCHLD:
+            pid = status = -1
+            while pid:
+                try:
+                    pid, status = os.waitpid(-1, os.WNOHANG)
+                except ChildProcessError:
+                    break
+                if pid == server:
+                    code = os.waitstatus_to_exitcode(status)
+                    os._exit(code if code >= 0 else 128 - code)
+        elif info.si_code <= 0:  # else the terminal has sent it to the child too
+            try:
+                os.kill(server, info.si_signo)
+            except ProcessLookupError:
+                pass
+
+
+def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
+    """Serve until a signal or a lost GPU context; return the exit code."""
+    for number in (_signal.SIGTERM, _signal.SIGINT):
+        _signal.signal(number, lambda number, frame: os._exit(0))
+    reserve_std_fds = make_reserve_std_fds()
+    reserve_std_fds()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)  # lines are in the log when they are printed
-    # glibc learns from this that blocks of this size come and go; else each large message has
-    # its memory paged in again, which costs a third of the time. Not one page is touched here
+    # glibc learns from this that blocks of this size come and go. Otherwise the memory of each
+    # large message is paged in again, which costs a third of the time. No page is touched here
     bytes(4194304)
-    place = open_listener(settings.socket_path, settings.socket_mode)
-    remove = place[2]
-    install, stop, timed = start_watch(settings.handler_timeout, remove)
-    ending: "list[int]" = []
+    state, threads = State(), settings.concurrency > 1
+    path, mode = settings.socket_path, settings.socket_mode
+    file = open_listener(path, mode)
     try:
-        call = timed(make_call(prepare(settings), settings.concurrency > 1))
-        answer = make_answer(settings, call, ending)
-        occupy_standard()
-        install()
-        serve(settings, place, answer, ending, stop)
+        os.register_at_fork(after_in_child=lambda: setattr(state, "forked", True))
+        watch = start_watch(settings.handler_timeout, state, lambda: file.remove())
+        classify = make_classify() if settings.enable_oom_detection else lambda error: ""
+        use_user_paths()
+        codec = make_codec(settings.json, threads)
+        caller = make_caller(import_handler(settings, state), threads, state)
+        answer = make_answer(settings, codec, caller, watch.watch_call, classify, state)
+        reserve_std_fds()
+        watch.install()
+        if not file.is_open():
+            file = open_listener(path, mode)
+        serve(settings, file, answer, caller, watch, reserve_std_fds, state, set_exit_code)
     finally:
-        remove()
-    return max(ending)
+        if not state.forked:
+            file.remove()
+            file.close()
+    return EXIT_POISONED if state.poisoned else 0
 
 
 def check(settings: Settings) -> int:
-    """Import the handler and serve nothing."""
-    make_call(prepare(settings), False)
+    """Import the handler without serving it."""
+    state = State()
+    os.register_at_fork(after_in_child=lambda: setattr(state, "forked", True))
+    use_user_paths()
     make_codec(settings.json, False)
-    print("asya_runtime: %s can be served" % settings.handler)
+    make_caller(import_handler(settings, state), False, state)
+    os.write(1, ("asya_runtime: %s can be served\n" % settings.handler).encode())
     return 0
 
 
-def probe(settings: Settings) -> int:
-    """Exit 0 if somebody listens. A file of the name proves nothing: it survives its process."""
+def check_ready(settings: Settings) -> int:
+    """Exit 0 if a process listens. The file proves nothing: it survives its process."""
     try:
         try_to_connect(settings.socket_path)
     except OSError as error:
-        known = (settings.socket_path, error.strerror, last_refusal())
-        print("asya_runtime: not ready: %s: %s%s" % known)
+        details = (settings.socket_path, error.strerror, read_startup_error())
+        print("asya_runtime: not ready: %s: %s%s" % details)
         return 1
     return 0
 
 
-def last_refusal() -> str:
-    """Give what `refuse` left for Kubernetes: a container whose program runs on never shows it."""
+def read_startup_error() -> str:
+    """Return what `report` left for Kubernetes: it is not shown while the container runs on."""
     try:
         with open("/dev/termination-log", encoding="utf-8", errors="replace") as stream:
             name, found, line = stream.read().partition("asya_runtime: ")
@@ -1348,72 +2367,107 @@ def last_refusal() -> str:
 
 
 def send_once(settings: Settings, files: "list[str]") -> int:
-    """Send one message, print the reply, exit 0 if it is a good one."""
-    import socket
-
+    """Send one message, print the reply, exit 0 if it is a success."""
     reply = b""
     try:
         with open(files[0], "rb") if files else sys.stdin.buffer as source:
             body = source.read()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.connect(settings.socket_path)
-            sock.sendall(len(body).to_bytes(4, "big") + body)
-            with sock.makefile("rb") as stream:
-                reply = stream.read(int.from_bytes(stream.read(4), "big"))
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        sock.connect(settings.socket_path)
+        sock.sendall(len(body).to_bytes(4, "big") + body)
+        while len(reply) < 4 or len(reply) < int.from_bytes(reply[:4], "big") + 4:
+            data = sock.recv(1048576)
+            if not data:
+                break
+            reply += data
+        sock.close()
     except OSError as error:
         log("%s: %s" % (error.filename or settings.socket_path, error.strerror))
         return 1
-    sys.stdout.buffer.write(reply + b"\n" if reply else b"asya_runtime: no reply\n")
-    return 0 if reply.startswith(b'{"status":"ok"') else 1
+    sys.stdout.buffer.write(reply[4:] + b"\n" if reply else b"asya_runtime: no reply\n")
+    return 0 if reply[4:].startswith(b'{"status":"ok"') else 1
 
 
 USAGE = """usage: asya_runtime.py                serve ASYA_HANDLER on ASYA_SOCKET_PATH
        asya_runtime.py --check        import the handler; exit 0 or 78
-       asya_runtime.py --ready        exit 0 if it serves, else 1
-       asya_runtime.py --call [FILE]  send one message (or standard input), print the reply
+       asya_runtime.py --ready        exit 0 if it is being served, else 1
+       asya_runtime.py --call [FILE]  send one message (default: standard input), print the reply
 """
 
 
-def refuse(reason: str) -> int:
-    """Say why nothing starts: in the log, and where Kubernetes shows it in the pod's status."""
-    line = " ".join(reason.split())[:4000]
+def report(error: StartupError) -> int:
+    """Write why the process cannot start to the log and to the pod's status."""
+    line = " ".join(str(error).split())[:4000]
     log(line)
-    try:  # not created: outside Kubernetes there is none
+    try:  # without creating it: it exists in Kubernetes only
         fd = os.open("/dev/termination-log", os.O_WRONLY | os.O_TRUNC)
         os.write(fd, ("asya_runtime: %s\n" % line).encode("utf-8", "backslashreplace")[:4096])
         os.close(fd)
     except OSError:
         pass
-    return EXIT_REFUSED
+    return EXIT_CONFIG
 
 
-def main(arguments: "list[str]", environ: "Mapping[str, str]") -> int:
-    """Do what `arguments` say; give the exit status."""
+def main(
+    arguments: "list[str]",
+    environ: "Mapping[str, str]",
+    set_exit_code: "Callable[[int], None]" = lambda code: None,
+) -> int:
+    """Run the command of the command line; return the exit code."""
     command, rest = (arguments + [""])[0], arguments[1:]
     try:
         if command in ("--ready", "--call") and len(rest) <= (command == "--call"):
             settings = Settings(environ, only="ASYA_SOCKET_PATH")
-            return send_once(settings, rest) if command == "--call" else probe(settings)
+            return send_once(settings, rest) if command == "--call" else check_ready(settings)
         if command in ("", "--check") and not rest:
-            return (check if command else run)(Settings(environ))
-    except Refused as error:
-        return refuse(str(error))
+            if command:
+                return check(Settings(environ))
+            return run(Settings(environ), set_exit_code)
+    except StartupError as error:
+        return report(error)
     sys.stderr.write(USAGE)
     return 0 if command in ("-h", "--help") else 64
 
 
-def leave(code: int) -> None:
-    """End the process, though threads of user code may not end."""
+def make_exit_process() -> "tuple[Callable[[int], None], Callable[[int, float], None]]":
+    """Return `set_exit_code(code)`, and `exit_process(code, patience)` with seconds for threads.
 
-    def insist() -> None:
-        time.sleep(PATIENCE)
-        os._exit(code)
+    The interpreter's own end is left out: there, what user code has done to streams and modules
+    changes the exit code, and threads that still run may crash it.
+    """
+    own_pid, exit_code = os.getpid(), 1
 
-    in_background(insist)
-    sys.exit(code)
+    def set_exit_code(code: int) -> None:
+        nonlocal exit_code
+        exit_code = code
+
+    def finish() -> None:
+        if os.getpid() == own_pid:
+            flush_streams()
+            os._exit(exit_code)
+
+    def exit_process(code: int, patience: float) -> None:
+        set_exit_code(code)
+
+        def insist() -> None:
+            time.sleep(patience)
+            finish()
+
+        try:
+            start_thread(insist)
+        except RuntimeError:  # nothing would end it then
+            finish()
+        raise SystemExit(code)
+
+    atexit.register(finish)  # called last, because it is registered first
+    return set_exit_code, exit_process
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--ready"]:
-        sys.exit(main(sys.argv[1:], os.environ))
-    leave(main(sys.argv[1:], os.environ))
+    if IS_PROBE:
+        raise SystemExit(main(sys.argv[1:], os.environ))
+    if os.getpid() == 1 and len(sys.argv) == 1:
+        become_init()
+    set_exit_code, exit_process = make_exit_process()
+    status = main(sys.argv[1:], os.environ, set_exit_code)
+    exit_process(status, PATIENCE if status == 0 else 1.0)

@@ -207,6 +207,7 @@ def interpreters() -> list[str]:
     found = [shutil.which(name) for name in names]
     versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     found += [str(path) for path in sorted(versions.glob("3.*/bin/python3"))]
+    found += os.environ.get("ASYA_TEST_PYTHONS", "").split(":")  # more of them
     by_version: dict[str, str] = {}
     for path in [sys.executable, *filter(None, found)]:
         code = "import sys; print('.'.join(map(str, sys.version_info[:2])))"

@@ -31,7 +31,7 @@ DEEDS = {
     "memory": ("oom_error", "no", "MemoryError"),
     "exit": ("processing_error", "3", "SystemExit"),
     "interrupt": ("processing_error", "KeyboardInterrupt", "KeyboardInterrupt"),
-    "set": ("processing_error", "the result is no JSON: result: set; ", "TypeError"),
+    "set": ("processing_error", "result is not JSON-serializable at result: set; ", "TypeError"),
     "half": ("processing_error", "half way", "ValueError"),
 }
 
@@ -67,17 +67,17 @@ def reply_to(body: bytes) -> Expected:
     try:
         message = DECODER.decode(body.decode("utf-8"))
         if not isinstance(message, dict):
-            raise ValueError("the message is no JSON object")
+            raise ValueError("the message is not a JSON object")
         payload = message.get("payload")
         if not isinstance(payload, dict):
-            raise ValueError('the message has no object "payload"')
+            raise ValueError('the message has no "payload" that is an object')
     except (ValueError, RecursionError) as problem:
         return error("invalid_json", "", type(problem).__name__)
     deed = payload.get("do")
     if isinstance(deed, str) and deed in DEEDS:
         return error(*DEEDS[deed])
     if not is_finite(payload):
-        return error("processing_error", "the result is no JSON: result.", "ValueError")
+        return error("processing_error", "result is not JSON-serializable at result.", "ValueError")
     return json.dumps({"status": "ok", "result": payload}, separators=(",", ":")).encode()
 
 
@@ -94,11 +94,13 @@ def replies(stream: bytes, ended: bool) -> Iterator[Expected]:
             break
         at += 4 + size
         if size > LIMIT:
-            yield error("connection_error", f"{size} bytes are over the limit of {LIMIT}")
+            yield error(
+                "connection_error", f"message of {size} bytes exceeds the limit of {LIMIT} bytes"
+            )
         else:
             yield reply_to(body)
     if ended and at < len(stream):
-        yield error("connection_error", "the connection ended ")
+        yield error("connection_error", "connection closed ")
 
 
 def agrees(reply: bytes, expected: Expected) -> bool:

@@ -179,7 +179,7 @@ def test_a_killed_runtime_ends_the_container(
     os.kill(runtime_of(process.pid), number)
     assert process.wait() == status
     assert "told\n" in process.log()  # the program, in time to end in good order
-    said = f"asya_entrypoint: the runtime ended with status {status}: so does the container\n"
+    said = f"asya_entrypoint: the runtime exited with status {status}; stopping the container\n"
     assert said in process.log()
 
 
@@ -495,7 +495,7 @@ def test_a_detached_runtime_that_dies_is_started_again(container: Container) -> 
     process = container.process
     assert container.hook("--detach") == (0, "")
     os.kill(container.runtime(), signal.SIGKILL)
-    process.logged("the runtime ended with status 137: again in 2 s")
+    process.logged("the runtime exited with status 137; restarting in 2 s")
     eventually(lambda: process.log().count("serving") == 2, "second start")
     assert process.call({"a": 1}) == {"status": "ok", "result": {"a": 1}}
     assert container.hook("--stop") == (0, "")
@@ -508,7 +508,7 @@ def test_a_signal_to_the_supervisor_is_the_runtimes_and_only_sigterm_ends_it(
     assert container.hook("--detach") == (0, "")
     (supervisor,) = container.find("--detach$")
     os.kill(supervisor, signal.SIGUSR1)
-    container.process.logged("the runtime ended with status 138: again in 2 s")
+    container.process.logged("the runtime exited with status 138; restarting in 2 s")
     assert container.hook("--stop") == (0, "")
 
 
@@ -519,7 +519,7 @@ def test_a_runtime_that_refuses_after_the_hook_is_over_is_tried_again(
     assert container.hook("--detach") == (0, "")
     (folder / "app.py").write_text("1 / 0")
     os.kill(container.runtime(), signal.SIGKILL)
-    container.process.logged("the runtime ended with status 78: again in 4 s")
+    container.process.logged("the runtime exited with status 78; restarting in 4 s")
     assert container.hook("--stop") == (0, "")
 
 
@@ -543,16 +543,16 @@ def test_the_pause_before_the_next_start(
     (folder / "dies.py").write_text("import os; os._exit(9)")
     runtime = ["--runtime", str(folder / "dies.py")]
     assert container.hook("--detach", *runtime, wrapper=folder / "entrypoint.py") == (0, "")
-    eventually(lambda: container.process.log().count("again in") >= 2, "two pauses")
+    eventually(lambda: container.process.log().count("restarting in") >= 2, "two pauses")
     said = container.process.log().splitlines()
-    assert [line.split()[-2] for line in said if "again in" in line][:2] == pauses
+    assert [line.split()[-2] for line in said if "restarting in" in line][:2] == pauses
     assert container.hook("--stop", wrapper=folder / "entrypoint.py") == (0, "")
 
 
 REFUSALS = {
     "in-the-termination-log": ("its line", "not asked", 78, "its line"),
     "by-check": ("", "line of --check", 78, "line of --check"),
-    "no-more": ("", "", 0, "asya_entrypoint: the runtime did not start; its line is in"),
+    "no-more": ("", "", 0, "asya_entrypoint: the runtime did not start; see the log"),
 }
 
 
@@ -649,11 +649,11 @@ def test_a_stop_hook_ends_a_supervisor_that_waits_to_start_again(container: Cont
     server = container.runtime()
     (container.process.folder / "app.py").write_text("import os\nos._exit(9)")
     os.kill(server, signal.SIGKILL)
-    container.process.logged("the runtime ended with status 9: again in 4 s")
+    container.process.logged("the runtime exited with status 9; restarting in 4 s")
     began = time.monotonic()
     assert container.hook("--stop") == (0, "")
     assert time.monotonic() - began < 3.5
-    assert container.process.log().count("again in") == 2
+    assert container.process.log().count("restarting in") == 2
 
 
 @needs_namespace

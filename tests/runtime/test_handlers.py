@@ -146,8 +146,8 @@ def test_a_generator_that_fails_half_way_gets_one_reply(start: Start) -> None:
 
 
 MISTAKES: dict[str, tuple[str, str, str]] = {
-    "no-module": ("", "nowhere.echo", "ASYA_HANDLER=nowhere.echo: no module nowhere; looked in "),
-    "near": ("", "lost.echo", "/src has it: set PYTHONPATH to that; looked in "),
+    "no-module": ("", "nowhere.echo", "ASYA_HANDLER=nowhere.echo: no module nowhere; searched "),
+    "near": ("", "lost.echo", "/src: add that to PYTHONPATH; searched "),
     "no-submodule": ("", "pkg.absent.echo", "pkg has no absent; it has the module model"),
     "no-function": (
         "def echo(m): pass\ndef predict(m): pass",
@@ -157,7 +157,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "dependency": (
         "import asya_no_such_framework\ndef echo(m): pass",
         "app.echo",
-        "app needs the module asya_no_such_framework, which this image does not have: "
+        "app imports asya_no_such_framework, which is not installed in this image: "
         "ModuleNotFoundError: No module named 'asya_no_such_framework'",
     ),
     "raises": ("1 / 0", "app.echo", "importing app failed: ZeroDivisionError: division by zero"),
@@ -166,14 +166,14 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "class": (
         "class Model:\n def predict(self, m): pass",
         "app.Model",
-        "app.Model is a class; name its method: it has predict",
+        "app.Model is a class; set ASYA_HANDLER to one of its methods: predict",
     ),
     "constructor": (
         "class Model:\n def __init__(self, path): pass\n def predict(self, m): pass",
         "app.Model.predict",
-        "making one app.Model failed: TypeError: ",
+        "instantiating app.Model failed: TypeError: ",
     ),
-    "number": ("echo = 7", "app.echo", "app.echo is no function, it is of type int"),
+    "number": ("echo = 7", "app.echo", "app.echo is not callable: it is of type int"),
 }
 
 

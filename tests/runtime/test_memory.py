@@ -45,6 +45,27 @@ ARENA = (
 )
 OOM_TF = "OOM when allocating tensor with shape[9] and type float on /job:localhost/device:"
 GPU, HOST, STICKY = "cuda_oom_error", "oom_error", "sticky"
+
+
+def onnx(name: str, text: str) -> Exception:
+    return raised("onnxruntime.capi.onnxruntime_pybind11_state", name, Exception, text=text)
+
+
+def tensorflow(text: str) -> Exception:
+    module = "tensorflow.python.framework.errors_impl"
+    return raised(module, "ResourceExhaustedError", Exception, text=text, args=False)
+
+
+def from_vllm(text: str) -> Exception:
+    """Raise a ValueError in a module of vLLM, and return it with its traceback."""
+    code = compile("raise ValueError(text)", "vllm/v1/core/kv_cache_utils.py", "exec")
+    try:
+        exec(code, {"__name__": "vllm.v1.core.kv_cache_utils", "text": text})
+    except ValueError as error:
+        return error
+    raise AssertionError
+
+
 R = RuntimeError
 
 CASES: dict[str, tuple[str, BaseException]] = {
@@ -122,20 +143,20 @@ CASES: dict[str, tuple[str, BaseException]] = {
             text="[2] Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY",
         ),
     ),
-    "onnx-gpu": (GPU, Exception("[ONNXRuntimeError] CUDA failure 2: out of memory ; GPU=0")),
-    "onnx-gpu-arena": (GPU, Exception("GPU=0 " + ARENA)),
-    "onnx-cublas": (GPU, Exception("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0")),
+    "onnx-gpu": (GPU, onnx("Fail", "[ONNXRuntimeError] CUDA failure 2: out of memory ; GPU=0")),
+    "onnx-gpu-arena": (GPU, onnx("Fail", "GPU=0 " + ARENA)),
+    "onnx-cublas": (GPU, onnx("Fail", "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0")),
     "rmm": (GPU, MemoryError("std::bad_alloc: out_of_memory: RMM failure at: pool.hpp")),
     "pycuda": (GPU, raised("pycuda._driver", "MemoryError", text="cuMemAlloc failed: out of me")),
     "ctranslate2": (GPU, R("CUDA failed with error out of memory")),
-    "vllm": (GPU, ValueError("No available memory for the cache blocks. Try increasing")),
+    "vllm": (GPU, from_vllm("No available memory for the cache blocks. Try increasing")),
     "vllm-free": (
         GPU,
-        ValueError("Free memory on device (1/15 GiB) is less than desired GPU memory utilization"),
+        from_vllm("Free memory on device (1/15 GiB) is less than desired GPU memory utilization"),
     ),
     "vllm-cache": (
         GPU,
-        ValueError("9 GiB KV cache is needed, which is larger than the available KV cache memory"),
+        from_vllm("9 GiB KV cache is needed, which is larger than the available KV cache memory"),
     ),
     "python": (HOST, MemoryError()),
     "numpy": (
@@ -150,17 +171,22 @@ CASES: dict[str, tuple[str, BaseException]] = {
     "torch-cpu-windows": (HOST, R("DefaultCPUAllocator: not enough memory: you tried")),
     "tensorflow-eager-cpu": (
         HOST,
-        Exception("{{function_node x_device_/task:0/device:CPU:0}} failed to allocate memory [Op:"),
+        tensorflow(
+            "{{function_node x_device_/task:0/device:CPU:0}} failed to allocate memory [Op:"
+        ),
     ),
     "onnx-available": (
         HOST,
-        Exception("Available memory of 9 is smaller than requested bytes of 4398046511104"),
+        onnx(
+            "RuntimeException",
+            "Available memory of 9 is smaller than requested bytes of 4398046511104",
+        ),
     ),
     "bad-alloc": (HOST, MemoryError("std::bad_alloc")),
     "jax-cpu": (HOST, R("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.")),
-    "tensorflow-cpu": (HOST, Exception(OOM_TF + "CPU:0 by allocator cpu")),
-    "onnx-arena": (HOST, Exception(ARENA)),
-    "onnx-bad-alloc": (HOST, Exception("[ONNXRuntimeError] : 6 : std::bad_alloc")),
+    "tensorflow-cpu": (HOST, tensorflow(OOM_TF + "CPU:0 by allocator cpu")),
+    "onnx-arena": (HOST, onnx("Fail", ARENA)),
+    "onnx-bad-alloc": (HOST, onnx("RuntimeException", "[ONNXRuntimeError] : 6 : std::bad_alloc")),
     "cause": (GPU, chained(R(TORCH), cause=True)),
     "context": (GPU, chained(R(TORCH), cause=False)),
     "group": (HOST, grouped(MemoryError())),
@@ -193,6 +219,8 @@ CASES: dict[str, tuple[str, BaseException]] = {
     "engine-dead": (STICKY, raised("vllm.v1.engine.exceptions", "EngineDeadError", Exception)),
     "sticky-behind-oom": (STICKY, chained(R("CUDA error: unknown error"), cause=True)),
     "suppressed": ("", chained(R(TORCH), cause=False, suppress=True)),
+    "vllm-text-elsewhere": ("", ValueError("No available memory for the cache blocks.")),
+    "onnx-text-elsewhere": ("", Exception("[ONNXRuntimeError] CUDA failure 2: out of memory")),
     "device": ("", R("CUDA error: invalid device ordinal")),
     "accelerator": (
         "",
@@ -391,7 +419,7 @@ def test_a_lost_gpu_context_is_answered_and_ends_the_process_with_70(
     assert client.reply() == {
         "status": "error",
         "error": "processing_error",
-        "message": "the process restarts",
+        "message": "the process is restarting",
         "severity": "recoverable",
         "retry_after": 1,
     }

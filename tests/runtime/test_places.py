@@ -40,7 +40,7 @@ def test_a_read_only_parent_is_one_readable_line(start: Start, folder: Path, inn
     path = f"{folder}/sockets{inner}/app.sock"
     process = start(argv=in_mounts(mount, *SERVE), ready=False, ASYA_SOCKET_PATH=path)
     assert process.wait() == 78
-    what = f"the socket's directory {folder}/sockets{inner}" if inner else f"the socket {path}"
+    what = f"socket directory {folder}/sockets{inner}" if inner else f"socket {path}"
     assert process.log() == f"asya_runtime: {what}: Read-only file system\n"
 
 
@@ -117,7 +117,7 @@ def test_of_two_starts_at_once_one_serves_and_the_other_says_so(start: Start, fo
         assert winner.ready().call({"a": 1})["status"] == "ok"
         winner.signal()
         assert winner.wait() == 0
-    assert winner.log().count(f"another process serves {folder}/app.sock") == 3
+    assert winner.log().count(f"another process is serving {folder}/app.sock") == 3
 
 
 def test_the_end_leaves_a_socket_that_has_taken_its_place(start: Start, folder: Path) -> None:

@@ -88,7 +88,7 @@ def refused(process: Process, text: str) -> None:
 
 def test_a_live_socket_is_not_stolen(start: Start) -> None:
     first = start()
-    refused(start(ready=False), "another process serves")
+    refused(start(ready=False), "another process is serving")
     assert first.call({"a": 1}) == {"status": "ok", "result": {"a": 1}}
 
 
@@ -97,17 +97,17 @@ def test_a_live_socket_with_a_full_backlog_is_not_stolen(start: Start, folder: P
         busy.bind(str(folder / "app.sock"))
         busy.listen(0)
         client.connect(str(folder / "app.sock"))
-        refused(start(ready=False), "another process serves")
+        refused(start(ready=False), "another process is serving")
 
 
 def test_a_directory_or_a_file_in_the_sockets_place_stays(start: Start, folder: Path) -> None:
     path = folder / "app.sock"
     path.write_text("precious")
-    refused(start(ready=False), "exists, is no socket, and stays")
+    refused(start(ready=False), "exists and is not a socket; refusing to replace it")
     assert path.read_text() == "precious"
     path.unlink()
     path.mkdir()
-    refused(start(ready=False), "exists, is no socket, and stays")
+    refused(start(ready=False), "exists and is not a socket; refusing to replace it")
     assert path.is_dir()
 
 
@@ -116,7 +116,7 @@ def test_a_file_that_comes_during_the_import_stays(start: Start, folder: Path) -
         open("app.sock", "w").close()
         def echo(message): pass
     """
-    refused(start(source, ready=False), "exists, is no socket, and stays")
+    refused(start(source, ready=False), "exists and is not a socket; refusing to replace it")
     assert left(folder) == ["app.sock"]
 
 
@@ -127,7 +127,7 @@ def test_a_missing_parent_is_made(start: Start, folder: Path) -> None:
 
 def test_a_parent_that_cannot_be_made_is_one_readable_line(start: Start, folder: Path) -> None:
     process = start(ready=False, ASYA_SOCKET_PATH="/proc/asya/app.sock")
-    refused(process, "asya_runtime: the socket's directory /proc/asya: No such file or directory")
+    refused(process, "asya_runtime: socket directory /proc/asya: No such file or directory")
 
 
 def test_a_path_of_107_bytes_is_served(start: Start, folder: Path) -> None:
@@ -254,8 +254,8 @@ def test_an_import_that_takes_the_signals_does_not_keep_them(start: Start) -> No
 @pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace needs root")
 def test_it_works_as_pid_1(start: Start) -> None:
     argv = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, str(RUNTIME)]
-    process = start("import os\ndef echo(m): return os.getpid()", argv=argv)
-    assert process.call({}) == ONE
+    process = start("import os\ndef echo(m): return os.getppid()", argv=argv)
+    assert process.call({}) == ONE  # the parent is: it reaps orphans
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGTERM)
     assert process.wait() == 0
@@ -561,7 +561,8 @@ def test_ready_is_quick_though_the_backlog_is_full(folder: Path) -> None:
 def test_check_refuses_what_the_server_would_refuse(folder: Path) -> None:
     (folder / "app.py").write_text("def echo(message): pass")
     (folder / "orjson.py").write_text("raise ImportError")
-    line = "asya_runtime: ASYA_JSON=orjson: this image has no orjson; auto does without\n"
+    reason = "orjson is not installed; install it or set ASYA_JSON=auto"
+    line = f"asya_runtime: ASYA_JSON=orjson: {reason}\n"
     got = command(folder, "--check", ASYA_HANDLER="app.echo", ASYA_JSON="orjson")
     assert got == (78, line)
 

@@ -121,4 +121,4 @@ def test_an_old_interpreter_is_told_in_one_line(old_python: str, file: object) -
     )
     assert ran.returncode == 78
     assert ran.stderr.count("\n") == 1
-    assert ": needs Python 3.9 or newer, this is 3." in ran.stderr
+    assert ": requires Python 3.9 or newer; this is 3." in ran.stderr

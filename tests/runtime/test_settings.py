@@ -54,7 +54,7 @@ RIGHT = [
 def test_a_wrong_setting_is_refused_with_what_is_right(
     runtime: ModuleType, variable: str, text: str, message: str
 ) -> None:
-    with pytest.raises(runtime.Refused, match=re.escape(message)) as refusal:
+    with pytest.raises(runtime.StartupError, match=re.escape(message)) as refusal:
         runtime.Settings(GOOD | {variable: text})
     assert str(refusal.value).startswith(f"{variable}={text[:200]}: ")
 
@@ -87,9 +87,12 @@ def test_defaults(runtime: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("environ", "line"),
     [
-        ({"ASYA_HANDLER": ""}, "ASYA_HANDLER is not set; it names what to serve: module.function"),
+        ({"ASYA_HANDLER": ""}, "ASYA_HANDLER is not set; set it to module.function"),
         ({"ASYA_SOCKET_MODE": "9"}, "ASYA_SOCKET_MODE=9: must be octal, 0 to 0777"),
-        ({"ASYA_JSON": "orjson"}, "ASYA_JSON=orjson: this image has no orjson; auto does without"),
+        (
+            {"ASYA_JSON": "orjson"},
+            "ASYA_JSON=orjson: orjson is not installed; install it or set ASYA_JSON=auto",
+        ),
     ],
     ids=["unset", "wrong", "no-orjson"],
 )
@@ -136,7 +139,7 @@ def test_the_documented_bounds_are_those_of_the_code(runtime: ModuleType) -> Non
                 settings = runtime.Settings(GOOD | {variable: form % number})
                 assert getattr(settings, variable.removeprefix("ASYA_").lower()) == number
             for number in (low - 1, high + 1):
-                with pytest.raises(runtime.Refused):
+                with pytest.raises(runtime.StartupError):
                     runtime.Settings(GOOD | {variable: form % number})
             checked.append(variable)
     assert checked == [
