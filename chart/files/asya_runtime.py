@@ -1032,9 +1032,16 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
     asyncio: "Any" = None
     loop: "Any" = None
     lock = _thread.allocate_lock()
+    calls: "_collections.deque[Action]" = _collections.deque()  # for the loop's own thread
+    waker: "Waker | None" = None  # of that; the loop's own uses sockets, which may be replaced
+
+    def run_calls() -> None:
+        waker.clear()  # type: ignore[union-attr]
+        while calls:
+            calls.popleft()()
 
     def open_loop(module: "Any") -> None:
-        nonlocal asyncio, loop
+        nonlocal asyncio, loop, waker
         asyncio, loop = module, None
         warnings = importlib.import_module("warnings")
         with warnings.catch_warnings(module=warnings):
@@ -1047,6 +1054,9 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             loop = asyncio.new_event_loop()
             asyncio.set_event_loop(loop)
         if threads and not loop.is_running():
+            waker = Waker()
+            os.register_at_fork(after_in_child=waker.close)
+            loop.add_reader(waker.reader, run_calls)
             start_thread(lambda: run_until(lambda: False, loop.run_forever))
 
     def run_until(done: "Callable[[], bool]", run: "Callable[[], Any]") -> None:
@@ -1088,7 +1098,11 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             nonlocal task
             task = loop.create_task(deliver())  # the loop itself holds tasks only weakly
 
-        loop.call_soon_threadsafe(begin)
+        if waker is None:  # the loop of a thread of user code
+            loop.call_soon_threadsafe(begin)
+        else:
+            calls.append(begin)
+            waker.wake()
         done.acquire()
         return outcome
 
