@@ -8,6 +8,7 @@ comments; the marks may stand in any page.
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -107,8 +108,11 @@ def _read(path: Path) -> str:
 
 
 def main() -> None:
-    for path in sync():
-        print(f"updated {path.relative_to(ROOT)}")
+    try:
+        for path in sync():
+            print(f"updated {path.relative_to(ROOT)}")
+    except ValueError as error:
+        sys.exit(f"make sync: {error}")
 
 
 if __name__ == "__main__":

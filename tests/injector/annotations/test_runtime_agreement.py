@@ -23,6 +23,10 @@ def load() -> ModuleType:
     return module
 
 
+SAME = (
+    "the default and the valid values must be the same in SETTINGS in runtime/asya_runtime.py and "
+    "in TABLE in injector/asya_injector/annotations/table.py"
+)
 SETTINGS = {name: (default, parse) for name, default, parse in load().SETTINGS}
 
 
@@ -31,7 +35,7 @@ def test_an_annotations_variable_exists_in_the_runtime_with_the_same_default(
     entry: Annotation,
 ) -> None:
     assert entry.env in SETTINGS, "add it to SETTINGS in runtime/asya_runtime.py"
-    assert SETTINGS[entry.env][0] == (entry.default or "")
+    assert SETTINGS[entry.env][0] == (entry.default or ""), f"{entry.name}: {SAME}"
 
 
 def test_the_runtime_accepts_the_socket_mode_that_the_injector_sets() -> None:
@@ -49,4 +53,7 @@ def test_the_runtime_accepts_what_the_injector_accepts(entry: Annotation, text: 
     except ValueError:
         return
     assert entry.env is not None
-    SETTINGS[entry.env][1](canonical)
+    try:
+        SETTINGS[entry.env][1](canonical)
+    except ValueError as error:
+        raise AssertionError(f"{entry.name}: the runtime rejects {canonical!r}: {SAME}") from error
