@@ -55,24 +55,24 @@ TABLE = (
     Annotation("container", formats.name, None,
         "container with the handler; default: kubectl's default container, otherwise the first"),
     Annotation("sidecars", formats.names, "asya-sidecar",
-        "containers that get the socket, separated by commas; names missing from a pod are "
-        "ignored"),
+        "containers that get the socket, separated by commas; names in the annotation must "
+        "exist in the pod, names in the cluster defaults may be missing"),
     Annotation("mode", formats.choice("auto", "wrap", "hook", "runtime", "mount"), "auto",
-        "how to start the runtime; auto selects wrap for a container with a command, otherwise "
-        "hook"),
+        "how to start the runtime; auto selects wrap for a container with a command that need not "
+        "be process 1, otherwise hook"),
     Annotation("python", formats.python, "python3",
         "interpreter of runtime and wrapper, as a program name or an absolute path; a Python "
         "interpreter in the container's command takes precedence over the default"),
     Annotation("mount-path", formats.mount_path, "/opt/asya",
-        "directory for the runtime files alone, or the path of one file whose name begins with "
-        "asya_ and ends in .py"),
+        "directory where the runtime files are mounted, used for nothing else; or the path of a "
+        "file asya_*.py, where the runtime is mounted in addition"),
     Annotation("probe", formats.boolean, "true",
         "add a readiness probe for the actor to a container without one"),
     # The default is the specification's.
     _runtime_setting("socket-path", formats.socket_path, "/tmp/sockets/app.sock",  # noqa: S108
         "path of the Unix socket, at most 107 bytes, in a directory of its own"),
     _runtime_setting("include-metadata", formats.boolean, "false",
-        "pass the whole message to the handler, not only its payload"),
+        "pass all fields of the message to the handler, not only `payload`"),
     _runtime_setting("chunk-size", formats.integer(1, 16777216), "4096",
         "receive buffer in bytes; it grows for larger messages"),
     _runtime_setting("handler-timeout", formats.seconds(zero=True), "0",
@@ -82,14 +82,14 @@ TABLE = (
         "answer memory errors as oom_error or cuda_oom_error, which can be retried; false: as "
         "processing_error"),
     _runtime_setting("cuda-cleanup-on-oom", formats.boolean, "true",
-        "empty the GPU memory caches of the loaded frameworks after a memory error"),
+        "empty the GPU memory caches of PyTorch and CuPy after a memory error"),
     _runtime_setting("concurrency", formats.integer(1, 1024), "1",
         "concurrent handler calls; above 1 they run in threads, or in one event loop if the "
         "handler is async"),
     _runtime_setting("max-message-size", formats.integer(1, 4294967295), "4294967295",
         "maximum message size in bytes; longer messages are answered with connection_error"),
     _runtime_setting("read-timeout", formats.seconds(zero=False), "60",
-        "maximum pause within a message in seconds; idle connections stay open"),
+        "maximum pause within a message in seconds; idle connections may wait longer"),
     _runtime_setting("json", formats.choice("stdlib", "orjson", "auto"), "stdlib",
         "JSON library; orjson must be installed in the image; auto uses orjson if it is "
         "installed"),

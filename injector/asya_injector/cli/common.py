@@ -12,7 +12,8 @@ EXIT_STATUS = """
 \b
 Exit status:
   0  success; for check: no problem found
-  1  an object was rejected, a check failed, or a ConfigMap could not be deleted
+  1  an object was rejected, --require was not met, a check failed, or a ConfigMap could not be
+     deleted
   2  wrong usage, unreadable input, or cluster unreachable
 """
 

@@ -226,7 +226,7 @@ def _unchainable(target: Object, hook: str, present: Object) -> InjectionError:
     if get_mapping(present, "httpGet") or get_mapping(present, "tcpSocket"):
         kind = "httpGet" if present.get("httpGet") else "tcpSocket"
         what = f"is an {kind} hook" if kind == "httpGet" else f"is a {kind} hook"
-        what += ", which mode hook cannot run with its own"
+        what += ", which mode hook cannot combine with its own hook"
         fix = "set command to the image's ENTRYPOINT to use mode wrap, which keeps this hook"
         if kind == "httpGet":
             request = quote(_build_url(get_mapping(present, "httpGet")))

@@ -230,7 +230,7 @@ class RuntimeConfigMapWriter:
                 namespace,
                 "the API server rejected it",
                 "check the namespace's quotas and policies for ConfigMaps and the injector's "
-                "rights; the injector's log has the answer",
+                "permissions; the injector's log has the API server's answer",
             )
         return self._unavailable(
             namespace,

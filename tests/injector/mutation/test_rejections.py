@@ -111,7 +111,8 @@ REJECTED = [
     pytest.param(pod({**NO_COMMAND, "lifecycle": {"preStop": {"httpGet": {
                      "port": 8080, "path": "/drain"}}}}),
                  Reason.HOOK_CONFLICT, 'lifecycle.preStop of container "model": is an httpGet '
-                 "hook, which mode hook cannot run with its own; set command to the image's "
+                 "hook, which mode hook cannot combine with its own hook; set command to the "
+                 "image's "
                  "ENTRYPOINT to use mode wrap, which keeps this hook, or send the request with an "
                  'exec hook, such as ["curl", "-fsS", "http://localhost:8080/drain"]',
                  id="hook-http"),

@@ -286,7 +286,7 @@ async def test_creates_it_if_checking_is_denied_and_rejects_one_that_exists(
 
 DENIED = (
     "the API server rejected it; check the namespace's quotas and policies for ConfigMaps and the "
-    "injector's rights; the injector's log has the answer"
+    "injector's permissions; the injector's log has the API server's answer"
 )
 FAILED = (
     "the API server failed or did not answer; the next pod retries; the injector's log has details"
