@@ -22,6 +22,12 @@ An object may have thousands of annotations that do not concern the injector. Th
 (has({{ . }}.metadata) && has({{ . }}.metadata.annotations) ? {{ . }}.metadata.annotations : {})
 {{- end }}
 
+{{/* Annotations of a CronJob's Job template, or an empty map. Argument: variable of the workload. */}}
+{{- define "asya-runtime.cel.jobAnnotations" -}}
+(has({{ . }}.spec) && has({{ . }}.spec.jobTemplate) && has({{ . }}.spec.jobTemplate.metadata) &&
+  has({{ . }}.spec.jobTemplate.metadata.annotations) ? {{ . }}.spec.jobTemplate.metadata.annotations : {})
+{{- end }}
+
 {{/* Whether a map has an asya.sh/ key. Argument: variable of the map. */}}
 {{- define "asya-runtime.cel.hasKey" -}}
 true in {{ . }}.map(key, key.startsWith('asya.sh/'))
@@ -33,12 +39,14 @@ has({{ . }}.metadata) && has({{ . }}.metadata.annotations) && 'asya.sh/inject' i
 {{- end }}
 
 {{/*
-Whether an update adds, changes or removes an asya.sh/ annotation of the workload itself: an asya.sh/ key has another
-value, or none, in the other map.
+Whether an update adds, changes or removes an asya.sh/ annotation of the workload itself or of a CronJob's Job template:
+an asya.sh/ key has another value, or none, in the other map.
 */}}
 {{- define "asya-runtime.cel.keysChange" -}}
 [[{{ include "asya-runtime.cel.annotations" "object" }}, {{ include "asya-runtime.cel.annotations" "oldObject" }}],
-[{{ include "asya-runtime.cel.annotations" "oldObject" }}, {{ include "asya-runtime.cel.annotations" "object" }}]]
+[{{ include "asya-runtime.cel.annotations" "oldObject" }}, {{ include "asya-runtime.cel.annotations" "object" }}],
+[{{ include "asya-runtime.cel.jobAnnotations" "object" }}, {{ include "asya-runtime.cel.jobAnnotations" "oldObject" }}],
+[{{ include "asya-runtime.cel.jobAnnotations" "oldObject" }}, {{ include "asya-runtime.cel.jobAnnotations" "object" }}]]
 .exists(pair, [true, true] in pair[0].map(key, [key.startsWith('asya.sh/'), pair[0][?key] != pair[1][?key]]))
 {{- end }}
 
@@ -58,7 +66,8 @@ creates pods without the runtime. Other updates are only validated, and its pods
 {{ include "asya-runtime.cel.propagated" "object" }} !=
 {{ include "asya-runtime.cel.propagated" "oldObject" }} ||
 '' in {{ include "asya-runtime.cel.propagated" "object" }} &&
-[{{ include "asya-runtime.cel.annotations" "object" }}].exists(annotations, {{ include "asya-runtime.cel.hasKey" "annotations" }}) ||
+[{{ include "asya-runtime.cel.annotations" "object" }}, {{ include "asya-runtime.cel.jobAnnotations" "object" }}]
+.exists(annotations, {{ include "asya-runtime.cel.hasKey" "annotations" }}) ||
 {{ include "asya-runtime.cel.keysChange" . }})
 {{- end }}
 
@@ -79,7 +88,8 @@ creates pods without the runtime. Other updates are only validated, and its pods
 {{- $templates := include "asya-runtime.cel.templates" "object" }}
 {{- /* Includes the old object: an annotation removed from the workload must be removed from the pod template. */}}
 {{- $all := printf "([object] + %s + (request.operation == 'UPDATE' ? [oldObject] : []))" $templates }}
-{{- include "asya-runtime.cel.anyHasKey" (printf "%s.map(each, %s)" $all (include "asya-runtime.cel.annotations" "each")) }} &&
+{{- $jobs := printf "[%s] + (request.operation == 'UPDATE' ? [%s] : [])" (include "asya-runtime.cel.jobAnnotations" "object") (include "asya-runtime.cel.jobAnnotations" "oldObject") }}
+{{- include "asya-runtime.cel.anyHasKey" (printf "(%s.map(each, %s) + %s)" $all (include "asya-runtime.cel.annotations" "each") $jobs) }} &&
 {{- /* Updates by controllers do not wait for the injector. */}}
 (request.operation != 'UPDATE' ||
 {{ $templates }} != {{ include "asya-runtime.cel.templates" "oldObject" }} ||
@@ -92,9 +102,9 @@ creates pods without the runtime. Other updates are only validated, and its pods
 !{{ $templates }}
 .exists(each, {{ include "asya-runtime.cel.isDisabled" "each" }} &&
 !('asya.sh/inherited' in each.metadata.annotations)) &&
-{{- /* A workload with injection disabled is relevant only while its template has asya.sh/ annotations. */}}
+{{- /* A workload with injection disabled is relevant only while a template in it has asya.sh/ annotations. */}}
 (!({{ include "asya-runtime.cel.isDisabled" "object" }}) ||
-{{ $templates }}.map(each, {{ include "asya-runtime.cel.annotations" "each" }})
+({{ $templates }}.map(each, {{ include "asya-runtime.cel.annotations" "each" }}) + [{{ include "asya-runtime.cel.jobAnnotations" "object" }}])
 .exists(annotations, {{ include "asya-runtime.cel.hasKey" "annotations" }}))
 {{- end }}
 

@@ -59,12 +59,16 @@ def build(
     own: dict[str, str] | None = None,
     template: dict[str, str] | None = None,
     *,
+    job: dict[str, str] | None = None,
     image: str = "model",
     replicas: int | None = None,
     labels: dict[str, str] | None = None,
     **metadata: Any,
 ) -> Object:
-    """A valid object with annotations `own`, and `template` on its pod template."""
+    """A valid object with annotations `own`, and `template` on its pod template.
+
+    job: annotations of a CronJob's Job template.
+    """
     shared: Object = {"name": "case"} | ({"labels": labels} if labels else {})
     shared |= {} if own is None else {"annotations": own}
     whole: Object = {"apiVersion": VERSIONS.get(kind, "apps/v1"), "kind": kind}
@@ -74,16 +78,17 @@ def build(
     if kind == "Pod":
         return whole | {"spec": spec}
     pod: Object = {"metadata": {"labels": {"app": "case"}}, "spec": spec}
+    body: Object
     if template is not None:
         pod["metadata"]["annotations"] = template
     if kind == "Job":
         return whole | {"spec": {"template": pod}}
     if kind == "CronJob":
-        job = {"spec": {"template": pod}}
+        body = {"spec": {"template": pod}} | ({"metadata": {"annotations": job}} if job else {})
         # The 31st of February: never.
-        return whole | {"spec": {"schedule": "0 0 31 2 *", "suspend": True, "jobTemplate": job}}
+        return whole | {"spec": {"schedule": "0 0 31 2 *", "suspend": True, "jobTemplate": body}}
     del spec["restartPolicy"]
-    body: Object = {"selector": {"matchLabels": {"app": "case"}}, "template": pod}
+    body = {"selector": {"matchLabels": {"app": "case"}}, "template": pod}
     if kind == "StatefulSet":
         body["serviceName"] = "case"
     if kind == "DaemonSet":  # it has no replicas to set to 0, and its pods would be admitted too
@@ -235,6 +240,64 @@ UPDATED = [
     )
 ]
 
+# A CronJob has a third level, its Job template.
+JOB_TEMPLATES = [
+    Case(f"cronjob-{what}", webhook, new, old)
+    for what, webhook, old, new in (
+        ("with-other-annotations-on-its-job-template", NONE, None, build("CronJob", job=OTHERS)),
+        ("annotated-on-its-job-template", OF_WORKLOADS, None, build("CronJob", job=HANDLER)),
+        (
+            "with-a-misspelt-annotation-on-its-job-template",
+            OF_WORKLOADS,
+            None,
+            build("CronJob", job={"asya.sh/handlr": "a.b"}),
+        ),
+        (
+            "disabled-itself-annotated-on-its-job-template",
+            OF_WORKLOADS,
+            None,
+            build("CronJob", OFF, job=HANDLER),
+        ),
+        (
+            "job-template-unchanged",
+            NONE,
+            build("CronJob", job=HANDLER),
+            build("CronJob", job=HANDLER, labels={"a": "b"}),
+        ),
+        (
+            "other-job-annotation-changed",
+            NONE,
+            build("CronJob", HANDLER, PROPAGATED, job={"a": "b"}),
+            build("CronJob", HANDLER, PROPAGATED, job={"a": "c"}),
+        ),
+        ("job-annotation-added", OF_WORKLOADS, build("CronJob"), build("CronJob", job=HANDLER)),
+        (
+            "job-annotation-changed",
+            OF_WORKLOADS,
+            build("CronJob", None, PROPAGATED, job=HANDLER),
+            build("CronJob", None, PROPAGATED, job={"asya.sh/handler": "my_app.handler.other"}),
+        ),
+        (
+            "job-annotation-removed",
+            OF_WORKLOADS,
+            build("CronJob", None, PROPAGATED, job=HANDLER),
+            build("CronJob", None, PROPAGATED),
+        ),
+        (
+            "image-changed-annotated-on-its-job-template",
+            OF_WORKLOADS,
+            build("CronJob", job=HANDLER),
+            build("CronJob", job=HANDLER, image="newer"),
+        ),
+        (
+            "image-changed-while-job-annotations-are-propagated",
+            OF_TEMPLATES,
+            build("CronJob", None, PROPAGATED, job=HANDLER),
+            build("CronJob", None, PROPAGATED, job=HANDLER, image="newer"),
+        ),
+    )
+]
+
 SPECIAL = [
     Case(
         "scaled",
@@ -259,4 +322,4 @@ SPECIAL = [
     ),
 ]
 
-CASES = [*PODS, *CREATED, *UPDATED, *SPECIAL]
+CASES = [*PODS, *CREATED, *UPDATED, *JOB_TEMPLATES, *SPECIAL]
