@@ -141,7 +141,9 @@ def variants(cluster: Cluster) -> dict[str, tuple[Object, Object]]:
     add("hook-script", hooked, image=image["script"])
     add("wrap-tini", wrapped, image=image["init"], command=["tini", "--", *APP])
     add("wrap-dumb-init", wrapped, image=image["init"], command=["dumb-init", *APP])
-    add("runtime", {"is_process_1": True}, template=WHOAMI | {"asya.sh/mode": "runtime"})
+    # Process 1 is the runtime too: it reaps orphans, and serves in its child.
+    served = {"is_process_1": False, "is_child_of_process_1": True}
+    add("runtime", served, template=WHOAMI | {"asya.sh/mode": "runtime"})
     script = "python3 /opt/asya/asya_runtime.py & exec python3 -m app"
     add(
         "mount",

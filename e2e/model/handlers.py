@@ -56,6 +56,7 @@ def whoami(message: Message) -> dict[str, Any]:
         "executable": sys.executable,
         "user": os.getuid(),
         "is_process_1": os.getpid() == 1,
+        "is_child_of_process_1": os.getppid() == 1,
     }
 
 
