@@ -121,8 +121,8 @@ REJECTED = [
                  Reason.HOOK_CONFLICT, '"https://h:web/x"', id="hook-https"),
     pytest.param(pod({**NO_COMMAND, "lifecycle": {"preStop": {"tcpSocket": {"port": 80}}}}),
                  Reason.HOOK_CONFLICT, "is a tcpSocket hook, which mode hook cannot combine with "
-                 "its own hook; set command to the image's ENTRYPOINT to use mode wrap, which keeps this "
-                 "hook (HookConflict)", id="hook-tcp"),
+                 "its own hook; set command to the image's ENTRYPOINT to use mode wrap, which "
+                 "keeps this hook (HookConflict)", id="hook-tcp"),
     *(pytest.param(pod({**NO_COMMAND, "lifecycle": {"preStop": {"sleep": sleep}}}),
                    Reason.HOOK_CONFLICT, "is not an exec hook", id=f"hook-sleep-{sleep}")
       for sleep in ({}, {"seconds": -1}, {"seconds": "1"}, {"seconds": True},
