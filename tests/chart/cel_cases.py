@@ -247,13 +247,13 @@ JOB_TEMPLATES = [
         ("with-other-annotations-on-its-job-template", NONE, None, build("CronJob", job=OTHERS)),
         ("annotated-on-its-job-template", OF_WORKLOADS, None, build("CronJob", job=HANDLER)),
         (
-            "with-a-misspelt-annotation-on-its-job-template",
+            "with-a-misspelt-key-on-its-job-template",
             OF_WORKLOADS,
             None,
             build("CronJob", job={"asya.sh/handlr": "a.b"}),
         ),
         (
-            "disabled-itself-annotated-on-its-job-template",
+            "disabled-but-annotated-on-its-job-template",
             OF_WORKLOADS,
             None,
             build("CronJob", OFF, job=HANDLER),
@@ -290,7 +290,7 @@ JOB_TEMPLATES = [
             build("CronJob", job=HANDLER, image="newer"),
         ),
         (
-            "image-changed-while-job-annotations-are-propagated",
+            "image-changed-while-job-level-is-propagated",
             OF_TEMPLATES,
             build("CronJob", None, PROPAGATED, job=HANDLER),
             build("CronJob", None, PROPAGATED, job=HANDLER, image="newer"),

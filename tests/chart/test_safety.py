@@ -8,6 +8,7 @@ import pytest
 from asya_injector.runtime_files import MANAGED_BY, RuntimeFiles
 from asya_injector.webhook.admission import PODS, TEMPLATES, WORKLOADS
 
+from tests.chart import cel_cases
 from tests.chart.charts import (
     CA,
     CASES,
@@ -577,3 +578,12 @@ def test_the_injector_serves_the_paths_of_the_webhooks(rendered: dict[str, Objec
     webhooks = rendered["MutatingWebhookConfiguration"]["webhooks"]
     paths = [each["clientConfig"]["service"]["path"] for each in webhooks]
     assert paths == [f"/{PODS}", f"/{WORKLOADS}", f"/{TEMPLATES}"]
+
+
+def test_the_names_of_admission_cases_fit_into_the_cluster() -> None:
+    """The tests in the cluster make objects of these names; a CronJob's has at most 52 letters."""
+    limits = {"CronJob": 52}
+    too_long = [
+        case.id for case in cel_cases.CASES if len(case.id) > limits.get(case.new["kind"], 63)
+    ]
+    assert too_long == []
