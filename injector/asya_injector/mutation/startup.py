@@ -221,7 +221,7 @@ def _run(target: Object, command: list[str]) -> None:
 
 
 def _unchainable(target: Object, hook: str, present: Object) -> InjectionError:
-    what = "is not an exec hook, so mode hook cannot run it with its own"
+    what = "is neither an exec hook nor a valid sleep hook, so mode hook cannot keep it"
     fix = "make it an exec hook, or set command to use mode wrap"
     if get_mapping(present, "httpGet") or get_mapping(present, "tcpSocket"):
         kind = "httpGet" if present.get("httpGet") else "tcpSocket"

@@ -124,7 +124,7 @@ REJECTED = [
                  "its own hook; set command to the image's ENTRYPOINT to use mode wrap, which "
                  "keeps this hook (HookConflict)", id="hook-tcp"),
     *(pytest.param(pod({**NO_COMMAND, "lifecycle": {"preStop": {"sleep": sleep}}}),
-                   Reason.HOOK_CONFLICT, "is not an exec hook", id=f"hook-sleep-{sleep}")
+                   Reason.HOOK_CONFLICT, "nor a valid sleep hook", id=f"hook-sleep-{sleep}")
       for sleep in ({}, {"seconds": -1}, {"seconds": "1"}, {"seconds": True},
                     {"seconds": 10**9})),
     # Values and keys
