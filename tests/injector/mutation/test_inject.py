@@ -77,6 +77,7 @@ def injected(given: Object, defaults: ClusterDefaults = DEFAULTS) -> Injection:
     again = inject(result.pod, defaults)
     assert again is not None
     assert again.pod == result.pod
+    assert again.mode.value == result.mode.value
     return result
 
 

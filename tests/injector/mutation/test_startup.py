@@ -1,18 +1,18 @@
 """How the runtime is started in pods that other webhooks change, too."""
 
-import copy
 import json
 from typing import Any
 
 import pytest
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.errors import InjectionError, Reason
-from asya_injector.mutation.inject import Injection, inject
+from asya_injector.mutation.inject import inject
 from asya_injector.mutation.startup import LAUNCHERS
 from asya_injector.mutation.uninject import uninject
 
+from tests.injector.mutation.test_inject import DEFAULTS, injected
+
 Object = dict[str, Any]
-DEFAULTS = ClusterDefaults("0123456789", {})
 OTHERS = ClusterDefaults("ffffffffff", {"json": "auto"})
 ENTRYPOINT = "/opt/asya/asya_entrypoint.py"
 PYTHON = "/opt/venv/bin/python"
@@ -24,19 +24,6 @@ def pod(annotations: dict[str, str] | None = None, /, **fields: Any) -> Object:
         "metadata": {"annotations": {"asya.sh/handler": "my_app.handler.predict"} | keys},
         "spec": {"containers": [{"name": "model", **fields}]},
     }
-
-
-def injected(given: Object, defaults: ClusterDefaults = DEFAULTS) -> Injection:
-    """The injection; checks that it keeps the input, and that a second one changes nothing."""
-    before = copy.deepcopy(given)
-    result = inject(given, defaults)
-    assert result is not None
-    assert given == before
-    again = inject(result.pod, defaults)
-    assert again is not None
-    assert again.pod == result.pod
-    assert again.mode.value == result.mode.value
-    return result
 
 
 def target(given: Object) -> Object:
