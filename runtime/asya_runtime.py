@@ -799,7 +799,7 @@ def make_classify() -> "Callable[[BaseException], str]":
 
 
 def is_enomem(error: BaseException) -> bool:
-    """Whether the system reports that it has no memory."""
+    """Whether the system reports that memory is exhausted."""
     return isinstance(error, OSError) and error.errno == errno.ENOMEM
 
 
@@ -1894,7 +1894,7 @@ class Workers:
                 self.wake()
 
     def work(self) -> None:
-        """Answer messages for ever."""
+        """Answer messages until the process ends."""
         while True:
             try:
                 self.work_once()

@@ -14,7 +14,7 @@ asya-runtime
 asya-runtime-prune
 {{- end }}
 
-{{/* The policy for runtime ConfigMaps, whoever writes them. */}}
+{{/* The policy for runtime ConfigMaps; it applies to every user. */}}
 {{- define "asya-runtime.immutablePolicy" -}}
 asya-runtime-immutable
 {{- end }}
