@@ -22,7 +22,7 @@ from asya_injector.kube_objects import (
 from asya_injector.manifests.objects import ManifestObject
 from asya_injector.manifests.templates import describe_path
 from asya_injector.mutation.inject import Injection
-from asya_injector.mutation.ownership import HOOKS, get_hook_command
+from asya_injector.mutation.injection_record import HOOKS, get_hook_command
 from asya_injector.mutation.workload import ObjectChange
 
 RESULTS = ("injected", "left-alone", "rejected")

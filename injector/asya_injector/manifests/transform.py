@@ -11,6 +11,13 @@ from typing import Any
 
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.annotations.table import PREFIX
+from asya_injector.documents.document import (
+    Document,
+    edit_document,
+    remove_documents,
+    render_document,
+    uses_anchors,
+)
 from asya_injector.errors import InjectionError
 from asya_injector.kube_objects import (
     Object,
@@ -19,13 +26,6 @@ from asya_injector.kube_objects import (
     get_in,
     get_template,
     replace_template,
-)
-from asya_injector.manifests.documents import (
-    Document,
-    edit_document,
-    remove_documents,
-    render_document,
-    uses_anchors,
 )
 from asya_injector.manifests.objects import ManifestObject, is_list, iter_objects
 from asya_injector.manifests.runtime_configmaps import RuntimeConfigMaps

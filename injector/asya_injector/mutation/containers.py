@@ -16,7 +16,7 @@ from asya_injector.kube_objects import (
     get_string,
     get_strings,
 )
-from asya_injector.mutation.ownership import InjectionRecord
+from asya_injector.mutation.injection_record import InjectionRecord
 from asya_injector.runtime_files import RUNTIME_VOLUME
 
 KUBECTL_DEFAULT = "kubectl.kubernetes.io/default-container"

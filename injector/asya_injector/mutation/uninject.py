@@ -8,7 +8,7 @@ from typing import Any
 from asya_injector.annotations.table import INHERITED, INJECTED
 from asya_injector.errors import InjectionError, Reason
 from asya_injector.kube_objects import Object, get_annotations, get_template, replace_template
-from asya_injector.mutation.ownership import (
+from asya_injector.mutation.injection_record import (
     InjectionRecord,
     remove_injection,
     remove_key,

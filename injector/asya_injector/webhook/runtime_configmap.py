@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asya_injector.errors import InjectionError, Reason
+from asya_injector.http.limits import Turns
 from asya_injector.kube_client import (
     ApiClient,
     ApiException,
@@ -20,7 +21,6 @@ from asya_injector.kube_client import (
     get_reason,
 )
 from asya_injector.runtime_files import RuntimeFiles
-from asya_injector.webhook.limits import Turns
 from asya_injector.webhook.telemetry import Metrics
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from asya_injector.manifests.nodes import (
+from asya_injector.documents.edit import edit_json, edit_yaml, has_aliases
+from asya_injector.documents.nodes import (
     TOO_DEEP,
     DocumentError,
     Node,
@@ -24,8 +25,7 @@ from asya_injector.manifests.nodes import (
     compose_yaml,
     decode_json,
 )
-from asya_injector.manifests.render import render_block, render_json
-from asya_injector.manifests.yaml_edit import edit_json, edit_yaml, has_aliases
+from asya_injector.documents.render import render_block, render_json
 
 SUFFIXES = (".yaml", ".yml", ".json")
 _BOM = "\ufeff"

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import aiohttp.web
 
-from asya_injector.webhook.limits import Connection, Connections
+from asya_injector.http.limits import Connection, Connections
 
 logger = logging.getLogger(__name__)
 

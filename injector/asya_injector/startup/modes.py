@@ -8,7 +8,7 @@ from asya_injector.annotations.settings import Decision, Settings
 from asya_injector.annotations.table import PREFIX
 from asya_injector.errors import InjectionError, Reason, quote
 from asya_injector.kube_objects import Object, get_mapping, get_name, get_string, get_strings
-from asya_injector.mutation.ownership import (
+from asya_injector.mutation.injection_record import (
     HOOKS,
     PROBE_TIMES,
     build_sleep,

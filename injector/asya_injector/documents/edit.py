@@ -17,8 +17,8 @@ from difflib import SequenceMatcher
 from functools import partial
 from typing import Any
 
-from asya_injector.manifests.nodes import Node
-from asya_injector.manifests.render import JsonStyle, YamlStyle, render_block, render_flow
+from asya_injector.documents.nodes import Node
+from asya_injector.documents.render import JsonStyle, YamlStyle, render_block, render_flow
 
 # Between the dash of an item and its value, and between a key and its colon.
 _GAP = re.compile(r"(?:[ \t\r\n]+(?:#[^\n]*)?)*")

@@ -7,8 +7,8 @@ import pytest
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.errors import InjectionError, Reason
 from asya_injector.mutation.inject import inject
-from asya_injector.mutation.startup import LAUNCHERS
 from asya_injector.mutation.uninject import uninject
+from asya_injector.startup.modes import LAUNCHERS
 
 from tests.injector.mutation.test_inject import DEFAULTS, injected
 
