@@ -15,10 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from asya_injector.documents.edit import edit_json, edit_yaml, has_aliases
+from asya_injector.documents.edit import edit_json, edit_yaml
+from asya_injector.documents.layout import has_aliases
 from asya_injector.documents.nodes import (
     TOO_DEEP,
-    DocumentError,
     Node,
     check_json,
     compose_json,
@@ -26,6 +26,7 @@ from asya_injector.documents.nodes import (
     decode_json,
 )
 from asya_injector.documents.render import render_block, render_json
+from asya_injector.documents.scalars import DocumentError
 
 SUFFIXES = (".yaml", ".yml", ".json")
 _BOM = "\ufeff"

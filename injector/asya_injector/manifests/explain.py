@@ -22,8 +22,8 @@ from asya_injector.kube_objects import (
 from asya_injector.manifests.objects import ManifestObject
 from asya_injector.manifests.templates import describe_path
 from asya_injector.mutation.inject import Injection
-from asya_injector.mutation.injection_record import HOOKS, get_hook_command
 from asya_injector.mutation.workload import ObjectChange
+from asya_injector.startup.hooks import HOOKS, get_hook_command
 
 RESULTS = ("injected", "left-alone", "rejected")
 # What sets the value of a setting, in JSON and for a person.

@@ -31,11 +31,11 @@ from asya_injector.mutation.injection_record import (
     find_additions,
     find_empty_fields,
     identify_variable,
-    remove_injection,
     restore_empty_fields,
 )
+from asya_injector.mutation.uninject import remove_injection
 from asya_injector.runtime_files import RUNTIME_HASH_LABEL
-from asya_injector.startup import modes
+from asya_injector.startup import modes, probe, programs
 
 # The API server's copy of a static pod, which the kubelet runs from a file.
 MIRROR = "kubernetes.io/config.mirror"
@@ -88,7 +88,7 @@ def inject(
     plain = remove_injection(pod, record)
     original = restore_empty_fields(remove_injection(original, record), record.empty)
     old = find_by_name(all_containers(pod), record.container) or {}
-    old_interpreter = modes.check_recorded(old, record.python)
+    old_interpreter = programs.check_recorded(old, record.python)
     return _inject(
         plain, settings, injected, None, original=original, old_interpreter=old_interpreter
     )
@@ -116,9 +116,9 @@ def _inject(
     own = environment.read_settings(target, settings)
     path = own.get("socket-path") or settings["socket-path"]
     if record:
-        old_interpreter = modes.check_recorded(target, record.python)
+        old_interpreter = programs.check_recorded(target, record.python)
     is_old = get_name(target) == injected
-    interpreter = modes.find_interpreter(target) or (old_interpreter if is_old else "")
+    interpreter = programs.find_interpreter(target) or (old_interpreter if is_old else "")
     python = settings.annotated.get("python") or interpreter or settings["python"]
     volumes.mount_runtime(pod, target, settings, python)
     socket_volume = volumes.mount_socket(pod, target, sidecars, path)
@@ -128,7 +128,7 @@ def _inject(
         environment.set_sidecar_env(sidecar, path=path)
     mode = modes.choose_mode(target, settings, record.mode if record else "")
     warnings = modes.configure_startup(pod, target, settings, mode=mode.value, python=python)
-    warnings += modes.add_probe(target, settings, python)
+    warnings += probe.add_probe(target, settings, python)
     new_record = InjectionRecord(
         container=get_name(target),
         mode=mode.value,

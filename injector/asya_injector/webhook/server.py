@@ -15,11 +15,11 @@ from typing import Any, cast
 import aiohttp.web
 import kopf
 
-from asya_injector.http.body import find_uid, parse_body, read_body
+from asya_injector.http.body import BadRequestError, find_uid, parse_body, read_body
 from asya_injector.http.limits import Connection, Connections, Turns
 from asya_injector.http.listener import Listener
 from asya_injector.tls.watcher import CertWatcher
-from asya_injector.webhook.review import BadRequestError, Review, build_rejection, current_review
+from asya_injector.webhook.review import Review, build_rejection, current_review
 from asya_injector.webhook.telemetry import Metrics
 
 logger = logging.getLogger(__name__)
