@@ -1,7 +1,5 @@
 """The program `asya-injector`: its commands, and how it ends."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

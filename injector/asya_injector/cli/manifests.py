@@ -1,7 +1,5 @@
 """The commands that read manifests: `inject`, `uninject` and `explain`."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -5,8 +5,6 @@ insertion, a deletion or a replacement at the place of that node. Comments, orde
 indentation and anchors of everything else are kept, because nothing else is written.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import re

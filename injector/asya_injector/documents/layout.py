@@ -1,7 +1,5 @@
 """Where the parts of a YAML text are: ends, dashes, colons and lines. Positions are offsets."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections import deque

@@ -4,8 +4,6 @@ As for kubectl, unknown tags are ignored, and of equal keys the last one counts.
 too much memory or depth are rejected: an alias can repeat a value that contains aliases.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

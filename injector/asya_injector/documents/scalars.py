@@ -1,7 +1,5 @@
 """The values of scalars and keys as kubectl reads them: YAML 1.1, its words and its octals."""
 
-from __future__ import annotations
-
 import base64
 import re
 import struct

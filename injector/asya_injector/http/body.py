@@ -1,7 +1,5 @@
 """The body of a request: read within limits, and parsed."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

@@ -1,7 +1,5 @@
 """Accepts TLS connections within limits, and speaks HTTP on them."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import socket

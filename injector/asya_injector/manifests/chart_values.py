@@ -1,7 +1,5 @@
 """The cluster defaults in a file of chart values: `runtime.defaults`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Explain what an injection changes in an object, and why. No I/O."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping
 

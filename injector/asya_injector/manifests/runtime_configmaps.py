@@ -1,7 +1,5 @@
 """The runtime ConfigMaps that a set of manifests brings along."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

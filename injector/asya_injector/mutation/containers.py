@@ -1,7 +1,5 @@
 """Select the containers of a pod: the target, which holds the handler, and its sidecars."""
 
-from __future__ import annotations
-
 from asya_injector.annotations.settings import Settings
 from asya_injector.annotations.table import PREFIX
 from asya_injector.errors import InjectionError, Reason, join, quote, suggest

@@ -1,7 +1,5 @@
 """The environment: the runtime's `ASYA_*` variables go before the user's and never replace them."""
 
-from __future__ import annotations
-
 import posixpath
 
 from asya_injector.annotations.settings import Settings

@@ -5,8 +5,6 @@ another webhook handles only what that one has added. A pod copied from an injec
 settings, is first un-injected by its record.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 

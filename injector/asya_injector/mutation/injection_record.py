@@ -5,12 +5,10 @@ counts as the injector's. The record lists the additions; it is not trusted: an 
 only if the record lists it and the pod still has it in this form.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from asya_injector.annotations.table import ENV, INJECTED
 from asya_injector.kube_objects import (
@@ -57,7 +55,7 @@ class InjectionRecord:
     empty: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, annotations: Mapping[str, str]) -> InjectionRecord | None:
+    def parse(cls, annotations: Mapping[str, str]) -> Self | None:
         """The record in a pod's annotations; None if there is none or it is malformed."""
         try:
             record = cls(**json.loads(annotations.get(INJECTED, "")))

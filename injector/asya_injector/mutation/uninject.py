@@ -1,7 +1,5 @@
 """Undo an injection: remove what its record lists."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 

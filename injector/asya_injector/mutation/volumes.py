@@ -1,7 +1,5 @@
 """Mount the runtime files and the directory of the socket."""
 
-from __future__ import annotations
-
 import posixpath
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Lifecycle hooks: the runtime's, with the user's own hook after it."""
 
-from __future__ import annotations
-
 import re
 
 from asya_injector.annotations.table import PREFIX

@@ -1,7 +1,5 @@
 """The modes: how the runtime starts, and why."""
 
-from __future__ import annotations
-
 from asya_injector.annotations.settings import Decision, Settings
 from asya_injector.annotations.table import PREFIX
 from asya_injector.errors import InjectionError, Reason, quote

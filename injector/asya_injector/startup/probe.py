@@ -1,7 +1,5 @@
 """The readiness probe, which asks the runtime whether it is ready."""
 
-from __future__ import annotations
-
 from asya_injector.annotations.settings import Settings
 from asya_injector.errors import quote
 from asya_injector.kube_objects import Object, get_mapping, get_name, get_strings

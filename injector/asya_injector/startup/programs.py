@@ -1,7 +1,5 @@
 """The programs that a container's command starts: interpreters, init programs and launchers."""
 
-from __future__ import annotations
-
 import re
 
 from asya_injector.kube_objects import Object, get_mapping, get_strings

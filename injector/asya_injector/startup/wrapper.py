@@ -1,7 +1,5 @@
 """The wrapper in a command: found, replaced and removed."""
 
-from __future__ import annotations
-
 import posixpath
 
 from asya_injector.kube_objects import Object, get_strings

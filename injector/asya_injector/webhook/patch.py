@@ -1,7 +1,5 @@
 """The JSON patch (RFC 6902) that turns the object of a review into the admitted one."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from asya_injector.kube_objects import Object

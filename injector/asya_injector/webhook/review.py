@@ -3,15 +3,13 @@
 https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import re
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from asya_injector.errors import Reason
 from asya_injector.http.body import BadRequestError
@@ -62,7 +60,7 @@ class Review:
     mounts_configmap: bool = False
 
     @classmethod
-    def parse(cls, body: Any) -> Review:
+    def parse(cls, body: Any) -> Self:
         """Validate the fields that are used; raises BadRequestError."""
         request = _field(body, "request", dict, "the review")
         uid = _field(request, "uid", str, "request")

@@ -1,7 +1,5 @@
 """The runtime ConfigMap: created in a namespace before its first actor is admitted."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time
