@@ -56,19 +56,19 @@ TABLE = (
         "containers that get the socket, separated by commas; names in the annotation must "
         "exist in the pod, names in the cluster defaults may be missing"),
     Annotation("mode", formats.choice("auto", "wrap", "hook", "runtime", "mount"), "auto",
-        "how to start the runtime; auto selects wrap for a container with a command that need not "
-        "be process 1, otherwise hook"),
+        "how to start the runtime; auto selects hook for a container without a command or with a "
+        "program that must be process 1, otherwise wrap"),
     Annotation("python", formats.python, "python3",
         "interpreter of runtime and wrapper, as a program name or an absolute path; a Python "
         "interpreter in the container's command takes precedence over the default"),
     Annotation("mount-path", formats.mount_path, "/opt/asya",
-        "directory where the runtime files are mounted, used for nothing else; or the path of a "
-        "file asya_*.py, where the runtime is mounted in addition"),
+        "dedicated directory for the runtime files; or the path of a file asya_*.py, where the "
+        "runtime is then mounted too"),
     Annotation("probe", formats.boolean, "true",
         "add a readiness probe for the actor to a container without one"),
     # The default is the specification's.
     _runtime_setting("socket-path", formats.socket_path, "/tmp/sockets/app.sock",  # noqa: S108
-        "path of the Unix socket, at most 107 bytes, in a directory of its own"),
+        "path of the Unix socket, at most 107 bytes, in a dedicated directory"),
     _runtime_setting("include-metadata", formats.boolean, "false",
         "pass all fields of the message to the handler, not only `payload`"),
     _runtime_setting("chunk-size", formats.integer(1, 16777216), "4096",

@@ -115,11 +115,11 @@ def inject(
     """Inject the runtime into pods and workloads.
 
     Reads YAML and JSON, also with several documents and with lists, and writes all of it to
-    standard output. Annotated pods and workloads are changed as the webhook would change their
-    pods, and so are annotated pod templates in other kinds. The runtime ConfigMap of each namespace
-    is added before its first actor. Everything else is written as it was, including comments and
-    order. If an object is rejected, all errors are
-    reported and no output is written. Objects that were injected before are updated.
+    standard output. Annotated pods, workloads and pod templates in other kinds are changed as the
+    webhook would change their pods. The runtime ConfigMap of each namespace is added before its
+    first actor. Everything else is written as it was, including comments and order. If an object
+    is rejected, all errors are reported and no output is written. Objects that were injected before
+    are updated.
     """
     runtime = _load_runtime()
     settings = _read_defaults(runtime, values_file, defaults)
