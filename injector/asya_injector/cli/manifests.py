@@ -204,10 +204,10 @@ def _load_runtime() -> RuntimeFiles:
 def _read_defaults(
     runtime: RuntimeFiles, values_file: Path | None, options: dict[str, str | None]
 ) -> ClusterDefaults:
-    given = {name.replace("_", "-"): text for name, text in options.items()}
+    given = {name.replace("_", "-"): text for name, text in options.items() if text is not None}
     try:
         values = chart_values.read_values(values_file) if values_file else {}
-        return ClusterDefaults(runtime.hash, chart_values.merge_values(values, given))
+        return ClusterDefaults(runtime.hash, values | given)
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(str(error)) from None
     except InjectionError as error:
