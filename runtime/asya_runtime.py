@@ -81,7 +81,9 @@ try:
         import select
         import stat
         import traceback
+        from functools import partial
         from importlib.machinery import PathFinder
+        from itertools import repeat
         from json import encoder as json_encoder
         from json.decoder import JSONDecodeError, JSONDecoder
 finally:
@@ -101,6 +103,7 @@ if TYPE_CHECKING:
     Decode = Callable[["Message"], object]
     Encode = Callable[["Message"], Bytes]
     Answer = Callable[["Message"], Bytes]
+    AnswerAll = Callable[[list["Message"]], list[Bytes]]
     Conversation = Generator[None, None, None]
 else:
     # User code may replace functions of modules, and builtins: below, these names are copies
@@ -243,6 +246,8 @@ SETTINGS: "tuple[tuple[str, str, Callable[[str], object]], ...]" = (
     ("ASYA_CONCURRENCY", "1", make_integer_parser(1, 1024)),
     ("ASYA_MAX_MESSAGE_SIZE", "4294967295", make_integer_parser(1, 4294967295)),
     ("ASYA_READ_TIMEOUT", "60", make_seconds_parser("above 0", 5e-324)),
+    ("ASYA_BATCH_SIZE", "1", make_integer_parser(1, 1024)),
+    ("ASYA_BATCH_WAIT", "0", make_seconds_parser("at least 0", 0)),
     ("ASYA_JSON", "stdlib", make_parser("stdlib, orjson or auto", "stdlib|orjson|auto")),
 )
 
@@ -278,21 +283,25 @@ class Message:
     the next part.
     """
 
-    __slots__ = ("body", "reply", "result")
+    __slots__ = ("arrived", "body", "connection", "reply", "result")
     body: "Bytes | None"  # as received
     result: "Any"  # what the handler returned
-    reply: "Bytes | None"  # built by a worker
+    reply: "Bytes | None"  # for messages in the queue
 
-    def __init__(self) -> None:
+    def __init__(self, connection: "Any" = None) -> None:
+        self.connection = connection  # None where the message is not in the queue
         self.body = self.result = self.reply = None
+        self.arrived = 0.0  # in the queue
 
 
 class State:
     """The state of the process, shared by signals, answers and the server."""
 
-    __slots__ = ("forked", "poisoned", "stopping", "wake")
+    __slots__ = ("batch_limit", "forked", "limited_at", "poisoned", "stopping", "wake")
 
     def __init__(self) -> None:
+        self.batch_limit = 1024  # messages that fit into memory together, by what has failed
+        self.limited_at = 0.0  # when the limit was set
         self.stopping = False  # SIGTERM or SIGINT was received
         self.poisoned = False  # the GPU context is lost
         self.forked = False  # this is a child process that user code forked
@@ -1018,7 +1027,7 @@ class Caller:
     __slots__ = ("call", "complete", "has_background_tasks", "run_until_readable")
     call: "Call"
     complete: "Callable[[object], object]"
-    has_background_tasks: "Callable[[], bool]"
+    has_background_tasks: "Callable[[], bool] | None"  # None: there is no loop
     run_until_readable: "Callable[[int, float | None], None]"
 
 
@@ -1058,6 +1067,8 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             os.register_at_fork(after_in_child=waker.close)
             loop.add_reader(waker.reader, run_calls)
             start_thread(lambda: run_until(lambda: False, loop.run_forever))
+        if not threads:
+            caller.has_background_tasks = lambda: bool(asyncio.all_tasks(loop))
 
     def run_until(done: "Callable[[], bool]", run: "Callable[[], Any]") -> None:
         attempts = 0
@@ -1131,9 +1142,6 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             return run(lambda: result)
         return result
 
-    def has_background_tasks() -> bool:
-        return loop is not None and not threads and bool(asyncio.all_tasks(loop))
-
     def run_until_readable(fd: int, timeout: "float | None") -> None:
         event = loop.create_future()
 
@@ -1152,7 +1160,7 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
 
     caller = Caller()
     caller.call, caller.complete = handler, complete
-    caller.has_background_tasks = has_background_tasks
+    caller.has_background_tasks = None
     caller.run_until_readable = run_until_readable
     if find_flags(handler) & (COROUTINE | ASYNC_GENERATOR):
         import_library("asyncio", open_loop)
@@ -1204,14 +1212,57 @@ def make_answer(
     watch_call: "Callable[[Caller], Call]",
     classify: "Callable[[BaseException], str]",
     state: State,
-) -> "Answer":
-    """Return the function that turns a message into its reply and never raises."""
+) -> "tuple[Answer, AnswerAll]":
+    """Return `answer(message)` and `answer_all(messages)` of one batch.
+
+    They return the replies and never raise.
+    """
     decode, encode, encode_large = codec
     detection, metadata = settings.enable_oom_detection, settings.include_metadata
     call, complete = watch_call(caller), caller.complete
     no_memory = OUT_OF_MEMORY if detection else UNPRINTABLE
 
-    def fail(error: BaseException, step: str, message: Message) -> "tuple[bytes, str]":
+    def read(message: Message) -> "Request":
+        """Decode a message and check its form. An exception from outside is no error of it."""
+        request: "Any" = None
+        retries = 0
+        while request is None:
+            try:
+                request = decode(message)
+                break
+            except OWN_ERRORS:
+                raise
+            except BaseException:
+                retries += 1
+                if retries > MAX_RETRIES:
+                    raise ValueError("the message cannot be decoded") from None
+        if not isinstance(request, dict):
+            raise ValueError("the message is not a JSON object")
+        if not isinstance(request.get("payload"), dict):
+            raise ValueError('the message has no "payload" that is an object')
+        return request if metadata else {"payload": request["payload"]}
+
+    def write(message: Message, build: "Encode") -> "Bytes":
+        """Encode the result of a message."""
+        reply: "Any" = None
+        retries = 0
+        while reply is None:
+            try:
+                reply = build(message)
+            except OWN_ERRORS:
+                raise
+            except BaseException:
+                retries += 1
+                if retries > MAX_RETRIES:
+                    raise
+        if len(reply) > FRAME_LIMIT:
+            message.result = None
+            raise OverflowError("reply of %d bytes exceeds the frame limit" % len(reply))
+        return reply  # type: ignore[no-any-return]
+
+    def fail(
+        error: BaseException, step: str, message: Message, retried: int = 0
+    ) -> "tuple[bytes, str]":
         """Build the error reply; after a memory error release what the failed call holds."""
         reply, kind = UNPRINTABLE, ""
         try:
@@ -1225,6 +1276,9 @@ def make_answer(
             reply = describe(code, error, "" if kind else prefix)
             if kind in CODES:
                 log("%s: %s" % (code, type(error).__name__))
+            elif retried and kind != "sticky":
+                text = "a call with %d messages failed: %s; trying smaller calls"
+                log(text % (retried, type(error).__name__))
             else:
                 log_traceback(error, prefix or "the handler failed")
         except MemoryError:
@@ -1256,29 +1310,23 @@ def make_answer(
         if settings.cuda_cleanup_on_oom:
             empty_caches()
 
+    def end(message: Message, kind: str) -> None:
+        """Release what a message held; after a memory error, where its exception is gone."""
+        message.body = message.result = None
+        if kind:
+            try:
+                recover(kind)
+            except BaseException as error:
+                log_traceback(error, "releasing memory failed")
+
     def answer(message: Message) -> "Bytes":
         if state.poisoned:
             return RESTARTING
-        kind, step, retries = "", "decode", 0
+        kind, step = "", "decode"
         request: "Any" = None
         try:
             build = encode if len(message.body) < LARGE else encode_large  # type: ignore[arg-type]
-            while request is None:
-                try:
-                    request = decode(message)
-                    break
-                except OWN_ERRORS:
-                    raise
-                except BaseException:
-                    retries += 1
-                    if retries > MAX_RETRIES:
-                        raise ValueError("the message cannot be decoded") from None
-            if not isinstance(request, dict):
-                raise ValueError("the message is not a JSON object")
-            if not isinstance(request.get("payload"), dict):
-                raise ValueError('the message has no "payload" that is an object')
-            if not metadata:
-                request = {"payload": request["payload"]}
+            request = read(message)
             step = "call"
             result = call(request)
             request = None  # its memory may be needed for the reply
@@ -1288,33 +1336,121 @@ def make_answer(
                 exit_child(None)
             message.result, result = result, None
             step = "encode"
-            reply: "Any" = None
-            while reply is None:
-                try:
-                    reply = build(message)
-                except OWN_ERRORS:
-                    raise
-                except BaseException:
-                    retries += 1
-                    if retries > MAX_RETRIES:
-                        raise
-            step = "send"
-            if len(reply) > FRAME_LIMIT:
-                raise OverflowError("reply of %d bytes exceeds the frame limit" % len(reply))
+            reply = write(message, build)
         except BaseException as error:  # SystemExit and KeyboardInterrupt are answered too
             if state.forked:
                 exit_child(error)
             reply, kind = fail(error, step, message)
             request = result = None
-        message.body = message.result = None
-        if kind:  # here, where the exception is gone
-            try:
-                recover(kind)
-            except BaseException as error:
-                log_traceback(error, "releasing memory failed")
-        return reply  # type: ignore[no-any-return]
+        if kind:
+            end(message, kind)
+        else:
+            message.body = message.result = None
+        return reply
 
-    return answer
+    def answer_all(messages: "list[Message]") -> "list[Bytes]":
+        if settings.batch_size == 1:
+            return [answer(message) for message in messages]
+        replies: "dict[Message, Bytes]" = {}
+        groups, fitted, failed = [messages], 0, False
+        while groups:
+            group = groups.pop(0)
+            kind = answer_group(group, replies)
+            rest = [message for message in group if message not in replies]
+            if rest:  # to be tried again, in smaller calls
+                half = (len(rest) + 1) // 2
+                groups[:0] = [rest[:half], rest[half:]] if half < len(rest) else [rest]
+                failed = failed or kind in CODES
+            elif not kind:
+                fitted = max(fitted, len(group))
+        if failed and fitted:
+            state.batch_limit, state.limited_at = fitted, time.monotonic()
+        return [replies[message] for message in messages]
+
+    def answer_group(group: "list[Message]", replies: "dict[Message, Bytes]") -> str:
+        """Answer messages by one call; none of them, if smaller calls are to be tried.
+
+        Return the kind of a memory error of the call, or "".
+        """
+        calls: "list[Message]" = []
+        requests: "Any" = []
+        results: "Any" = None
+        for message in group:
+            body = message.body  # needed again if the call fails
+            try:
+                if state.poisoned:
+                    replies[message] = RESTARTING
+                    continue
+                requests.append(read(message))
+                calls.append(message)
+                message.body = body if len(group) > 1 else None
+            except BaseException as error:
+                replies[message], kind = fail(error, "decode", message)
+                end(message, kind)
+        body = None
+        if not calls:
+            return ""
+        kind = ""
+        try:
+            results = list_results(complete(call(requests)), len(calls))
+            requests = None
+            if state.forked:
+                exit_child(None)
+        except BaseException as error:
+            if state.forked:
+                exit_child(error)
+            is_final = len(calls) == 1 or isinstance(error, UnfitResults) or has_verdict(error)
+            reply, kind = fail(error, "call", calls[0], 0 if is_final else len(calls))
+            if is_final or kind == "sticky":
+                replies.update((message, reply) for message in calls)
+            requests = results = None
+        if results is None:
+            for message in calls:
+                if message in replies:
+                    end(message, "")
+            end(Message(), kind)
+            return kind
+        for at, message in enumerate(calls):
+            message.result, results[at] = results[at], None
+            kind = ""
+            try:
+                step = "call"
+                if isinstance(message.result, BaseException):
+                    error_of_one, message.result = message.result, None
+                    raise error_of_one
+                step = "encode"
+                replies[message] = write(message, encode)
+            except BaseException as error:
+                replies[message], kind = fail(error, step, message)
+                error_of_one = None
+            end(message, kind)
+        return ""
+
+    return answer, answer_all
+
+
+class UnfitResults(Exception):  # noqa: N818
+    """What a handler returned for several messages is not one result for each."""
+
+
+def list_results(results: "Any", count: int) -> "list[Any]":
+    """Return the results of a batch as a new list. Raises UnfitResults."""
+    if type(results) not in PLAIN:
+        to_list = get_attribute(results, "tolist")  # of arrays, without importing their package
+        results = to_list() if callable(to_list) else results
+    if not isinstance(results, (list, tuple)):
+        text = "the handler returned %s for %d messages; return a list with one result for each"
+        raise UnfitResults(text % (name_class(type(results)), count))
+    if len(results) != count:
+        text = "the handler returned %d results for %d messages; return one for each, in order"
+        raise UnfitResults(text % (len(results), count))
+    return list(results)
+
+
+def has_verdict(error: BaseException) -> bool:
+    """Whether an exception says itself how severe it is."""
+    severity = get_attribute(error, "severity")
+    return isinstance(severity, str) and severity in ("recoverable", "fatal")
 
 
 # --- Socket file: it exists if and only if the handler serves
@@ -1459,14 +1595,16 @@ def try_to_connect(address: str) -> None:
 # --- Signals, and warnings about slow calls: one thread
 
 LONGEST_WAIT = 86400.0  # seconds; more than a timeout of the system may be is an error there
+if not IS_PROBE:
+    TERM, INT = int(_signal.SIGTERM), int(_signal.SIGINT)
 
 
 class Watch:
     """What `start_watch` offers."""
 
-    __slots__ = ("install", "is_installed", "watch_call")
+    __slots__ = ("install", "on_signal", "watch_call")
     install: "Action"  # the signal handlers, again after user code has replaced them
-    is_installed: "Callable[[], bool]"
+    on_signal: "Callable[[int, object], None]"  # is such a handler
     watch_call: "Callable[[Caller], Call]"  # warn while a call runs over the limit
 
 
@@ -1481,7 +1619,7 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
     running: "dict[object, float]" = {}  # when each call began
     received = {"thread": 0, "main": 0}  # each signal arrives on both ways
     masks: "dict[int, set[int]]" = {}  # of the threads that fork now
-    signals = (_signal.SIGTERM, _signal.SIGINT)
+    signals = (TERM, INT)
 
     def on_signal(way: str, number: int) -> None:
         received[way] += 1
@@ -1506,11 +1644,6 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
         _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in signals:  # on both ways: user code may take the wake-up fd
             _signal.signal(number, on_signal_in_python)
-
-    def is_installed() -> bool:
-        first, second = signals
-        getsignal = _signal.getsignal
-        return getsignal(first) is on_signal_in_python is getsignal(second)
 
     def before_fork() -> None:  # the child has a copy of our pipe: its signals would be ours
         masks[_thread.get_ident()] = _signal.pthread_sigmask(_signal.SIG_BLOCK, signals)
@@ -1582,17 +1715,19 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
     except RuntimeError as error:
         log("cannot watch signals and slow calls while C code runs: %s" % error)
     result = Watch()
-    result.install, result.is_installed, result.watch_call = install, is_installed, watch_call
+    result.install, result.watch_call = install, watch_call
+    result.on_signal = on_signal_in_python
     return result
 
 
 # --- Connections
 
-IDLE, READ, WRITE, NOW, WORKER, CLOSED = range(6)  # what a connection waits for; see Connection
+IDLE, READ, WRITE, NOW, REPLY, CLOSED = range(6)  # what a connection waits for; see Connection
 FIRST_BUFFER = 65536  # size of the first buffer for what is larger than ASYA_CHUNK_SIZE
 POOLED_BUFFER = 4194304  # buffers up to this size are used again
 PIECE = 1048576  # a buffer doubles, by at most this: the allocator would keep larger ones
 LARGE = 16777216  # replies to messages of this size are built with little memory
+NO_SIGNAL = _socket.MSG_NOSIGNAL
 PEER_IS_GONE = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.ENOTSOCK, errno.ENOTCONN)
 MAX_INTERRUPTIONS = 1000  # of one message by exceptions from outside
 
@@ -1602,12 +1737,16 @@ class Connection:
 
     __slots__ = (
         "conversation",
+        "count",
         "fd",
-        "message",
+        "frame",
+        "messages",
         "new_until",
+        "received",
         "resume",
         "settled",
         "sock",
+        "turn",
         "waits_for",
     )
     conversation: "Conversation"
@@ -1616,100 +1755,141 @@ class Connection:
     def __init__(self, sock: "Socket") -> None:
         self.sock = sock
         self.fd = sock.fileno()
-        self.message = Message()
+        self.messages: "list[Message]" = []  # in the queue, or answered and not yet sent
+        self.received: "bytes | None" = None  # and not yet looked at
+        self.frame: "Bytes" = b""  # to be sent now
+        self.count = 0  # bytes that the last system call has moved, not yet added up
         # IDLE: the next message. READ: the rest of one. WRITE: the peer to read its reply.
-        # NOW: the turn of the others. WORKER: `message.reply`
+        # NOW: the turn of the others. REPLY: one of `messages`
         self.waits_for = IDLE
         self.settled = IDLE  # what the server has prepared for
+        self.turn = 0  # when it was heard of last, in rounds of the server
         self.new_until = time.monotonic() + GRACE  # until then, or its first reply, it stays
 
 
 class BrokenStream(Exception):  # noqa: N818
-    """The stream ended or stalled inside a frame: where the next one begins is unknown."""
+    """The stream ended or stalled inside a frame, as its text says; or it ended, without text."""
+
+
+def keep_result(connection: Connection, name: str, results: "Iterator[Any]") -> "Action":
+    """Return a function that stores the next of `results` as an attribute of the connection.
+
+    The system call behind it and the storing are one step in C: an exception that user code
+    raises from outside cannot come in between and take away what the call has returned.
+    """
+    return map(setattr, repeat(connection), repeat(name), results).__next__
 
 
 def serve_connection(
     connection: Connection,
     settings: Settings,
     buffer_pool: "list[bytearray]",
-    answer: "Answer | None",
+    answer: "Answer",
+    queue: "Queue | None",
 ) -> "Conversation":
     """Serve one connection from accept to close; yield when `connection.waits_for` something.
 
-    Without `answer`, a worker builds the reply to `connection.message`. The pool holds one
-    receive buffer for all connections: a new one would have to be zeroed and paged in.
+    With a queue, messages go there and are replied to in their order when they have their
+    replies; without one, `answer` is called here. The pool holds one receive buffer for all
+    connections: a new one would have to be zeroed and paged in.
 
     User code can raise an exception here at any call. So state changes in single steps after a
-    call, and the result of a system call that moves bytes is kept by `extend`, in C, where no
-    exception can take it away. After an exception the loop goes on from this state.
+    call, and `keep_result` keeps what system calls return. After an exception the loop goes on
+    from this state.
     """
-    sock, message = connection.sock, connection.message
+    sock, message = connection.sock, Message(connection)
     no_memory = OUT_OF_MEMORY if settings.enable_oom_detection else UNPRINTABLE
     limit = settings.max_message_size
     prefix = _struct.Struct(">I")
     pack, unpack = prefix.pack, prefix.unpack_from
-    recv, recv_into, send, sendmsg = sock.recv, sock.recv_into, sock.send, sock.sendmsg
-    sizes, flags = (settings.chunk_size,), (_socket.MSG_NOSIGNAL,)
+    chunk = settings.chunk_size if queue is None else queue.chunk
+    receive = keep_result(connection, "received", map(sock.recv, repeat(chunk)))
+    frames = map(getattr, repeat(connection), repeat("frame"))
+    move = partial(keep_result, connection, "count")
+    transmit = move(map(sock.send, frames, repeat(NO_SIGNAL)))
     held = b""  # received, and not yet part of a message in work
-    arrived: "list[bytes]" = []  # received, and not yet in `held`
     got, size = -1, 0  # of a message that is larger than `held`, while `got` is not negative
     buffer: "bytearray | None" = None  # for it; None: its bytes are discarded
-    keep: "bytearray | None" = None  # the buffer, to be used again
+    keep: "bytearray | None" = None  # the buffer of `message`, to be used again
     asked = False  # `message` is in work
-    reply: "Any" = None  # to be sent
-    counts: "list[int]" = []  # of bytes sent of it, or received of the larger message
+    added: "Message | None" = None  # is on its way into the queue
+    head: "bytes | None" = None  # the prefix of a reply and the reply itself if that is small,
+    tail: "Bytes" = b""  # else the reply
+    sent = replied = 0  # bytes of these; messages that they reply to
+    end: "BrokenStream | None" = None  # of the stream, while messages are in the queue
     interruptions = 0
     while True:
         try:
             while True:
-                if reply is None and not asked:
+                if queue is not None and head is None:
+                    messages = connection.messages
+                    if added is not None:
+                        if not messages or messages[-1] is not added:
+                            messages.append(added)
+                        queue.add(added)
+                        added = None
+                    if messages and messages[0].reply is not None:
+                        head, tail, replied = join_replies(messages, pack)
+                    elif end is not None and not messages:
+                        raise end
+                    elif end is not None or not queue.has_room(connection):
+                        connection.waits_for = REPLY
+                        yield
+                        continue
+                if head is None and not asked:
                     if got < 0:
                         if len(held) < 4:
-                            if not arrived:
+                            if connection.received is None:
                                 connection.waits_for = READ if held else IDLE
                                 yield
+                                if queue is not None and has_reply(connection):
+                                    continue
                                 try:
-                                    arrived.extend(map(recv, sizes))
+                                    receive()
                                 except BlockingIOError as error:
                                     if error.errno is None:  # not of the system
                                         raise
                                     continue
-                            data = arrived[0]
+                            data: "Any" = connection.received
                             if not data:
-                                if held:
-                                    raise BrokenStream("connection closed inside a length prefix")
-                                return
-                            held, arrived = held + data if held else data, []
+                                text = "connection closed inside a length prefix"
+                                raise BrokenStream(text if held else "")
+                            held, connection.received = held + data if held else data, None
                             if len(held) < 4:
                                 continue
                         size = unpack(held)[0]
                         if size + 4 <= len(held) and size <= limit:
+                            if queue is not None:
+                                new = Message(connection)
+                                new.body = held[4 : size + 4]
+                                held, added = held[size + 4 :], new
+                                continue
                             message.body = held[4 : size + 4]
                             held, asked = held[size + 4 :], True
                         else:
                             buffer = None
                             if size <= limit:
-                                buffer = (
-                                    buffer_pool.pop() if buffer_pool else bytearray(FIRST_BUFFER)
-                                )
+                                pooled = buffer_pool if queue is None else []
+                                buffer = pooled.pop() if pooled else bytearray(FIRST_BUFFER)
                                 buffer[: len(held) - 4] = held[4:]
                             got, held = min(size, len(held) - 4), held[size + 4 :]
                     while 0 <= got < size:
                         try:
-                            if counts:
-                                pass  # an exception came in between
+                            if connection.count:
+                                pass  # kept when an exception came in between
                             elif buffer is None:
-                                counts.extend(map(len, map(recv, (min(size - got, FIRST_BUFFER),))))
+                                rest = min(size - got, FIRST_BUFFER)
+                                move(map(len, map(sock.recv, (rest,))))()
                             else:
                                 if got == len(buffer):
                                     more = min(max(got, FIRST_BUFFER), PIECE, size - got)
                                     buffer.extend(bytes(more))
                                 with memoryview(buffer) as view:
-                                    counts.extend(map(recv_into, (view[got:size],)))
-                            if not counts[0]:
+                                    move(map(sock.recv_into, (view[got:size],)))()
+                            if not connection.count:
                                 text = "connection closed after %d of %d bytes" % (got, size)
                                 raise BrokenStream(text)
-                            got, counts = got + counts[0], []
+                            got, connection.count = got + connection.count, 0
                         except BlockingIOError as error:
                             if error.errno is None:
                                 raise
@@ -1718,60 +1898,83 @@ def serve_connection(
                         if got < size:
                             connection.waits_for = READ
                             yield
-                    if got >= 0:
-                        if buffer is not None:
+                            if queue is not None and has_reply(connection):
+                                break
+                    if got >= size:
+                        reply: "Bytes | None" = None
+                        if buffer is None:
+                            reply = no_memory
+                            if size > limit:
+                                text = "message of %d bytes exceeds the limit of %d bytes"
+                                reply = error_reply("connection_error", text % (size, limit))
+                        if queue is not None:
+                            new = Message(connection)
+                            new.reply = reply
+                            if buffer is not None:
+                                new.body = memoryview(buffer)[:size]
+                            buffer, got, added = None, -1, new
+                        elif reply is not None:
+                            head, tail, got = pack(len(reply)) + reply, b"", -1
+                        elif buffer is not None:
                             message.body = memoryview(buffer)[:size]
                             keep = buffer if len(buffer) <= POOLED_BUFFER else None
                             buffer, got, asked = None, -1, True  # a large one can then be freed
-                        elif size > limit:
-                            text = "message of %d bytes exceeds the limit of %d bytes"
-                            reply = error_reply("connection_error", text % (size, limit))
-                            got = -1
-                        else:
-                            reply, got = no_memory, -1
+                    if head is None and not asked:
+                        continue
                 if asked:
-                    if answer is not None:
-                        reply = answer(message)
-                    else:
-                        while message.reply is None:
-                            connection.waits_for = WORKER
-                            yield
-                        reply, message.reply = message.reply, None
-                    asked = False
+                    reply = answer(message)
+                    if len(reply) < FIRST_BUFFER:
+                        head, tail, asked = pack(len(reply)) + reply, b"", False
+                    else:  # too large to copy
+                        head, tail, asked = pack(len(reply)), reply, False
+                    reply = None
                     if keep is not None:
                         message.body = None
                         buffer_pool[:] = [keep]
                         keep = None
-                total = len(reply) + 4
-                while True:
-                    sent = sum(counts)
-                    if sent == total:
-                        break
+                total = len(head) + len(tail)  # type: ignore[arg-type]
+                while sent < total:
                     try:
-                        if sent >= 4:
-                            counts.extend(map(send, (memoryview(reply)[sent - 4 :],), flags))
-                        elif total <= FIRST_BUFFER and not sent:
-                            counts.extend(map(send, (pack(total - 4) + reply,), flags))
-                        else:  # too large to copy
-                            parts = (pack(total - 4)[sent:], reply)
-                            counts.extend(map(sendmsg, (parts,), ((),), flags))
-                        if sum(counts) == total:
+                        if connection.count:
+                            pass
+                        elif tail and sent < len(head):  # type: ignore[arg-type]
+                            both = (head[sent:], tail)  # type: ignore[index]
+                            move(map(sock.sendmsg, (both,), ((),), (NO_SIGNAL,)))()
+                            both = (b"", b"")
+                        else:
+                            if tail:
+                                connection.frame = memoryview(tail)[sent - len(head) :]  # type: ignore[arg-type]
+                            else:
+                                connection.frame = memoryview(head)[sent:] if sent else head  # type: ignore[assignment, arg-type]
+                            transmit()
+                        sent, connection.count = sent + connection.count, 0
+                        if sent == total:
                             break
                     except BlockingIOError as error:
                         if error.errno is None:
                             raise
                     connection.waits_for = WRITE
                     yield
-                reply, counts, interruptions, connection.new_until = None, [], 0, 0.0
+                connection.frame = tail = b""
+                if queue is None:
+                    head, sent = None, 0
+                else:
+                    rest_of_them = connection.messages[replied:]
+                    head, sent, replied, connection.messages = None, 0, 0, rest_of_them
+                interruptions, connection.new_until = 0, 0.0
                 if len(held) >= 4:
                     connection.waits_for = NOW
                     yield
         except BrokenStream as error:
-            reply = error_reply("connection_error", str(error))
-            try:
-                send(pack(len(reply)) + reply, _socket.MSG_NOSIGNAL)
-            except OSError:
-                pass
+            if connection.messages:
+                end = error  # they are answered first
+                continue
+            if str(error):
+                reply = error_reply("connection_error", str(error))
+                try:
+                    sock.send(pack(len(reply)) + reply, NO_SIGNAL)
+                except OSError:
+                    pass
             return
         except BaseException as error:
             if connection.waits_for == CLOSED:
@@ -1779,15 +1982,38 @@ def serve_connection(
             if isinstance(error, OSError) and error.errno in PEER_IS_GONE:
                 return
             interruptions += 1
-            receiving = got < 0 and not asked and reply is None
+            receiving = got < 0 and not asked and head is None
             is_memory_error = receiving and type(error) is MemoryError
             if interruptions > (MAX_RETRIES if is_memory_error else MAX_INTERRUPTIONS):
                 raise
             log_traceback(error, "an exception arrived between calls; the server goes on")
-            if asked and answer is not None:
-                reply, asked = interrupted(error), False
-            elif type(error) is MemoryError and not counts and reply is not None:
-                reply = no_memory
+            if asked:
+                reply = interrupted(error)
+                head, tail, asked = pack(len(reply)) + reply, b"", False
+            elif type(error) is MemoryError and head is not None and not sent and replied < 2:
+                head, tail = pack(len(no_memory)) + no_memory, b""
+
+
+def has_reply(connection: Connection) -> bool:
+    """Whether the first message that is not yet answered has its reply."""
+    return bool(connection.messages) and connection.messages[0].reply is not None
+
+
+def join_replies(
+    messages: "list[Message]", pack: "Callable[[int], bytes]"
+) -> "tuple[bytes, Bytes, int]":
+    """Return the replies that can be sent, as `head`, `tail` and their number."""
+    parts: "list[bytes]" = []
+    space = FIRST_BUFFER
+    for message in messages:
+        reply: "Any" = message.reply
+        if reply is None or len(reply) > space:
+            break
+        space -= len(reply)
+        parts += pack(len(reply)), reply
+    if parts:
+        return b"".join(parts), b"", len(parts) // 2
+    return pack(len(reply)), reply, 1
 
 
 def interrupted(error: BaseException) -> bytes:
@@ -1796,6 +2022,203 @@ def interrupted(error: BaseException) -> bytes:
         return describe("processing_error", error)
     except BaseException:
         return UNPRINTABLE
+
+
+# --- Queue: messages that are not answered where they are read
+
+BATCH_PATIENCE = 0.02  # seconds that a batch waits for messages that are on their way
+REGROWTH = 60.0  # seconds without a memory error after which a batch may have twice as many
+
+
+class Batch:
+    """Messages that are answered together."""
+
+    __slots__ = ("is_begun", "messages")
+
+    def __init__(self, messages: "list[Message]") -> None:
+        self.messages = messages
+        self.is_begun = False  # the handler may have seen them
+
+
+class Queue:
+    """Messages that wait for a call, and the calls that run, on up to `limit` threads.
+
+    With a limit of 1 they run on the main thread, in `submit`. An exception may arrive at any
+    point, so each batch is in `batches` until its replies are with the connections, and `claims`
+    says which thread answers it. `finished` has the answered ones; each is followed by `wake()`.
+    """
+
+    __slots__ = (
+        "answer",
+        "batches",
+        "chunk",
+        "claims",
+        "failed",
+        "finished",
+        "jobs",
+        "limit",
+        "quiet_since",
+        "size",
+        "stalled",
+        "state",
+        "threads",
+        "wait",
+        "waiting",
+        "wake",
+    )
+
+    def __init__(
+        self, settings: Settings, answer: "AnswerAll", wake: "Action", state: State
+    ) -> None:
+        self.answer, self.wake, self.state = answer, wake, state
+        self.limit, self.size = settings.concurrency, settings.batch_size
+        self.wait = settings.batch_wait
+        self.chunk = max(settings.chunk_size, FIRST_BUFFER if self.size > 1 else 0)
+        self.waiting: "dict[Message, None]" = {}  # in the order of their arrival
+        self.stalled: "dict[Connection, None]" = {}  # they wait for room here
+        self.batches: "dict[Batch, None]" = {}
+        self.claims: "dict[Batch, int]" = {}
+        self.jobs: "_queue.SimpleQueue[Batch]" = _queue.SimpleQueue()
+        self.finished: "_collections.deque[Batch]" = _collections.deque()
+        self.threads = 0
+        self.failed = False  # to start a thread, which is logged once
+        self.quiet_since = 0.0  # since when a batch could begin but for messages on their way
+
+    def has_room(self, connection: Connection) -> bool:
+        """Whether a connection may read one more message."""
+        if len(connection.messages) >= self.size:
+            return False
+        if self.size > 1 and len(self.waiting) >= self.size * self.limit:
+            self.stalled[connection] = None
+            return False
+        return True
+
+    def add(self, message: "Message") -> None:
+        """Let a message wait, unless it has its reply. May be repeated."""
+        if message.reply is None:
+            if self.wait:
+                message.arrived = time.monotonic()
+            self.waiting[message] = None
+
+    def get_delay(self, hurry: bool, on_their_way: bool) -> "float | None":
+        """Return the seconds until a batch is to begin; None: nothing waits, or no thread is free.
+
+        `on_their_way`: connections are inside a frame. `hurry`: nothing is waited for.
+        """
+        if not self.waiting or (self.size > 1 and len(self.batches) >= self.limit):
+            return None
+        if self.size > 1 and self.batches and not self.get_next():
+            return None
+        if hurry or len(self.waiting) >= min(self.size, self.state.batch_limit):
+            return 0.0
+        now = time.monotonic()
+        delay: float = next(iter(self.waiting)).arrived + self.wait - now
+        if on_their_way:
+            self.quiet_since = self.quiet_since or now
+            delay = max(delay, self.quiet_since + BATCH_PATIENCE - now)
+        return max(0.0, delay)
+
+    def get_next(self) -> "list[Message]":
+        """Return the messages of the next batch. A connection is in one batch at a time."""
+        running: "set[Connection]" = set()
+        if self.size > 1:
+            running.update(one.connection for batch in self.batches for one in batch.messages)
+        state, most = self.state, self.size
+        if most > 1:
+            while state.batch_limit < most and time.monotonic() > state.limited_at + REGROWTH:
+                state.batch_limit *= 2
+                state.limited_at += REGROWTH
+            most = min(most, state.batch_limit)
+        messages: "list[Message]" = []
+        for message in self.waiting:
+            if message.connection not in running:
+                messages.append(message)
+                if len(messages) == most:
+                    break
+        return messages
+
+    def submit(self) -> None:
+        """Begin a batch: here with a limit of 1, else on a thread."""
+        batch = Batch(self.get_next())
+        self.batches[batch] = None
+        for message in batch.messages:
+            self.waiting.pop(message, None)
+        self.quiet_since = 0.0
+        if self.limit == 1:
+            self.claims[batch] = _thread.get_ident()
+            self.finish(batch)
+            return
+        self.jobs.put(batch)
+        if self.threads < min(len(self.batches), self.limit):
+            try:
+                start_thread(self.work)
+                self.threads += 1
+            except RuntimeError as error:
+                if not self.failed:
+                    self.failed = True
+                    log("cannot start a worker thread, %d are running: %s" % (self.threads, error))
+                if not self.threads:
+                    self.answer_next()
+
+    def answer_next(self) -> None:
+        """Answer the next batch, unless another thread has it."""
+        batch = self.jobs.get()
+        own = _thread.get_ident()
+        if batch in self.batches and self.claims.setdefault(batch, own) == own:
+            self.finish(batch)
+
+    def finish(self, batch: Batch) -> None:
+        """Answer a batch. What an exception has interrupted is not begun again."""
+        if not batch.is_begun:
+            batch.is_begun = True
+            replies = self.answer(batch.messages)
+            # One step, and only where no other thread has replied
+            _collections.deque(map(setattr, batch.messages, repeat("reply"), replies), 0)
+        for message in batch.messages:
+            if message.reply is None:
+                message.reply = UNPRINTABLE
+        self.finished.append(batch)
+        if self.limit > 1:
+            self.wake()
+
+    def work(self) -> None:
+        """Answer messages until the process ends."""
+        own = _thread.get_ident()
+        while True:
+            try:
+                for batch in [one for one, thread in list(self.claims.items()) if thread == own]:
+                    if batch not in self.finished:
+                        self.finish(batch)
+                while True:
+                    self.answer_next()
+            except BaseException as error:
+                log_traceback(error, "an exception arrived between calls; the worker goes on")
+                self.resubmit()
+
+    def resubmit(self) -> None:
+        """Queue again what an exception may have kept from the threads."""
+        for batch in list(self.batches):
+            if batch not in self.claims:
+                self.jobs.put(batch)
+
+    def repair(self, connections: "Iterable[Connection]") -> None:
+        """Find again what an exception may have kept from the queue or from being finished."""
+        for batch in list(self.batches):
+            for message in batch.messages:
+                self.waiting.pop(message, None)
+            if self.limit == 1 and batch not in self.finished:
+                self.finish(batch)
+        known = {message for batch in self.batches for message in batch.messages}
+        for connection in connections:
+            for message in connection.messages:
+                if message not in known:
+                    self.add(message)
+        self.resubmit()
+
+    def release(self, batch: Batch) -> None:
+        """Forget a batch, whose replies are with the connections. May be repeated."""
+        self.batches.pop(batch, None)
+        self.claims.pop(batch, None)
 
 
 # --- Server
@@ -1849,108 +2272,44 @@ def give_up(reason: str) -> None:
     os._exit(EXIT_BROKEN)
 
 
-class Workers:
-    """Up to `limit` threads that answer messages while the main thread moves bytes.
+class Server:
+    """What the parts of the server share, and what an exception may interrupt, until it is done."""
 
-    `finished` has the connections whose reply is ready; each is followed by `wake()`.
-    """
+    __slots__ = (
+        "backlog_is_empty",
+        "connections",
+        "deadlines",
+        "leaving",
+        "patience",
+        "paused",
+        "poll",
+        "ready",
+        "waker",
+    )
 
-    __slots__ = ("answer", "failed", "finished", "jobs", "limit", "threads", "waiting", "wake")
+    def __init__(self, patience: float) -> None:
+        self.poll, self.waker = select.epoll(), Waker()
+        self.connections: "dict[int, Connection]" = {}  # by fd
+        self.deadlines: "dict[int, float]" = {}  # by fd: of what waits inside a frame
+        self.ready: "list[Connection]" = []  # they go on without an event
+        self.leaving: "set[int]" = set()  # fds; nothing more is read from them
+        self.patience = patience  # seconds that a peer may pause inside a frame
+        self.paused = 0.0  # when accepting goes on; 0: it is not paused
+        self.backlog_is_empty = False  # after the listener was shut down
 
-    def __init__(self, limit: int, answer: "Answer", wake: "Action") -> None:
-        self.limit, self.answer, self.wake = limit, answer, wake
-        self.waiting: "dict[int, Connection]" = {}  # by fd: no thread has their message yet
-        self.jobs: "_queue.SimpleQueue[int]" = _queue.SimpleQueue()
-        self.finished: "_collections.deque[Connection]" = _collections.deque()
-        self.threads = 0
-        self.failed = False  # to start a thread, which is logged once
+    def listen(self, fd: int, interest: "int | None") -> None:
+        """Poll for events of a descriptor, or for none. May be repeated."""
+        try:
+            if interest is None:
+                self.poll.unregister(fd)
+            else:
+                self.poll.register(fd, interest)
+        except FileExistsError:
+            self.poll.modify(fd, interest or 0)
+        except FileNotFoundError:
+            pass
 
-    def submit(self, connection: Connection, busy: int) -> None:
-        """Queue a message; start a thread while there are fewer than `busy`."""
-        self.waiting[connection.fd] = connection
-        self.jobs.put(connection.fd)
-        if self.threads < min(busy, self.limit):
-            try:
-                start_thread(self.work)
-                self.threads += 1
-            except RuntimeError as error:
-                if not self.failed:
-                    self.failed = True
-                    log("cannot start a worker thread, %d are running: %s" % (self.threads, error))
-                if not self.threads:
-                    self.work_once()
-
-    def resubmit(self) -> None:
-        """Queue again what an exception may have kept from the queue."""
-        for fd in list(self.waiting):
-            self.jobs.put(fd)
-
-    def work_once(self) -> None:
-        """Answer the next message, unless another thread has it."""
-        for connection in map(self.waiting.pop, (self.jobs.get(),), (None,)):
-            if connection is not None:
-                connection.message.reply = self.answer(connection.message)
-                self.finished.append(connection)
-                self.wake()
-
-    def work(self) -> None:
-        """Answer messages until the process ends."""
-        while True:
-            try:
-                self.work_once()
-            except BaseException as error:
-                log_traceback(error, "an exception arrived between calls; the worker goes on")
-                self.resubmit()
-
-
-def serve(
-    settings: Settings,
-    file: SocketFile,
-    answer: "Answer",
-    caller: Caller,
-    watch: Watch,
-    reserve_std_fds: "Action",
-    state: State,
-    set_exit_code: "Callable[[int], None]",
-) -> None:
-    """Serve until the process is to end; then answer what has arrived, and return.
-
-    All of it happens in `step`: wait for events, continue each connection that can go on with
-    `advance`, accept new ones, and close those whose deadline has passed. What an exception of
-    user code may interrupt is kept in the variables below until it is done; `repair` resumes.
-    """
-    listener, listening = file.listener, file.listener.fileno()
-    poll, waker = select.epoll(), Waker()
-    connections: "_collections.OrderedDict[int, Connection]" = _collections.OrderedDict()
-    accepted: "_collections.deque[Any]" = _collections.deque()  # not yet in `connections`
-    deadlines: "dict[int, float]" = {}  # by fd: of what waits inside a frame
-    ready: "list[Connection]" = []  # they go on without an event
-    busy: "set[int]" = set()  # a worker has, or gets, their message
-    leaving: "set[int]" = set()  # to make room; they are answered first
-    buffer_pool: "list[bytearray]" = []
-    patience = settings.read_timeout  # seconds that a peer may pause inside a frame
-    paused = 0.0  # when accepting goes on; 0: it is not paused
-    backlog_is_empty = False  # after the listener was shut down
-    draining = 0.0  # since when
-    is_damaged = False  # by an exception: `repair` is due
-    open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    limit = 1000 if open_files < 0 else min(1000, max(4, open_files // 2))
-    spare = os.dup(waker.reader)  # closed to accept where no descriptor is left; -1: in use
-
-    def close_all() -> None:
-        """Keep nothing open: in a forked child a dead runtime would seem alive."""
-        close_quietly(poll.close)
-        waker.close()
-        for connection in connections.values():
-            close_quietly(connection.sock.close)
-        if spare >= 0:
-            close_quietly(lambda: os.close(spare))
-
-    workers = None
-    if settings.concurrency > 1:
-        workers = Workers(settings.concurrency, answer, waker.wake)
-
-    def advance(connection: Connection) -> None:
+    def advance(self, connection: Connection) -> None:
         """Continue a connection until it waits again."""
         try:
             connection.resume(None)
@@ -1959,72 +2318,77 @@ def serve(
                 raise  # not of the conversation: it goes on
             if not isinstance(error, StopIteration):
                 log("closing a connection, which cannot be served: %s" % type(error).__name__)
-            close(connection)
+            self.close(connection)
             return
         if connection.waits_for or connection.settled:  # else: answered, and waits for the next
-            settle(connection)
+            self.settle(connection)
 
-    def listen(fd: int, interest: "int | None") -> None:
-        """Poll for events of a descriptor, or for none. May be repeated."""
-        try:
-            if interest is None:
-                poll.unregister(fd)
-            else:
-                poll.register(fd, interest)
-        except FileExistsError:
-            poll.modify(fd, interest or 0)
-        except FileNotFoundError:
-            pass
-
-    def settle(connection: Connection) -> None:
+    def settle(self, connection: Connection) -> None:
         """Prepare for what a connection waits for. May be repeated after an exception."""
         fd, before, waits_for = connection.fd, connection.settled, connection.waits_for
         if waits_for in (READ, WRITE):
-            deadlines[fd] = time.monotonic() + patience
+            self.deadlines[fd] = time.monotonic() + self.patience
         else:
-            deadlines.pop(fd, None)
-        if waits_for == WORKER and before != WORKER:
-            listen(fd, None)
-            busy.add(fd)
-            connection.settled = WORKER
-            workers.submit(connection, len(busy))  # type: ignore[union-attr]
-        elif waits_for != before:
-            if before == WORKER or WRITE in (waits_for, before):
-                listen(fd, select.EPOLLOUT if waits_for == WRITE else select.EPOLLIN)
-            busy.discard(fd)
+            self.deadlines.pop(fd, None)
+        if waits_for != before:
+            if REPLY in (waits_for, before) or WRITE in (waits_for, before):
+                interest = select.EPOLLOUT if waits_for == WRITE else select.EPOLLIN
+                self.listen(fd, None if waits_for == REPLY else interest)
             connection.settled = waits_for
         if waits_for == NOW:
-            ready.append(connection)
+            self.ready.append(connection)
 
-    def close(connection: Connection) -> None:
-        nonlocal paused, spare
+    def close(self, connection: Connection) -> None:
+        """Close a connection, and make room for another."""
         fd = connection.fd
-        deadlines.pop(fd, None)
-        busy.discard(fd)
-        leaving.discard(fd)
-        connections.pop(fd, None)
+        self.deadlines.pop(fd, None)
+        self.leaving.discard(fd)
+        self.connections.pop(fd, None)
         connection.waits_for = CLOSED
         close_quietly(connection.sock.close)
-        if spare < 0:
-            try:
-                spare = os.dup(waker.reader)
-            except OSError:
-                pass
-        if paused:
-            paused = 0.0
-            listen(listening, select.EPOLLIN)
+        if self.paused:
+            self.paused = time.monotonic()  # now
 
-    def stop_reading(connection: Connection) -> None:
+    def stop_reading(self, connection: Connection) -> None:
         """Let the peer's next write fail; what is here can still be read, and is answered."""
-        leaving.add(connection.fd)
+        self.leaving.add(connection.fd)
         close_quietly(lambda: connection.sock.shutdown(_socket.SHUT_RD))
+
+    def expire(self, now: float, active: "Iterable[int]", seconds: float) -> None:
+        """Close what stalled inside a frame: late before a poll that brought nothing for it."""
+        late = [fd for fd in self.deadlines if self.deadlines[fd] <= now]
+        for connection in [self.connections[fd] for fd in late if fd not in active]:
+            if connection.waits_for == READ:  # inside a reply there is no place for another
+                text = "timed out after %g s in the middle of a frame" % seconds
+                try:
+                    connection.conversation.throw(BrokenStream(text))
+                    self.settle(connection)  # its other messages are answered first
+                    continue
+                except StopIteration:
+                    pass
+            self.close(connection)
+
+
+def make_accept(
+    server: Server,
+    listener: "Socket",
+    make_conversation: "Callable[[Connection], Conversation]",
+    reserve_std_fds: "Action",
+) -> "tuple[Action, Action, Action]":
+    """Return `accept()` of one connection, `add_accepted()` after an exception, and `close()`."""
+    accepted: "_collections.deque[Any]" = _collections.deque()  # not yet among the connections
+    connections, deadlines = server.connections, server.deadlines
+    accept_fd = _socket.socket._accept  # type: ignore[attr-defined]
+    open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    limit = 1000 if open_files < 0 else min(1000, max(4, open_files // 2))
+    spare = os.dup(server.waker.reader)  # closed to accept where no descriptor is left; -1: in use
 
     def make_room() -> bool:
         """Close the connection that has been quiet longest; return whether there is room now.
 
         Before it is closed, what it has sent is answered, and what it sends from now on fails.
         """
-        if leaving:
+        if server.leaving:
             return False
 
         def has_sent(connection: Connection) -> bool:
@@ -2034,41 +2398,48 @@ def serve(
                 return False
 
         now = time.monotonic()
-        idle = [one for one in connections.values() if one.waits_for == IDLE]
+        alone = [one for one in connections.values() if not one.messages]
+        idle = [one for one in alone if one.waits_for == IDLE]
         stalled = [
-            connections[fd]
-            for fd, deadline in deadlines.items()
-            if connections[fd].waits_for == READ and deadline - patience < now - PAUSE
+            one
+            for one in alone
+            if one.waits_for == READ and deadlines[one.fd] - server.patience < now - PAUSE
         ]
-        for connection in sorted(idle, key=has_sent)[:1] or stalled[:1]:
+        for connection in (
+            sorted(idle, key=lambda one: (has_sent(one), one.turn))[:1]
+            or sorted(stalled, key=lambda one: deadlines[one.fd])[:1]
+        ):
             if connection.new_until > now:
                 return False  # soon it may be closed; others have been quiet for less time
-            stop_reading(connection)
-            advance(connection)
-            return connection.fd not in leaving
+            server.stop_reading(connection)
+            server.advance(connection)
+            return connection.fd not in server.leaving
         return False
 
     def pause(seconds: float) -> None:
         """Stop accepting until a connection is closed, or the time is over."""
-        nonlocal paused
-        paused = time.monotonic() + seconds
-        listen(listening, None)
+        server.paused = time.monotonic() + seconds
+        server.listen(listener.fileno(), None)
 
     def accept() -> None:
-        """Accept one connection if there is room for it."""
-        nonlocal backlog_is_empty, spare
+        nonlocal spare
         if len(connections) >= limit and not make_room():
             pause(GRACE)
             return
+        if spare < 0:
+            try:
+                spare = os.dup(server.waker.reader)
+            except OSError:
+                pass
         try:
             accepted.extend(map(accept_fd, (listener,)))
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EINVAL):  # EINVAL: and the listener is shut down
-                backlog_is_empty = True
+                server.backlog_is_empty = True
             elif error.errno in NO_ROOM and spare >= 0:
                 os.close(spare)
-                spare = -1  # `close` opens another
-                accept()
+                spare = -1
+                accepted.extend(map(accept_fd, (listener,)))
             elif error.errno in NO_ROOM:
                 if not make_room():
                     log("cannot accept a connection: %s" % error.strerror)
@@ -2095,31 +2466,60 @@ def serve(
                     continue
                 sock.setblocking(False)  # always: user code may have set a default timeout
                 connection = Connection(sock)
-                connection.conversation = serve_connection(
-                    connection, settings, buffer_pool, answer if workers is None else None
-                )
+                connection.conversation = make_conversation(connection)
                 connection.resume = connection.conversation.send
                 connections[fd] = connection
-            listen(fd, select.EPOLLIN)
-            advance(connections[fd])
+            server.listen(fd, select.EPOLLIN)
+            server.advance(connections[fd])
             accepted.popleft()
 
-    def expire(now: float, active: "set[int]") -> None:
-        """Close what stalled inside a frame: late before a poll that brought nothing for it."""
-        for fd in [fd for fd in deadlines if deadlines[fd] <= now and fd not in active]:
-            connection = connections[fd]
-            if connection.waits_for == READ:  # inside a reply there is no place for another
-                text = "timed out after %g s in the middle of a frame" % settings.read_timeout
-                try:
-                    connection.conversation.throw(BrokenStream(text))
-                except StopIteration:
-                    pass
-            close(connection)
+    def close() -> None:
+        if spare >= 0:
+            close_quietly(lambda: os.close(spare))
+
+    return accept, add_accepted, close
+
+
+def serve(
+    settings: Settings,
+    file: SocketFile,
+    answers: "tuple[Answer, AnswerAll]",
+    caller: Caller,
+    watch: Watch,
+    reserve_std_fds: "Action",
+    state: State,
+    set_exit_code: "Callable[[int], None]",
+) -> None:
+    """Serve until the process is to end; then answer what has arrived, and return.
+
+    All of it happens in `step`: wait for events, continue each connection that can go on,
+    accept new ones, close those whose deadline has passed, begin a batch. After an exception of
+    user code `repair` resumes what it has interrupted.
+    """
+    listening, server = file.listener.fileno(), Server(settings.read_timeout)
+    connections, deadlines, ready = server.connections, server.deadlines, server.ready
+    poll, waker, advance = server.poll, server.waker, server.advance
+    buffer_pool: "list[bytearray]" = []
+    answer, answer_all = answers
+    queue: "Queue | None" = None
+    if settings.concurrency > 1 or settings.batch_size > 1:
+        queue = Queue(settings, answer_all, waker.wake, state)
+    turn = 0  # of the loop
+    draining = 0.0  # since when
+    is_damaged = False  # by an exception: `repair` is due
+    getsignal, on_signal = _signal.getsignal, watch.on_signal
+
+    def make_conversation(connection: Connection) -> "Conversation":
+        return serve_connection(connection, settings, buffer_pool, answer, queue)
+
+    def is_receiving() -> bool:
+        """Whether a frame has begun and is not complete."""
+        return any(connections[fd].waits_for == READ for fd in deadlines)
 
     def wait(timeout: "float | None") -> "list[tuple[int, int]]":
         """Return events; run background tasks of user code while there are none."""
         most = len(connections) + 2  # room for all of them, and no more
-        if not caller.has_background_tasks():
+        if caller.has_background_tasks is None or not caller.has_background_tasks():
             return poll.poll(timeout, most)
         events = poll.poll(0, most)
         if not events and timeout != 0:
@@ -2129,76 +2529,108 @@ def serve(
 
     def step(timeout: "float | None") -> None:
         """Wait until something happens; give each connection that can go on one turn."""
-        nonlocal paused
-        if not watch.is_installed():
+        nonlocal turn
+        if getsignal(TERM) is not on_signal or getsignal(INT) is not on_signal:
             watch.install()
-        now = 0.0
-        if deadlines or paused:
+        turn += 1
+        now, turns = 0.0, ()  # type: float, tuple[Connection, ...]
+        if queue is not None:
+            delay = queue.get_delay(bool(draining), is_receiving())
+            if delay is not None:
+                timeout = delay if timeout is None else min(delay, timeout)
+        if deadlines or server.paused:
             now = time.monotonic()
             nearest = min(deadlines.values(), default=now + LONGEST_WAIT)
-            if paused:
-                nearest = min(nearest, paused)
-            timeout = max(0.0, min(nearest - now, LONGEST_WAIT, timeout or LONGEST_WAIT))
-        events = wait(0 if ready else timeout)
-        if deadlines and now:
-            expire(now, {fd for fd, _ in events})
-        if paused and paused <= now:
-            paused = 0.0
-            listen(listening, select.EPOLLIN)
-        turns = tuple(ready)
-        ready.clear()
-        for connection in turns:
-            if connections.get(connection.fd) is connection:
-                advance(connection)
+            if server.paused:
+                nearest = min(nearest, server.paused)
+            limit = LONGEST_WAIT if timeout is None else timeout
+            timeout = max(0.0, min(nearest - now, LONGEST_WAIT, limit))
+        if ready:
+            timeout, turns = 0, tuple(ready)
+        events = wait(timeout)
+        if now:
+            if deadlines:
+                server.expire(now, {fd for fd, _ in events}, settings.read_timeout)
+            if server.paused and server.paused <= now:
+                server.paused = 0.0
+                server.listen(listening, select.EPOLLIN)
+        if turns:
+            ready.clear()
+            for connection in turns:
+                if connections.get(connection.fd) is connection:
+                    advance(connection)
         for fd, _ in events:
             if fd in connections:
-                connections.move_to_end(fd)
-                if connections[fd] not in turns:
-                    advance(connections[fd])
+                connection = connections[fd]
+                connection.turn = turn
+                if not turns or connection not in turns:
+                    advance(connection)
             elif fd == listening:
                 accept()
             elif fd == waker.reader:
                 waker.clear()
-        while workers is not None and workers.finished:
-            connection = workers.finished[0]
-            if connections.get(connection.fd) is connection:
-                advance(connection)
-            workers.finished.popleft()
+        if queue is not None:
+            run_queue(queue, bool(events or turns))
+
+    def run_queue(queue: Queue, is_more: bool) -> None:
+        """Deliver the replies of finished batches; begin the next ones."""
+        deliver(queue)
+        while queue.waiting:
+            if is_more and len(queue.waiting) < queue.size:
+                return  # look for more before a batch begins that is not full
+            if queue.get_delay(bool(draining), is_receiving()) != 0:
+                return
+            queue.submit()
+            ready.extend(queue.stalled)
+            queue.stalled.clear()
+            deliver(queue)
+            if queue.limit == 1:
+                return  # others get their turn
+
+    def deliver(queue: Queue) -> None:
+        while queue.finished:
+            batch = queue.finished[0]
+            queue.release(batch)
+            found: "dict[Connection, None]" = {one.connection: None for one in batch.messages}
+            for connection in found:
+                if connections.get(connection.fd) is connection:
+                    advance(connection)
+            queue.finished.popleft()
 
     def repair() -> None:
         """Resume what an exception may have interrupted."""
         add_accepted()
         for connection in connections.values():
-            if connection.waits_for != WORKER or connection.message.reply is not None:
-                ready.append(connection)
-            elif connection.settled != WORKER:
-                settle(connection)
-        if workers is not None:
-            workers.resubmit()
+            if connection.waits_for != connection.settled:
+                server.settle(connection)
+            ready.append(connection)
+        if queue is not None:
+            queue.repair(connections.values())
 
     def prepare_drain() -> None:
         """Take nothing more than what the backlog and the connections hold."""
-        nonlocal draining, patience, backlog_is_empty
+        nonlocal draining
         file.remove()
-        close_quietly(lambda: listener.shutdown(_socket.SHUT_RD))  # new clients are refused
-        patience = min(patience, PATIENCE)
-        latest = time.monotonic() + patience
+        close_quietly(lambda: file.listener.shutdown(_socket.SHUT_RD))  # new clients are refused
+        server.patience = min(server.patience, PATIENCE)
+        latest = time.monotonic() + server.patience
         for fd in deadlines:
             deadlines[fd] = min(deadlines[fd], latest)
-        backlog_is_empty = False
+        server.backlog_is_empty = False
         draining = time.monotonic()
 
     def drain() -> None:
         """Answer what is left; without the calls beside one that lost the GPU context and hang."""
-        while connections or not backlog_is_empty:
+        while connections or not server.backlog_is_empty:
             for connection in list(connections.values()):
-                if connection.fd not in leaving:
-                    stop_reading(connection)
+                if connection.fd not in server.leaving:
+                    server.stop_reading(connection)
             step(0.5)
             if state.poisoned and time.monotonic() > draining + HANG_LIMIT:
-                for fd in busy:
-                    connections[fd].message.reply = RESTARTING
-                    ready.append(connections[fd])
+                for connection in list(connections.values()):
+                    for message in connection.messages:
+                        message.reply = message.reply or RESTARTING
+                    ready.append(connection)
 
     def run() -> None:
         nonlocal is_damaged
@@ -2225,7 +2657,17 @@ def serve(
                     give_up("user code has closed descriptors of the server")
                 log_traceback(error, "an exception arrived between calls; the server goes on")
 
-    accept_fd = _socket.socket._accept  # type: ignore[attr-defined]
+    def close_all() -> None:
+        """Keep nothing open: in a forked child a dead runtime would seem alive."""
+        close_quietly(poll.close)
+        waker.close()
+        for connection in connections.values():
+            close_quietly(connection.sock.close)
+        close_accept()
+
+    accept, add_accepted, close_accept = make_accept(
+        server, file.listener, make_conversation, reserve_std_fds
+    )
     is_open = make_is_open(poll.fileno(), listening, waker.reader, waker.writer)
     poll.register(listening, select.EPOLLIN)
     poll.register(waker.reader, select.EPOLLIN)
@@ -2335,12 +2777,12 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         use_user_paths()
         codec = make_codec(settings.json, threads)
         caller = make_caller(import_handler(settings, state), threads, state)
-        answer = make_answer(settings, codec, caller, watch.watch_call, classify, state)
+        answers = make_answer(settings, codec, caller, watch.watch_call, classify, state)
         reserve_std_fds()
         watch.install()
         if not file.is_open():
             file = open_listener(path, mode)
-        serve(settings, file, answer, caller, watch, reserve_std_fds, state, set_exit_code)
+        serve(settings, file, answers, caller, watch, reserve_std_fds, state, set_exit_code)
     finally:
         if not state.forked:
             file.remove()
