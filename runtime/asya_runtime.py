@@ -103,7 +103,7 @@ if TYPE_CHECKING:
     Decode = Callable[["Message"], object]
     Encode = Callable[["Message"], Bytes]
     Answer = Callable[["Message"], Bytes]
-    AnswerAll = Callable[[list["Message"]], list[Bytes]]
+    AnswerAll = Callable[["Batch"], list[Bytes]]
     Conversation = Generator[None, None, None]
 else:
     # User code may replace functions of modules, and builtins: below, these names are copies
@@ -114,6 +114,7 @@ else:
 
 MODULES, MAX_FLOAT = sys.modules, sys.float_info.max
 getrecursionlimit, setrecursionlimit = sys.getrecursionlimit, sys.setrecursionlimit
+current_frames = sys._current_frames
 CLEAR_ENDS_GENERATORS = sys.version_info < (3, 13)  # frame.clear() does
 OWN_MODULES = {name: sys.modules[name] for name in set(sys.modules) - PRELOADED}
 
@@ -177,7 +178,7 @@ def get_attribute(thing: object, name: str) -> "Any":
 
 
 EXIT_CONFIG = 78  # EX_CONFIG: a setting, the socket path or the handler is wrong
-EXIT_BROKEN = 75  # EX_TEMPFAIL: user code has closed descriptors of the server
+EXIT_BROKEN = 75  # EX_TEMPFAIL: a call does not end, or descriptors of the server are closed
 EXIT_POISONED = 70  # EX_SOFTWARE: the GPU context is lost; only a new process helps
 
 # --- Settings: one table, read once
@@ -248,6 +249,7 @@ SETTINGS: "tuple[tuple[str, str, Callable[[str], object]], ...]" = (
     ("ASYA_READ_TIMEOUT", "60", make_seconds_parser("above 0", 5e-324)),
     ("ASYA_BATCH_SIZE", "1", make_integer_parser(1, 1024)),
     ("ASYA_BATCH_WAIT", "0", make_seconds_parser("at least 0", 0)),
+    ("ASYA_HANDLER_DEADLINE", "0", make_seconds_parser("at least 0", 0)),
     ("ASYA_JSON", "stdlib", make_parser("stdlib, orjson or auto", "stdlib|orjson|auto")),
 )
 
@@ -297,13 +299,22 @@ class Message:
 class State:
     """The state of the process, shared by signals, answers and the server."""
 
-    __slots__ = ("batch_limit", "forked", "limited_at", "poisoned", "stopping", "wake")
+    __slots__ = (
+        "batch_limit",
+        "exit_code",
+        "exit_reason",
+        "forked",
+        "limited_at",
+        "stopping",
+        "wake",
+    )
 
     def __init__(self) -> None:
         self.batch_limit = 1024  # messages that fit into memory together, by what has failed
         self.limited_at = 0.0  # when the limit was set
         self.stopping = False  # SIGTERM or SIGINT was received
-        self.poisoned = False  # the GPU context is lost
+        self.exit_reason = ""  # for the log, after the answers
+        self.exit_code = 0  # the process has to be restarted: no call is made any more
         self.forked = False  # this is a child process that user code forked
         self.wake: "Action | None" = None  # interrupts the server's wait; None before it serves
 
@@ -1024,8 +1035,9 @@ def find_flags(handler: object) -> int:
 class Caller:
     """How to call a handler of any form; see `make_caller`."""
 
-    __slots__ = ("call", "complete", "has_background_tasks", "run_until_readable")
+    __slots__ = ("call", "cancel", "complete", "has_background_tasks", "run_until_readable")
     call: "Call"
+    cancel: "Callable[[int | None], bool]"  # the coroutine that a thread waits for, if there is one
     complete: "Callable[[object], object]"
     has_background_tasks: "Callable[[], bool] | None"  # None: there is no loop
     run_until_readable: "Callable[[int, float | None], None]"
@@ -1043,6 +1055,7 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
     lock = _thread.allocate_lock()
     calls: "_collections.deque[Action]" = _collections.deque()  # for the loop's own thread
     waker: "Waker | None" = None  # of that; the loop's own uses sockets, which may be replaced
+    tasks: "dict[int, Any]" = {}  # by the thread that waits for it
 
     def run_calls() -> None:
         waker.clear()  # type: ignore[union-attr]
@@ -1108,14 +1121,32 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         def begin() -> None:
             nonlocal task
             task = loop.create_task(deliver())  # the loop itself holds tasks only weakly
+            tasks[thread] = task
 
-        if waker is None:  # the loop of a thread of user code
-            loop.call_soon_threadsafe(begin)
-        else:
-            calls.append(begin)
-            waker.wake()
+        thread = _thread.get_ident()
+        call_soon(begin)
         done.acquire()
+        tasks.pop(thread, None)
         return outcome
+
+    def call_soon(action: "Action") -> None:
+        """Call a function on the loop, from another thread."""
+        if waker is None:  # the loop of a thread of user code, or of the main thread
+            loop.call_soon_threadsafe(action)
+        else:
+            calls.append(action)
+            waker.wake()
+
+    def cancel(thread: "int | None") -> bool:
+        task = tasks.get(thread or 0)
+        if task is None:
+            return False
+        for one in asyncio.all_tasks(loop):
+            stack = "".join(format_task(one))  # none of one that runs
+            if stack:
+                log("a task is here:\n%s" % stack[-5000:].rstrip())
+        call_soon(task.cancel)
+        return True
 
     def run(make: "Callable[[], object]") -> object:
         with lock:
@@ -1124,9 +1155,12 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         if threads or loop.is_running():
             result, error = run_in_thread(make)
         else:
-            task = loop.create_task(capture(make))
-            run_until(task.done, lambda: loop.run_until_complete(task))
-            result, error = task.result()
+            task = tasks[_thread.get_ident()] = loop.create_task(capture(make))
+            try:
+                run_until(task.done, lambda: loop.run_until_complete(task))
+                result, error = task.result()
+            finally:
+                tasks.clear()
         try:
             if error is not None:
                 raise error
@@ -1159,13 +1193,26 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
                 timer.cancel()
 
     caller = Caller()
-    caller.call, caller.complete = handler, complete
+    caller.call, caller.complete, caller.cancel = handler, complete, cancel
     caller.has_background_tasks = None
     caller.run_until_readable = run_until_readable
     if find_flags(handler) & (COROUTINE | ASYNC_GENERATOR):
         import_library("asyncio", open_loop)
         caller.call = lambda request: run(lambda: handler(request))
     return caller
+
+
+def format_task(task: "Any") -> "list[str]":
+    """Return the lines of a task's stack, down to where it waits."""
+    lines: "list[str]" = []
+    coroutine = task.get_coro()
+    while coroutine is not None and len(lines) < 100:
+        frame = get_attribute(coroutine, "cr_frame") or get_attribute(coroutine, "gi_frame")
+        if frame is not None and frame.f_globals is not globals():
+            lines += traceback.format_stack(frame, 1)
+        following = get_attribute(coroutine, "cr_await")
+        coroutine = following or get_attribute(coroutine, "gi_yieldfrom")
+    return lines
 
 
 def has_method(thing: object, name: str) -> bool:
@@ -1213,7 +1260,7 @@ def make_answer(
     classify: "Callable[[BaseException], str]",
     state: State,
 ) -> "tuple[Answer, AnswerAll]":
-    """Return `answer(message)` and `answer_all(messages)` of one batch.
+    """Return `answer(message)` and `answer_all(batch)`.
 
     They return the replies and never raise.
     """
@@ -1269,7 +1316,7 @@ def make_answer(
             is_own = isinstance(error, OWN_ERRORS) and not isinstance(error, MemoryError)
             if step == "decode" and is_own:
                 return describe("invalid_json", error), ""
-            unfit = step == "encode" and not isinstance(error, MemoryError)
+            unfit = step == "encode" and is_own
             prefix = explain_unencodable(message) if unfit else ""
             kind = classify(error)
             code = kind if kind in CODES else "processing_error"
@@ -1304,7 +1351,7 @@ def make_answer(
         """Make the next call possible, or end the process if none can succeed."""
         if kind == "sticky":
             log("the GPU context of this process is lost; exiting after this reply")
-            state.poisoned = True
+            state.exit_code = EXIT_POISONED
             return
         gc.collect()
         if settings.cuda_cleanup_on_oom:
@@ -1320,7 +1367,7 @@ def make_answer(
                 log_traceback(error, "releasing memory failed")
 
     def answer(message: Message) -> "Bytes":
-        if state.poisoned:
+        if state.exit_code:
             return RESTARTING
         kind, step = "", "decode"
         request: "Any" = None
@@ -1348,14 +1395,14 @@ def make_answer(
             message.body = message.result = None
         return reply
 
-    def answer_all(messages: "list[Message]") -> "list[Bytes]":
+    def answer_all(batch: "Batch") -> "list[Bytes]":
         if settings.batch_size == 1:
-            return [answer(message) for message in messages]
+            return [answer(message) for message in batch.messages]
         replies: "dict[Message, Bytes]" = {}
-        groups, fitted, failed = [messages], 0, False
+        groups, fitted, failed = [batch.messages], 0, False
         while groups:
             group = groups.pop(0)
-            kind = answer_group(group, replies)
+            kind = answer_group(group, replies, batch)
             rest = [message for message in group if message not in replies]
             if rest:  # to be tried again, in smaller calls
                 half = (len(rest) + 1) // 2
@@ -1365,9 +1412,11 @@ def make_answer(
                 fitted = max(fitted, len(group))
         if failed and fitted:
             state.batch_limit, state.limited_at = fitted, time.monotonic()
-        return [replies[message] for message in messages]
+        return [replies[message] for message in batch.messages]
 
-    def answer_group(group: "list[Message]", replies: "dict[Message, Bytes]") -> str:
+    def answer_group(
+        group: "list[Message]", replies: "dict[Message, Bytes]", batch: "Batch"
+    ) -> str:
         """Answer messages by one call; none of them, if smaller calls are to be tried.
 
         Return the kind of a memory error of the call, or "".
@@ -1378,7 +1427,7 @@ def make_answer(
         for message in group:
             body = message.body  # needed again if the call fails
             try:
-                if state.poisoned:
+                if state.exit_code:
                     replies[message] = RESTARTING
                     continue
                 requests.append(read(message))
@@ -1399,7 +1448,8 @@ def make_answer(
         except BaseException as error:
             if state.forked:
                 exit_child(error)
-            is_final = len(calls) == 1 or isinstance(error, UnfitResults) or has_verdict(error)
+            is_final = isinstance(error, UnfitResults) or has_verdict(error)
+            is_final = is_final or len(calls) == 1 or batch.is_late
             reply, kind = fail(error, "call", calls[0], 0 if is_final else len(calls))
             if is_final or kind == "sticky":
                 replies.update((message, reply) for message in calls)
@@ -1602,7 +1652,9 @@ if not IS_PROBE:
 class Watch:
     """What `start_watch` offers."""
 
-    __slots__ = ("install", "on_signal", "watch_call")
+    __slots__ = ("enforce_deadline", "install", "on_signal", "wake", "watch_call")
+    wake: "Action"  # let it look at the deadlines
+    enforce_deadline: "Callable[[], float] | None"  # the seconds until it is to be called again
     install: "Action"  # the signal handlers, again after user code has replaced them
     on_signal: "Callable[[int, object], None]"  # is such a handler
     watch_call: "Callable[[Caller], Call]"  # warn while a call runs over the limit
@@ -1620,6 +1672,9 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
     received = {"thread": 0, "main": 0}  # each signal arrives on both ways
     masks: "dict[int, set[int]]" = {}  # of the threads that fork now
     signals = (TERM, INT)
+    main_thread = _thread.get_ident()
+    result = Watch()
+    result.enforce_deadline = None
 
     def on_signal(way: str, number: int) -> None:
         received[way] += 1
@@ -1636,6 +1691,8 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
 
     def install() -> None:
         nonlocal reader, writer, is_open
+        if _thread.get_ident() != main_thread:
+            return  # that one hangs
         if not is_open():
             reader, writer = os.pipe()
             os.set_blocking(reader, False)
@@ -1676,6 +1733,8 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
                     log("the handler is still running after %.3g s" % (now - began))
             due = [calls[key] + limit - now for key in calls if key not in warned]
             pause = min(LONGEST_WAIT, *due, limit) if limit else LONGEST_WAIT
+            if result.enforce_deadline is not None:
+                pause = min(pause, result.enforce_deadline())
             poll = select.poll()
             poll.register(reader, select.POLLIN)
             for _, event in poll.poll(1000 * pause + 1):
@@ -1693,6 +1752,9 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
             except BaseException as error:
                 log_traceback(error, "the watch over signals and slow calls failed")
                 time.sleep(1)
+
+    def wake() -> None:
+        os.write(writer, b"\0")
 
     def watch_call(caller: Caller) -> "Call":
         def watched_call(request: "Request") -> object:
@@ -1714,9 +1776,8 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
         start_thread(watch_forever)
     except RuntimeError as error:
         log("cannot watch signals and slow calls while C code runs: %s" % error)
-    result = Watch()
     result.install, result.watch_call = install, watch_call
-    result.on_signal = on_signal_in_python
+    result.on_signal, result.wake = on_signal_in_python, wake
     return result
 
 
@@ -2033,11 +2094,13 @@ REGROWTH = 60.0  # seconds without a memory error after which a batch may have t
 class Batch:
     """Messages that are answered together."""
 
-    __slots__ = ("is_begun", "messages")
+    __slots__ = ("is_begun", "is_late", "is_taken", "messages")
 
     def __init__(self, messages: "list[Message]") -> None:
         self.messages = messages
         self.is_begun = False  # the handler may have seen them
+        self.is_late = False  # over the deadline: whatever it returns does not count
+        self.is_taken = False  # by the watch, which replies to it
 
 
 class Queue:
@@ -2051,11 +2114,14 @@ class Queue:
     __slots__ = (
         "answer",
         "batches",
+        "calls",
         "chunk",
         "claims",
+        "deadline",
         "failed",
         "finished",
         "jobs",
+        "late_in_a_row",
         "limit",
         "quiet_since",
         "size",
@@ -2078,6 +2144,9 @@ class Queue:
         self.stalled: "dict[Connection, None]" = {}  # they wait for room here
         self.batches: "dict[Batch, None]" = {}
         self.claims: "dict[Batch, int]" = {}
+        self.calls: "dict[Batch, float]" = {}  # when they began, with a deadline
+        self.deadline = settings.handler_deadline
+        self.late_in_a_row = 0
         self.jobs: "_queue.SimpleQueue[Batch]" = _queue.SimpleQueue()
         self.finished: "_collections.deque[Batch]" = _collections.deque()
         self.threads = 0
@@ -2144,7 +2213,7 @@ class Queue:
         for message in batch.messages:
             self.waiting.pop(message, None)
         self.quiet_since = 0.0
-        if self.limit == 1:
+        if self.limit == 1 or self.state.exit_code:
             self.claims[batch] = _thread.get_ident()
             self.finish(batch)
             return
@@ -2169,17 +2238,35 @@ class Queue:
 
     def finish(self, batch: Batch) -> None:
         """Answer a batch. What an exception has interrupted is not begun again."""
+        replies: "list[Bytes]" = []
         if not batch.is_begun:
             batch.is_begun = True
-            replies = self.answer(batch.messages)
-            # One step, and only where no other thread has replied
-            _collections.deque(map(setattr, batch.messages, repeat("reply"), replies), 0)
+            if self.deadline:
+                self.calls[batch] = time.monotonic()
+            replies = self.answer(batch)
+        if self.deadline:
+            if self.calls.pop(batch, None) is None and batch.is_taken:
+                park()
+            self.late_in_a_row = self.late_in_a_row + 1 if batch.is_late else 0
+            if batch.is_late:
+                replies = [make_late_reply(self.deadline)] * len(batch.messages)
+            if self.late_in_a_row == MAX_LATE:
+                self.state.exit_reason = "%d calls in a row exceeded the deadline" % MAX_LATE
+                self.state.exit_code = EXIT_BROKEN
+        _collections.deque(map(setattr, batch.messages, repeat("reply"), replies), 0)  # in one step
         for message in batch.messages:
             if message.reply is None:
                 message.reply = UNPRINTABLE
         self.finished.append(batch)
         if self.limit > 1:
             self.wake()
+
+    def abandon(self) -> None:
+        """Answer here what no thread has begun: those there are may hang."""
+        own = _thread.get_ident()
+        for batch in list(self.batches):
+            if self.claims.setdefault(batch, own) == own and batch not in self.finished:
+                self.finish(batch)
 
     def work(self) -> None:
         """Answer messages until the process ends."""
@@ -2219,6 +2306,101 @@ class Queue:
         """Forget a batch, whose replies are with the connections. May be repeated."""
         self.batches.pop(batch, None)
         self.claims.pop(batch, None)
+
+
+# --- Deadline
+
+CANCEL_PATIENCE = 1.0  # seconds in which a coroutine has to end after its cancellation
+MAX_LATE = 3  # calls over the deadline, one after the other, after which the process is restarted
+
+
+def make_late_reply(deadline: float) -> bytes:
+    """Build the reply to a message whose call ran longer than the deadline."""
+    text = "the call ran longer than %g s, the deadline of ASYA_HANDLER_DEADLINE" % deadline
+    return error_reply("processing_error", text, "HandlerDeadlineExceeded", "recoverable", 1)
+
+
+def make_enforce_deadline(
+    queue: Queue, caller: Caller, state: State, take_over: "Callable[[Batch], None]"
+) -> "Callable[[], float]":
+    """Return a function for the watch: end late calls, return the seconds until its next turn.
+
+    A coroutine is cancelled. Any other call cannot be ended: its messages are answered, and the
+    process ends with status 75. With one thread, which hangs in it, `take_over` does that. Code
+    that keeps the interpreter's lock stops this thread too; then faulthandler, which is re-armed
+    here as long as it runs, ends the process after twice the deadline.
+    """
+    faulthandler = import_library("faulthandler", lambda module: module)
+    limit, late_reply = queue.deadline, make_late_reply(queue.deadline)
+    armed = 0.0  # until when
+
+    def enforce_deadline() -> float:
+        nonlocal armed
+        now = time.monotonic()
+        if now >= armed:
+            faulthandler.dump_traceback_later(2 * limit, exit=True, file=2)
+            armed = now + max(0.1, limit / 8)
+        nearest = armed
+        for batch, began in list(queue.calls.items()):
+            end = began + limit + (CANCEL_PATIENCE if batch.is_late else 0.0)
+            if now < end:
+                nearest = min(nearest, end)
+                continue
+            was_late, batch.is_late = batch.is_late, True
+            if not was_late and caller.cancel(queue.claims.get(batch)):
+                log("a call is cancelled, it runs longer than the deadline of %g s" % limit)
+            else:
+                take(batch)
+        return max(0.0, min(nearest - time.monotonic(), LONGEST_WAIT))
+
+    def take(batch: Batch) -> None:
+        batch.is_taken = True
+        if queue.calls.pop(batch, None) is None:
+            return  # it has just ended
+        state.exit_reason = "a call does not end within the deadline of %g s" % limit
+        for message in batch.messages:
+            message.reply = late_reply
+        state.exit_code = EXIT_BROKEN
+        if queue.limit == 1:
+            take_over(batch)
+        else:
+            queue.finished.append(batch)
+            queue.wake()
+
+    return enforce_deadline
+
+
+def park() -> None:
+    """Keep a thread, for whose call another one replies, until the process ends."""
+    while True:
+        try:
+            time.sleep(LONGEST_WAIT)
+        except BaseException:
+            pass  # from outside
+
+
+def log_stacks() -> None:
+    """Log where each thread is."""
+    for thread, frame in current_frames().items():
+        stack = "".join(traceback.format_stack(frame))
+        log("thread %d is here:\n%s" % (thread, stack[-5000:].rstrip()))
+
+
+def exit_with_stacks(code: int, reason: str) -> None:
+    """Log why, and where each thread is; end the process, soon if nobody reads the log."""
+
+    def insist() -> None:
+        time.sleep(PATIENCE)
+        os._exit(code)
+
+    try:
+        start_thread(insist)
+        log(reason + "; exiting")
+        log_stacks()
+        flush_streams()
+    except BaseException:
+        pass
+    os._exit(code)
 
 
 # --- Server
@@ -2431,6 +2613,11 @@ def make_accept(
                 spare = os.dup(server.waker.reader)
             except OSError:
                 pass
+        take_one()
+        add_accepted()
+
+    def take_one() -> None:
+        nonlocal spare
         try:
             accepted.extend(map(accept_fd, (listener,)))
         except OSError as error:
@@ -2439,14 +2626,13 @@ def make_accept(
             elif error.errno in NO_ROOM and spare >= 0:
                 os.close(spare)
                 spare = -1
-                accepted.extend(map(accept_fd, (listener,)))
+                take_one()
             elif error.errno in NO_ROOM:
                 if not make_room():
                     log("cannot accept a connection: %s" % error.strerror)
                     pause(PAUSE)
             elif error.errno is None:
                 raise
-        add_accepted()
 
     def add_accepted() -> None:
         while accepted:
@@ -2502,7 +2688,7 @@ def serve(
     buffer_pool: "list[bytearray]" = []
     answer, answer_all = answers
     queue: "Queue | None" = None
-    if settings.concurrency > 1 or settings.batch_size > 1:
+    if settings.concurrency > 1 or settings.batch_size > 1 or settings.handler_deadline:
         queue = Queue(settings, answer_all, waker.wake, state)
     turn = 0  # of the loop
     draining = 0.0  # since when
@@ -2619,14 +2805,17 @@ def serve(
         server.backlog_is_empty = False
         draining = time.monotonic()
 
-    def drain() -> None:
+    def drain(latest: float) -> None:
         """Answer what is left; without the calls beside one that lost the GPU context and hang."""
-        while connections or not server.backlog_is_empty:
+        while (connections or not server.backlog_is_empty) and time.monotonic() < latest:
             for connection in list(connections.values()):
                 if connection.fd not in server.leaving:
                     server.stop_reading(connection)
             step(0.5)
-            if state.poisoned and time.monotonic() > draining + HANG_LIMIT:
+            if queue is not None and queue.limit > 1 and state.exit_code:
+                queue.abandon()
+            hangs = time.monotonic() > draining + HANG_LIMIT
+            if state.exit_code == EXIT_POISONED and hangs:
                 for connection in list(connections.values()):
                     for message in connection.messages:
                         message.reply = message.reply or RESTARTING
@@ -2637,12 +2826,25 @@ def serve(
         if is_damaged:
             repair()
             is_damaged = False
-        while not (state.stopping or state.poisoned):
+        while not (state.stopping or state.exit_code):
             step(None)
         if not draining:
             prepare_drain()
-        drain()
-        set_exit_code(EXIT_POISONED if state.poisoned else 0)
+        drain(time.monotonic() + LONGEST_WAIT)
+        set_exit_code(state.exit_code)
+
+    def take_over(batch: Batch) -> None:
+        """Answer what is left and end the process, while the main thread hangs in a call."""
+        try:
+            caller.has_background_tasks = None  # their loop is that of the main thread
+            queue.release(batch)  # type: ignore[union-attr]
+            ready.extend(connections.values())
+            if not draining:
+                prepare_drain()
+            drain(time.monotonic() + PATIENCE)
+        except BaseException as error:
+            log_traceback(error, "answering what is left failed")
+        exit_with_stacks(EXIT_BROKEN, state.exit_reason)
 
     def protect(run: "Action") -> None:
         """Run until the end, again after each exception that user code raises from outside."""
@@ -2672,6 +2874,9 @@ def serve(
     poll.register(listening, select.EPOLLIN)
     poll.register(waker.reader, select.EPOLLIN)
     os.register_at_fork(after_in_child=close_all)
+    if queue is not None and settings.handler_deadline:
+        watch.enforce_deadline = make_enforce_deadline(queue, caller, state, take_over)
+        watch.wake()
     state.wake = waker.wake  # before anybody can connect: what they send is answered
     file.publish()
     log("serving %s on %s" % (settings.handler, settings.socket_path))
@@ -2680,6 +2885,8 @@ def serve(
         protect(lambda: protect(lambda: protect(run)))
     finally:
         close_all()
+    if state.exit_code == EXIT_BROKEN:
+        exit_with_stacks(EXIT_BROKEN, state.exit_reason)
 
 
 def make_reserve_std_fds() -> "Action":
@@ -2787,7 +2994,7 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         if not state.forked:
             file.remove()
             file.close()
-    return EXIT_POISONED if state.poisoned else 0
+    return state.exit_code
 
 
 def check(settings: Settings) -> int:
