@@ -247,10 +247,10 @@ SETTINGS: "tuple[tuple[str, str, Callable[[str], object]], ...]" = (
     ("ASYA_CONCURRENCY", "1", make_integer_parser(1, 1024)),
     ("ASYA_MAX_MESSAGE_SIZE", "4294967295", make_integer_parser(1, 4294967295)),
     ("ASYA_READ_TIMEOUT", "60", make_seconds_parser("above 0", 5e-324)),
+    ("ASYA_JSON", "stdlib", make_parser("stdlib, orjson or auto", "stdlib|orjson|auto")),
     ("ASYA_BATCH_SIZE", "1", make_integer_parser(1, 1024)),
     ("ASYA_BATCH_WAIT", "0", make_seconds_parser("at least 0", 0)),
     ("ASYA_HANDLER_DEADLINE", "0", make_seconds_parser("at least 0", 0)),
-    ("ASYA_JSON", "stdlib", make_parser("stdlib, orjson or auto", "stdlib|orjson|auto")),
 )
 
 
@@ -1302,10 +1302,11 @@ def make_answer(
                 retries += 1
                 if retries > MAX_RETRIES:
                     raise
-        if len(reply) > FRAME_LIMIT:
-            message.result = None
-            raise OverflowError("reply of %d bytes exceeds the frame limit" % len(reply))
         return reply  # type: ignore[no-any-return]
+
+    def check_size(reply: "Bytes") -> None:
+        if len(reply) > FRAME_LIMIT:
+            raise OverflowError("reply of %d bytes exceeds the frame limit" % len(reply))
 
     def fail(
         error: BaseException, step: str, message: Message, retried: int = 0
@@ -1384,6 +1385,8 @@ def make_answer(
             message.result, result = result, None
             step = "encode"
             reply = write(message, build)
+            step = "send"
+            check_size(reply)
         except BaseException as error:  # SystemExit and KeyboardInterrupt are answered too
             if state.forked:
                 exit_child(error)
@@ -1470,6 +1473,8 @@ def make_answer(
                     raise error_of_one
                 step = "encode"
                 replies[message] = write(message, encode)
+                step = "send"
+                check_size(replies[message])
             except BaseException as error:
                 replies[message], kind = fail(error, step, message)
                 error_of_one = None
@@ -2051,7 +2056,12 @@ def serve_connection(
             if asked:
                 reply = interrupted(error)
                 head, tail, asked = pack(len(reply)) + reply, b"", False
-            elif type(error) is MemoryError and head is not None and not sent and replied < 2:
+            elif (
+                type(error) is MemoryError
+                and head is not None
+                and replied < 2
+                and not (sent or connection.count)
+            ):
                 head, tail = pack(len(no_memory)) + no_memory, b""
 
 

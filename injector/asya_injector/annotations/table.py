@@ -91,6 +91,14 @@ TABLE = (
     _runtime_setting("json", formats.choice("stdlib", "orjson", "auto"), "stdlib",
         "JSON library; orjson must be installed in the image; auto uses orjson if it is "
         "installed"),
+    _runtime_setting("batch-size", formats.integer(1, 1024), "1",
+        "maximum messages in one handler call; above 1 the handler takes a list of messages and "
+        "returns a list of results"),
+    _runtime_setting("batch-wait", formats.seconds(zero=True), "0",
+        "seconds that the first message of a batch waits for more; 0 takes what has arrived"),
+    _runtime_setting("handler-deadline", formats.seconds(zero=True), "0",
+        "seconds until a handler call is answered with an error that can be retried, and the "
+        "runtime restarts unless the call could be cancelled; 0 disables the deadline"),
 )  # fmt: skip
 BY_NAME: Mapping[str, Annotation] = {entry.name: entry for entry in TABLE}
 BY_KEY: Mapping[str, Annotation] = {entry.key: entry for entry in TABLE}
