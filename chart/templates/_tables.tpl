@@ -18,6 +18,6 @@
   "launchers": ["azure-keyvault-env", "k8s-secret-injector", "secret-init", "secrets-init", "vault-env"],
   "interpreter": "^[^$]*/(python|pypy)[0-9]*(\\.[0-9]+)*t?$",
   "handler": "^[A-Za-z_][A-Za-z0-9_]*(\\.[A-Za-z_][A-Za-z0-9_]*)+$",
-  "defaults": {"sidecars": "asya-sidecar", "mode": "auto", "python": "python3", "mount-path": "/opt/asya", "probe": "true", "socket-path": "/tmp/sockets/app.sock", "include-metadata": "false", "chunk-size": "4096", "handler-timeout": "0", "enable-oom-detection": "true", "cuda-cleanup-on-oom": "true", "concurrency": "1", "max-message-size": "4294967295", "read-timeout": "60", "json": "stdlib"}
+  "defaults": {"sidecars": "asya-sidecar", "mode": "auto", "python": "python3", "mount-path": "/opt/asya", "probe": "true", "socket-path": "/tmp/sockets/app.sock", "include-metadata": "false", "chunk-size": "4096", "handler-timeout": "0", "enable-oom-detection": "true", "cuda-cleanup-on-oom": "true", "concurrency": "1", "max-message-size": "4294967295", "read-timeout": "60", "json": "auto"}
 }
 {{- end }}

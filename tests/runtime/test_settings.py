@@ -80,7 +80,7 @@ def test_defaults(runtime: ModuleType) -> None:
         "concurrency": 1,
         "max_message_size": 4294967295,
         "read_timeout": 60.0,
-        "json": "stdlib",
+        "json": "auto",
     }
 
 

@@ -90,9 +90,9 @@ TABLE = (
         "maximum message size in bytes; longer messages are answered with connection_error"),
     _runtime_setting("read-timeout", formats.seconds(zero=False), "60",
         "maximum pause within a message in seconds; idle connections may wait longer"),
-    _runtime_setting("json", formats.choice("stdlib", "orjson", "auto"), "stdlib",
-        "JSON library; orjson must be installed in the image; auto uses orjson if it is "
-        "installed"),
+    _runtime_setting("json", formats.choice("stdlib", "orjson", "auto"), "auto",
+        "JSON library; auto uses orjson if the image has version 3.9.15 or newer, otherwise the "
+        "standard library"),
 )  # fmt: skip
 BY_NAME: Mapping[str, Annotation] = {entry.name: entry for entry in TABLE}
 BY_KEY: Mapping[str, Annotation] = {entry.key: entry for entry in TABLE}
