@@ -73,9 +73,11 @@ try:
         import _struct
         import _thread
         import atexit
+        import enum
         import fcntl
         import gc
         import importlib
+        import marshal
         import re
         import resource
         import select
@@ -207,10 +209,12 @@ def make_integer_parser(low: int, high: int) -> "Callable[[str], Any]":
     return make_parser("a whole number from %d to %d" % (low, high), "[0-9]{1,20}", int, low, high)
 
 
-def make_seconds_parser(rule: str, low: float) -> "Callable[[str], Any]":
-    """Return a parser for finite seconds from `low`; `rule` says that in words."""
+def make_seconds_parser(
+    rule: str, low: float, high: float = sys.float_info.max
+) -> "Callable[[str], Any]":
+    """Return a parser for finite seconds from `low` to `high`; `rule` says that in words."""
     number = r"(?i)[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
-    return make_parser("a number of seconds, " + rule, number, float, low, sys.float_info.max)
+    return make_parser("a number of seconds, " + rule, number, float, low, high)
 
 
 def parse_path(text: str) -> str:
@@ -247,7 +251,7 @@ SETTINGS: "tuple[tuple[str, str, Callable[[str], object]], ...]" = (
     ("ASYA_CONCURRENCY", "1", make_integer_parser(1, 1024)),
     ("ASYA_MAX_MESSAGE_SIZE", "4294967295", make_integer_parser(1, 4294967295)),
     ("ASYA_READ_TIMEOUT", "60", make_seconds_parser("above 0", 5e-324)),
-    ("ASYA_JSON", "stdlib", make_parser("stdlib, orjson or auto", "stdlib|orjson|auto")),
+    ("ASYA_JSON", "auto", make_parser("stdlib, orjson or auto", "stdlib|orjson|auto")),
     ("ASYA_BATCH_SIZE", "1", make_integer_parser(1, 1024)),
     ("ASYA_BATCH_WAIT", "0", make_seconds_parser("at least 0", 0)),
     ("ASYA_HANDLER_DEADLINE", "0", make_seconds_parser("at least 0", 0)),
@@ -304,6 +308,7 @@ class State:
         "exit_code",
         "exit_reason",
         "forked",
+        "json",
         "limited_at",
         "stopping",
         "wake",
@@ -317,12 +322,26 @@ class State:
         self.exit_code = 0  # the process has to be restarted: no call is made any more
         self.forked = False  # this is a child process that user code forked
         self.wake: "Action | None" = None  # interrupts the server's wait; None before it serves
+        self.json = ""  # which library, and why
+
+
+LOG_LIMIT = 20000  # characters
+# What a terminal or a reader of logs would act on: controls, and marks that reverse text
+CONTROLS = {
+    number: "\\u%04x" % number
+    for marks in ((0, 32), (127, 160), (0x2028, 0x202F), (0x2066, 0x206A))
+    for number in range(*marks)
+}
 
 
 def log(text: str) -> None:
-    """Write one line to fd 2: user code may have replaced or closed `sys.stderr`."""
+    """Write one line to fd 2: user code may have replaced or closed `sys.stderr`.
+
+    Further lines are indented, so that no text of others passes for a line of its own.
+    """
+    lines = [line.translate(CONTROLS) for line in text[:LOG_LIMIT].split("\n")]
     try:
-        os.write(2, ("asya_runtime: %s\n" % text).encode("utf-8", "backslashreplace"))
+        os.write(2, ("asya_runtime: %s\n" % "\n  ".join(lines)).encode("utf-8", "backslashreplace"))
     except OSError:
         pass  # nobody reads it
 
@@ -337,7 +356,7 @@ CODES: "dict[str, tuple[str, int | None]]" = {
     "invalid_json": ("fatal", None),
     "connection_error": ("fatal", None),
 }
-MESSAGE_LIMIT = 2000
+MESSAGE_LIMIT, KIND_LIMIT = 2000, 200  # characters of a text, and of the name of a class
 FRAME_LIMIT = 4294967295
 # Built while there is memory, for when nothing else can be built.
 OUT_OF_MEMORY = (
@@ -356,6 +375,7 @@ UNPRINTABLE = (
 
 if not IS_PROBE:
     escape = json_encoder.encode_basestring_ascii
+CONTROLS_IN_REPLIES = {number: CONTROLS[number] for number in CONTROLS if number not in (9, 10)}
 
 
 def error_reply(
@@ -370,7 +390,7 @@ def error_reply(
         "error": code,
         "message": clean(message[:MESSAGE_LIMIT])[:MESSAGE_LIMIT],
     }
-    fields.update(type=clean(kind), severity=severity or usual)
+    fields.update(type=clean(kind[:KIND_LIMIT]), severity=severity or usual)
     parts = ['"%s":%s' % (name, escape(value)) for name, value in fields.items() if value]
     if retry_after is not None:
         parts.append('"retry_after":%r' % retry_after)
@@ -378,12 +398,15 @@ def error_reply(
 
 
 def clean(text: str) -> str:
-    """Join pairs of surrogates and replace lone ones: strict parsers reject them."""
+    """Join pairs of surrogates and replace lone ones: strict parsers reject them.
+
+    Escape controls except tabs and line ends: clients write the text to terminals and logs.
+    """
     try:
         text.encode("utf-8")
-        return text
     except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text.translate(CONTROLS_IN_REPLIES)
 
 
 def describe(code: str, error: BaseException, prefix: str = "") -> bytes:
@@ -410,12 +433,66 @@ def get_text(error: BaseException) -> str:
 
 # --- JSON
 
+ORJSON_SINCE = (3, 9, 15)  # older ones crash on a message that is nested deeply
+DEEP = 40  # levels of a small result; orjson 3.12 and 3.13 corrupt memory from 1,000 nested tuples
+GC_PAUSE = 65536  # bytes of a message that is decoded without collecting garbage in between
+SEARCH_TIME = 1.0  # seconds for finding the value that is not JSON-serializable
+KEY_LIMIT, PLACE_LIMIT = 60, 1500  # characters of a key, and of a whole path, in an error
+# As marshal writes them
+INFINITY, MINUS_INFINITY = b"\0\0\0\0\0\0\xf0\x7f", b"\0\0\0\0\0\0\xf0\xff"
+DIGITS = b" " * 46 + b". " + b"0" * 10 + b" " * 198  # a table for translate()
+LARGE_INTEGER = b" " + b"0" * 19
 
-def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
+
+def choose_json(choice: str) -> "tuple[Any, str]":
+    """Return orjson, or None for the standard library; and what the start line says about it.
+
+    `auto` takes orjson if it is installed and keeps the contract.
+    """
+    if choice == "stdlib":
+        return None, "standard library"
+    try:
+        orjson = import_orjson()
+        option = get_orjson_option(orjson)
+        version = tuple(map(int, re.findall("[0-9]+", orjson.__version__)[:3]))
+        if orjson.loads(orjson.dumps([1], None, option)) != [1]:
+            raise ValueError
+    except Exception:  # also a file of that name that is something else
+        reason, fix = "orjson is not installed", "install it"
+    else:
+        if version >= ORJSON_SINCE:
+            return orjson, "orjson %s" % orjson.__version__
+        reason = "orjson %s is too old" % str(orjson.__version__)[:20]
+        fix = "install %d.%d.%d or newer" % ORJSON_SINCE
+    if choice == "auto":
+        return None, "standard library, because " + reason
+    raise StartupError("ASYA_JSON=orjson: %s; %s or set ASYA_JSON=auto" % (reason, fix))
+
+
+def import_orjson() -> "Any":
+    """Import it with the standard library before the files of user code: it crashes on those."""
+    path, before = sys.path[:], set(MODULES)
+    sys.path[:] = LIBRARY + path
+    try:
+        return importlib.import_module("orjson")
+    finally:
+        sys.path[:] = path
+        own = [n for n in set(MODULES) - before if n.partition(".")[0] != "orjson"]
+        OWN_MODULES.update((name, MODULES[name]) for name in own)
+        unload_shadowed(own)
+
+
+def get_orjson_option(orjson: "Any") -> int:
+    """Return the option that leaves to `simplify` what orjson would write in its own way."""
+    option: int = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS
+    return option | orjson.OPT_PASSTHROUGH_DATETIME  # type: ignore[no-any-return]
+
+
+def make_codec(orjson: "Any", threads: bool) -> "tuple[Decode, Encode, Encode]":
     """Return `decode(message)`, `encode(message)` and the latter for large messages.
 
     `decode` consumes the body and returns the request. `encode` consumes the result and returns
-    the complete success reply.
+    the complete success reply. `orjson`: that module, or None for the standard library.
     """
 
     def reject_constant(word: str) -> object:
@@ -426,47 +503,72 @@ def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
             raise ValueError("integer of %d digits" % len(digits))
         return int(digits)
 
-    def reject(value: object) -> object:
-        raise TypeError("Object of type %s is not JSON serializable" % type(value).__name__)
+    def parse_float(text: str) -> float:
+        number = float(text)
+        if number - number:  # infinity
+            raise OverflowError
+        return number
 
     # Early 3.9 and 3.10 have no limit, and need time quadratic in the number of digits
     parse_int = None if hasattr(sys, "set_int_max_str_digits") else parse_integer
-    decoder = JSONDecoder(parse_constant=reject_constant, parse_int=parse_int)
-    scan = decoder.scan_once  # type: ignore[attr-defined]
+    # Calling a function for each float doubles the time of many; searching all for infinity
+    # afterwards costs more where there are few
+    scan_many, scan_few = (
+        JSONDecoder(
+            parse_constant=reject_constant, parse_int=parse_int, parse_float=parse
+        ).scan_once  # type: ignore[attr-defined]
+        for parse in (None, parse_float)
+    )
     form = (None, ":", ",", False, False, False)
     parents: "dict[int, object]" = {}  # of the value being encoded: detects circular references
     c_make_encoder = get_attribute(json_encoder, "c_make_encoder")
     make_chunks: "Callable[[object, int], Iterable[str]]"
     if not c_make_encoder:  # an interpreter without the accelerator
-        make_chunks = json_encoder.JSONEncoder(separators=(",", ":"), allow_nan=False).iterencode  # type: ignore[assignment]
+        make_chunks = json_encoder.JSONEncoder(  # type: ignore[assignment]
+            separators=(",", ":"), allow_nan=False, default=simplify
+        ).iterencode
     elif threads:
 
         def make_chunks(value: object, level: int) -> "Iterable[str]":
-            return c_make_encoder({}, reject, escape, *form)(value, 0)  # type: ignore[no-any-return]
+            return c_make_encoder({}, simplify, escape, *form)(value, 0)  # type: ignore[no-any-return]
 
     else:
-        make_chunks = c_make_encoder(parents, reject, escape, *form)
+        make_chunks = c_make_encoder(parents, simplify, escape, *form)
+
+    def scan_from(text: str, start: int, scan: "Callable[[str, int], tuple[object, int]]") -> "Any":
+        try:
+            return scan(text, start)
+        except StopIteration as stop:
+            raise JSONDecodeError("Expecting value", text, stop.value) from None
 
     @bound_recursion
     def decode(message: Message) -> object:
         body: "Any" = message.body
+        size = len(body)
+        if size >= GC_PAUSE and gc.isenabled():
+            return run_without_collection(decode, message)
         text = str(body, "utf-8")
-        if len(body) > POOLED_BUFFER:
+        if size > POOLED_BUFFER:
             message.body = body = None
+        many = "." in text and is_mostly_digits(text)
+        scan = scan_many if many else scan_few
         try:
-            value, end = scan(text, 0)
-        except StopIteration:
-            start = 0
-            while text[start : start + 1] in (" ", "\t", "\r", "\n"):
-                start += 1
             try:
-                value, end = scan(text, start)
-            except StopIteration as stop:
-                raise JSONDecodeError("Expecting value", text, stop.value) from None
+                value, end = scan(text, 0)
+            except StopIteration:
+                value, end = scan_from(text, find_text(text, 0), scan)
+        except OverflowError:
+            many = True
+            value, end = scan_from(text, find_text(text, 0), scan_many)
         if end != len(text):
-            rest = text[end:].lstrip(" \t\r\n")
-            if rest:
-                raise JSONDecodeError("Extra data", text, len(text) - len(rest))
+            end = find_text(text, end)
+            if end != len(text):
+                raise JSONDecodeError("Extra data", text, end)
+        if many and may_hold_infinity(value):
+            place, colon, what = find_unencodable(value).rpartition(": ")
+            if colon:
+                place = " at " + place.lstrip(".") if what in ("inf", "-inf") else ""
+                raise ValueError("number too large for a double" + place)
         return value
 
     @bound_recursion
@@ -491,7 +593,7 @@ def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
             long.append(text)
             return "\0"  # never part of JSON
 
-        encode_outline = c_make_encoder({}, reject, defer, *form)
+        encode_outline = c_make_encoder({}, simplify, defer, *form)
         outline = "".join(encode_outline({"status": "ok", "result": message.result}, 0)).split("\0")
         message.result = TAKEN
         reply = bytearray()
@@ -505,55 +607,105 @@ def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
                 reply += b'"'
         return reply
 
+    if orjson is None:
+        return decode, encode, encode_large if c_make_encoder else encode
+    dumps, loads, option = orjson.dumps, orjson.loads, get_orjson_option(orjson)
+
     @bound_recursion
     def encode_orjson(message: Message) -> bytes:
+        left = count_down_parts(message.result, 64)
+        if left == DEEP_RESULT:
+            return encode(message)
         try:
-            reply: bytes = dumps({"status": "ok", "result": message.result}, None, option)
+            reply: bytes = dumps({"status": "ok", "result": message.result}, simplify, option)
         except TypeError:
             return encode(message)  # large integers, other keys; or it raises the right error
         # orjson writes NaN as null: where there may be one, the standard library decides
-        if count_down_parts(message.result, 64) >= 0 or reply.rfind(b"null") < 0:  # faster than in
+        if left >= 0 or reply.rfind(b"null") < 0:  # faster than in
             return reply
         return encode(message)
 
     def decode_orjson(message: Message) -> object:
-        return loads(message.body)  # type: ignore[arg-type]
+        body: "Any" = message.body
+        if len(body) >= GC_PAUSE and gc.isenabled():
+            return run_without_collection(decode_orjson, message)
+        try:
+            value = loads(body)
+        except ValueError:
+            return decode(message)  # lone surrogates, deep nesting; or it raises the right error
+        if type(body) is bytes and b"00" not in body[::9].translate(DIGITS):
+            return value  # as below, for most messages
+        # orjson makes floats of large integers: the standard library decides
+        return decode(message) if may_hold_large_integer(body) else value
 
-    standard = (decode, encode, encode_large if c_make_encoder else encode)
-    if choice == "stdlib":
-        return standard
-    try:
-        import orjson  # type: ignore[import-not-found, unused-ignore]
-
-        dumps, loads = orjson.dumps, orjson.loads
-        option = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS
-        option |= orjson.OPT_PASSTHROUGH_DATETIME
-    except Exception:  # also a file of that name that is something else
-        if choice == "auto":
-            return standard
-        reason = "ASYA_JSON=orjson: orjson is not installed; install it or set ASYA_JSON=auto"
-        raise StartupError(reason) from None
     return decode_orjson, encode_orjson, encode_orjson
 
 
 OWN_ERRORS = (ValueError, TypeError, RecursionError, OverflowError, MemoryError)
 MAX_RETRIES = 3  # of decoding and encoding, after exceptions of user code from outside
 TAKEN = GeneratorExit  # in the place of a result that has been encoded; it is not JSON
+LARGE_RESULT, DEEP_RESULT = -1, -2
 
 
-def count_down_parts(value: object, budget: int) -> int:
-    """Return what is left of `budget` after all parts of a value; negative for a float.
+def run_without_collection(decode: "Decode", message: Message) -> object:
+    """Decode without collecting garbage: there is none, and the search takes most of the time."""
+    try:
+        gc.disable()
+        return decode(message)
+    finally:
+        gc.enable()
 
-    Also negative when the budget is used up: the answer would cost more than it saves.
+
+def may_hold_infinity(value: "Any") -> bool:
+    """Whether there may be an infinite float in a value of JSON's types; seldom wrong."""
+    try:
+        data = marshal.dumps(value, 2)  # faster than any other walk through it
+    except ValueError:  # nested too deeply
+        return True
+    return INFINITY in data or MINUS_INFINITY in data
+
+
+def is_mostly_digits(text: str) -> bool:
+    """Whether most of a sample of the characters are digits."""
+    sample = text[::61]
+    return len(sample.encode().translate(None, b"0123456789")) * 2 < len(sample)
+
+
+def find_text(text: str, start: int) -> int:
+    """Return the position of the first character that is not white space in JSON."""
+    while text[start : start + 64].strip(" \t\r\n") == "" and start < len(text):
+        start += 64
+    rest = text[start : start + 64]
+    return min(start + len(rest) - len(rest.lstrip(" \t\r\n")), len(text))
+
+
+def may_hold_large_integer(body: "Bytes") -> bool:
+    """Whether a message may have an integer of 19 digits: only those exceed 64 bits."""
+    for at in range(0, len(body), PIECE):
+        piece = bytes(body[at : at + PIECE + 20])
+        # Of every 9th byte, 19 digits hold two in a row: most messages need no closer look
+        if b"00" in piece[::9].translate(DIGITS) and LARGE_INTEGER in piece.translate(DIGITS):
+            return True
+    return False
+
+
+def count_down_parts(value: "Any", budget: int, level: int = 0) -> int:
+    """Return what is left of `budget` after all parts of a result.
+
+    LARGE_RESULT when the budget is used up, because the answer would cost more than it saves, and
+    for floats and all that is not JSON's. DEEP_RESULT when it is nested too deeply for orjson.
     """
     budget -= 1
-    if type(value) is dict or type(value) is list:
-        for item in value.values() if type(value) is dict else value:
+    kind = type(value)
+    if kind is dict or kind is list or kind is tuple:
+        if level > DEEP:
+            return DEEP_RESULT
+        for item in value.values() if kind is dict else value:
             if budget < 0:
-                return -1
-            budget = count_down_parts(item, budget)
+                return budget
+            budget = count_down_parts(item, budget, level + 1)
         return budget
-    return budget if value is None or type(value) in (str, int, bool) else -1
+    return budget if value is None or kind is str or kind is int or kind is bool else LARGE_RESULT
 
 
 def bound_recursion(function: "Callable[[Any], T]") -> "Callable[[Any], T]":
@@ -574,35 +726,147 @@ def bound_recursion(function: "Callable[[Any], T]") -> "Callable[[Any], T]":
     return call
 
 
-def find_unencodable(value: object, parents: "tuple[int, ...]" = ()) -> str:
+def simplify(value: "Any") -> object:
+    """Return what to write for a value that is not of JSON's own types. Raises TypeError for most.
+
+    Frameworks are not imported: their values are known by their methods, and the classes of the
+    standard library by their names.
+    """
+    kind = type(value)
+    for base, copy in BASES:  # orjson passes on subclasses of these, such as named tuples
+        if issubclass(kind, base):
+            return copy(value)
+    if issubclass(kind, (bytes, bytearray, memoryview)):
+        raise unfit(value)
+    if issubclass(kind, enum.Enum):
+        return value.value
+    if callable(get_attribute(kind, "model_dump")):
+        return value.model_dump(mode="json")
+    fields = get_attribute(kind, "__dataclass_fields__")
+    if type(fields) is dict:
+        own = [n for n, field in fields.items() if repr(field._field_type) == "_FIELD"]
+        return {name: getattr(value, name) for name in own}
+    if callable(get_attribute(kind, "tolist")):
+        items = None if holds_dates(get_attribute(value, "dtype")) else value.tolist()
+        if type(items) is kind or items is None:
+            raise unfit(value)
+        return items
+    for base in get_bases(kind):
+        form = FORMS.get("%s.%s" % (str(base.__module__).partition(".")[0], base.__name__))
+        if form is not None:
+            text = form(value)
+            if text is None:
+                break
+            return text
+    raise unfit(value)
+
+
+def unfit(value: object) -> TypeError:
+    """Return the error for a value that has no JSON."""
+    return TypeError("Object of type %s is not JSON serializable" % type(value).__name__)
+
+
+def copy_dict(value: "Any") -> "dict[object, object]":
+    """Return the items of a subclass of dict, which may have its own."""
+    items = list(value.items())
+    result = dict(items)
+    if len(result) != len(items):
+        raise TypeError  # the standard library writes all of them
+    return result
+
+
+def holds_dates(dtype: "Any") -> bool:
+    """Whether a dtype of NumPy or pandas is of dates or durations: a list has them as integers."""
+    parts = get_attribute(dtype, "fields") or {}
+    base = get_attribute(dtype, "base")
+    return (
+        get_attribute(dtype, "kind") in ("M", "m")
+        or any(holds_dates(part[0]) for part in parts.values())
+        or (base is not dtype and holds_dates(base))
+    )
+
+
+def find_unencodable(value: object) -> str:
     """Name the first value that is not JSON-serializable, by its path: `.items[3].score: nan`."""
-    if value is None or isinstance(value, (str, int)):
+    latest = time.monotonic() + SEARCH_TIME
+
+    def find(value: "Any", parents: "tuple[int, ...]") -> str:
+        if value is None or isinstance(value, (str, int)):
+            return ""
+        if isinstance(value, float):
+            return "" if value - value == 0 else ": %r" % value
+        if id(value) in parents:
+            return ": contains itself"
+        if len(parents) >= 400:
+            return ": nested too deeply"
+        parents += (id(value),)
+        if isinstance(value, dict):
+            form, items = ".%s", value.items()
+        elif isinstance(value, (list, tuple)):
+            form, items = "[%s]", enumerate(value)  # type: ignore[assignment]
+        else:
+            try:
+                simple = simplify(value)
+            except TypeError:
+                return ": " + name_class(type(value))
+            return find(simple, parents)
+        for key, item in items:
+            if key is not None and not isinstance(key, (str, int, float)):
+                return ": key of type " + name_class(type(key))
+            late = time.monotonic() > latest
+            found = ": not found before it in %g s" % SEARCH_TIME if late else find(item, parents)
+            if found:
+                return form % show_key(key) + found
         return ""
-    if isinstance(value, float):
-        return "" if value - value == 0 else ": %r" % value
-    if id(value) in parents:
-        return ": contains itself"
-    if len(parents) >= 400:
-        return ": nested too deeply"
-    if isinstance(value, dict):
-        form, items = ".%s", value.items()
-    elif isinstance(value, (list, tuple)):
-        form, items = "[%s]", enumerate(value)  # type: ignore[assignment]
-    else:
-        return ": " + name_class(type(value))
-    for key, item in items:
-        if key is not None and not isinstance(key, (str, int, float)):
-            return ": key of type " + name_class(type(key))
-        found = find_unencodable(item, parents + (id(value),))
-        if found:
-            return form % (key,) + found
-    return ""
+
+    path, colon, what = find(value, ()).rpartition(": ")
+    if len(path) > PLACE_LIMIT:
+        path = path[: PLACE_LIMIT // 2] + "..." + path[-PLACE_LIMIT // 2 :]
+    return path + colon + what
+
+
+def show_key(key: object) -> str:
+    """Return a key of a dict or list for an error: it may be of a payload."""
+    text = str.__str__(key) if isinstance(key, str) else "%s" % key
+    return text[:KEY_LIMIT].translate(CONTROLS) + ("..." if len(text) > KEY_LIMIT else "")
 
 
 def name_class(kind: type) -> str:
     """Return the name of a class with its module, unless that is builtins: `numpy.bool`."""
-    module = kind.__module__
-    return kind.__name__ if module == "builtins" else "%s.%s" % (module, kind.__qualname__)
+    module, name = kind.__module__, kind.__qualname__
+    return (name if module == "builtins" else "%s.%s" % (module, name))[:KIND_LIMIT]
+
+
+get_bases: "Callable[[type], tuple[type, ...]]" = type.__dict__["__mro__"].__get__
+ALL = slice(None)
+BASES: "tuple[tuple[type, Callable[[Any], Any]], ...]" = (
+    (str, str.__str__),
+    (int, int.__int__),
+    (float, float.__float__),
+    (list, lambda value: list.__getitem__(value, ALL)),
+    (tuple, lambda value: tuple.__getitem__(value, ALL)),
+    (dict, copy_dict),
+)
+
+
+def format_date(value: "Any") -> "str | None":
+    """Return a date or time in ISO 8601; None for pandas' NaT."""
+    return value.isoformat() if value == value else None
+
+
+def format_decimal(value: "Any") -> "str | None":
+    """Return a decimal number as text; None for NaN and infinity."""
+    return str(value) if value.is_finite() else None
+
+
+FORMS: "dict[str, Callable[[Any], str | None]]" = {
+    "datetime.datetime": format_date,
+    "datetime.date": format_date,
+    "datetime.time": format_date,
+    "uuid.UUID": str,
+    "decimal.Decimal": format_decimal,
+    "pathlib.PurePath": str,
+}
 
 
 # --- Memory errors: recognized by class name and text, without importing a framework
@@ -905,7 +1169,7 @@ def log_traceback(error: BaseException, title: str) -> None:
         else:  # it would take seconds
             lines = traceback.format_tb(trace)
             lines.append("%s: %s" % (type(error).__name__, get_text(error)[:MESSAGE_LIMIT]))
-        log(title + "\n" + "".join(lines)[-20000:].rstrip())
+        log(title + "\n" + "".join(lines)[-LOG_LIMIT // 2 :].rstrip())
     except BaseException:
         log(title + "; its traceback cannot be printed")
 
@@ -1510,6 +1774,8 @@ def has_verdict(error: BaseException) -> bool:
 
 # --- Socket file: it exists if and only if the handler serves
 
+LOCK_TIME = 10.0  # seconds to wait for the directory's lock, which is held for milliseconds
+
 
 class SocketFile:
     """The listening socket and its file."""
@@ -1560,13 +1826,39 @@ def open_listener(path: str, mode: int) -> SocketFile:
     def run_locked(action: "Action") -> None:
         """Run under the directory's lock, so that nobody acts between a check and its change."""
         try:
-            fcntl.flock(directory, fcntl.LOCK_EX)
+            lock()
             try:
                 action()
             finally:
                 fcntl.flock(directory, fcntl.LOCK_UN)
         except OSError as error:
             raise StartupError("socket %s: %s" % (path, error.strerror or error)) from None
+
+    def lock() -> None:
+        latest = time.monotonic() + LOCK_TIME
+        while True:
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > latest:
+                    reason = "another process has held the lock (flock) of %s for %g s; end it"
+                    raise StartupError(reason % (folder, LOCK_TIME)) from None
+            time.sleep(0.02)
+
+    def bind() -> None:
+        """Bind with the right mode: chmod afterwards would follow a link put in its place."""
+        before = os.umask(0o777 & ~mode)
+        try:
+            listener.bind(make_address(temporary))
+        finally:
+            os.umask(before)
+        found = get_status(temporary).st_mode
+        if not stat.S_ISSOCK(found):
+            raise StartupError("%s/%s was replaced by another process" % (folder, temporary))
+        if stat.S_IMODE(found) != mode:
+            reason = "%s gets the mode %04o, not %04o: the directory has a default ACL"
+            log(reason % (path, stat.S_IMODE(found), mode))
 
     def claim() -> None:
         clear(name)
@@ -1576,8 +1868,7 @@ def open_listener(path: str, mode: int) -> SocketFile:
                     clear(entry)  # left by a start that was killed
                 except (OSError, StartupError):
                     pass  # another start is in progress
-        listener.bind(make_address(temporary))
-        os.chmod(temporary, mode, dir_fd=directory)
+        bind()
         listener.listen(1024)
         listener.setblocking(False)
 
@@ -1599,7 +1890,11 @@ def open_listener(path: str, mode: int) -> SocketFile:
         close_quietly(listener.close)
         close_quietly(lambda: os.close(directory))
 
-    run_locked(claim)
+    try:
+        run_locked(claim)
+    except StartupError:
+        close()
+        raise
     claimed = get_status(temporary)
     os.register_at_fork(after_in_child=close)
     file = SocketFile()
@@ -2889,7 +3184,7 @@ def serve(
         watch.wake()
     state.wake = waker.wake  # before anybody can connect: what they send is answered
     file.publish()
-    log("serving %s on %s" % (settings.handler, settings.socket_path))
+    log("serving %s on %s; JSON: %s" % (settings.handler, settings.socket_path, state.json))
     try:
         # More than once, because an exception may arrive while another one is handled
         protect(lambda: protect(lambda: protect(run)))
@@ -2992,7 +3287,8 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         watch = start_watch(settings.handler_timeout, state, lambda: file.remove())
         classify = make_classify() if settings.enable_oom_detection else lambda error: ""
         use_user_paths()
-        codec = make_codec(settings.json, threads)
+        orjson, state.json = choose_json(settings.json)
+        codec = make_codec(orjson, threads)
         caller = make_caller(import_handler(settings, state), threads, state)
         answers = make_answer(settings, codec, caller, watch.watch_call, classify, state)
         reserve_std_fds()
@@ -3012,7 +3308,7 @@ def check(settings: Settings) -> int:
     state = State()
     os.register_at_fork(after_in_child=lambda: setattr(state, "forked", True))
     use_user_paths()
-    make_codec(settings.json, False)
+    choose_json(settings.json)
     make_caller(import_handler(settings, state), False, state)
     os.write(1, ("asya_runtime: %s can be served\n" % settings.handler).encode())
     return 0
@@ -3024,9 +3320,16 @@ def check_ready(settings: Settings) -> int:
         try_to_connect(settings.socket_path)
     except OSError as error:
         details = (settings.socket_path, error.strerror, read_startup_error())
-        print("asya_runtime: not ready: %s: %s%s" % details)
+        write_line("asya_runtime: not ready: %s: %s%s" % details)
         return 1
     return 0
+
+
+def write_line(text: str) -> None:
+    """Write one line to fd 1."""
+    data = text.translate(CONTROLS).encode("utf-8", "backslashreplace") + b"\n"
+    while data:
+        data = data[os.write(1, data) :]
 
 
 def read_startup_error() -> str:
@@ -3039,33 +3342,63 @@ def read_startup_error() -> str:
     return "; " + line.rstrip() if found and not name else ""
 
 
-def send_once(settings: Settings, files: "list[str]") -> int:
+def send_once(path: str, files: "list[str]", seconds: float) -> int:
     """Send one message, print the reply, exit 0 if it is a success."""
-    reply = b""
+    reply, size = bytearray(), 0
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         with open(files[0], "rb") if files else sys.stdin.buffer as source:
             body = source.read()
-        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        sock.connect(settings.socket_path)
+        if len(body) > FRAME_LIMIT:
+            log("a message of %d bytes exceeds the frame limit" % len(body))
+            return 1
+        latest = time.monotonic() + seconds
+        # With settimeout() connecting would fail at once while the backlog is full
+        limit = _struct.pack("ll", int(seconds), int(seconds % 1 * 1e6) + 1)
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, limit)
+        sock.connect(path)
+        sock.settimeout(max(latest - time.monotonic(), 1e-6))
         sock.sendall(len(body).to_bytes(4, "big") + body)
-        while len(reply) < 4 or len(reply) < int.from_bytes(reply[:4], "big") + 4:
-            data = sock.recv(1048576)
+        while len(reply) < 4 + size:
+            sock.settimeout(max(latest - time.monotonic(), 1e-6))
+            data = sock.recv(PIECE)
             if not data:
-                break
+                got = "%d of %d bytes" % (max(len(reply) - 4, 0), size) if size else "no reply"
+                log("%s: connection closed with %s" % (path, got))
+                return 1
             reply += data
-        sock.close()
-    except OSError as error:
-        log("%s: %s" % (error.filename or settings.socket_path, error.strerror))
+            if len(reply) >= 4:
+                size = int.from_bytes(reply[:4], "big")
+    except (_socket.timeout, BlockingIOError):
+        log("%s: no complete reply within %g s; --timeout sets another limit" % (path, seconds))
         return 1
-    sys.stdout.buffer.write(reply[4:] + b"\n" if reply else b"asya_runtime: no reply\n")
+    except OSError as error:
+        log("%s: %s" % (error.filename or path, error.strerror))
+        return 1
+    finally:
+        sock.close()
+    write_line(str(reply[4 : 4 + size], "utf-8", "backslashreplace"))
     return 0 if reply[4:].startswith(b'{"status":"ok"') else 1
 
 
 USAGE = """usage: asya_runtime.py                serve ASYA_HANDLER on ASYA_SOCKET_PATH
        asya_runtime.py --check        import the handler; exit 0 or 78
        asya_runtime.py --ready        exit 0 if it is being served, else 1
-       asya_runtime.py --call [FILE]  send one message (default: standard input), print the reply
+       asya_runtime.py --call [--timeout SECONDS] [FILE]
+                                      send one message (default: standard input), print the reply
 """
+
+parse_timeout = make_seconds_parser("above 0, at most 86400", 1e-3, 86400)
+
+
+def parse_call(arguments: "list[str]") -> "tuple[list[str], float]":
+    """Return the files among the arguments of --call, and the seconds to wait."""
+    if arguments[:1] != ["--timeout"] or len(arguments) < 2:
+        return arguments, 60.0
+    try:
+        return arguments[2:], parse_timeout(arguments[1])
+    except ValueError as error:
+        raise StartupError("--timeout %s: %s" % (arguments[1][:200], error)) from None
 
 
 def report(error: StartupError) -> int:
@@ -3089,9 +3422,12 @@ def main(
     """Run the command of the command line; return the exit code."""
     command, rest = (arguments + [""])[0], arguments[1:]
     try:
-        if command in ("--ready", "--call") and len(rest) <= (command == "--call"):
+        files, seconds = parse_call(rest) if command == "--call" else (rest, 0.0)
+        if command in ("--ready", "--call") and len(files) <= (command == "--call"):
             settings = Settings(environ, only="ASYA_SOCKET_PATH")
-            return send_once(settings, rest) if command == "--call" else check_ready(settings)
+            if command == "--call":
+                return send_once(settings.socket_path, files, seconds)
+            return check_ready(settings)
         if command in ("", "--check") and not rest:
             if command:
                 return check(Settings(environ))

@@ -83,7 +83,7 @@ def test_defaults(runtime: ModuleType) -> None:
         "concurrency": 1,
         "max_message_size": 4294967295,
         "read_timeout": 60.0,
-        "json": "stdlib",
+        "json": "auto",
         "batch_size": 1,
         "batch_wait": 0.0,
         "handler_deadline": 0.0,

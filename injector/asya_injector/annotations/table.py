@@ -88,9 +88,9 @@ TABLE = (
         "maximum message size in bytes; longer messages are answered with connection_error"),
     _runtime_setting("read-timeout", formats.seconds(zero=False), "60",
         "maximum pause within a message in seconds; idle connections may wait longer"),
-    _runtime_setting("json", formats.choice("stdlib", "orjson", "auto"), "stdlib",
-        "JSON library; orjson must be installed in the image; auto uses orjson if it is "
-        "installed"),
+    _runtime_setting("json", formats.choice("stdlib", "orjson", "auto"), "auto",
+        "JSON library; auto uses orjson if the image has version 3.9.15 or newer, otherwise the "
+        "standard library"),
     _runtime_setting("batch-size", formats.integer(1, 1024), "1",
         "maximum messages in one handler call; above 1 the handler takes a list of messages and "
         "returns a list of results"),
