@@ -88,9 +88,17 @@ TABLE = (
         "maximum message size in bytes; longer messages are answered with connection_error"),
     _runtime_setting("read-timeout", formats.seconds(zero=False), "60",
         "maximum pause within a message in seconds; idle connections may wait longer"),
-    _runtime_setting("json", formats.choice("stdlib", "orjson", "auto"), "stdlib",
-        "JSON library; orjson must be installed in the image; auto uses orjson if it is "
-        "installed"),
+    _runtime_setting("json", formats.choice("stdlib", "orjson", "auto"), "auto",
+        "JSON library; auto uses orjson if the image has version 3.9.15 or newer, otherwise the "
+        "standard library"),
+    _runtime_setting("batch-size", formats.integer(1, 1024), "1",
+        "maximum messages in one handler call; above 1 the handler takes a list of messages and "
+        "returns a list of results"),
+    _runtime_setting("batch-wait", formats.seconds(zero=True), "0",
+        "seconds that the first message of a batch waits for more; 0 takes what has arrived"),
+    _runtime_setting("handler-deadline", formats.seconds(zero=True), "0",
+        "seconds until a handler call is answered with an error that can be retried, and the "
+        "runtime restarts unless the call could be cancelled; 0 disables the deadline"),
 )  # fmt: skip
 BY_NAME: Mapping[str, Annotation] = {entry.name: entry for entry in TABLE}
 BY_KEY: Mapping[str, Annotation] = {entry.key: entry for entry in TABLE}
