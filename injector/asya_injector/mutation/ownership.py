@@ -51,6 +51,8 @@ _SLEEP = re.compile(r"-I\n-S\n-c\nimport time; time\.sleep\(([0-9]{1,9})\)  # li
 # Where the wrapper may begin at most.
 _MAX_WRAPPER = 1000
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
 # Identifiers of additions, by container.
 Additions = Mapping[str, Sequence[str]]
 
@@ -85,7 +87,7 @@ class InjectionRecord:
     def serialize(self) -> str:
         """The annotation's value."""
         fields = {key: value for key, value in vars(self).items() if key != "empty" or value}
-        return json.dumps(fields, separators=(",", ":"))
+        return _encode(fields)
 
     def _is_well_formed(self) -> bool:
         strings = (self.container, self.mode, self.runtime, self.asked, self.python)
@@ -127,15 +129,15 @@ def remove_key(node: Object, field: str, key: str) -> Object:
 
 def find_empty_fields(before: Object, after: Object) -> dict[str, Any]:
     """The fields of a pod that were there without content, by path, and have content now."""
-    filled = dict(_iter_fields(after))
-    return {
+    empty = {
         path: node[name]
         for path, (node, name) in _iter_fields(before)
-        if name in node
-        and not node[name]
-        and path in filled
-        and filled[path][0].get(filled[path][1])
+        if name in node and not node[name]
     }
+    if not empty:
+        return {}
+    filled = {path for path, (node, name) in _iter_fields(after) if node.get(name)}
+    return {path: value for path, value in empty.items() if path in filled}
 
 
 def restore_empty_fields(pod: Object, empty: Mapping[str, Any]) -> Object:
@@ -163,8 +165,9 @@ def find_additions(container: Object, *, is_target: bool) -> list[str]:
         found.append("wrapper")
     elif is_target:
         found.append(identify_command(get_strings(container, "command")))
-    found += [hook for hook in HOOKS if is_wrapped(get_hook_command(container, hook))]
-    if _is_added_probe(get_mapping(container, "readinessProbe")):
+    if "lifecycle" in container:
+        found += [hook for hook in HOOKS if is_wrapped(get_hook_command(container, hook))]
+    if "readinessProbe" in container and _is_added_probe(get_mapping(container, "readinessProbe")):
         found.append("readinessProbe")
     return [identifier for identifier in found if identifier]
 
@@ -174,8 +177,11 @@ def find_added_volumes(pod: Object) -> list[str]:
     return [
         get_name(volume)
         for volume in get_items(get_mapping(pod, "spec"), "volumes")
-        if is_runtime_volume(volume)
-        or (is_socket_volume(volume) and volume["emptyDir"] == SOCKET_SOURCE)
+        if get_name(volume) in (RUNTIME_VOLUME, SOCKET_VOLUME)
+        and (
+            is_runtime_volume(volume)
+            or (is_socket_volume(volume) and volume["emptyDir"] == SOCKET_SOURCE)
+        )
     ]
 
 
@@ -194,9 +200,10 @@ def identify_command(command: list[str]) -> str:
 
 def is_runtime_volume(volume: Object) -> bool:
     """Whether a volume holds the runtime files of any release."""
+    if get_name(volume) != RUNTIME_VOLUME:
+        return False
     source = get_mapping(volume, "configMap")
-    is_named = is_runtime_configmap_name(get_string(source, "name"))
-    return get_name(volume) == RUNTIME_VOLUME and is_named and not source.get("items")
+    return is_runtime_configmap_name(get_string(source, "name")) and not source.get("items")
 
 
 def is_socket_volume(volume: Object) -> bool:
@@ -282,6 +289,8 @@ def replace_wrapper(command: list[str], wrapper: list[str]) -> list[str]:
 
 def _find_wrapper(command: list[str]) -> slice | None:
     """Where the wrapper stands with its options and `--`."""
+    if "-I" not in command:
+        return None
     for start in range(min(len(command) - 3, _MAX_WRAPPER)):
         if (
             command[start + 1] == "-I"
@@ -311,11 +320,12 @@ def _iter_fields(pod: Object) -> Iterator[tuple[str, tuple[Object, str]]]:
         yield f"metadata/{name}", (metadata, name)
     yield "spec/volumes", (spec, "volumes")
     for container in all_containers(pod):
+        place = get_name(container)
         for name in _CONTAINER_FIELDS:
-            yield f"{get_name(container)}/{name}", (container, name)
+            yield f"{place}/{name}", (container, name)
         lifecycle = get_mapping(container, "lifecycle")
         for name in HOOKS:
-            yield f"{get_name(container)}/lifecycle/{name}", (lifecycle, name)
+            yield f"{place}/lifecycle/{name}", (lifecycle, name)
 
 
 def _identify_mount(item: Object) -> str:
