@@ -50,6 +50,13 @@ class ClusterDefaults:
         return {name: self.values.get(name, entry.default or "") for name, entry in BY_NAME.items()}
 
     @cached_property
+    def changed(self) -> frozenset[str]:
+        """The names of the settings whose value differs from the table's default."""
+        return frozenset(
+            name for name, entry in BY_NAME.items() if self.effective[name] != (entry.default or "")
+        )
+
+    @cached_property
     def config_map(self) -> str:
         """The name of the runtime ConfigMap that pods mount."""
         return "-".join(filter(None, (RUNTIME_VOLUME, self.runtime_hash, self.stream)))

@@ -43,6 +43,7 @@ _PROBE_DEFAULTS = {"failureThreshold": 3, "successThreshold": 1}
 SHARED_SOCKET_MODE = {"name": "ASYA_SOCKET_MODE", "value": "0666"}
 HOOKS = {"postStart": "--detach", "preStop": "--stop"}
 _CONTAINER_FIELDS = ("env", "volumeMounts", "command", "args", "lifecycle", "readinessProbe")
+_LISTS = ("env", "volumeMounts")
 _VARIABLES = frozenset({*(entry.env for entry in ENV), SHARED_SOCKET_MODE["name"]})
 
 # The words after the interpreter in the command of `build_sleep`.
@@ -78,8 +79,11 @@ class InjectionRecord:
     @classmethod
     def parse(cls, annotations: Mapping[str, str]) -> InjectionRecord | None:
         """The record in a pod's annotations; None if there is none or it is malformed."""
+        text = annotations.get(INJECTED)
+        if not text:
+            return None
         try:
-            record = cls(**json.loads(annotations.get(INJECTED, "")))
+            record = cls(**json.loads(text))
         except (ValueError, TypeError, RecursionError):
             return None
         return record if record._is_well_formed() else None
@@ -130,13 +134,13 @@ def remove_key(node: Object, field: str, key: str) -> Object:
 def find_empty_fields(before: Object, after: Object) -> dict[str, Any]:
     """The fields of a pod that were there without content, by path, and have content now."""
     empty = {
-        path: node[name]
-        for path, (node, name) in _iter_fields(before)
+        place + name: node[name]
+        for place, node, name in _iter_fields(before)
         if name in node and not node[name]
     }
     if not empty:
         return {}
-    filled = {path for path, (node, name) in _iter_fields(after) if node.get(name)}
+    filled = {place + name for place, node, name in _iter_fields(after) if node.get(name)}
     return {path: value for path, value in empty.items() if path in filled}
 
 
@@ -148,10 +152,24 @@ def restore_empty_fields(pod: Object, empty: Mapping[str, Any]) -> Object:
             continue
         if path.startswith("metadata/"):
             pod = {**pod, "metadata": dict(get_mapping(pod, "metadata"))}
-        for found, (node, name) in _iter_fields(pod):
-            if found == path and name not in node and (node or "/lifecycle/" not in path):
+        for place, node, name in _iter_fields(pod):
+            if place + name == path and name not in node:
                 node[name] = value
     return pod
+
+
+def select_difference(container: Object, other: Object) -> Object:
+    """The fields and list items of a container that another copy of it does not share."""
+    found = {}
+    for name, value in container.items():
+        present = other.get(name)
+        if value is present:
+            continue
+        found[name] = value
+        if isinstance(value, list) and isinstance(present, list) and name in _LISTS:
+            shared = set(map(id, present))
+            found[name] = [item for item in value if id(item) not in shared]
+    return found
 
 
 def find_additions(container: Object, *, is_target: bool) -> list[str]:
@@ -312,20 +330,20 @@ def _is_added_probe(probe: Object) -> bool:
     )
 
 
-def _iter_fields(pod: Object) -> Iterator[tuple[str, tuple[Object, str]]]:
-    """The fields that an injection can fill: path, the mapping that has it, and its key there."""
-    yield "metadata", (pod, "metadata")
+def _iter_fields(pod: Object) -> Iterator[tuple[str, Object, str]]:
+    """The fields that an injection can fill: the path to a mapping, the mapping, and its key."""
+    yield "", pod, "metadata"
     metadata, spec = get_mapping(pod, "metadata"), get_mapping(pod, "spec")
     for name in ("annotations", "labels"):
-        yield f"metadata/{name}", (metadata, name)
-    yield "spec/volumes", (spec, "volumes")
+        yield "metadata/", metadata, name
+    yield "spec/", spec, "volumes"
     for container in all_containers(pod):
-        place = get_name(container)
+        place = get_name(container) + "/"
         for name in _CONTAINER_FIELDS:
-            yield f"{place}/{name}", (container, name)
+            yield place, container, name
         lifecycle = get_mapping(container, "lifecycle")
-        for name in HOOKS:
-            yield f"{place}/lifecycle/{name}", (lifecycle, name)
+        for name in HOOKS if lifecycle else ():
+            yield place + "lifecycle/", lifecycle, name
 
 
 def _identify_mount(item: Object) -> str:
