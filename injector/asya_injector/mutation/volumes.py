@@ -231,6 +231,6 @@ def _hiding(setting: str, container: Object, directory: str, hidden: str) -> Inj
         PREFIX + setting,
         f"a volume at {quote(directory)} would hide {hidden} of container "
         f"{quote(get_name(container))}",
-        fix=f"choose a directory of its own, such as {quote(_EXAMPLES[setting])}",
+        fix=f"choose a dedicated directory, such as {quote(_EXAMPLES[setting])}",
         reason=Reason.MOUNT_CONFLICT,
     )

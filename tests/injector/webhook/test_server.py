@@ -575,7 +575,7 @@ async def test_answers_pending_reviews_when_it_is_closed(
 
 @pytest.mark.parametrize(
     ("quiet", "limit", "levels"),
-    [(0.4, 5.0, []), (5.0, 0.8, ["WARNING"])],
+    [(9.0, 30.0, []), (30.0, 3.0, ["WARNING"])],
     ids=["until a quiet period", "until the limit"],
 )
 async def test_while_draining_answers_new_connections_and_closes_them(
@@ -597,11 +597,16 @@ async def test_while_draining_answers_new_connections_and_closes_them(
     client = Client(port, pair)
     async with client.session, serving(server), asyncio.timeout(30):
         draining = asyncio.create_task(server.drain())
+        listener = server._listener
+        assert listener
         for _ in range(4):  # longer in total than the shorter quiet period
-            await asyncio.wait([draining], timeout=0.15)
+            await asyncio.wait([draining], timeout=0.1)
+            listener.last_connected -= 4.0  # as if so much time had passed
+            await asyncio.wait([draining], timeout=0.1)
             assert not draining.done()
             async with client.session.post(f"{client.url}/pods", json=review()) as answer:
                 assert (answer.status, answer.headers["Connection"]) == (200, "close")
+        listener.last_connected -= 9.0
         await draining
         assert [each.levelname for each in records if each.levelname != "INFO"] == levels
 
