@@ -67,7 +67,7 @@ lint: deps helm ## run ruff, mypy, import-linter, codespell, shellcheck, helm li
 	@$(bin)/lint-imports --no-logo >build/lint-imports.log 2>&1 || { cat build/lint-imports.log >&2; exit 1; }
 	@git ls-files -z | xargs -0 $(bin)/codespell
 	@$(bin)/shellcheck -x --source-path=SCRIPTDIR $(scripts)
-	@helm lint --quiet chart
+	@helm lint --strict --quiet --values tests/chart/image.yaml chart
 	@echo 'lint: clean'
 
 .PHONY: hooks

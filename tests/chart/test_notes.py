@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from asya_injector import __version__
 
 from tests.chart.charts import (
     CASES,
     SYSTEM,
+    WITH_IMAGE,
     Object,
     case_objects,
     run,
@@ -16,6 +18,7 @@ from tests.chart.charts import (
 
 # Values, and words of the notes that depend on them.
 NOTES: list[tuple[Object, str]] = [
+    ({}, f"image           asya/injector:{__version__}\n"),
     ({}, "created and renewed by the injector"),
     ({}, "are rejected, and their controllers retry"),
     ({}, f"helm test asya-runtime --namespace {SYSTEM}"),
@@ -63,7 +66,7 @@ NOTES: list[tuple[Object, str]] = [
 
 def notes(values: Object, chart: Path, *, namespace: str = SYSTEM) -> str:
     """The notes that `helm install` would print."""
-    words = ["-n", namespace, "--dry-run=client", "-f", "-"]
+    words = ["-n", namespace, "--dry-run=client", *WITH_IMAGE, "-f", "-"]
     _, _, printed = run(
         "install", "asya-runtime", chart, *words, stdin=yaml.safe_dump(values)
     ).partition("\nNOTES:\n")
