@@ -168,7 +168,7 @@ class Release:
     def sign(self, key: Path | None, *, pushed: bool) -> str:
         """Sign what is in the registry, and the checksums of the files; returns the summary."""
         options = self.options
-        signer = signing.Signer(key, WORK, options.plain_http)
+        signer = signing.Signer(key, WORK, options.homepage, options.plain_http)
         if key:
             public = signing.ensure_key(key)
             shutil.copy(public, self.dist / "cosign.pub")
@@ -207,9 +207,7 @@ def main() -> None:
     words = parser.parse_args()
     key = words.key or Path.home() / ".config/asya-runtime/cosign.key"
     try:
-        options = read_options(
-            words.registry, plain_http=words.plain_http, allow_dirty=words.dirty
-        )
+        options = read_options(words.registry, plain_http=words.plain_http, allow_dirty=words.dirty)
         release = Release(options, words.dist.resolve())
         release.build()
         if words.push:

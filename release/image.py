@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Mapping
@@ -38,9 +39,7 @@ class Build:
     published: frozenset[str] = frozenset()
 
 
-def write_layout(
-    builds: list[Build], layout: Path, *, epoch: int, about: Mapping[str, str]
-) -> str:
+def write_layout(builds: list[Build], layout: Path, *, epoch: int, about: Mapping[str, str]) -> str:
     """Write an index of the images into an empty folder; returns the digest of the index.
 
     about: annotations and labels, such as the version.
@@ -63,24 +62,10 @@ def _write_image(build: Build, layout: Path, epoch: int, about: Mapping[str, str
     with tarfile.open(build.saved) as saved:
         (listed,) = _read_json(saved, "manifest.json")
         old = _read_json(saved, listed["Config"])
-        layers, diffs = [], []
-        for number, (name, diff) in enumerate(
-            zip(listed["Layers"], old["rootfs"]["diff_ids"], strict=True)
-        ):
-            stream = saved.extractfile(name)
-            assert stream
-            with stream, tempfile.TemporaryFile() as plain:
-                if diff in build.published:
-                    source: IO[bytes] = stream
-                else:
-                    # The first layer is the base; its compiled files refer to times.
-                    archives.normalize(stream, plain, epoch=epoch, exact=number > 0)
-                    plain.seek(0)
-                    diff = f"sha256:{hashlib.file_digest(plain, 'sha256').hexdigest()}"
-                    plain.seek(0)
-                    source = plain
-                diffs.append(diff)
-                layers.append(_write_layer(source, layout))
+        layers = [
+            _write_layer(saved, name, layout, epoch, published=digest in build.published)
+            for name, digest in zip(listed["Layers"], old["rootfs"]["diff_ids"], strict=True)
+        ]
     os, _, architecture = build.platform.partition("/")
     config = {
         "created": _rfc3339(epoch),
@@ -88,26 +73,46 @@ def _write_image(build: Build, layout: Path, epoch: int, about: Mapping[str, str
         "os": os,
         "config": {key: old["config"][key] for key in _KEPT if old["config"].get(key)}
         | {"Labels": dict(about)},
-        "rootfs": {"type": "layers", "diff_ids": diffs},
+        "rootfs": {"type": "layers", "diff_ids": [digest for digest, _ in layers]},
     }
     manifest = {
         "schemaVersion": 2,
         "mediaType": _MANIFEST,
         "config": _write_blob(_to_bytes(config), layout, _CONFIG),
-        "layers": layers,
+        "layers": [descriptor for _, descriptor in layers],
         "annotations": dict(about),
     }
     descriptor = _write_blob(_to_bytes(manifest), layout, _MANIFEST)
     return descriptor | {"platform": {"architecture": architecture, "os": os}}
 
 
-def _write_layer(source: IO[bytes], layout: Path) -> Json:
-    temporary = layout / "blobs/sha256/layer.tmp"
-    with temporary.open("wb") as target:
-        archives.compress(source, target)
+def _write_layer(
+    saved: tarfile.TarFile, name: str, layout: Path, epoch: int, *, published: bool
+) -> tuple[str, Json]:
+    """Write a layer; returns the digest of its content and its descriptor."""
+    with _open(saved, name) as stream, tempfile.TemporaryFile() as plain:
+        if published:
+            shutil.copyfileobj(stream, plain)
+        else:
+            # The base image's compiled files refer to the times of others, which are older than
+            # this commit; those of this project do not.
+            archives.normalize(stream, plain, epoch=epoch, exact=_is_ours(saved, name))
+        plain.seek(0)
+        content = hashlib.file_digest(plain, "sha256").hexdigest()
+        plain.seek(0)
+        temporary = layout / "blobs/sha256/layer.tmp"
+        with temporary.open("wb") as target:
+            archives.compress(plain, target)
     digest = archives.sha256(temporary)
     path = temporary.replace(temporary.with_name(digest))
-    return {"mediaType": _LAYER, "digest": f"sha256:{digest}", "size": path.stat().st_size}
+    descriptor = {"mediaType": _LAYER, "digest": f"sha256:{digest}", "size": path.stat().st_size}
+    return f"sha256:{content}", descriptor
+
+
+def _is_ours(saved: tarfile.TarFile, name: str) -> bool:
+    """Whether all files of a layer are this project's: those in /app."""
+    with _open(saved, name) as stream, tarfile.open(fileobj=stream) as layer:
+        return all(entry.name.removeprefix("./").split("/")[0] == "app" for entry in layer)
 
 
 def _write_blob(content: bytes, layout: Path, kind: str) -> Json:
@@ -117,9 +122,15 @@ def _write_blob(content: bytes, layout: Path, kind: str) -> Json:
 
 
 def _read_json(archive: tarfile.TarFile, name: str) -> Any:
+    with _open(archive, name) as stream:
+        return json.load(stream)
+
+
+def _open(archive: tarfile.TarFile, name: str) -> IO[bytes]:
     stream = archive.extractfile(name)
-    assert stream
-    return json.load(stream)
+    if stream is None:
+        raise ValueError(f"{name} is not a file of the saved image")
+    return stream
 
 
 def _digest(content: bytes) -> str:

@@ -106,15 +106,12 @@ def read_options(
 
 def _read_version(root: Path) -> str:
     text = (root / "injector/asya_injector/__init__.py").read_text()
-    found = re.search(r'^__version__ = "(.*)"$', text, re.MULTILINE)
-    assert found
-    return found[1]
+    (version,) = re.findall(r'^__version__ = "(.*)"$', text, re.MULTILINE)
+    return str(version)
 
 
 def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", root, *words], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=False)
     if done.returncode:
         raise ReleaseError(
             f"git {words[0]}: {done.stderr.strip()}; a release needs a git checkout (GitFailed)"

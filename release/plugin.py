@@ -21,7 +21,7 @@ NAME = "asya"
 PROGRAM = f"kubectl-{NAME}"
 _PACKAGES = ("click", "yaml")
 # Runs on old Pythons too, to say that they are too old.
-_MAIN = '''\
+_MAIN = """\
 import sys
 
 if sys.version_info < (3, 11):
@@ -40,7 +40,7 @@ except ModuleNotFoundError as error:
         "command line with `pip install asya-injector`, and run `asya-injector {1}` "
         "(PackageMissing)".format(error.name, sys.argv[1])
     )
-'''
+"""
 
 
 def write_program(

@@ -17,10 +17,9 @@ from cyclonedx.model import HashAlgorithm, HashType
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentType
 from cyclonedx.output.json import JsonV1Dot6
+from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packageurl import PackageURL
-
-from cyclonedx.schema import SchemaVersion
 
 _NAMESPACE = uuid.UUID("6e1c3b1e-3b0a-5a0c-9f53-0c5e3a8d8f10")
 

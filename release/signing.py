@@ -17,18 +17,20 @@ class Signer:
     """Signs files and what a registry has.
 
     key: the private key; None signs keyless, as the identity of the workflow that runs this.
-    folder: where the description of the services that a signature needs is written. plain_http: the
-    registry has no TLS.
+    folder: where the description of the services that a signature needs is written. homepage:
+    address of the repository, whose workflow signs keyless. plain_http: the registry has no TLS.
     """
 
     key: Path | None
     folder: Path
+    homepage: str
     plain_http: bool = False
 
     def sign_file(self, path: Path) -> Path:
         """Sign a file; returns the bundle with the signature."""
         bundle = path.with_name(f"{path.name}.sigstore.json")
         self._cosign("sign-blob", "--bundle", str(bundle), str(path))
+        bundle.chmod(0o644)
         return bundle
 
     def sign(self, reference: str) -> None:
@@ -43,8 +45,9 @@ class Signer:
     def verify_options(self, *, registry: bool = True) -> str:
         """The options with which `cosign verify` accepts these signatures."""
         if self.key is None:
+            workflow = f"{self.homepage}/.github/workflows/release.yml@".replace(".", r"\.")
             return (
-                "--certificate-identity-regexp '^https://github.com/OWNER/' "
+                f"--certificate-identity-regexp '^{workflow}' "
                 "--certificate-oidc-issuer https://token.actions.githubusercontent.com"
             )
         options = "--key cosign.pub --private-infrastructure"

@@ -37,7 +37,7 @@ def sources(folder: str) -> list[Path]:
 # Modules of this repository are named by their file or folder.
 OWN = {"asya_injector"} | {
     name
-    for folder in ("bench", "e2e", "examples", "runtime", "tests")
+    for folder in ("bench", "e2e", "examples", "release", "runtime", "tests")
     for path in sources(folder)
     for name in (path.stem, path.parent.name)
 }
@@ -64,6 +64,7 @@ def imported(path: Path) -> Iterator[str]:
         ("runtime", {"orjson"}),  # optional: the runtime uses it where the image has it
         ("tests", DEVELOPMENT),
         ("e2e", DEVELOPMENT),
+        ("release", DEVELOPMENT),
         ("examples", DEVELOPMENT),
         ("bench", DEVELOPMENT | BENCH),
     ],
@@ -99,7 +100,7 @@ def test_each_declared_package_is_locked(lock: str, declared: set[str]) -> None:
 
 @pytest.mark.parametrize(
     "lock",
-    ["requirements.txt", "requirements-dev.txt", "requirements-bench.txt", "requirements-uv.txt"],
+    [f"requirements{part}.txt" for part in ("", "-bench", "-dev", "-go", "-uv")],
 )
 def test_a_lock_pins_by_hash_and_names_no_index(lock: str) -> None:
     text = (REPOSITORY / lock).read_text()
