@@ -140,8 +140,12 @@ image: deps ## build the injector image; load it into the cluster if that is run
 	@e2e/cluster/engine.sh
 	@e2e/cluster/injector-image.sh
 
+.PHONY: demo-plan
+demo-plan:
+	@e2e/cluster/plan.sh
+
 .PHONY: demo
-demo: deps cluster ## turn a web application into an actor with one annotation
+demo: demo-plan deps cluster ## turn a web application into an actor with one annotation
 	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/python -m examples.demo
 
 .PHONY: demo-clean

@@ -41,6 +41,7 @@ NOTES: list[tuple[Object, str]] = [
         value_at("injector/replicas", 0),
         "WARNING: injector.replicas is 0. Annotated pods are rejected.\n",
     ),
+    (CASES["image-by-digest"][1], "WARNING: injector.image.tag is 1.10, but injector.image.digest"),
     (value_at("webhook/failurePolicy", "Ignore"), "WARNING: webhook.failurePolicy is Ignore"),
     (value_at("injector/podDisruptionBudget/enabled", False), "WARNING: injector.podDisruption"),
     (value_at("injector/hostNetwork", True), "WARNING: injector.hostNetwork is true"),
