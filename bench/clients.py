@@ -1,19 +1,18 @@
 """Clients in a closed loop: each sends its next message when it has the reply to the last one.
 
-Clients cost little, so that the server is what is measured: a request is built once, and a reply is
-complete when as many bytes have arrived as the first reply had.
+A reply is complete when as many bytes have arrived as the first reply had, so that clients cost
+little. gRPC is called by its own client.
 """
-
-from __future__ import annotations
 
 import contextlib
 import json
 import select
 import socket
 import time
-from typing import BinaryIO, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO, NamedTuple
 
-from bench.contenders import HTTP, ServerError
+from bench.contenders import GRPC, HTTP, ServerError
 
 CLOSED = "the connection was closed within a reply"
 TIMEOUT = 60.0  # seconds without a byte; nothing here takes that long
@@ -23,6 +22,9 @@ _TEXTS = {
     ASCII: "the quick brown fox jumps over the lazy dog; ",
     PROSE: '"What does it cost?" she asked.\nLe modèle coûte 12 € – größer wäre teurer.\n',
 }
+
+
+_channels: dict[tuple[str, int], Any] = {}  # of gRPC, by the path and the number of the client
 
 
 class Situation(NamedTuple):
@@ -53,7 +55,7 @@ def build_request(protocol: str, message: bytes) -> bytes:
     """The bytes that a client sends for a message."""
     if protocol == HTTP:
         return http_post("/", message)
-    return len(message).to_bytes(4, "big") + message
+    return message if protocol == GRPC else len(message).to_bytes(4, "big") + message
 
 
 def http_post(path: str, body: bytes) -> bytes:
@@ -75,21 +77,24 @@ def read_http_reply(stream: BinaryIO) -> tuple[int, bytes]:
 
 def exchange(protocol: str, path: str, message: bytes) -> int:
     """Send a message, check the reply, and return the number of its bytes."""
-    with _connect(path) as connection, connection.makefile("rb") as stream:
-        connection.sendall(build_request(protocol, message))
-        if protocol == HTTP:
-            size, body = read_http_reply(stream)
-        else:
-            body = stream.read(int.from_bytes(stream.read(4), "big"))
-            size = 4 + len(body)
+    if protocol == GRPC:
+        with _open_channel(path) as channel:
+            body = _call(channel, message)
+        size = len(body)
+    else:
+        with _connect(path) as connection, connection.makefile("rb") as stream:
+            connection.sendall(build_request(protocol, message))
+            if protocol == HTTP:
+                size, body = read_http_reply(stream)
+            else:
+                body = stream.read(int.from_bytes(stream.read(4), "big"))
+                size = 4 + len(body)
     if json.loads(body) != {"status": "ok", "result": {"echo": json.loads(message)["payload"]}}:
         raise ServerError(f"wrong reply: {body[:200]!r}")
     return size
 
 
 class _Connection(socket.socket):
-    """A client's connection, and how far its message is."""
-
     start, received, unsent = 0.0, 0, memoryview(b"")
 
 
@@ -100,13 +105,52 @@ def _connect(path: str) -> _Connection:
     return connection
 
 
+def _open_channel(path: str) -> Any:
+    import grpc  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+    limits = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    alone = [("grpc.use_local_subchannel_pool", 1)]  # otherwise channels share a connection
+    return grpc.insecure_channel(f"unix:{path}", options=limits + alone)
+
+
+def _call(channel: Any, message: bytes) -> bytes:
+    reply: bytes = channel.unary_unary("/Actor/Call")(message, timeout=TIMEOUT)
+    return reply
+
+
+def _drive_grpc(
+    path: str, message: bytes, span: float, situation: Situation
+) -> tuple[float, list[float]]:
+    def send(number: int) -> list[float]:
+        latencies: list[float] = []
+        channel = _channels.setdefault((path, number), _open_channel(path))
+        now = began
+        while not latencies or now - began < span:
+            start = now
+            if situation.keep_alive:
+                _call(channel, message)
+            else:
+                with _open_channel(path) as fresh:
+                    _call(fresh, message)
+            now = time.perf_counter()
+            latencies.append(now - start)
+        return latencies
+
+    with ThreadPoolExecutor(situation.clients) as pool:
+        began = time.perf_counter()
+        latencies = [each for one in pool.map(send, range(situation.clients)) for each in one]
+        return time.perf_counter() - began, latencies
+
+
 def drive(
-    path: str, request: bytes, size: int, span: float, situation: Situation
+    protocol: str, path: str, request: bytes, size: int, span: float, situation: Situation
 ) -> tuple[float, list[float]]:
     """Let the clients send for `span` seconds, and wait for the replies that are due then.
 
     size: the number of bytes of a reply. Returns the seconds that it took and all latencies.
     """
+    if protocol == GRPC:
+        return _drive_grpc(path, request, span, situation)
     if situation.clients > 1:
         return _drive_many(path, request, size, span, situation)
     clock, buffer = time.perf_counter, bytearray(min(size, 1 << 20))

@@ -1,13 +1,8 @@
 """`make bench-cluster`: what injection costs a cluster, by the API server's own metrics.
 
-    python -m bench.cluster [--pods 500] [--rounds 4] [--docs]
-
-Pods have a scheduling gate, so that API server and injector are measured without a kubelet. Pods
-with and without an annotation are created in turns, by different numbers of clients. Prints tables;
-with --docs also writes them and the picture to the documentation.
+Pods with and without an annotation are created in turns, by different numbers of clients. They have
+a scheduling gate, so that API server and injector are measured without a kubelet.
 """
-
-from __future__ import annotations
 
 import argparse
 import contextlib

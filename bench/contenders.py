@@ -1,7 +1,5 @@
 """The servers that are compared: how each is started, and which protocol its clients speak."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +7,7 @@ from pathlib import Path
 SERVERS = Path(__file__).parent / "servers"
 RUNTIME = Path(__file__).parents[1] / "runtime" / "asya_runtime.py"
 
-FRAMES, HTTP = "frames", "http"
+FRAMES, HTTP, GRPC = "frames", "http", "grpc"
 ONE, MANY = "one client", "many clients"
 BASELINE, RUNTIME_LABEL = "bare echo", "asya-runtime"
 
@@ -58,5 +56,6 @@ CONTENDERS = (
     Contender("uvicorn + Starlette", _uvicorn("starlette_app:app"), HTTP),
     Contender("uvicorn + FastAPI", _uvicorn("fastapi_app:app"), HTTP),
     Contender("aiohttp", _script("aiohttp_app.py"), HTTP),
+    Contender("gRPC", _script("grpc_app.py"), GRPC),
 )
 LABELS = tuple(dict.fromkeys(contender.label for contender in CONTENDERS))

@@ -1,7 +1,5 @@
 """Quantiles of the API server's histograms, for the time between two readings of its metrics."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

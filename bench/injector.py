@@ -1,9 +1,8 @@
-"""Measures one review through TLS: by the injector as it is deployed, and by kopf alone.
+"""Measures the injector: its function alone, one review through TLS, and its memory.
 
-kopf alone has a handler that does nothing. Both use an API server in memory.
+Reviews go to the injector as it is deployed, and to kopf with a handler that does nothing. Both use
+an API server in memory.
 """
-
-from __future__ import annotations
 
 import base64
 import contextlib
@@ -18,6 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.mutation.inject import inject
+
 from bench.clients import http_post, read_http_reply
 from bench.contenders import SERVERS, ServerError
 from bench.processes import accepts, cpu_seconds, memory, running
@@ -28,7 +30,6 @@ from tests.support.injector_process import Injector, build_review, connect, free
 from tests.support.tables import Table
 
 INJECTOR, KOPF = "injector", "kopf, empty handler"
-HANDLER = {"asya.sh/handler": "my_app.handler.predict"}
 
 
 def pod(containers: int, variables: int) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def pod(containers: int, variables: int) -> dict[str, Any]:
         "generateName": "model-5dc5f65949-",
         "namespace": "models",
         "labels": {"app": "model", "pod-template-hash": "5dc5f65949"},
-        "annotations": HANDLER,
+        "annotations": {"asya.sh/handler": "my_app.handler.predict"},
         "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "model"}],
         "managedFields": [{"manager": "kube-controller-manager", "operation": "Update"}],
     }
@@ -114,8 +115,40 @@ def kopf_alone(directory: Path, api: Api) -> Iterator[tuple[int, Caller]]:
         yield pid, Caller(connect(address[1], read_bundle(api)))
 
 
+def measure_function(rounds: int) -> Table:
+    """CPU time of `inject` without a server, for a pod and for the pod that it returns."""
+    rows = [["containers × variables", "a pod", "an injected pod"]]
+    for containers, variables in ((1, 5), (10, 20), (100, 60)):
+        given, row = pod(containers, variables), [f"{containers} × {variables}"]
+        for _ in range(2):
+            taken = []
+            for _ in range(rounds):
+                began = time.process_time()
+                injection = inject(given, ClusterDefaults("0123456789", {}))
+                taken.append(time.process_time() - began)
+            row.append(f"{1e3 * statistics.median(taken):.3f} ms")
+            given = injection.pod if injection else given
+        rows.append(row)
+    return Table(rows, "The function `inject` alone: CPU time")
+
+
+def measure_memory(server: tuple[int, Caller], reviews: int) -> Table:
+    """Resident memory after so many reviews of different pods in 50 namespaces."""
+    rows, (pid, caller) = [["reviews", "memory of the injector"]], server
+    for number in range(reviews + 1):
+        if number % (reviews // 4) == 0:
+            rows.append([f"{number:,}", f"{memory(pid, 'VmRSS') / MB:.1f} MB"])
+        given = pod(1, 5)
+        given["metadata"] |= {"name": f"model-{number}", "uid": f"{number:032x}"}
+        path, review = build_review(given, uid=f"u-{number}", namespace=f"team-{number % 50}")
+        caller.check(http_post(path, json.dumps(review).encode()), patched=True)
+    return Table(rows, "Memory after reviews of different pods")
+
+
 def measure(results: Results, *, quick: bool) -> None:
     """CPU time and latency of a review of a small and of a large pod, beside kopf alone."""
+    print("injector: function", file=sys.stderr, flush=True)
+    results.tables.append(measure_function(50 if quick else 500))
     print("injector: reviews", file=sys.stderr, flush=True)
     rows = [["containers × variables, server", "server's CPU", "× kopf", "p50", "p99"]]
     with contextlib.ExitStack() as stack:
@@ -123,6 +156,7 @@ def measure(results: Results, *, quick: bool) -> None:
         api = stack.enter_context(api_server(directory))
         servers = {INJECTOR: stack.enter_context(injector(directory, api))}
         servers[KOPF] = stack.enter_context(kopf_alone(directory, api))
+        remembered = measure_memory(servers[INJECTOR], 400 if quick else 10_000)
         for containers, variables in ((1, 5), (100, 60)):
             path, review = build_review(pod(containers, variables))
             request = http_post(path, json.dumps(review).encode())
@@ -147,4 +181,4 @@ def measure(results: Results, *, quick: bool) -> None:
         resident = memory(servers[INJECTOR][0], "VmRSS") / MB
         results.goals.append(Goal("CPU of a review of 100 containers", middle, 10, " ms"))
         results.goals.append(Goal("injector's memory after all reviews", resident, 110, " MB"))
-    results.tables.append(Table(rows, "One review through TLS"))
+    results.tables += [Table(rows, "One review through TLS"), remembered]

@@ -1,7 +1,5 @@
 """Servers as processes: started, waited for, measured, and stopped."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os

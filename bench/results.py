@@ -1,7 +1,5 @@
 """Results of a run: goals, the picture, and where they are published."""
 
-from __future__ import annotations
-
 import os
 import platform
 import time

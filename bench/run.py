@@ -1,13 +1,8 @@
 """`make bench`: the runtime and the injector beside their peers, in one run.
 
-    python -m bench.run [--quick] [--only runtime|injector] [--docs]
-
 Prints tables; with --docs also writes them and the picture to the documentation. All traffic is on
-Unix sockets and 127.0.0.1. On a quiet machine the quick form takes less than a minute, the full one
-less than ten.
+Unix sockets and 127.0.0.1.
 """
-
-from __future__ import annotations
 
 import argparse
 import platform

@@ -1,14 +1,7 @@
 """Measures the runtime beside its peers.
 
-Slices of a twentieth of a second and more go round all servers, in reverse order every other round.
-What counts is the median over the rounds of the ratio to the bare echo in the same round, so that
-changes of the machine's speed affect all servers alike.
-
-A single client shares a core with its server, so that the ratio is that of their work. On two cores
-the scheduler decides: two copies of the same server have been seen at 1.03 and 1.23 in one run.
+docs/benchmarks.md describes the method.
 """
-
-from __future__ import annotations
 
 import contextlib
 import os
@@ -27,22 +20,16 @@ from bench.results import Goal, Results, draw_bars, short
 from tests.support.tables import Table
 
 KB, MB = 1 << 10, 1 << 20
-# Messages of one size differ from round to round, in length by a hundredth and in the place where
-# the text begins. If all were alike, each copy would have the same alignment, and some processors
-# need fifteen times as long for a target 1 to 15 bytes beyond its source, whole pages left aside:
-# with orjson, whose texts lie one heap block after their source, one such message was affected.
+# Messages of one size differ from round to round in length and in where their text begins, because
+# the time of a copy depends on its alignment.
 VARIANTS = 8
 STRIDE = 16  # the alignment of the allocator's blocks: at most one of the variants is affected
 
-
-USUAL = Situation("1 client", 1, keep_alive=True, pinned=True)
-ANY_CORE = Situation("1 client, on any core", 1, keep_alive=True, pinned=False)
-SEVERAL = Situation("16 clients", 16, keep_alive=True, pinned=False)
 SITUATIONS = (
-    USUAL,
-    ANY_CORE,
+    USUAL := Situation("1 client", 1, keep_alive=True, pinned=True),
+    ANY_CORE := Situation("1 client, on any core", 1, keep_alive=True, pinned=False),
     Situation("1 client, new connections", 1, keep_alive=False, pinned=True),
-    SEVERAL,
+    SEVERAL := Situation("16 clients", 16, keep_alive=True, pinned=False),
     Situation("16 clients, new connections", 16, keep_alive=False, pinned=False),
 )
 
@@ -109,8 +96,7 @@ def pin(cores: Collection[int], pids: Iterable[int]) -> None:
 def measure_load(load: Load) -> Cells:
     """Rates, latencies and CPU time of all servers in all situations of a load.
 
-    Each load has new servers: large messages teach the C library's allocator to keep memory, which
-    would make later small ones cheaper than they are.
+    Each load has new servers: after large messages the C library's allocator keeps more memory.
     """
     print(f"runtime: {load.label}", file=sys.stderr, flush=True)
     lengths = [load.size - n * (load.size // 100) for n in range(VARIANTS)]
@@ -136,7 +122,9 @@ def measure_load(load: Load) -> Cells:
                 for contender, pid, path, sizes in order if number % 2 else reversed(order):
                     request = build_request(contender.protocol, messages[variant])
                     before = cpu_seconds(pid)
-                    seconds, taken = drive(path, request, sizes[variant], load.span, situation)
+                    seconds, taken = drive(
+                        contender.protocol, path, request, sizes[variant], load.span, situation
+                    )
                     key = situation.label, contender.label
                     cpu[key].append((cpu_seconds(pid) - before) / len(taken))
                     rates[key].append(len(taken) / seconds)
@@ -189,9 +177,7 @@ def message_goals(results: dict[str, Cells]) -> list[Goal]:
 
 
 def measure_starts(contenders: Sequence[Contender], rounds: int) -> dict[str, tuple[float, ...]]:
-    """Start until accepting, its CPU time, and memory after 100 messages, above an idle
-    interpreter: in ms, ms and MB by server.
-    """
+    """Above an idle interpreter, by server: ms until it accepts, CPU ms, MB after 100 messages."""
     message = build_message(KB)
     taken = defaultdict[str, list[tuple[float, float, float]]](list)
     with tempfile.TemporaryDirectory() as name:

@@ -1,7 +1,5 @@
 """The errors that reject an object: one line, and a reason code to look up."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Collection, Iterable

@@ -3,8 +3,6 @@
 The models and typed calls of the `kubernetes` package are not used: they take 20 MB of memory.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import email.utils
 import json

@@ -4,14 +4,13 @@ The readers take a missing or null field for an empty one. For a field of the wr
 an InjectionError (ObjectInvalid).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
 from asya_injector.errors import InjectionError, Reason, quote
 
 Object = dict[str, Any]
+Path = tuple[str | int, ...]
 # Longer lists are rejected, so that the work for an object is bounded.
 _MAX_ITEMS = 50_000
 _MAX_CONTAINERS = 10_000
@@ -83,7 +82,19 @@ def get_levels(item: Object) -> list[Object]:
 
 def replace_template(item: Object, template: Object) -> Object:
     """A copy of the object with another pod template."""
-    return _replace_in(item, _get_template_path(item), template)
+    replaced: Object = replace_at(item, _get_template_path(item), template)
+    return replaced
+
+
+def replace_at(node: Any, path: Path, value: Any) -> Any:
+    """A copy of nested data with another value at a path."""
+    if not path:
+        return value
+    step, *rest = path
+    if isinstance(node, list):
+        changed = replace_at(node[int(step)], tuple(rest), value)
+        return [changed if index == step else each for index, each in enumerate(node)]
+    return {**node, step: replace_at(node.get(step) or {}, tuple(rest), value)}
 
 
 def get_mapping(node: Object, *path: str) -> Object:
@@ -177,13 +188,6 @@ def set_or_remove(node: Object, field: str, value: Any) -> None:
 def _get_template_path(item: Object) -> tuple[str, ...]:
     kind = KINDS.get(str(item.get("kind")))
     return kind.template if kind else ("spec", "template")
-
-
-def _replace_in(node: Object, path: tuple[str, ...], value: Object) -> Object:
-    if not path:
-        return value
-    step, *rest = path
-    return {**node, step: _replace_in(get_mapping(node, step), tuple(rest), value)}
 
 
 def _get_list(node: Object, field: str, item_type: type, expected: str) -> list[Any]:

@@ -1,7 +1,5 @@
 """The runtime files: their content, their hash and the ConfigMap that holds them."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Mapping
@@ -9,7 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 RUNTIME_VOLUME = "asya-runtime"
 RUNTIME_FILE = "asya_runtime.py"
@@ -31,13 +29,13 @@ class RuntimeFiles:
     files: Mapping[str, str]
 
     @classmethod
-    def load(cls, directory: Traversable) -> RuntimeFiles:
+    def load(cls, directory: Traversable) -> Self:
         """Read the files from a directory; raises OSError or UnicodeDecodeError."""
         names = (RUNTIME_FILE, ENTRYPOINT_FILE)
         return cls({name: (directory / name).read_bytes().decode() for name in names})
 
     @classmethod
-    def packaged(cls) -> RuntimeFiles:
+    def packaged(cls) -> Self:
         """The files installed with this program, or those of the checkout it runs from."""
         installed = files(__package__) / "data"  # which may be in a zip file
         return cls.load(installed if installed.is_dir() else Path(__file__).parents[2] / "runtime")

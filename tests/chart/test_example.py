@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 from asya_injector.annotations.settings import ClusterDefaults
-from asya_injector.mutation import startup
 from asya_injector.mutation.inject import inject
 from asya_injector.runtime_files import RUNTIME_VOLUME
+from asya_injector.startup import programs
 
 from tests.chart.charts import (
     CHART,
@@ -109,13 +109,13 @@ COMMANDS = [
             *("", "-", "$(VENV)/bin/python3", "$(VENV)/../usr/bin/python3", "python3\n"),
         )
     ),
-    *([init, "--", "python3.12", "app.py"] for init in startup.INIT_PROGRAMS),
+    *([init, "--", "python3.12", "app.py"] for init in programs.INIT_PROGRAMS),
     *(
         ["tini", option, "python3.11", "python3.12", "app.py"]
-        for option in (*startup.INIT_OPTIONS_WITH_VALUE, "-s", "-vvv", "--rewrite=15:2")
+        for option in (*programs.INIT_OPTIONS_WITH_VALUE, "-s", "-vvv", "--rewrite=15:2")
     ),
     ["/usr/bin/tini", "-s", "-p", "SIGTERM", "--", "/opt/venv/bin/python3.13t", "-m", "app"],
-    *([f"/x/{launcher}", "python3.12", "app.py"] for launcher in startup.LAUNCHERS),
+    *([f"/x/{launcher}", "python3.12", "app.py"] for launcher in programs.LAUNCHERS),
     ["tini", "-g", "--", "/vault/vault-env", "-x", "--", "tini", "--", "pypy3"],
     ["vault-env"],
     ["tini", "vault-env", "--"],

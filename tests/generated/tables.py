@@ -18,7 +18,7 @@ import yaml
 from asya_injector.annotations import formats
 from asya_injector.annotations.table import ENV, TABLE, Annotation
 from asya_injector.manifests.chart_values import DEFAULTS
-from asya_injector.mutation import startup
+from asya_injector.startup import programs
 
 ANNOTATION_TABLE = f"TABLE in injector/{Annotation.__module__.replace('.', '/')}.py"
 RUNTIME_TABLE = "SETTINGS in runtime/asya_runtime.py"
@@ -74,10 +74,10 @@ def helper_tables() -> str:
     """The template that hands the injector's tables to the helpers in _actor.tpl, as JSON."""
     settings = [{"name": entry.name, "env": entry.env} for entry in DEFAULTS if entry.env]
     lists = {
-        "initPrograms": sorted(startup.INIT_PROGRAMS),
-        "initOptionsWithValue": sorted(startup.INIT_OPTIONS_WITH_VALUE),
-        "launchers": sorted(startup.LAUNCHERS),
-        "interpreter": f"^{startup.INTERPRETER}$",
+        "initPrograms": sorted(programs.INIT_PROGRAMS),
+        "initOptionsWithValue": sorted(programs.INIT_OPTIONS_WITH_VALUE),
+        "launchers": sorted(programs.LAUNCHERS),
+        "interpreter": f"^{programs.INTERPRETER}$",
         "handler": formats.handler.schema["pattern"],
         "defaults": {entry.name: entry.default for entry in DEFAULTS},
     }

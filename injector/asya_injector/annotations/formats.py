@@ -4,8 +4,6 @@ A format returns the canonical text of a value, or raises ValueError with the va
 that can follow "must be".
 """
 
-from __future__ import annotations
-
 import keyword
 import posixpath
 import re

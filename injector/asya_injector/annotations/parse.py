@@ -1,7 +1,5 @@
 """Read and validate the annotations of a pod."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

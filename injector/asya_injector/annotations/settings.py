@@ -1,7 +1,5 @@
 """The settings of a pod: its annotations override the cluster defaults."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import posixpath

@@ -3,8 +3,6 @@
 Validation, the container's environment, the chart's values and the documentation follow it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The commands that read a cluster: `check` and `prune`."""
 
-from __future__ import annotations
-
 import dataclasses
 import datetime as dt
 import json
@@ -168,15 +166,15 @@ def prune(
         raise SystemExit(FAILED)
 
 
-def _find_release(cluster: Cluster) -> str | None:
+def _find_release(cluster: "Cluster") -> str | None:
     """The namespace of the chart's release; empty if there is none, None if it is unknown."""
-    from asya_injector.diagnostics.injector import find_release_namespace
+    from asya_injector.diagnostics.injector import find_service
     from asya_injector.kube_client import ApiException
 
     try:
-        return find_release_namespace(
+        return find_service(
             cluster.list("admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations")
-        )
+        )[0]
     except ApiException:
         pass
     try:
@@ -186,7 +184,7 @@ def _find_release(cluster: Cluster) -> str | None:
 
 
 @contextmanager
-def _connect(kubeconfig: str | None, context: str | None) -> Iterator[Cluster]:
+def _connect(kubeconfig: str | None, context: str | None) -> Iterator["Cluster"]:
     from asya_injector import kube_client
 
     try:

@@ -1,7 +1,5 @@
 """What the commands share: how they end, and the option for the output format."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

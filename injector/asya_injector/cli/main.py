@@ -1,7 +1,5 @@
 """The program `asya-injector`: its commands, and how it ends."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +11,7 @@ from click.exceptions import NoArgsIsHelpError
 from asya_injector import __version__
 from asya_injector.cli import cluster, manifests, run
 from asya_injector.cli.common import EXIT_STATUS, FAILED, USAGE, CommandError
-from asya_injector.manifests.documents import ManifestError
+from asya_injector.documents.document import ManifestError
 from asya_injector.manifests.transform import RejectedError
 
 _NAME = "asya-injector"

@@ -1,7 +1,5 @@
 """The commands that read manifests: `inject`, `uninject` and `explain`."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -13,15 +11,15 @@ import click
 
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.cli.common import EXIT_STATUS, FAILED, CommandError, output_option
-from asya_injector.errors import InjectionError
-from asya_injector.manifests import chart_values, transform
-from asya_injector.manifests import explain as explanations
-from asya_injector.manifests.documents import (
+from asya_injector.documents.document import (
     Document,
     find_files,
     join_documents,
     read_documents,
 )
+from asya_injector.errors import InjectionError
+from asya_injector.manifests import chart_values, transform
+from asya_injector.manifests import explain as explanations
 from asya_injector.manifests.objects import iter_objects
 from asya_injector.runtime_files import RuntimeFiles
 

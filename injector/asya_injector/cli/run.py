@@ -1,7 +1,5 @@
 """The command `run`: configuration, log and API client, before anything is served."""
 
-from __future__ import annotations
-
 import os
 
 import click

@@ -1,7 +1,5 @@
 """Check the health of an installation: what is read from the cluster, and in which order."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from asya_injector.annotations.table import PREFIX
@@ -62,7 +60,7 @@ class _Checks:
         self._namespace = namespace
         self._disabled = _list_disabled_namespaces(cluster)
         self._configuration: Object = {}
-        self._service = self._release = ""
+        self._release = self._service = ""
         self._deployments: list[Object] = []
         self._current = {installed.hash}
 
@@ -73,9 +71,7 @@ class _Checks:
         )
         if found:
             self._configuration = found[0]
-            webhook = find_by_name(found[0]["webhooks"], injector.POD_WEBHOOK) or {}
-            service = get_mapping(webhook, "clientConfig", "service")
-            self._service, self._release = str(service.get("name")), str(service.get("namespace"))
+            self._release, self._service = injector.find_service(found)
         yield injector.check_webhooks(found)
 
     def check_deployments(self) -> Iterator[Finding]:

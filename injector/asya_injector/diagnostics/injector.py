@@ -1,7 +1,5 @@
 """Checks of the injector itself, from objects of the cluster. This module does no I/O."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import datetime as dt
@@ -27,12 +25,14 @@ def find_webhook_configurations(configurations: Iterable[Object]) -> list[Object
     ]
 
 
-def find_release_namespace(configurations: Iterable[Object]) -> str:
-    """The namespace of the Service that the API server calls; empty if there is none."""
-    for item in find_webhook_configurations(configurations):
-        webhook = find_by_name(get_items(item, "webhooks"), POD_WEBHOOK) or {}
-        return str(get_mapping(webhook, "clientConfig", "service").get("namespace") or "")
-    return ""
+def find_service(configurations: Iterable[Object]) -> tuple[str, str]:
+    """Namespace and name of the Service that the API server calls; empty if there is none."""
+    for item in configurations:
+        webhook = find_by_name(get_items(item, "webhooks"), POD_WEBHOOK)
+        if webhook:
+            service = get_mapping(webhook, "clientConfig", "service")
+            return str(service.get("namespace") or ""), str(service.get("name") or "")
+    return "", ""
 
 
 def check_webhooks(configurations: Sequence[Object]) -> Finding:

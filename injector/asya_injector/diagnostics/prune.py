@@ -5,8 +5,6 @@ between is not on the list. Before the first deletion in a namespace, its pods a
 The runtime of a running injector is always kept, because it may admit a pod at any time.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -146,18 +144,16 @@ def _list_runtime_configmaps(cluster: Cluster, namespace: str) -> list[Object]:
     return [item for item in found.values() if is_runtime_configmap(item)]
 
 
-def _list_charts(cluster: Cluster, release: str) -> Iterable[Object]:
-    if not release:
-        return ()
-    return cluster.list("v1", "configmaps", namespace=release, labels=CHART, metadata_only=True)
-
-
 def _find_chart_versions(cluster: Cluster, release: str | None, *, required: bool) -> set[str]:
     """Hashes of the runtime in the charts of the release's namespace."""
     problem = "the namespace of the release is unknown"
     try:
+        if release == "":
+            return set()
         if release is not None:
-            charts = _list_charts(cluster, release)
+            charts = cluster.list(
+                "v1", "configmaps", namespace=release, labels=CHART, metadata_only=True
+            )
             found = (get_mapping(item, "metadata", "annotations") for item in charts)
             return {str(each[CHART_SHA256])[:10] for each in found if each.get(CHART_SHA256)}
     except ApiException as error:

@@ -1,7 +1,5 @@
 """What the checks of `check` return."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 OK, WRONG, UNKNOWN = "ok", "wrong", "unknown"

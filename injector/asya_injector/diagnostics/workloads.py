@@ -1,7 +1,5 @@
 """Checks of annotated pods and workloads, from objects of the cluster. This module does no I/O."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 

@@ -1,14 +1,12 @@
 """The cluster defaults in a file of chart values: `runtime.defaults`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from asya_injector.annotations.table import TABLE, Annotation
-from asya_injector.manifests.documents import ManifestError, read_documents
+from asya_injector.documents.document import ManifestError, read_documents
 
 # Annotations with a default for all pods; opting in and choosing a container is up to each pod.
 DEFAULTS: tuple[Annotation, ...] = tuple(

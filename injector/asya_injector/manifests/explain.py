@@ -1,7 +1,5 @@
 """Explain what an injection changes in an object, and why. No I/O."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping
 
@@ -22,8 +20,8 @@ from asya_injector.kube_objects import (
 from asya_injector.manifests.objects import ManifestObject
 from asya_injector.manifests.templates import describe_path
 from asya_injector.mutation.inject import Injection
-from asya_injector.mutation.ownership import HOOKS, get_hook_command
 from asya_injector.mutation.workload import ObjectChange
+from asya_injector.startup.hooks import HOOKS, get_hook_command
 
 RESULTS = ("injected", "left-alone", "rejected")
 # What sets the value of a setting, in JSON and for a person.

@@ -1,15 +1,13 @@
 """The objects in manifests: where each is, and how messages name it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from asya_injector.documents.document import Document
 from asya_injector.errors import quote
-from asya_injector.kube_objects import Object, get_in
-from asya_injector.manifests.documents import Document
-from asya_injector.manifests.templates import Path, describe_path
+from asya_injector.kube_objects import Object, Path, get_in
+from asya_injector.manifests.templates import describe_path
 from asya_injector.mutation.workload import get_namespace
 
 

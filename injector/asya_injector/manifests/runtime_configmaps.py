@@ -1,15 +1,13 @@
 """The runtime ConfigMaps that a set of manifests brings along."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.documents.document import Document
 from asya_injector.errors import InjectionError, Reason, quote
 from asya_injector.kube_objects import Object, get_in
-from asya_injector.manifests.documents import Document
 from asya_injector.manifests.objects import ManifestObject, iter_objects
 from asya_injector.runtime_files import FROM_MANIFEST, RuntimeFiles
 

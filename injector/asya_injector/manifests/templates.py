@@ -1,16 +1,12 @@
 """Pod templates in objects of any kind, found by their shape, and keys that have no effect."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
 from asya_injector.annotations.table import PREFIX
 from asya_injector.errors import join, quote
-from asya_injector.kube_objects import Object, find_kind, get_in
-
-Path = tuple[str | int, ...]
+from asya_injector.kube_objects import Object, Path, find_kind, get_in
 
 # Operators that change the containers of their pods, by API group.
 OPERATORS = {
@@ -37,17 +33,6 @@ def find_templates(item: Object) -> Iterator[tuple[Path, Object]]:
     """
     if not _is_policy(item):
         yield from _find_templates(item, ())
-
-
-def replace_at(node: Any, path: Path, value: Any) -> Any:
-    """A copy of nested data with another value at a path."""
-    if not path:
-        return value
-    step, *rest = path
-    changed = replace_at(node[step], tuple(rest), value)
-    if isinstance(node, list):
-        return [changed if index == step else each for index, each in enumerate(node)]
-    return {**node, step: changed}
 
 
 def describe_path(path: Path) -> str:

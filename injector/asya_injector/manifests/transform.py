@@ -3,14 +3,19 @@
 All or nothing: if an object is rejected, all errors are reported and there is no output.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.annotations.table import PREFIX
+from asya_injector.documents.document import (
+    Document,
+    edit_document,
+    remove_documents,
+    render_document,
+    uses_anchors,
+)
 from asya_injector.errors import InjectionError
 from asya_injector.kube_objects import (
     Object,
@@ -18,23 +23,15 @@ from asya_injector.kube_objects import (
     get_annotations,
     get_in,
     get_template,
+    replace_at,
     replace_template,
-)
-from asya_injector.manifests.documents import (
-    Document,
-    edit_document,
-    remove_documents,
-    render_document,
-    uses_anchors,
 )
 from asya_injector.manifests.objects import ManifestObject, is_list, iter_objects
 from asya_injector.manifests.runtime_configmaps import RuntimeConfigMaps
 from asya_injector.manifests.templates import (
-    Path,
     find_ineffective_keys,
     find_operator,
     find_templates,
-    replace_at,
 )
 from asya_injector.mutation.inject import inject
 from asya_injector.mutation.uninject import uninject, uninject_object
@@ -97,18 +94,11 @@ def explain_changes(
 
     For a template in an object of an unknown kind, the object is a copy with this template only.
     """
-    templates = [] if find_kind(found.value) else _find_annotated(found)
-    if not templates:
+    for each in _split(found):
         try:
-            yield found, _change(found, defaults, disabled)
+            yield each, _change(each, defaults, disabled)
         except InjectionError as error:
-            yield found, error
-    for path, template in templates:
-        single = replace(found, value=_isolate(found.value, template), template=path)
-        try:
-            yield single, _change_template(single, defaults, disabled)
-        except InjectionError as error:
-            yield single, error
+            yield each, error
 
 
 def inject_all(
@@ -131,11 +121,7 @@ def inject_all(
 
     def change_one(found: ManifestObject) -> list[Object]:
         settings = configmaps.choose_name(found, defaults)
-        templates = [] if find_kind(found.value) else _find_annotated(found)
-        changes = [(found, _change(found, settings, disabled))] if not templates else []
-        for path, template in templates:
-            single = replace(found, value=_isolate(found.value, template), template=path)
-            changes.append((single, _change_template(single, settings, disabled)))
+        changes = [(each, _change(each, settings, disabled)) for each in _split(found)]
         is_actor = any(change.injection for _, change in changes)
         added = configmaps.add_missing(found, settings) if is_actor else []
         after = found.value
@@ -162,11 +148,10 @@ def uninject_all(documents: Sequence[Document], *, namespace: str = "") -> Outpu
         labels = get_in(found.value, "metadata", "labels")
         if is_runtime_configmap(found.value) and FROM_MANIFEST.items() <= labels.items():
             return []
-        if find_kind(found.value):
-            return [uninject_object(found.value)]
-        after = found.value
-        for path, template in _find_annotated(found):
-            after = replace_at(after, path, uninject(template))
+        after = uninject_object(found.value) if find_kind(found.value) else found.value
+        for each in _split(found):
+            if each.template:
+                after = replace_at(after, each.template, uninject(get_template(each.value)))
         return [after]
 
     outputs = _replace_objects(documents, namespace, restore, warnings)
@@ -181,6 +166,8 @@ def _change(
     found: ManifestObject, defaults: ClusterDefaults, disabled: Sequence[str]
 ) -> ObjectChange:
     """The change of an object; of an unknown kind, only the warnings."""
+    if found.template:
+        return _change_template(found, defaults, disabled)
     change = change_object(found.value, defaults, disabled=disabled, namespace=found.namespace)
     if not found.document.is_read or find_namespace_skip_reason(
         found.value, found.namespace, disabled
@@ -212,21 +199,21 @@ def _change_template(
     )
 
 
-def _find_annotated(found: ManifestObject) -> list[tuple[Path, Object]]:
-    """The pod templates in an object of an unknown kind that have annotations of ours."""
-    if not found.document.is_read:
-        return []
-    return [
-        (path, template)
-        for path, template in find_templates(found.value)
+def _split(found: ManifestObject) -> list[ManifestObject]:
+    """An object; in its place, if it is of an unknown kind, a copy for each annotated pod template.
+
+    The copy has only this template, where `get_template` finds it.
+    """
+    item = found.value
+    if find_kind(item) or not found.document.is_read:
+        return [found]
+    kept = {key: item[key] for key in ("apiVersion", "kind", "metadata") if key in item}
+    copies = [
+        replace(found, value=kept | {"spec": {"template": template}}, template=path)
+        for path, template in find_templates(item)
         if any(key.startswith(PREFIX) for key in get_annotations(template))
     ]
-
-
-def _isolate(item: Object, template: Object) -> Object:
-    """An object of an unknown kind with one pod template, where `get_template` finds it."""
-    kept = {key: item[key] for key in ("apiVersion", "kind", "metadata") if key in item}
-    return kept | {"spec": {"template": template}}
+    return copies or [found]
 
 
 def _count(output: Output, found: ManifestObject, change: ObjectChange) -> None:

@@ -1,7 +1,5 @@
 """Select the containers of a pod: the target, which holds the handler, and its sidecars."""
 
-from __future__ import annotations
-
 from asya_injector.annotations.settings import Settings
 from asya_injector.annotations.table import PREFIX
 from asya_injector.errors import InjectionError, Reason, join, quote, suggest
@@ -16,7 +14,7 @@ from asya_injector.kube_objects import (
     get_string,
     get_strings,
 )
-from asya_injector.mutation.ownership import InjectionRecord
+from asya_injector.mutation.injection_record import InjectionRecord
 from asya_injector.runtime_files import RUNTIME_VOLUME
 
 KUBECTL_DEFAULT = "kubectl.kubernetes.io/default-container"

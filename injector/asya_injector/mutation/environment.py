@@ -1,14 +1,12 @@
 """The environment: the runtime's `ASYA_*` variables go before the user's and never replace them."""
 
-from __future__ import annotations
-
 import posixpath
 
 from asya_injector.annotations.settings import Settings
 from asya_injector.annotations.table import BY_NAME, ENV, Annotation
 from asya_injector.errors import InjectionError, Reason, quote
 from asya_injector.kube_objects import Object, get_items, get_name, get_string
-from asya_injector.mutation.ownership import SHARED_SOCKET_MODE
+from asya_injector.mutation.injection_record import SHARED_SOCKET_MODE
 
 _SOCKET_PATH = BY_NAME["socket-path"]
 

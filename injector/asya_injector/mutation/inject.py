@@ -5,8 +5,6 @@ another webhook handles only what that one has added. A pod copied from an injec
 settings, is first un-injected by its record.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,8 +20,8 @@ from asya_injector.kube_objects import (
     get_name,
     shallow_copy,
 )
-from asya_injector.mutation import containers, environment, startup, volumes
-from asya_injector.mutation.ownership import (
+from asya_injector.mutation import containers, environment, volumes
+from asya_injector.mutation.injection_record import (
     SOCKET_VOLUME,
     Additions,
     InjectionRecord,
@@ -31,10 +29,11 @@ from asya_injector.mutation.ownership import (
     find_additions,
     find_empty_fields,
     identify_variable,
-    remove_injection,
     restore_empty_fields,
 )
+from asya_injector.mutation.uninject import remove_injection
 from asya_injector.runtime_files import RUNTIME_HASH_LABEL
+from asya_injector.startup import modes, probe, programs
 
 # The API server's copy of a static pod, which the kubelet runs from a file.
 MIRROR = "kubernetes.io/config.mirror"
@@ -44,7 +43,7 @@ MIRROR = "kubernetes.io/config.mirror"
 class Injection:
     """An injected pod, and what was decided for it.
 
-    container, mode, socket_volume: see `containers.find_target`, `startup.choose_mode` and
+    container, mode, socket_volume: see `containers.find_target`, `modes.choose_mode` and
         `volumes.mount_socket`.
     settings: by annotations and cluster defaults.
     overrides: values of settings, by name, that the container's env or command sets instead.
@@ -87,7 +86,7 @@ def inject(
     plain = remove_injection(pod, record)
     original = restore_empty_fields(remove_injection(original, record), record.empty)
     old = find_by_name(all_containers(pod), record.container) or {}
-    old_interpreter = startup.check_recorded(old, record.python)
+    old_interpreter = programs.check_recorded(old, record.python)
     return _inject(
         plain, settings, injected, None, original=original, old_interpreter=old_interpreter
     )
@@ -115,9 +114,9 @@ def _inject(
     own = environment.read_settings(target, settings)
     path = own.get("socket-path") or settings["socket-path"]
     if record:
-        old_interpreter = startup.check_recorded(target, record.python)
+        old_interpreter = programs.check_recorded(target, record.python)
     is_old = get_name(target) == injected
-    interpreter = startup.find_interpreter(target) or (old_interpreter if is_old else "")
+    interpreter = programs.find_interpreter(target) or (old_interpreter if is_old else "")
     python = settings.annotated.get("python") or interpreter or settings["python"]
     volumes.mount_runtime(pod, target, settings, python)
     socket_volume = volumes.mount_socket(pod, target, sidecars, path)
@@ -125,9 +124,9 @@ def _inject(
     environment.set_runtime_env(target, settings, own=own, path=path, is_shared=is_shared)
     for sidecar in sidecars:
         environment.set_sidecar_env(sidecar, path=path)
-    mode = startup.choose_mode(target, settings, record.mode if record else "")
-    warnings = startup.configure_startup(pod, target, settings, mode=mode.value, python=python)
-    warnings += startup.add_probe(target, settings, python)
+    mode = modes.choose_mode(target, settings, record.mode if record else "")
+    warnings = modes.configure_startup(pod, target, settings, mode=mode.value, python=python)
+    warnings += probe.add_probe(target, settings, python)
     new_record = InjectionRecord(
         container=get_name(target),
         mode=mode.value,

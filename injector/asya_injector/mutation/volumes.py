@@ -1,7 +1,5 @@
 """Mount the runtime files and the directory of the socket."""
 
-from __future__ import annotations
-
 import posixpath
 from collections.abc import Mapping
 
@@ -17,8 +15,8 @@ from asya_injector.kube_objects import (
     get_name,
     get_string,
 )
-from asya_injector.mutation import environment, needs
-from asya_injector.mutation.ownership import (
+from asya_injector.mutation import environment, hidden_paths
+from asya_injector.mutation.injection_record import (
     SOCKET_SOURCE,
     SOCKET_VOLUME,
     is_runtime_volume,
@@ -41,7 +39,7 @@ _Volumes = Mapping[str, Object]
 
 def mount_runtime(pod: Object, target: Object, settings: Settings, python: str) -> None:
     """Mount the runtime files in the target. python: their interpreter."""
-    if needs.is_at_or_below(python, settings.directory):
+    if hidden_paths.is_at_or_below(python, settings.directory):
         raise _hiding("mount-path", target, settings.directory, quote(python))
     config_map = {"name": settings.defaults.config_map, "defaultMode": 0o444}
     _add_volume(pod, {"name": RUNTIME_VOLUME, "configMap": config_map})
@@ -156,7 +154,7 @@ def _add_mount(volumes: _Volumes, container: Object, mount: Object, own: str) ->
     path = mount["mountPath"]
     setting = "mount-path" if get_name(mount) == RUNTIME_VOLUME else "socket-path"
     is_one_file = path == own
-    hidden = "" if is_one_file else needs.find_hidden(container, path, own)
+    hidden = "" if is_one_file else hidden_paths.find_hidden(container, path, own)
     if hidden:
         raise _hiding(setting, container, path, hidden)
     mounts = get_items(container, "volumeMounts")
@@ -176,7 +174,7 @@ def _find_socket_mount(container: Object, directory: str) -> Object | None:
         where = _get_path(mount)
         if where == directory and "devicePath" not in mount:
             found = mount
-        elif needs.is_at_or_below(where, directory):
+        elif hidden_paths.is_at_or_below(where, directory):
             raise _conflict("socket-path", container, mount)
     return found
 
@@ -194,12 +192,12 @@ def _is_read_only(volumes: _Volumes, mount: Object) -> bool:
 def _get_path(mount: Object) -> str:
     """The normalized path of a mount or device; the kubelet resolves a relative one from /."""
     field = "devicePath" if "devicePath" in mount else "mountPath"
-    return needs.normalize(get_string(mount, field))
+    return hidden_paths.normalize(get_string(mount, field))
 
 
 def _is_within(path: str, directory: str) -> bool:
     """Whether a normalized path is inside a normalized directory."""
-    return path != directory and needs.is_at_or_below(path, directory)
+    return path != directory and hidden_paths.is_at_or_below(path, directory)
 
 
 def _get_source(mount: Object) -> tuple[str, ...]:

@@ -1,9 +1,7 @@
 """Inject the runtime into a Pod, or into the pod template of a workload, as the webhooks do."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from asya_injector.annotations.parse import merge, parse_inherited, parse_values, select_own
@@ -76,7 +74,22 @@ def find_skip_reason(item: Object, namespace: str, disabled: Collection[str]) ->
     """Why the API server does not send an object to the webhooks; empty if it does."""
     if find_kind(item) is None:
         return "its kind is not supported"
-    return next(_find_skip_reasons(item, namespace, disabled), "")
+    reason = find_namespace_skip_reason(item, namespace, disabled)
+    if reason:
+        return reason
+    if item["kind"] == "ReplicaSet" and any(map(_is_controller, _get_owners(item))):
+        return "its controller manages the pod template"
+    # In the cases above, the annotations may be malformed.
+    levels = [get_annotations(level) for level in get_levels(item)]
+    annotations, template = levels[0], get_annotations(get_template(item))
+    below = [*levels[1:], template]
+    if item["kind"] == "Pod" and MIRROR in annotations:
+        return "it is the mirror of a static pod"
+    if annotations.items() >= _OFF and not (any(map(select_own, below)) or INHERITED in template):
+        return 'asya.sh/inject is "false"'
+    place = "" if item["kind"] == "Pod" else " on the pod template"
+    is_off = template.items() >= _OFF and INHERITED not in template
+    return f'asya.sh/inject is "false"{place}' if is_off else ""
 
 
 def propagate(workload: Object) -> Object:
@@ -135,7 +148,11 @@ def find_overridden(workload: Object) -> tuple[str, ...]:
 
 def find_namespace_skip_reason(item: Object, namespace: str, disabled: Collection[str]) -> str:
     """Why pods of an object of any kind are not sent to the webhooks; empty if they are."""
-    return next(_find_namespace_skip_reasons(item, namespace, disabled), "")
+    if namespace in SYSTEM_NAMESPACES:
+        return "its namespace is never injected"
+    if namespace in disabled:
+        return "its namespace has the label asya.sh/injection: disabled"
+    return "it is being deleted" if get_in(item, "metadata").get("deletionTimestamp") else ""
 
 
 def get_namespace(item: Object) -> str:
@@ -156,34 +173,6 @@ def is_disabled_namespace(item: Object) -> bool:
     """Whether an object is a Namespace with the label `DISABLED`."""
     labels = get_in(item, "metadata", "labels")
     return item.get("kind") == "Namespace" and DISABLED.items() <= labels.items()
-
-
-def _find_skip_reasons(item: Object, namespace: str, disabled: Collection[str]) -> Iterator[str]:
-    """All reasons. The annotations are read last: in other cases they may be malformed."""
-    yield from _find_namespace_skip_reasons(item, namespace, disabled)
-    if item["kind"] == "ReplicaSet" and _has_controller(item):
-        yield "its controller manages the pod template"
-    levels = [get_annotations(level) for level in get_levels(item)]
-    annotations, template = levels[0], get_annotations(get_template(item))
-    below = [*levels[1:], template]
-    if item["kind"] == "Pod" and MIRROR in annotations:
-        yield "it is the mirror of a static pod"
-    if annotations.items() >= _OFF and not (any(map(select_own, below)) or INHERITED in template):
-        yield 'asya.sh/inject is "false"'
-    if template.items() >= _OFF and INHERITED not in template:
-        place = "" if item["kind"] == "Pod" else " on the pod template"
-        yield f'asya.sh/inject is "false"{place}'
-
-
-def _find_namespace_skip_reasons(
-    item: Object, namespace: str, disabled: Collection[str]
-) -> Iterator[str]:
-    if namespace in SYSTEM_NAMESPACES:
-        yield "its namespace is never injected"
-    if namespace in disabled:
-        yield "its namespace has the label asya.sh/injection: disabled"
-    if get_in(item, "metadata").get("deletionTimestamp"):
-        yield "it is being deleted"
 
 
 def _explain_no_actor(item: Object, annotations: dict[str, str]) -> str:
@@ -212,14 +201,15 @@ def _is_of_cronjob(job: Object) -> bool:
 
     Not all of them make the CronJob the controller, and some only leave the annotation.
     """
-    owners = get_in(job, "metadata").get("ownerReferences")
-    is_owned = isinstance(owners, list) and any(
-        get_in(owner).get("kind") == "CronJob" or get_in(owner).get("controller") is True
-        for owner in owners
-    )
+    owners = _get_owners(job)
+    is_owned = any(owner.get("kind") == "CronJob" or _is_controller(owner) for owner in owners)
     return is_owned or INSTANTIATED in get_annotations(job)
 
 
-def _has_controller(item: Object) -> bool:
+def _get_owners(item: Object) -> list[Object]:
     owners = get_in(item, "metadata").get("ownerReferences")
-    return isinstance(owners, list) and any(get_in(o).get("controller") is True for o in owners)
+    return [get_in(owner) for owner in owners] if isinstance(owners, list) else []
+
+
+def _is_controller(owner: Object) -> bool:
+    return owner.get("controller") is True

@@ -4,13 +4,12 @@ The CA is valid for ten years, and the API server gets its certificate as `caBun
 certificate is valid for 90 days. One Secret holds both.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -52,7 +51,7 @@ class KeyPair:
         return {name: base64.b64encode(part).decode() for name, part in parts.items()}
 
     @classmethod
-    def from_secret(cls, data: Mapping[str, str]) -> KeyPair:
+    def from_secret(cls, data: Mapping[str, str]) -> Self:
         """Parse and validate the `data` of a Secret; raises DamagedError."""
         try:
             parts = [base64.b64decode(data[name]) for name in (CERTIFICATE, KEY, CA_BUNDLE, CA_KEY)]
@@ -87,7 +86,7 @@ class KeyPair:
             or alternatives.get_values_for_type(x509.DNSName) != names
         )
 
-    def renew(self, names: list[str], *, now: dt.datetime) -> KeyPair:
+    def renew(self, names: list[str], *, now: dt.datetime) -> "KeyPair":
         """A new serving certificate from the same CA, or from a new CA if that expires soon.
 
         The bundle keeps the old CA.

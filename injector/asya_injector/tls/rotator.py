@@ -4,11 +4,10 @@ Replicas may race: the first one to write the Secret wins, and the others read i
 decides; this module makes the calls.
 """
 
-from __future__ import annotations
-
 import base64
 import datetime as dt
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from asya_injector.kube_client import ApiClient, ApiException, call, read_time
@@ -19,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 _WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{name}"
 _SECRETS = "/api/v1/namespaces/{namespace}/secrets"
+_SECRET = f"{_SECRETS}/{{name}}"
 _API_TIMEOUT = (2, 5)
 # A lost race means that another replica has written a valid Secret, so one retry is usually enough.
 _MAX_RACES = 5
@@ -67,14 +67,9 @@ class CertRotator:
         be left behind.
         """
         name = self._webhook_configuration
-        try:
-            configuration, headers = call(
-                self._api, "GET", _WEBHOOKS, names={"name": name}, timeout=_API_TIMEOUT
-            )
-        except ApiException as error:
-            if error.status != 404:
-                raise
-            raise NotReadyError(f"MutatingWebhookConfiguration {name} not found") from None
+        configuration, headers = self._find(_WEBHOOKS, {"name": name})
+        if configuration is None:
+            raise NotReadyError(f"MutatingWebhookConfiguration {name} not found")
         return configuration, read_time(headers)
 
     def _ensure_pair(self, *, owner: Any, now: dt.datetime) -> KeyPair:
@@ -83,7 +78,7 @@ class CertRotator:
         owner: metadata of the webhook configuration; a new Secret joins the same Helm release.
         """
         for _ in range(_MAX_RACES):
-            secret = self._read_secret()
+            secret, _ = self._find(_SECRET, self._names)
             decision = decide(
                 None if secret is None else secret.get("data") or {},
                 remembered=self._remembered,
@@ -94,14 +89,14 @@ class CertRotator:
                 return decision.pair
         raise NotReadyError("other replicas keep changing the Secret")
 
-    def _read_secret(self) -> Any:
-        path = f"{_SECRETS}/{{name}}"
+    def _find(self, path: str, names: dict[str, str]) -> tuple[Any, Mapping[str, str]]:
+        """An object and the headers of the answer; None if there is no such object."""
         try:
-            return call(self._api, "GET", path, names=self._names, timeout=_API_TIMEOUT)[0]
+            return call(self._api, "GET", path, names=names, timeout=_API_TIMEOUT)
         except ApiException as error:
             if error.status != 404:
                 raise
-            return None
+            return None, {}
 
     def _write_secret(self, decision: Decision, secret: Any, owner: Any) -> bool:
         """Create or replace the Secret; False if another replica was faster."""
@@ -119,7 +114,7 @@ class CertRotator:
             body = {"metadata": metadata, "type": "Opaque", "data": data}
         else:
             # The resource version makes the slower of two replicas fail, and read again.
-            method, path, body = "PUT", f"{_SECRETS}/{{name}}", secret | {"data": data}
+            method, path, body = "PUT", _SECRET, secret | {"data": data}
         try:
             call(self._api, method, path, names=self._names, body=body, timeout=_API_TIMEOUT)
         except ApiException as error:

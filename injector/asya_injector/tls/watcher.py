@@ -1,9 +1,7 @@
 """The certificate that the server presents, replaced while it runs.
 
-It comes from a `CertRotator`, or from a mounted Secret (`CertificateDirectory`).
+It comes from a `CertRotator`, or from a mounted Secret (`read_directory`).
 """
-
-from __future__ import annotations
 
 import asyncio
 import datetime as dt
@@ -109,24 +107,16 @@ class CertWatcher:
             await asyncio.sleep(wait)
 
 
-class CertificateDirectory:
-    """Reads `tls.crt` and `tls.key` from a mounted Secret.
+def read_directory(directory: Path) -> CertificatePair:
+    """The pair in a mounted Secret; raises NotReadyError if a file is missing or unreadable.
 
-    The kubelet may replace both between two reads: `CertWatcher.load` rejects such a pair, and the
-    next read gets the new one.
+    The kubelet may replace both files between two reads: `CertWatcher.load` rejects such a pair,
+    and the next read gets the new one.
     """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def read(self) -> CertificatePair:
-        """The current pair; raises NotReadyError if a file is missing or unreadable."""
-        try:
-            return CertificatePair(
-                *((self._directory / name).read_bytes() for name in (CERTIFICATE, KEY))
-            )
-        except OSError as error:
-            raise NotReadyError(f"{error.filename}: {error.strerror}") from None
+    try:
+        return CertificatePair(*((directory / name).read_bytes() for name in (CERTIFICATE, KEY)))
+    except OSError as error:
+        raise NotReadyError(f"{error.filename}: {error.strerror}") from None
 
 
 def _describe(error: Exception) -> tuple[str, bool]:

@@ -1,7 +1,5 @@
 """The kopf handlers: which objects are admitted, and how each is injected or rejected."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable

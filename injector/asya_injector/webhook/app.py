@@ -1,14 +1,13 @@
 """The injector process: start-up order, readiness, and shutdown."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import gc
 import logging
 import signal
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.kube_client import ApiClient, ApiException, HTTPError, call, describe_error
 from asya_injector.runtime_files import RuntimeFiles
 from asya_injector.tls.rotator import CertRotator
-from asya_injector.tls.watcher import CertificateDirectory, CertWatcher
+from asya_injector.tls.watcher import CertificatePair, CertWatcher, read_directory
 from asya_injector.webhook.admission import HANDLED, Webhook, build_registry
 from asya_injector.webhook.config import Config
 from asya_injector.webhook.runtime_configmap import RuntimeConfigMapWriter
@@ -77,25 +76,15 @@ class Process:
     async def run(self, handlers: kopf.OperatorRegistry) -> None:
         """Serve until a signal; answer the requests that have arrived by then."""
         self._listen_to_signals()
-        config = self._config
-        fetch = CertRotator(
-            self._api,
-            namespace=config.namespace,
-            secret=config.tls_secret,
-            webhook_configuration=config.webhook_configuration,
-            dns_names=config.dns_names,
-        ).fetch
-        if config.tls_mode == "files":
-            fetch = CertificateDirectory(config.tls_directory).read
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(
                 serve_operations(
-                    config.http_port, find_missing=self._find_missing, metrics=self._metrics
+                    self._config.http_port, find_missing=self._find_missing, metrics=self._metrics
                 )
             )
             self._server.bind()
             stack.callback(self._server.unbind)
-            for work in (self._watcher.watch(fetch), self._drain()):
+            for work in (self._watcher.watch(self._choose_certificate()), self._drain()):
                 stack.callback(asyncio.create_task(work).cancel)
             # kopf logs each attempt, and gives up after a minute.
             if await self._finish_before_signal(self._wait_for_api()):
@@ -108,6 +97,18 @@ class Process:
                     # By default kopf looks up the user name, and an arbitrary UID has none.
                     identity=cast(Any, "asya-injector"),
                 )
+
+    def _choose_certificate(self) -> Callable[[], CertificatePair]:
+        config = self._config
+        if config.tls_mode == "files":
+            return partial(read_directory, config.tls_directory)
+        return CertRotator(
+            self._api,
+            namespace=config.namespace,
+            secret=config.tls_secret,
+            webhook_configuration=config.webhook_configuration,
+            dns_names=config.dns_names,
+        ).fetch
 
     async def _drain(self) -> None:
         """Drain after the signal, then end the operator."""

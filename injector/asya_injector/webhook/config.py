@@ -1,12 +1,10 @@
 """The settings of the injector process, read once from the environment and validated at start."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 T = TypeVar("T")
 
@@ -54,7 +52,7 @@ class Config:
         return [f"{short}.svc", short, f"{short}.svc.cluster.local"]
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> Config:
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
         """Read all settings; raises ConfigError for the first that is missing or invalid."""
 
         def read(name: str, parse: Callable[[str], T], default: str | None = None) -> T:

@@ -3,38 +3,25 @@
 https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import re
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from asya_injector.errors import Reason
+from asya_injector.http.body import BadRequestError
 from asya_injector.kube_objects import Object
 from asya_injector.mutation.workload import SYSTEM_NAMESPACES
+from asya_injector.webhook.patch import build_json_patch
 
 # The API server's are UUIDs.
 _MAX_UID = 100
 # https://kubernetes.io/docs/concepts/overview/working-with-objects/names/
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 _MAX_NAME = 253
-
-
-class BadRequestError(Exception):
-    """The request body is not a review that this server can answer.
-
-    The text never quotes the request. `code` is an HTTP status; `uid` is the review's, if it could
-    be read.
-    """
-
-    def __init__(self, code: int, text: str, *, uid: str = "") -> None:
-        super().__init__(text)
-        self.code = code
-        self.uid = uid
 
 
 @dataclass
@@ -73,7 +60,7 @@ class Review:
     mounts_configmap: bool = False
 
     @classmethod
-    def parse(cls, body: Any) -> Review:
+    def parse(cls, body: Any) -> Self:
         """Validate the fields that are used; raises BadRequestError."""
         request = _field(body, "request", dict, "the review")
         uid = _field(request, "uid", str, "request")
@@ -206,64 +193,3 @@ def _field(node: Any, name: str, kind: type, where: str) -> Any:
         what = "a string" if kind is str else "an object"
         raise BadRequestError(400, f"{where} needs {name}, as {what}")
     return value
-
-
-# A difference below this depth replaces the whole value. The API server calls mutating webhooks one
-# after the other, each with the result of the previous one, so no change of another is lost.
-_MAX_DEPTH = 4
-# Replacing a longer list makes the patch as large as the object.
-_LONG_LIST = 100
-
-
-def build_json_patch(before: Object, after: Object) -> list[Object]:
-    """Operations (RFC 6902) that turn `before` into `after`; none if they are equal.
-
-    Compares field by field down to the fields of a container, and items of lists of equal length.
-    Long lists grow by single items. The rest is replaced whole, which is ten times cheaper than the
-    smallest possible patch.
-    """
-    found: list[Object] = []
-    _compare(before, after, "", found)
-    return found
-
-
-def _compare(before: Any, after: Any, path: str, found: list[Object]) -> None:
-    steps = path.count("/")
-    if isinstance(before, dict) and isinstance(after, dict) and steps < _MAX_DEPTH:
-        for key, old in before.items():
-            if key not in after:
-                found.append({"op": "remove", "path": f"{path}/{_escape(key)}"})
-            elif old != after[key]:
-                _compare(old, after[key], f"{path}/{_escape(key)}", found)
-        found.extend(
-            {"op": "add", "path": f"{path}/{_escape(key)}", "value": new}
-            for key, new in after.items()
-            if key not in before
-        )
-    elif (
-        isinstance(before, list)
-        and isinstance(after, list)
-        and len(before) == len(after)
-        and steps < _MAX_DEPTH
-    ):
-        for index, (old, new) in enumerate(zip(before, after, strict=True)):
-            if old != new:
-                _compare(old, new, f"{path}/{index}", found)
-    elif isinstance(before, list) and isinstance(after, list) and len(before) > _LONG_LIST:
-        found.extend(_describe_growth(before, after, path))
-    else:
-        found.append({"op": "replace", "path": path, "value": after})
-
-
-def _describe_growth(before: list[Any], after: list[Any], path: str) -> list[Object]:
-    """Items that were added at the start or the end of a list; else the whole list."""
-    added = len(after) - len(before)
-    if after[added:] == before:
-        return [{"op": "add", "path": f"{path}/0", "value": new} for new in after[added - 1 :: -1]]
-    if after[: len(before)] == before:
-        return [{"op": "add", "path": f"{path}/-", "value": new} for new in after[len(before) :]]
-    return [{"op": "replace", "path": path, "value": after}]
-
-
-def _escape(key: str) -> str:
-    return key.replace("~", "~0").replace("/", "~1")

@@ -1,7 +1,5 @@
 """The runtime ConfigMap: created in a namespace before its first actor is admitted."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time
@@ -11,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asya_injector.errors import InjectionError, Reason
+from asya_injector.http.limits import Turns
 from asya_injector.kube_client import (
     ApiClient,
     ApiException,
@@ -20,7 +19,6 @@ from asya_injector.kube_client import (
     get_reason,
 )
 from asya_injector.runtime_files import RuntimeFiles
-from asya_injector.webhook.limits import Turns
 from asya_injector.webhook.telemetry import Metrics
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,5 @@
 """The TLS server that answers the API server's admission reviews."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import gc
@@ -15,11 +13,11 @@ from typing import Any, cast
 import aiohttp.web
 import kopf
 
+from asya_injector.http.body import BadRequestError, find_uid, parse_body, read_body
+from asya_injector.http.limits import Connection, Connections, Turns
+from asya_injector.http.listener import Listener
 from asya_injector.tls.watcher import CertWatcher
-from asya_injector.webhook.body import find_uid, parse_body, read_body
-from asya_injector.webhook.limits import Connection, Connections, Turns
-from asya_injector.webhook.listener import Listener
-from asya_injector.webhook.review import BadRequestError, Review, build_rejection, current_review
+from asya_injector.webhook.review import Review, build_rejection, current_review
 from asya_injector.webhook.telemetry import Metrics
 
 logger = logging.getLogger(__name__)
@@ -216,19 +214,14 @@ class Server:
 
     def _check_handled(self, path: str, review: Review) -> None:
         """Raise BadRequestError for a review that has no handler: kopf would allow it."""
-        handled = self._handled.get(path)
-        if handled is None:
-            raise BadRequestError(
-                404,
-                "this path is not a webhook; use the chart's webhook configuration",
-                uid=review.uid,
-            )
-        if review.resource not in handled or review.subresource:
-            raise BadRequestError(
-                404,
-                "this webhook does not handle such objects; use the chart's webhook configuration",
-                uid=review.uid,
-            )
+        problem = ""
+        if path not in self._handled:
+            problem = "this path is not a webhook"
+        elif review.resource not in self._handled[path] or review.subresource:
+            problem = "this webhook does not handle such objects"
+        if problem:
+            fix = "use the chart's webhook configuration"
+            raise BadRequestError(404, f"{problem}; {fix}", uid=review.uid)
 
 
 async def _answer(fn: Answer, path: str, review: Review) -> Any:

@@ -1,7 +1,5 @@
 """Logs, metrics and probes. docs/operations.md lists the metrics: names and labels are stable."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

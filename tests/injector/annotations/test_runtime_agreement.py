@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 from asya_injector.annotations.table import ENV, Annotation
-from asya_injector.mutation.ownership import SHARED_SOCKET_MODE
+from asya_injector.mutation.injection_record import SHARED_SOCKET_MODE
 from hypothesis import given
 from hypothesis import strategies as st
 

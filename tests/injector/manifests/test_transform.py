@@ -14,8 +14,8 @@ import pytest
 import yaml
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.annotations.table import INHERITED
+from asya_injector.documents.document import read_documents
 from asya_injector.kube_objects import KINDS, WORKLOAD_KINDS, get_template
-from asya_injector.manifests.documents import read_documents
 from asya_injector.mutation.inject import inject
 from asya_injector.runtime_files import RuntimeFiles
 from asya_injector.webhook.admission import HANDLED, Webhook

@@ -13,10 +13,10 @@ from asya_injector.kube_client import ApiException
 from asya_injector.tls import watcher as watcher_module
 from asya_injector.tls.authority import DamagedError, create
 from asya_injector.tls.watcher import (
-    CertificateDirectory,
     CertificatePair,
     CertWatcher,
     NotReadyError,
+    read_directory,
 )
 
 NAME = "asya-runtime.asya-system.svc"
@@ -94,7 +94,7 @@ def test_reads_files_that_the_kubelet_replaces(tmp_path: Path) -> None:
     mounted = tmp_path / "tls"
     mounted.mkdir()
     with pytest.raises(NotReadyError, match=r"tls\.crt: No such file or directory"):
-        CertificateDirectory(mounted).read()
+        read_directory(mounted)
     for version in ("..1", "..2"):
         pair = make_pair()
         (mounted / version).mkdir()
@@ -105,7 +105,7 @@ def test_reads_files_that_the_kubelet_replaces(tmp_path: Path) -> None:
         if version == "..1":
             (mounted / "tls.crt").symlink_to("..data/tls.crt")
             (mounted / "tls.key").symlink_to("..data/tls.key")
-        assert CertificateDirectory(mounted).read() == pair
+        assert read_directory(mounted) == pair
 
 
 @contextlib.contextmanager
@@ -122,7 +122,7 @@ def unprivileged() -> Iterator[None]:
 def test_names_a_file_that_it_cannot_read(tmp_path: Path) -> None:
     (tmp_path / "tls.crt").touch(mode=0o000)
     with unprivileged(), pytest.raises(NotReadyError, match=r"tls\.crt: Permission denied"):
-        CertificateDirectory(tmp_path).read()
+        read_directory(tmp_path)
 
 
 class Source:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.mutation.inject import inject
-from asya_injector.webhook.review import Review, build_json_patch
+from asya_injector.webhook.patch import build_json_patch
+from asya_injector.webhook.review import Review
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonpatch import JsonPatch

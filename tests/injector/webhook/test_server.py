@@ -18,13 +18,13 @@ from typing import Any
 import aiohttp
 import pytest
 from asya_injector.errors import Reason
+from asya_injector.http import body as body_module
+from asya_injector.http import listener as listener_module
+from asya_injector.http.limits import Connections
 from asya_injector.tls.authority import KeyPair, create
 from asya_injector.tls.watcher import CertificatePair, CertWatcher
-from asya_injector.webhook import body as body_module
-from asya_injector.webhook import listener as listener_module
 from asya_injector.webhook import server as server_module
 from asya_injector.webhook.admission import HANDLED
-from asya_injector.webhook.limits import Connections
 from asya_injector.webhook.review import current_review
 from asya_injector.webhook.server import Server
 from asya_injector.webhook.telemetry import Metrics

@@ -5,34 +5,34 @@ runtime ConfigMap. All others, and unchanged ones, are written byte for byte. A 
 keeps its comments, order and style (see `yaml_edit`).
 """
 
-from __future__ import annotations
-
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from asya_injector.manifests.nodes import (
+from asya_injector.documents.edit import edit_json, edit_yaml
+from asya_injector.documents.layout import has_aliases
+from asya_injector.documents.nodes import (
     TOO_DEEP,
-    DocumentError,
     Node,
     check_json,
     compose_json,
     compose_yaml,
     decode_json,
 )
-from asya_injector.manifests.render import render_block, render_json
-from asya_injector.manifests.yaml_edit import edit_json, edit_yaml, has_aliases
+from asya_injector.documents.render import render_block, render_json
+from asya_injector.documents.scalars import DocumentError
 
 SUFFIXES = (".yaml", ".yml", ".json")
 _BOM = "\ufeff"
 _SPACE = " \t\r\n"
+_CONTENT = re.compile(r"[^ \t\r\n]")
 _LINE_END = re.compile(r"[ \t]*\r?\n?")
 # No text in YAML can contain this at the start of a line, not even a block of literal text.
-_MARKER = re.compile(r"---(?=[ \t\r\n]|\Z)")
+_MARKER = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
 _COMMENTS_AND_DIRECTIVES = re.compile(r"([ \t]*([#%][^\n]*)?\r?(\n|\Z))*")
 _DIRECTIVE = re.compile(r"([ \t]*(#[^\n]*)?\r?\n)*%")
 _COMMENTS_AT_END = re.compile(
@@ -77,7 +77,7 @@ class Document:
     @property
     def has_marker(self) -> bool:
         """Whether it starts with `---`."""
-        return not self.is_json and next(_find_markers(self.text), None) is not None
+        return not self.is_json and _MARKER.search(self.text) is not None
 
     @property
     def has_directive(self) -> bool:
@@ -211,19 +211,8 @@ def _find_newline(text: str) -> str:
     return "\r\n" if "\r\n" in text else "\n"
 
 
-def _find_markers(text: str) -> Iterator[int]:
-    """Where the `---` between documents are."""
-    position = 0 if text.startswith("---") else text.find("\n---") + 1
-    while position or text.startswith("---"):
-        if _MARKER.match(text, position):
-            yield position
-        position = text.find("\n---", position) + 1
-        if not position:
-            return
-
-
 def _split_yaml(text: str) -> list[str]:
-    starts = list(_find_markers(text))
+    starts = [marker.start() for marker in _MARKER.finditer(text)]
     # Comments and directives before the first marker belong to the first document.
     first = starts[0] if starts else len(text)
     if not starts or not _COMMENTS_AND_DIRECTIVES.fullmatch(text, 0, first):
@@ -236,7 +225,8 @@ def _read_json(source: str, text: str) -> list[Document]:
     """Read a stream of JSON; nothing if it is something else, such as a YAML flow mapping."""
     documents: list[Document] = []
     start = 0
-    while (begin := _skip_space(text, start)) < len(text):
+    while content := _CONTENT.search(text, start):
+        begin = content.start()
         document = Document(source, len(documents) + 1, "", is_json=True)
         try:
             value, end = decode_json(text, begin)
@@ -258,12 +248,6 @@ def _read_json(source: str, text: str) -> list[Document]:
         last = documents[-1]
         documents[-1] = replace(last, text=last.text + text[start:])
     return documents
-
-
-def _skip_space(text: str, position: int) -> int:
-    while text[position : position + 1] in (" ", "\t", "\r", "\n"):
-        position += 1
-    return position
 
 
 def _compose(document: Document) -> Node | None:

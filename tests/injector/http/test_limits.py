@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from asya_injector.webhook.limits import Connection, Connections, Turns
+from asya_injector.http.limits import Connection, Connections, Turns
 
 
 class Opened:

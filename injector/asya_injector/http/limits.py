@@ -5,8 +5,6 @@ are told apart by their address only. Where something runs short, the address th
 yields first.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable

@@ -5,8 +5,8 @@ import time
 from typing import Any
 
 import pytest
-from asya_injector.manifests.documents import read_documents
-from asya_injector.manifests.nodes import compose_json, compose_yaml
+from asya_injector.documents.document import read_documents
+from asya_injector.documents.nodes import compose_json, compose_yaml
 
 from tests.injector.commands import asya
 

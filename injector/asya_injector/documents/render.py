@@ -1,7 +1,5 @@
 """Write values as YAML or JSON text, in the style of a document."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Accepts TLS connections within limits, and speaks HTTP on them."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import socket
@@ -12,7 +10,7 @@ from typing import Any, cast
 
 import aiohttp.web
 
-from asya_injector.webhook.limits import Connection, Connections
+from asya_injector.http.limits import Connection, Connections
 
 logger = logging.getLogger(__name__)
 

@@ -4,10 +4,10 @@ import copy
 from typing import Any
 
 import pytest
-from asya_injector.manifests import documents
-from asya_injector.manifests.nodes import Node, compose_yaml
-from asya_injector.manifests.render import render_block, render_flow
-from asya_injector.manifests.yaml_edit import edit_yaml
+from asya_injector.documents.document import edit_document, read_documents
+from asya_injector.documents.edit import edit_yaml
+from asya_injector.documents.nodes import Node, compose_yaml
+from asya_injector.documents.render import render_block, render_flow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -186,9 +186,9 @@ def test_unchanged_parts_are_not_rewritten(before: str, now: Any, after: str) ->
 
 
 def test_an_empty_document_is_not_changed() -> None:
-    (document,) = documents.read_documents("stdin", "# nothing\n", read_all=True)
-    assert documents.edit_document(document, None) is document
-    assert documents.edit_document(document, {"a": 1}) is None
+    (document,) = read_documents("stdin", "# nothing\n", read_all=True)
+    assert edit_document(document, None) is document
+    assert edit_document(document, {"a": 1}) is None
 
 
 def test_lines_can_be_added_to_a_file_without_a_final_newline() -> None:

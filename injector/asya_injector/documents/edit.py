@@ -5,23 +5,18 @@ insertion, a deletion or a replacement at the place of that node. Comments, orde
 indentation and anchors of everything else are kept, because nothing else is written.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import re
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import partial
 from typing import Any
 
-from asya_injector.manifests.nodes import Node
-from asya_injector.manifests.render import JsonStyle, YamlStyle, render_block, render_flow
-
-# Between the dash of an item and its value, and between a key and its colon.
-_GAP = re.compile(r"(?:[ \t\r\n]+(?:#[^\n]*)?)*")
+from asya_injector.documents.layout import Layout, find_dash_offset
+from asya_injector.documents.nodes import Node
+from asya_injector.documents.render import JsonStyle, YamlStyle, render_block, render_flow
 
 
 def edit_yaml(text: str, root: Node, after: Any) -> str:
@@ -37,11 +32,6 @@ def edit_json(text: str, root: Node, after: Any) -> str:
     return _edit(JsonStyle(text), text, root, after)
 
 
-def has_aliases(root: Node | None) -> bool:
-    """Whether a document uses an anchor or a merge key."""
-    return any(node.style in ("alias", "merge") for node in _walk(root))
-
-
 @dataclass(frozen=True)
 class _Edit:
     """Replaces text[start:end]."""
@@ -52,7 +42,7 @@ class _Edit:
 
 
 def _edit(style: YamlStyle, text: str, root: Node, after: Any) -> str:
-    editor = _Editor(text, style, dash_offset=_find_dash_offset(root, text))
+    editor = _Editor(text, style, dash_offset=find_dash_offset(root, text))
     editor.change(root, after)
     return editor.apply()
 
@@ -62,6 +52,7 @@ class _Editor:
 
     def __init__(self, text: str, style: YamlStyle, *, dash_offset: int) -> None:
         self._text = text
+        self._layout = Layout(text)
         self._style = style
         self._dash_offset = dash_offset
         self._edits: list[_Edit] = []
@@ -93,15 +84,15 @@ class _Editor:
         elif can_change:
             self._change_list(node, after)
         elif colon >= 0 and after is None:
-            self._edit(colon + 1, max(self._end(node), colon + 1), "")
+            self._edit(colon + 1, max(self._layout.find_end(node), colon + 1), "")
         elif colon >= 0 and node.is_empty:  # its own place is at the next token
             self._insert(colon + 1, " " + render_flow(after))
         elif colon >= 0 and is_collection and not node.is_flow:
             # Lines of a block may start in the column of the key; those of a flow value may not.
-            self._edit(colon + 1, self._end(node), " " + render_flow(after))
+            self._edit(colon + 1, self._layout.find_end(node), " " + render_flow(after))
         else:
-            gap = self._line_gap(node.start)
-            self._edit(node.start, self._end(node), self._style.render(after, gap))
+            gap = self._layout.find_line_gap(node.start)
+            self._edit(node.start, self._layout.find_end(node), self._style.render(after, gap))
 
     def _can_change(self, node: Node, after: Any) -> bool:
         """Whether a collection keeps a part, or keeps its brackets."""
@@ -118,7 +109,7 @@ class _Editor:
         pairs = {key.value: (key, value) for key, value in node.pairs if key.style != "merge"}
         for name, (key, value) in pairs.items():
             if name in after:
-                colon = -1 if node.is_flow else self._colon(key)
+                colon = -1 if node.is_flow else self._layout.find_colon(key)
                 self.change(value, after[name], colon=colon)
         removed = [key.style != "merge" and key.value not in after for key, _ in node.pairs]
         self._remove_keys(node, removed)
@@ -135,36 +126,30 @@ class _Editor:
             items = [partial(render, *pair) for pair in added.items()]
             self._insert_flow(node, len(node.pairs), items)
         else:
-            position = self._next_line(self._end(node))
-            if position == len(self._text) and self._ends_in_open_block(node):
+            position = self._layout.find_next_line(self._layout.find_end(node))
+            if position == len(self._text) and self._layout.ends_in_open_block(node):
                 # A line break behind its text would become part of it.
                 start = node.pairs[-1][0].start
-                line = self._line_start(start)
+                line = self._layout.find_line(start)
                 position = position if self._text[line:start].strip() else line
             self._insert_lines(position, added, column=node.column)
 
-    def _ends_in_open_block(self, node: Node) -> bool:
-        """Whether a node ends with a block of text whose last line has no line break."""
-        while node.pairs or node.items:
-            node = node.pairs[-1][1] if node.pairs else node.items[-1]
-        return node.style == "block" and not self._text.endswith("\n")
-
     def _remove_keys(self, node: Node, removed: Sequence[bool]) -> None:
         starts = [key.start for key, _ in node.pairs]
-        ends = [self._end_of_pair(*pair) for pair in node.pairs]
+        ends = [self._layout.find_pair_end(*pair) for pair in node.pairs]
         if node.is_flow:
             self._remove_runs([*zip(starts, ends, strict=True)], removed)
             return
         for start, end, following in itertools.compress(
             zip(starts, ends, [*starts[1:], -1], strict=True), removed
         ):
-            line = self._line_start(start)
+            line = self._layout.find_line(start)
             if self._text[line:start].strip() and following >= 0:  # behind a dash
                 self._edit(start, following, "")
             elif self._text[line:start].strip():
                 self._edit(start, end, "")
             else:
-                self._edit(line, self._next_line(end), "")
+                self._edit(line, self._layout.find_next_line(end), "")
 
     def _change_list(self, node: Node, after: list[Any]) -> None:
         old, new = [*map(_identify, node.value)], [*map(_identify, after)]
@@ -183,12 +168,15 @@ class _Editor:
                 self._insert_items(node, low, after[start:end])
             removed[low:high] = [True] * (high - low)
         if node.is_flow:
-            spans = [(item.start, self._end(item)) for item in node.items]
+            spans = [(item.start, self._layout.find_end(item)) for item in node.items]
             self._remove_runs(spans, removed)
             return
-        dashes = self._dashes(node)
+        dashes = self._layout.find_dashes(node)
         for dash, item in itertools.compress(zip(dashes, node.items, strict=True), removed):
-            line, end = self._line_start(dash), self._next_line(self._end_of_item(dash, item))
+            line, end = (
+                self._layout.find_line(dash),
+                self._layout.find_next_line(self._layout.find_item_end(dash, item)),
+            )
             if self._text[line:dash].strip():  # behind another dash
                 line = dash
             self._edit(line, end, "")
@@ -198,28 +186,28 @@ class _Editor:
             items = [partial(self._style.render, value) for value in values]
             self._insert_flow(node, index, items)
             return
-        dashes = self._dashes(node)
+        dashes = self._layout.find_dashes(node)
         if index:
-            end = self._end_of_item(dashes[index - 1], node.items[index - 1])
-            self._insert_lines(self._next_line(end), values, column=node.column)
+            end = self._layout.find_item_end(dashes[index - 1], node.items[index - 1])
+            self._insert_lines(self._layout.find_next_line(end), values, column=node.column)
             return
-        line = self._line_start(dashes[0])
+        line = self._layout.find_line(dashes[0])
         if self._text[line : dashes[0]].strip():  # behind another dash
             lines = self._render_lines(values, node.column)
             self._insert(dashes[0], lines.lstrip(" ") + " " * node.column)
             return
         # Comments above the first item stay with it.
-        while line and self._text[self._line_start(line - 1) : line].lstrip().startswith("#"):
-            line = self._line_start(line - 1)
+        while line and self._text[self._layout.find_line(line - 1) : line].lstrip().startswith("#"):
+            line = self._layout.find_line(line - 1)
         self._insert_lines(line, values, column=node.column)
 
     def _insert_flow(self, node: Node, index: int, items: Sequence[Callable[[str], str]]) -> None:
         """Insert items into a collection in brackets or braces; each is rendered for a gap."""
-        spans = [(item.start, self._end(item)) for item in node.items] or [
-            (key.start, self._end_of_pair(key, value)) for key, value in node.pairs
+        spans = [(item.start, self._layout.find_end(item)) for item in node.items] or [
+            (key.start, self._layout.find_pair_end(key, value)) for key, value in node.pairs
         ]
         if not spans:
-            line = self._line_gap(node.start).rpartition("\n")[2]
+            line = self._layout.find_line_gap(node.start).rpartition("\n")[2]
             gap = self._style.inner_gap(line)
             text = ("," + gap if gap else self._style.comma).join(item(gap) for item in items)
             closing = self._style.newline + line if gap else ""
@@ -270,57 +258,6 @@ class _Editor:
     def _edit(self, start: int, end: int, text: str) -> None:
         self._edits.append(_Edit(start, end, text))
 
-    def _end(self, node: Node) -> int:
-        """Where the text of a node ends, without comments and blank lines behind it."""
-        if node.style == "block" and isinstance(node.value, str):
-            # Its end is at the next token, or behind the last line.
-            end = len(self._text[node.start : node.end].rstrip(" ")) + node.start
-            return len(self._text[node.start : end].removesuffix("\n").removesuffix("\r")) + (
-                node.start
-            )
-        if node.style == "block" and node.pairs:
-            return self._end_of_pair(*node.pairs[-1])
-        if node.style == "block" and node.items:
-            return self._end_of_item(self._dashes(node)[-1], node.items[-1])
-        return node.end
-
-    def _end_of_pair(self, key: Node, value: Node) -> int:
-        return self._colon(key) + 1 if value.is_empty else self._end(value)
-
-    def _end_of_item(self, dash: int, item: Node) -> int:
-        return dash + 1 if item.is_empty else self._end(item)
-
-    def _dashes(self, node: Node) -> list[int]:
-        """Where the dashes of a block list are."""
-        return _find_dashes(self._text, node, self._end_of_item)
-
-    def _colon(self, key: Node) -> int:
-        return self._text.find(":", key.end)
-
-    def _line_start(self, position: int) -> int:
-        return self._text.rfind("\n", 0, position) + 1
-
-    def _line_gap(self, position: int) -> str:
-        """The line break before a position, and the indentation of its line."""
-        line = self._line_start(position)
-        rest = self._text[line:position]
-        return "\n" + rest[: len(rest) - len(rest.lstrip(" \t"))]
-
-    def _next_line(self, position: int) -> int:
-        end = self._text.find("\n", position)
-        return len(self._text) if end < 0 else end + 1
-
-
-def _find_dashes(text: str, node: Node, end_of_item: Callable[[int, Node], int]) -> list[int]:
-    dashes = []
-    position = node.start
-    for item in node.items:
-        found = _GAP.match(text, position)
-        dash = found.end() if found else position
-        dashes.append(dash)
-        position = end_of_item(dash, item)
-    return dashes
-
 
 def _pairwise_gaps(spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     for (_, end), (start, _) in itertools.pairwise(spans):
@@ -348,25 +285,3 @@ def _identify(item: Any) -> str:
 
 def _is_nameless(item: Any) -> bool:
     return isinstance(item, dict) and _identify(item).startswith("{")
-
-
-def _walk(root: Node | None) -> Iterator[Node]:
-    pending = deque([root] if root else [])
-    while pending:
-        node = pending.popleft()
-        yield node
-        pending.extend(node.items)
-        pending.extend(itertools.chain.from_iterable(node.pairs))
-
-
-def _find_dash_offset(root: Node, text: str) -> int:
-    """Columns between a key and the dashes of the first list below one; 0 if there is no list."""
-    for node in _walk(root):
-        for key, value in node.pairs:
-            if (
-                value.style == "block"
-                and value.items
-                and "\n" in text[key.end : value.items[0].start]
-            ):
-                return max(value.column - node.column, 0)
-    return 0

@@ -1,7 +1,5 @@
 """What a container is known to need in its file system, so that no added volume may hide it."""
 
-from __future__ import annotations
-
 import posixpath
 import re
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from asya_injector.kube_objects import (
     get_strings,
 )
 from asya_injector.runtime_files import ENTRYPOINT_FILE, RUNTIME_FILE
+from asya_injector.startup.hooks import HOOKS, get_hook_command
 
 # Directories that are empty in an image, so that files in them are created later. Only programs
 # are looked for there.
@@ -26,7 +25,6 @@ _VOLATILE = re.compile(r"(/tmp|/run|/var/run|/var/tmp)/")
 _PATHS = re.compile(r"/[^\s=:,;'\"|&<>()$`]*")
 _PROGRAM = re.compile(r".*\.(py|pyc|pyz|sh|bash|pl|rb|js|jar|so)")
 _PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
-_HOOKS = ("postStart", "preStop")
 # Created by the programs themselves.
 _CREATED = (".sock", ".socket", ".pid", ".lock", ".log")
 # Variables that name directories with programs and libraries, and with an application's files.
@@ -82,16 +80,9 @@ def _find_paths(container: Object, directory: str, own: str) -> Iterator[str]:
         return is_program or not is_volatile or bool(_PROGRAM.fullmatch(path))
 
     commands = [get_strings(container, "command") + get_strings(container, "args")]
-    commands += [
-        get_strings(get_mapping(container, probe, "exec"), "command")
-        for probe in _PROBES
-        if probe in container
-    ]
-    commands += [
-        get_strings(get_mapping(container, "lifecycle", hook, "exec"), "command")
-        for hook in _HOOKS
-        if "lifecycle" in container
-    ]
+    probes = (get_mapping(container, probe, "exec") for probe in _PROBES)
+    commands += [get_strings(probe, "command") for probe in probes]
+    commands += [get_hook_command(container, hook) for hook in HOOKS]
     for words in commands:
         named = ((i, word) for i, word in enumerate(words) if last in word)
         for index, word in islice(named, _MAX_WORDS):

@@ -1,7 +1,5 @@
 """The body of a request: read within limits, and parsed."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re
@@ -11,7 +9,6 @@ from typing import Any
 import aiohttp.web
 
 from asya_injector.errors import Reason
-from asya_injector.webhook.review import BadRequestError
 
 # An UPDATE carries the object twice, and the API server accepts objects of up to 3 MiB.
 _MAX_BYTES = 8 << 20
@@ -23,6 +20,19 @@ _SECONDS = 5.0
 _CHUNK_BYTES = 64 << 10
 # The API server sends this field first.
 _UID = re.compile(rb'"request"\s*:\s*\{\s*"uid"\s*:\s*"([-0-9a-zA-Z]{1,100})"')
+
+
+class BadRequestError(Exception):
+    """The request body is not a review that this server can answer.
+
+    The text never quotes the request. `code` is an HTTP status; `uid` is the review's, if it could
+    be read.
+    """
+
+    def __init__(self, code: int, text: str, *, uid: str = "") -> None:
+        super().__init__(text)
+        self.code = code
+        self.uid = uid
 
 
 async def read_body(

@@ -1,0 +1,130 @@
+"""The programs that a container's command starts: interpreters, init programs and launchers."""
+
+import re
+
+from asya_injector.kube_objects import Object, get_mapping, get_strings
+from asya_injector.startup.hooks import HOOKS, get_hook_command
+from asya_injector.startup.probe import get_probe_command
+from asya_injector.startup.wrapper import get_wrapped, get_wrapper, is_wrapped
+
+# The chart's template helpers use these four too: `make sync` writes them there.
+# Programs that run another one as process 1, and those of their options that take a value.
+INIT_PROGRAMS = ("catatonit", "docker-init", "dumb-init", "tini", "tini-static")
+INIT_OPTIONS_WITH_VALUE = ("-p", "-e", "-r", "--rewrite")
+# Programs that put secrets into the environment and then become another program. Webhooks put them
+# before a container's command. The runtime needs these secrets, so the wrapper stands inside.
+LAUNCHERS = (
+    "azure-keyvault-env",
+    "k8s-secret-injector",
+    "secret-init",
+    "secrets-init",
+    "vault-env",
+)
+# A Python interpreter, with "/" before its path. It must not contain $(NAME): the kubelet expands
+# that in a command, but not in probes and hooks.
+INTERPRETER = r"[^$]*/(python|pypy)[0-9]*(\.[0-9]+)*t?"
+# Programs that refuse to run, or do not work, unless they are process 1.
+_PROCESS_1 = re.compile(
+    r"/?init|(/usr)?/s?bin/(init|openrc-init)|(.*/)?(systemd|my_init|runit|runit-init)"
+    r"|(.*/)?(s6-overlay-suexec|s6-linux-init)|/.*/s6-overlay[^/]*/.*/init|/nix/store/[^/]+/init"
+)
+# Linux knows no longer paths. Programs that start others stand among the first words.
+_MAX_PATH = 4096
+_MAX_NAME = 255
+_MAX_STARTERS = 100
+_SHELLS = ("ash", "bash", "dash", "sh")
+
+
+def find_interpreter(target: Object) -> str:
+    """The Python interpreter that the target's command starts; empty if it starts none."""
+    words = get_program(target)
+    for field in ("command", "args"):
+        if is_wrapped(get_strings(target, field)):
+            words = get_wrapped(get_strings(target, field))
+            words += get_strings(target, "args") if field == "command" else []
+    start = _skip_starters(words, INIT_PROGRAMS + LAUNCHERS)
+    program = words[start] if start < len(words) else ""
+    return program if _is_interpreter(program) else ""
+
+
+def check_recorded(target: Object, python: str) -> str:
+    """The interpreter of an earlier injection's record, if the target still shows it; else empty.
+
+    Since then, another webhook may have changed the command that started this interpreter.
+    """
+    return python if _is_interpreter(python) and _shows_interpreter(target, python) else ""
+
+
+def find_process_1(target: Object) -> str:
+    """The program of the target's command that must be process 1; empty if there is none."""
+    words = get_program(target)
+    if is_wrapped(words):
+        words = get_wrapped(words)
+    words = words[_skip_starters(words, LAUNCHERS) :]
+    if len(words) > 2 and _is_any(words[0], _SHELLS):
+        is_script = re.fullmatch(r"-[a-z]*c", words[1])
+        last = re.fullmatch(r"(?s:.*)\bexec\s+([^\s;&|]+)[^;&|\n]*\s*", words[2][-1000:])
+        simple = re.fullmatch(r"\s*([^\s;&|]+)\s*", words[2][:1000])
+        found = (last or simple) if is_script else None
+        words = [found[1]] if found else []
+    program = words[0] if words else ""
+    if _is_any(program, ("busybox",)) and words[1:2] == ["init"]:
+        return program
+    is_first = len(program) < _MAX_PATH and _PROCESS_1.fullmatch(program)
+    return program if is_first else ""
+
+
+def _is_interpreter(program: str) -> bool:
+    return len(program) < _MAX_PATH and re.fullmatch(INTERPRETER, "/" + program) is not None
+
+
+def get_program(target: Object) -> list[str]:
+    """The command with its arguments; empty without a command, as ENTRYPOINT is unknown then."""
+    command = get_strings(target, "command")
+    return command + get_strings(target, "args") if command else []
+
+
+def _is_any(word: str, programs: tuple[str, ...]) -> bool:
+    return word[-_MAX_NAME:].rpartition("/")[2] in programs
+
+
+def find_launcher_end(words: list[str]) -> int:
+    """Where the program starts that the last launcher becomes; 0 if there is no launcher."""
+    end = start = 0
+    words = words[:_MAX_STARTERS]
+    while start < len(words) and _is_any(words[start], INIT_PROGRAMS + LAUNCHERS):
+        is_launcher = _is_any(words[start], LAUNCHERS)
+        start = _skip_options(words, start + 1)
+        if is_launcher and start < len(words):
+            end = start
+    return end
+
+
+def _skip_starters(words: list[str], starters: tuple[str, ...]) -> int:
+    """Where the program starts that programs before it start, with their options."""
+    start = 0
+    words = words[:_MAX_STARTERS]
+    while start < len(words) and _is_any(words[start], starters):
+        start = _skip_options(words, start + 1)
+    return start
+
+
+def _skip_options(words: list[str], start: int) -> int:
+    """Where the options of an init program or launcher end."""
+    while start < len(words) and words[start].startswith("-"):
+        option = words[start]
+        start += 1
+        if option == "--":
+            break
+        if option in INIT_OPTIONS_WITH_VALUE:
+            start += 1
+    return start
+
+
+def _shows_interpreter(container: Object, python: str) -> bool:
+    """Whether the container has an addition that runs with this interpreter."""
+    commands = [get_strings(container, field) for field in ("command", "args")]
+    commands += [get_hook_command(container, hook) for hook in HOOKS]
+    starts = [get_wrapper(command) for command in commands]
+    starts.append(get_probe_command(get_mapping(container, "readinessProbe")))
+    return any(words[:1] == [python] for words in starts)
