@@ -22,6 +22,7 @@ import yaml
 from asya_injector import __version__
 
 from e2e.harness import RELEASE, REPOSITORY, SYSTEM, Cluster
+from e2e.releases import Release, find_fixtures, stream
 
 pytestmark = [
     pytest.mark.alone,
@@ -119,6 +120,25 @@ def test_one_line_of_the_summary_installs_a_release_that_passes_helm_test(
         assert pod.status.container_statuses[0].image_id.endswith(f"@{digest}")
     history = json.loads(run("helm", "list", "-n", SYSTEM, "-o", "json").stdout)
     assert [each["name"] for each in history] == [RELEASE]
+
+
+@pytest.mark.parametrize("version", find_fixtures())
+def test_the_release_upgrades_an_earlier_one_and_goes_back(
+    version: str, free: Cluster, released: Released, namespace: str
+) -> None:
+    before = Release(free)
+    before.change("install", chart=find_fixtures()[version])
+    (command,) = released.starting("helm", "install")
+    upgrade = command.replace("install", "upgrade", 1).replace(" --create-namespace", "")
+    with stream(free, namespace) as requested:
+        released.shell(f"{upgrade} --reset-values")
+        free.settle()
+        assert "Succeeded" in before.helm("test", RELEASE)
+        before.helm("rollback", RELEASE, "1", "--wait", "--timeout", "2m")
+        free.settle()
+    assert (requested.rejected, requested.plain) == ([], 0)
+    assert requested.injected > 20
+    free.uninstall()
 
 
 def test_the_summary_verifies_everything_that_was_signed(released: Released) -> None:
