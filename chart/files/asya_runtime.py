@@ -451,6 +451,10 @@ def choose_json(choice: str) -> "tuple[Any, str]":
     """
     if choice == "stdlib":
         return None, "standard library"
+    # orjson crashes where memory is refused. A setting that limits memory belongs here too
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    if choice == "auto" and limits != [resource.RLIM_INFINITY] * 2:
+        return None, "standard library, because memory is limited"
     try:
         orjson = import_orjson()
         option = get_orjson_option(orjson)

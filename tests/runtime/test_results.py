@@ -547,6 +547,11 @@ def test_files_of_user_code_do_not_come_into_orjsons_import(start: Start, folder
     assert "JSON: orjson 3." in process.log()
 
 
+def test_auto_takes_the_standard_library_where_memory_is_limited(start: Start) -> None:
+    argv = ["sh", "-c", 'ulimit -v 4000000; exec "$@"', "sh", sys.executable, str(RUNTIME)]
+    start(argv=argv).logged("; JSON: standard library, because memory is limited\n")
+
+
 def test_the_standard_library_by_wish(start: Start) -> None:
     process = start(ASYA_JSON="stdlib")
     process.logged("; JSON: standard library\n")
