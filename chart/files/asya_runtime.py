@@ -550,6 +550,7 @@ def make_codec(orjson: "Any", threads: bool) -> "tuple[Decode, Encode, Encode]":
         body: "Any" = message.body
         size = len(body)
         if size >= GC_PAUSE and gc.isenabled():
+            body = None  # its memory may be needed
             return run_without_collection(decode, message)
         text = str(body, "utf-8")
         if size > POOLED_BUFFER:

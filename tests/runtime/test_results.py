@@ -9,6 +9,7 @@ import enum
 import json
 import math
 import pathlib
+import sys
 import textwrap
 import uuid
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .conftest import Start
+from .conftest import RUNTIME, Start
 from .served import Case, check, error, ok
 
 BAD = "result is not JSON-serializable at "
