@@ -111,27 +111,30 @@ def get_mapping(node: Object, *path: str) -> Object:
 
 def get_items(node: Object, field: str) -> list[Object]:
     """The list of mappings in a field; if there is none, an empty one, not part of the node."""
-    return _get_list(node, field, dict, "a list of mappings")
+    value = node.get(field)
+    return [] if value is None else _check_list(value, field, dict, "a list of mappings")
 
 
 def get_strings(node: Object, field: str) -> list[str]:
     """The list of strings in a field; if there is none, an empty one, not part of the node."""
-    return _get_list(node, field, str, "a list of strings")
+    value = node.get(field)
+    return [] if value is None else _check_list(value, field, str, "a list of strings")
 
 
 def get_string(node: Object, field: str) -> str:
     """The string in a field; empty where there is none."""
     value = node.get(field)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
+    if isinstance(value, str):
+        return value
+    if value is not None:
         raise _wrong_type(field, "a string")
-    return value
+    return ""
 
 
 def get_name(item: Object) -> str:
     """The `name` of a container, volume, mount or variable; empty where there is none."""
-    return get_string(item, "name")
+    name = item.get("name")
+    return name if isinstance(name, str) else get_string(item, "name")
 
 
 def get_annotations(node: Object) -> dict[str, str]:
@@ -190,10 +193,9 @@ def _get_template_path(item: Object) -> tuple[str, ...]:
     return kind.template if kind else ("spec", "template")
 
 
-def _get_list(node: Object, field: str, item_type: type, expected: str) -> list[Any]:
-    value = node.get(field)
-    if value is None:
-        return []
+def _check_list(value: Any, field: str, item_type: type, expected: str) -> list[Any]:
+    if type(value) is list and len(value) < _MAX_CONTAINERS and _are(item_type, value):
+        return value
     limit = _MAX_CONTAINERS if field in ("containers", "initContainers") else _MAX_ITEMS
     if isinstance(value, list) and len(value) > limit:
         raise InjectionError(
@@ -203,12 +205,15 @@ def _get_list(node: Object, field: str, item_type: type, expected: str) -> list[
             reason=Reason.OBJECT_INVALID,
         )
     if not isinstance(value, list) or not (
-        # Comparing types is faster; subclasses are rare.
-        {item_type}.issuperset(map(type, value))
-        or all(isinstance(each, item_type) for each in value)
+        _are(item_type, value) or all(isinstance(each, item_type) for each in value)
     ):
         raise _wrong_type(field, expected)
     return value
+
+
+def _are(item_type: type, items: list[Any]) -> bool:
+    """Whether all items have exactly this type: faster than `isinstance`; subclasses are rare."""
+    return {item_type}.issuperset(map(type, items))
 
 
 def _wrong_type(field: str, expected: str) -> InjectionError:

@@ -16,7 +16,7 @@ from tests.generated.sync import ROOT, pages, regions, sync, wanted
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """The files that `make sync` reads and writes, as it leaves them."""
-    for path in [*wanted(), *(ROOT / "runtime").glob("*.py")]:
+    for path in [*wanted(), *(ROOT / "runtime").glob("*.py"), ROOT / "pyproject.toml"]:
         there = tmp_path / path.relative_to(ROOT)
         there.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, there)
@@ -61,10 +61,11 @@ EDITS = [
     ("chart/values.schema.json", '"maximum": 16777216', '"maximum": 1'),
     ("chart/Chart.yaml", r"\nversion: .*", "\nversion: 9.9.9"),
     ("chart/Chart.yaml", "appVersion: .*", 'appVersion: "9.9.9-rc.1"'),
+    ("chart/Chart.yaml", "OWNER/asya-runtime/main/docs/icon", "other/asya-runtime/main/docs/icon"),
     ("chart/README.md", "`4096`", "`4097`"),
     ("docs/annotations.md", "`4096`", "`4097`"),
     ("runtime/README.md", "`4096`", "`4097`"),
-    ("README.md", r"asya-injector:[0-9.]+\b", "asya-injector:9.9.9"),
+    ("README.md", r"charts/asya-runtime --version [0-9.]+", "charts/asya-runtime --version 9.9.9"),
 ]
 
 
