@@ -3061,8 +3061,8 @@ def serve(
 
     def wait(timeout: "float | None") -> "list[tuple[int, int]]":
         """Return events; run background tasks of user code while there are none."""
-        most = len(connections) + 2  # room for all of them, and no more
-        if caller.has_background_tasks is None or not caller.has_background_tasks():
+        most = len(connections) + 2
+        if not caller.has_background_tasks():  # type: ignore[misc]
             return poll.poll(timeout, most)
         events = poll.poll(0, most)
         if not events and timeout != 0:
@@ -3090,7 +3090,10 @@ def serve(
             timeout = max(0.0, min(nearest - now, LONGEST_WAIT, limit))
         if ready:
             timeout, turns = 0, tuple(ready)
-        events = wait(timeout)
+        if caller.has_background_tasks is None:
+            events = poll.poll(timeout, len(connections) + 2)  # room for all, and no more
+        else:
+            events = wait(timeout)
         if now:
             if deadlines:
                 server.expire(now, {fd for fd, _ in events}, settings.read_timeout)

@@ -2180,7 +2180,7 @@ def serve_connection(
     frames = map(getattr, repeat(connection), repeat("frame"))
     move = partial(keep_result, connection, "count")
     transmit = move(map(sock.send, frames, repeat(NO_SIGNAL)))
-    held = b""  # received, and not yet part of a message in work
+    held, start = b"", 0  # received; from `start` not yet part of a message in work
     got, size = -1, 0  # of a message that is larger than `held`, while `got` is not negative
     buffer: "bytearray | None" = None  # for it; None: its bytes are discarded
     keep: "bytearray | None" = None  # the buffer of `message`, to be used again
@@ -2211,9 +2211,9 @@ def serve_connection(
                         continue
                 if head is None and not asked:
                     if got < 0:
-                        if len(held) < 4:
+                        if len(held) < start + 4:
                             if connection.received is None:
-                                connection.waits_for = READ if held else IDLE
+                                connection.waits_for = READ if len(held) > start else IDLE
                                 yield
                                 if queue is not None and has_reply(connection):
                                     continue
@@ -2226,33 +2226,37 @@ def serve_connection(
                             data: "Any" = connection.received
                             if not data:
                                 text = "connection closed inside a length prefix"
-                                raise BrokenStream(text if held else "")
-                            held, connection.received = held + data if held else data, None
+                                raise BrokenStream(text if len(held) > start else "")
+                            if len(held) > start:
+                                data = held[start:] + data
+                            held, start, connection.received = data, 0, None
                             if len(held) < 4:
                                 continue
-                        size = unpack(held)[0]
-                        if size + 4 <= len(held) and size <= limit:
+                        size = unpack(held, start)[0]
+                        following = start + 4 + size
+                        if following <= len(held) and size <= limit:
                             if queue is not None:
                                 new = Message(connection)
-                                new.body = held[4 : size + 4]
-                                held, added = held[size + 4 :], new
+                                new.body = held[start + 4 : following]
+                                start, added = following, new
                                 continue
-                            message.body = held[4 : size + 4]
-                            held, asked = held[size + 4 :], True
+                            message.body = held[start + 4 : following]
+                            start, asked = following, True
                         else:
                             buffer = None
                             if size <= limit:
                                 pooled = buffer_pool if queue is None else []
                                 buffer = pooled.pop() if pooled else bytearray(FIRST_BUFFER)
-                                buffer[: len(held) - 4] = held[4:]
-                            got, held = min(size, len(held) - 4), held[size + 4 :]
+                                buffer[: len(held) - start - 4] = held[start + 4 :]
+                            rest = held[following:]
+                            got, held, start = min(size, len(held) - start - 4), rest, 0
                     while 0 <= got < size:
                         try:
                             if connection.count:
                                 pass  # kept when an exception came in between
                             elif buffer is None:
-                                rest = min(size - got, FIRST_BUFFER)
-                                move(map(len, map(sock.recv, (rest,))))()
+                                most = min(size - got, FIRST_BUFFER)
+                                move(map(len, map(sock.recv, (most,))))()
                             else:
                                 if got == len(buffer):
                                     more = min(max(got, FIRST_BUFFER), PIECE, size - got)
@@ -2341,7 +2345,7 @@ def serve_connection(
                     rest_of_them = connection.messages[replied:]
                     head, sent, replied, connection.messages = None, 0, 0, rest_of_them
                 interruptions, connection.new_until = 0, 0.0
-                if len(held) >= 4:
+                if len(held) >= start + 4:
                     connection.waits_for = NOW
                     yield
         except BrokenStream as error:
@@ -3057,8 +3061,8 @@ def serve(
 
     def wait(timeout: "float | None") -> "list[tuple[int, int]]":
         """Return events; run background tasks of user code while there are none."""
-        most = len(connections) + 2  # room for all of them, and no more
-        if caller.has_background_tasks is None or not caller.has_background_tasks():
+        most = len(connections) + 2
+        if not caller.has_background_tasks():  # type: ignore[misc]
             return poll.poll(timeout, most)
         events = poll.poll(0, most)
         if not events and timeout != 0:
@@ -3086,7 +3090,10 @@ def serve(
             timeout = max(0.0, min(nearest - now, LONGEST_WAIT, limit))
         if ready:
             timeout, turns = 0, tuple(ready)
-        events = wait(timeout)
+        if caller.has_background_tasks is None:
+            events = poll.poll(timeout, len(connections) + 2)  # room for all, and no more
+        else:
+            events = wait(timeout)
         if now:
             if deadlines:
                 server.expire(now, {fd for fd, _ in events}, settings.read_timeout)
