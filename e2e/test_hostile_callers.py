@@ -41,7 +41,7 @@ def test_fifty_hostile_callers_keep_no_genuine_pod_away(
     began, durations = time.time(), read_durations(cluster, bound)
     requests.start()
     try:
-        renew_certificate(cluster, seconds=SECONDS / 2)
+        renew_certificate(cluster, seconds=SECONDS)
         until("the attack to end", lambda: "{" in read_log(cluster, namespace))
     finally:
         requests.stop()
@@ -53,7 +53,7 @@ def test_fifty_hostile_callers_keep_no_genuine_pod_away(
     count, slow = (after - before for after, before in zip(now, durations, strict=True))
     print(f"{pods.done} of {pods.sent} pods; {slow} of {count} reviews over {bound} s; {answers}")
     assert pods.lost == []
-    assert pods.done >= 2 * SECONDS  # a busy machine admits fewer
+    assert pods.done >= (2 if bound == SLOW_SECONDS else 1) * SECONDS  # one after the other
     assert slow <= MAX_SLOW * count
     after = {pod.metadata.name: pod for pod in cluster.injector_pods()}
     assert {name: state_of(pod) for name, pod in after.items()} == {
