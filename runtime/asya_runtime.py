@@ -451,6 +451,10 @@ def choose_json(choice: str) -> "tuple[Any, str]":
     """
     if choice == "stdlib":
         return None, "standard library"
+    # orjson crashes where memory is refused. A setting that limits memory belongs here too
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    if choice == "auto" and limits != [resource.RLIM_INFINITY] * 2:
+        return None, "standard library, because memory is limited"
     try:
         orjson = import_orjson()
         option = get_orjson_option(orjson)
@@ -546,6 +550,7 @@ def make_codec(orjson: "Any", threads: bool) -> "tuple[Decode, Encode, Encode]":
         body: "Any" = message.body
         size = len(body)
         if size >= GC_PAUSE and gc.isenabled():
+            body = None  # its memory may be needed
             return run_without_collection(decode, message)
         text = str(body, "utf-8")
         if size > POOLED_BUFFER:
@@ -1301,7 +1306,7 @@ class Caller:
 
     __slots__ = ("call", "cancel", "complete", "has_background_tasks", "run_until_readable")
     call: "Call"
-    cancel: "Callable[[int | None], bool]"  # the coroutine that a thread waits for, if there is one
+    cancel: "Callable[[int], bool]"  # the coroutine that a thread waits for, if there is one
     complete: "Callable[[object], object]"
     has_background_tasks: "Callable[[], bool] | None"  # None: there is no loop
     run_until_readable: "Callable[[int, float | None], None]"
@@ -1401,8 +1406,8 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             calls.append(action)
             waker.wake()
 
-    def cancel(thread: "int | None") -> bool:
-        task = tasks.get(thread or 0)
+    def cancel(thread: int) -> bool:
+        task = tasks.get(thread)
         if task is None:
             return False
         for one in asyncio.all_tasks(loop):
@@ -2083,7 +2088,9 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
 
 # --- Connections
 
-IDLE, READ, WRITE, NOW, REPLY, CLOSED = range(6)  # what a connection waits for; see Connection
+IDLE, READ, WRITE, NOW, REPLY, CALL, CLOSED = range(
+    7
+)  # what a connection waits for; see Connection
 FIRST_BUFFER = 65536  # size of the first buffer for what is larger than ASYA_CHUNK_SIZE
 POOLED_BUFFER = 4194304  # buffers up to this size are used again
 PIECE = 1048576  # a buffer doubles, by at most this: the allocator would keep larger ones
@@ -2101,6 +2108,8 @@ class Connection:
         "count",
         "fd",
         "frame",
+        "is_muted",
+        "message",
         "messages",
         "new_until",
         "received",
@@ -2116,14 +2125,16 @@ class Connection:
     def __init__(self, sock: "Socket") -> None:
         self.sock = sock
         self.fd = sock.fileno()
+        self.message = Message(self)  # in work where it is read, or by CALL
         self.messages: "list[Message]" = []  # in the queue, or answered and not yet sent
         self.received: "bytes | None" = None  # and not yet looked at
         self.frame: "Bytes" = b""  # to be sent now
         self.count = 0  # bytes that the last system call has moved, not yet added up
         # IDLE: the next message. READ: the rest of one. WRITE: the peer to read its reply.
-        # NOW: the turn of the others. REPLY: one of `messages`
+        # NOW: the turn of the others. REPLY: one of `messages`. CALL: the reply to `message`
         self.waits_for = IDLE
         self.settled = IDLE  # what the server has prepared for
+        self.is_muted = False  # it is not polled, because it waits for something else
         self.turn = 0  # when it was heard of last, in rounds of the server
         self.new_until = time.monotonic() + GRACE  # until then, or its first reply, it stays
 
@@ -2145,20 +2156,21 @@ def serve_connection(
     connection: Connection,
     settings: Settings,
     buffer_pool: "list[bytearray]",
-    answer: "Answer",
+    answer: "Answer | None",
     queue: "Queue | None",
 ) -> "Conversation":
     """Serve one connection from accept to close; yield when `connection.waits_for` something.
 
     With a queue, messages go there and are replied to in their order when they have their
-    replies; without one, `answer` is called here. The pool holds one receive buffer for all
-    connections: a new one would have to be zeroed and paged in.
+    replies. Without one, `answer` is called here; without that, the server is asked for the reply
+    to `connection.message`, so that nothing of it runs here. The pool holds one receive buffer for
+    all connections: a new one would have to be zeroed and paged in.
 
     User code can raise an exception here at any call. So state changes in single steps after a
     call, and `keep_result` keeps what system calls return. After an exception the loop goes on
     from this state.
     """
-    sock, message = connection.sock, Message(connection)
+    sock, message = connection.sock, connection.message
     no_memory = OUT_OF_MEMORY if settings.enable_oom_detection else UNPRINTABLE
     limit = settings.max_message_size
     prefix = _struct.Struct(">I")
@@ -2283,7 +2295,13 @@ def serve_connection(
                     if head is None and not asked:
                         continue
                 if asked:
-                    reply = answer(message)
+                    if answer is not None:
+                        reply = answer(message)
+                    else:
+                        connection.waits_for = CALL
+                        yield
+                        reply = message.reply or UNPRINTABLE  # an exception came in between
+                        message.reply = None
                     if len(reply) < FIRST_BUFFER:
                         head, tail, asked = pack(len(reply)) + reply, b"", False
                     else:  # too large to copy
@@ -2399,13 +2417,14 @@ REGROWTH = 60.0  # seconds without a memory error after which a batch may have t
 class Batch:
     """Messages that are answered together."""
 
-    __slots__ = ("is_begun", "is_late", "is_taken", "messages")
+    __slots__ = ("is_begun", "is_late", "is_taken", "messages", "thread")
 
     def __init__(self, messages: "list[Message]") -> None:
         self.messages = messages
         self.is_begun = False  # the handler may have seen them
         self.is_late = False  # over the deadline: whatever it returns does not count
         self.is_taken = False  # by the watch, which replies to it
+        self.thread = 0  # that answers it, with a deadline
 
 
 class Queue:
@@ -2419,14 +2438,11 @@ class Queue:
     __slots__ = (
         "answer",
         "batches",
-        "calls",
         "chunk",
         "claims",
-        "deadline",
         "failed",
         "finished",
         "jobs",
-        "late_in_a_row",
         "limit",
         "quiet_since",
         "size",
@@ -2449,9 +2465,6 @@ class Queue:
         self.stalled: "dict[Connection, None]" = {}  # they wait for room here
         self.batches: "dict[Batch, None]" = {}
         self.claims: "dict[Batch, int]" = {}
-        self.calls: "dict[Batch, float]" = {}  # when they began, with a deadline
-        self.deadline = settings.handler_deadline
-        self.late_in_a_row = 0
         self.jobs: "_queue.SimpleQueue[Batch]" = _queue.SimpleQueue()
         self.finished: "_collections.deque[Batch]" = _collections.deque()
         self.threads = 0
@@ -2546,18 +2559,7 @@ class Queue:
         replies: "list[Bytes]" = []
         if not batch.is_begun:
             batch.is_begun = True
-            if self.deadline:
-                self.calls[batch] = time.monotonic()
             replies = self.answer(batch)
-        if self.deadline:
-            if self.calls.pop(batch, None) is None and batch.is_taken:
-                park()
-            self.late_in_a_row = self.late_in_a_row + 1 if batch.is_late else 0
-            if batch.is_late:
-                replies = [make_late_reply(self.deadline)] * len(batch.messages)
-            if self.late_in_a_row == MAX_LATE:
-                self.state.exit_reason = "%d calls in a row exceeded the deadline" % MAX_LATE
-                self.state.exit_code = EXIT_BROKEN
         _collections.deque(map(setattr, batch.messages, repeat("reply"), replies), 0)  # in one step
         for message in batch.messages:
             if message.reply is None:
@@ -2619,24 +2621,51 @@ CANCEL_PATIENCE = 1.0  # seconds in which a coroutine has to end after its cance
 MAX_LATE = 3  # calls over the deadline, one after the other, after which the process is restarted
 
 
-def make_late_reply(deadline: float) -> bytes:
-    """Build the reply to a message whose call ran longer than the deadline."""
-    text = "the call ran longer than %g s, the deadline of ASYA_HANDLER_DEADLINE" % deadline
-    return error_reply("processing_error", text, "HandlerDeadlineExceeded", "recoverable", 1)
+class Deadline:
+    """Calls that run, and how they end when they run too long."""
+
+    __slots__ = ("began", "late_in_a_row", "late_reply", "limit", "state")
+
+    def __init__(self, limit: float, state: State) -> None:
+        self.limit, self.state = limit, state
+        self.began: "dict[Batch, float]" = {}
+        self.late_in_a_row = 0
+        text = "the call ran longer than %g s, the deadline of ASYA_HANDLER_DEADLINE" % limit
+        kind = "HandlerDeadlineExceeded"
+        self.late_reply = error_reply("processing_error", text, kind, "recoverable", 1)
+
+    def run(self, batch: Batch, answer: "AnswerAll") -> "list[Bytes]":
+        """Return the replies to a batch; never, if the watch has taken it and replies itself."""
+        batch.thread = _thread.get_ident()
+        replies: "list[Bytes]" = []
+        try:
+            self.began[batch] = time.monotonic()
+            replies = answer(batch)
+        finally:
+            if self.began.pop(batch, None) is None and batch.is_taken:
+                park()
+        if not batch.is_late:
+            self.late_in_a_row = 0
+            return replies
+        self.late_in_a_row += 1
+        if self.late_in_a_row == MAX_LATE:
+            self.state.exit_reason = "%d calls in a row exceeded the deadline" % MAX_LATE
+            self.state.exit_code = EXIT_BROKEN
+        return [self.late_reply] * len(batch.messages)
 
 
 def make_enforce_deadline(
-    queue: Queue, caller: Caller, state: State, take_over: "Callable[[Batch], None]"
+    deadline: Deadline, caller: Caller, state: State, give_up_call: "Callable[[Batch], None]"
 ) -> "Callable[[], float]":
     """Return a function for the watch: end late calls, return the seconds until its next turn.
 
     A coroutine is cancelled. Any other call cannot be ended: its messages are answered, and the
-    process ends with status 75. With one thread, which hangs in it, `take_over` does that. Code
-    that keeps the interpreter's lock stops this thread too; then faulthandler, which is re-armed
-    here as long as it runs, ends the process after twice the deadline.
+    process ends with status 75, which `give_up_call` begins. Code that keeps the interpreter's
+    lock stops this thread too; then faulthandler, which is re-armed here as long as it runs, ends
+    the process after twice the deadline.
     """
     faulthandler = import_library("faulthandler", lambda module: module)
-    limit, late_reply = queue.deadline, make_late_reply(queue.deadline)
+    limit = deadline.limit
     armed = 0.0  # until when
 
     def enforce_deadline() -> float:
@@ -2646,13 +2675,13 @@ def make_enforce_deadline(
             faulthandler.dump_traceback_later(2 * limit, exit=True, file=2)
             armed = now + max(0.1, limit / 8)
         nearest = armed
-        for batch, began in list(queue.calls.items()):
+        for batch, began in list(deadline.began.items()):
             end = began + limit + (CANCEL_PATIENCE if batch.is_late else 0.0)
             if now < end:
                 nearest = min(nearest, end)
                 continue
             was_late, batch.is_late = batch.is_late, True
-            if not was_late and caller.cancel(queue.claims.get(batch)):
+            if not was_late and caller.cancel(batch.thread):
                 log("a call is cancelled, it runs longer than the deadline of %g s" % limit)
             else:
                 take(batch)
@@ -2660,17 +2689,13 @@ def make_enforce_deadline(
 
     def take(batch: Batch) -> None:
         batch.is_taken = True
-        if queue.calls.pop(batch, None) is None:
+        if deadline.began.pop(batch, None) is None:
             return  # it has just ended
         state.exit_reason = "a call does not end within the deadline of %g s" % limit
         for message in batch.messages:
-            message.reply = late_reply
+            message.reply = deadline.late_reply
         state.exit_code = EXIT_BROKEN
-        if queue.limit == 1:
-            take_over(batch)
-        else:
-            queue.finished.append(batch)
-            queue.wake()
+        give_up_call(batch)
 
     return enforce_deadline
 
@@ -2763,6 +2788,7 @@ class Server:
     """What the parts of the server share, and what an exception may interrupt, until it is done."""
 
     __slots__ = (
+        "answer_call",
         "backlog_is_empty",
         "connections",
         "deadlines",
@@ -2773,6 +2799,8 @@ class Server:
         "ready",
         "waker",
     )
+
+    answer_call: "Callable[[Connection], None]"  # with a deadline
 
     def __init__(self, patience: float) -> None:
         self.poll, self.waker = select.epoll(), Waker()
@@ -2800,6 +2828,9 @@ class Server:
         """Continue a connection until it waits again."""
         try:
             connection.resume(None)
+            while connection.waits_for == CALL:
+                self.answer_call(connection)
+                connection.resume(None)
         except BaseException as error:
             if connection.conversation.gi_frame is not None:  # type: ignore[attr-defined]
                 raise  # not of the conversation: it goes on
@@ -2818,12 +2849,17 @@ class Server:
         else:
             self.deadlines.pop(fd, None)
         if waits_for != before:
-            if REPLY in (waits_for, before) or WRITE in (waits_for, before):
-                interest = select.EPOLLOUT if waits_for == WRITE else select.EPOLLIN
-                self.listen(fd, None if waits_for == REPLY else interest)
+            if connection.is_muted or WRITE in (waits_for, before):
+                self.listen(fd, select.EPOLLOUT if waits_for == WRITE else select.EPOLLIN)
+                connection.is_muted = False
             connection.settled = waits_for
         if waits_for == NOW:
             self.ready.append(connection)
+
+    def mute(self, connection: Connection) -> None:
+        """Poll a connection no more until it waits for something else."""
+        connection.is_muted = True
+        self.listen(connection.fd, None)
 
     def close(self, connection: Connection) -> None:
         """Close a connection, and make room for another."""
@@ -2993,15 +3029,27 @@ def serve(
     buffer_pool: "list[bytearray]" = []
     answer, answer_all = answers
     queue: "Queue | None" = None
-    if settings.concurrency > 1 or settings.batch_size > 1 or settings.handler_deadline:
-        queue = Queue(settings, answer_all, waker.wake, state)
+    deadline: "Deadline | None" = None
+    answer_here: "Answer | None" = answer
+
+    def answer_batch(batch: Batch) -> "list[Bytes]":
+        return answer_all(batch) if deadline is None else deadline.run(batch, answer_all)
+
+    if settings.handler_deadline:
+        deadline, answer_here = Deadline(settings.handler_deadline, state), None
+    if settings.concurrency > 1 or settings.batch_size > 1:
+        queue = Queue(settings, answer_batch, waker.wake, state)
     turn = 0  # of the loop
     draining = 0.0  # since when
     is_damaged = False  # by an exception: `repair` is due
     getsignal, on_signal = _signal.getsignal, watch.on_signal
 
     def make_conversation(connection: Connection) -> "Conversation":
-        return serve_connection(connection, settings, buffer_pool, answer, queue)
+        return serve_connection(connection, settings, buffer_pool, answer_here, queue)
+
+    def answer_call(connection: Connection) -> None:
+        replies = answer_batch(Batch([connection.message]))
+        connection.message.reply = replies[0]
 
     def is_receiving() -> bool:
         """Whether a frame has begun and is not complete."""
@@ -3054,7 +3102,9 @@ def serve(
             if fd in connections:
                 connection = connections[fd]
                 connection.turn = turn
-                if not turns or connection not in turns:
+                if connection.waits_for == REPLY:
+                    server.mute(connection)
+                elif not turns or connection not in turns:
                     advance(connection)
             elif fd == listening:
                 accept()
@@ -3095,6 +3145,8 @@ def serve(
             if connection.waits_for != connection.settled:
                 server.settle(connection)
             ready.append(connection)
+        if deadline is not None and settings.concurrency == 1:
+            deadline.began.clear()  # the main thread is here, and not in a call
         if queue is not None:
             queue.repair(connections.values())
 
@@ -3138,11 +3190,16 @@ def serve(
         drain(time.monotonic() + LONGEST_WAIT)
         set_exit_code(state.exit_code)
 
-    def take_over(batch: Batch) -> None:
-        """Answer what is left and end the process, while the main thread hangs in a call."""
+    def give_up_call(batch: Batch) -> None:
+        """End the process: here, in the watch, if it is the main thread that hangs in a call."""
+        if queue is not None:
+            if queue.limit > 1:
+                queue.finished.append(batch)
+                queue.wake()
+                return
+            queue.release(batch)
         try:
             caller.has_background_tasks = None  # their loop is that of the main thread
-            queue.release(batch)  # type: ignore[union-attr]
             ready.extend(connections.values())
             if not draining:
                 prepare_drain()
@@ -3179,8 +3236,9 @@ def serve(
     poll.register(listening, select.EPOLLIN)
     poll.register(waker.reader, select.EPOLLIN)
     os.register_at_fork(after_in_child=close_all)
-    if queue is not None and settings.handler_deadline:
-        watch.enforce_deadline = make_enforce_deadline(queue, caller, state, take_over)
+    server.answer_call = answer_call
+    if deadline is not None:
+        watch.enforce_deadline = make_enforce_deadline(deadline, caller, state, give_up_call)
         watch.wake()
     state.wake = waker.wake  # before anybody can connect: what they send is answered
     file.publish()
