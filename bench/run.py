@@ -6,11 +6,10 @@ Unix sockets and 127.0.0.1.
 
 import argparse
 import platform
-import signal
 import sys
 
 from bench import injector, runtime
-from bench.contenders import ServerError
+from bench.processes import until_interrupted
 from bench.results import Results, describe_run, publish
 
 
@@ -33,11 +32,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # SIGTERM is treated like Ctrl-C: all processes are stopped on the way out.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except ServerError as problem:
-        sys.exit(f"bench: {problem}")
+    sys.exit(until_interrupted(main))

@@ -23,11 +23,14 @@ def normalize(requirement: str) -> str:
 
 RUNTIME = {normalize(each) for each in PROJECT["project"]["dependencies"]}
 DEVELOPMENT = RUNTIME | {normalize(each) for each in PROJECT["dependency-groups"]["dev"]}
-BENCH = {
-    normalize(line)
-    for line in (REPOSITORY / "bench" / "requirements.in").read_text().splitlines()
-    if line and not line.startswith(("#", "-r "))
-}
+BENCH, BENCH_MODELS = (
+    {
+        normalize(line)
+        for line in (REPOSITORY / "bench" / f"{name}.in").read_text().splitlines()
+        if line and not line.startswith(("#", "-r "))
+    }
+    for name in ("requirements", "requirements-models")
+)
 
 
 def sources(folder: str) -> list[Path]:
@@ -35,7 +38,7 @@ def sources(folder: str) -> list[Path]:
 
 
 # The bench's packages are not installed here; those whose modules have another name.
-NOT_INSTALLED = {"grpc": "grpcio"}
+NOT_INSTALLED = {"grpc": "grpcio", "sklearn": "scikit-learn"}
 # Modules of this repository are named by their file or folder.
 OWN = {"asya_injector"} | {
     name
@@ -68,7 +71,7 @@ def imported(path: Path) -> Iterator[str]:
         ("e2e", DEVELOPMENT),
         ("release", DEVELOPMENT),
         ("examples", DEVELOPMENT),
-        ("bench", DEVELOPMENT | BENCH),
+        ("bench", DEVELOPMENT | BENCH | BENCH_MODELS),
     ],
 )
 def test_each_import_is_declared(folder: str, declared: set[str]) -> None:
@@ -92,6 +95,7 @@ def test_each_import_is_declared(folder: str, declared: set[str]) -> None:
         ("requirements.txt", RUNTIME),
         ("requirements-dev.txt", DEVELOPMENT),
         ("requirements-bench.txt", BENCH),
+        ("requirements-bench-models.txt", BENCH_MODELS),
     ],
 )
 def test_each_declared_package_is_locked(lock: str, declared: set[str]) -> None:
@@ -102,7 +106,7 @@ def test_each_declared_package_is_locked(lock: str, declared: set[str]) -> None:
 
 @pytest.mark.parametrize(
     "lock",
-    [f"requirements{part}.txt" for part in ("", "-bench", "-dev", "-go", "-uv")],
+    [f"requirements{part}.txt" for part in ("", "-bench", "-bench-models", "-dev", "-go", "-uv")],
 )
 def test_a_lock_pins_by_hash_and_names_no_index(lock: str) -> None:
     text = (REPOSITORY / lock).read_text()

@@ -35,7 +35,9 @@ def test_a_section_is_replaced_in_the_page_that_has_its_markers(tmp_path: Path) 
         find_page("z", tmp_path)
 
 
-@pytest.mark.parametrize("section", ["benchmarks", "benchmarks-cluster", "faults"])
+@pytest.mark.parametrize(
+    "section", ["benchmarks", "benchmarks-cluster", "benchmarks-models", "faults"]
+)
 def test_every_section_that_is_written_has_a_page(section: str) -> None:
     text = find_page(section).read_text()
     assert text.index(f"<!-- {section}: begin -->") < text.index(f"<!-- {section}: end -->")
