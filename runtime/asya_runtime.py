@@ -25,6 +25,8 @@ Map of this file; each section uses only those above it:
     Socket file         listen, and publish when ready: `open_listener`
     Signals             SIGTERM, and warnings about slow calls: `start_watch`
     Connections         one generator per connection: `serve_connection`
+    Queue, Deadline     batches, worker threads, and calls that do not end: `Queue`
+    Metrics             measure each step, answer scrapers from a thread: `start_metrics`
     Server              the epoll loop, accepting, draining: `serve`
     Command line        serve, --check, --ready, --call: `main`; as PID 1: `become_init`
 
@@ -85,7 +87,7 @@ try:
         import traceback
         from functools import partial
         from importlib.machinery import PathFinder
-        from itertools import repeat
+        from itertools import repeat, starmap
         from json import encoder as json_encoder
         from json.decoder import JSONDecodeError, JSONDecoder
 finally:
@@ -179,6 +181,7 @@ def get_attribute(thing: object, name: str) -> "Any":
         return None
 
 
+VERSION = "0.2.0"  # of the injector's package; written by `make sync`
 EXIT_CONFIG = 78  # EX_CONFIG: a setting, the socket path or the handler is wrong
 EXIT_BROKEN = 75  # EX_TEMPFAIL: a call does not end, or descriptors of the server are closed
 EXIT_POISONED = 70  # EX_SOFTWARE: the GPU context is lost; only a new process helps
@@ -255,6 +258,7 @@ SETTINGS: "tuple[tuple[str, str, Callable[[str], object]], ...]" = (
     ("ASYA_BATCH_SIZE", "1", make_integer_parser(1, 1024)),
     ("ASYA_BATCH_WAIT", "0", make_seconds_parser("at least 0", 0)),
     ("ASYA_HANDLER_DEADLINE", "0", make_seconds_parser("at least 0", 0)),
+    ("ASYA_METRICS_PORT", "0", make_integer_parser(0, 65535)),
 )
 
 
@@ -300,16 +304,23 @@ class Message:
         self.arrived = 0.0  # in the queue
 
 
+ignore: "Callable[[Any], object]" = bool  # in C, so no exception from outside can arrive in it
+
+
 class State:
     """The state of the process, shared by signals, answers and the server."""
 
     __slots__ = (
         "batch_limit",
+        "connections",
         "exit_code",
         "exit_reason",
         "forked",
         "json",
         "limited_at",
+        "note_memory_error",
+        "note_reply",
+        "queue",
         "stopping",
         "wake",
     )
@@ -323,6 +334,11 @@ class State:
         self.forked = False  # this is a child process that user code forked
         self.wake: "Action | None" = None  # interrupts the server's wait; None before it serves
         self.json = ""  # which library, and why
+        self.connections: "dict[int, Connection]" = {}  # by fd, while it serves
+        self.queue: "Queue | None" = None
+        # For the metrics: replies that no call has made, and kinds of memory errors
+        self.note_reply: "Callable[[Bytes], object]" = ignore
+        self.note_memory_error: "Callable[[str], object]" = ignore
 
 
 LOG_LIMIT = 20000  # characters
@@ -1614,6 +1630,7 @@ def make_answer(
 
     def recover(kind: str) -> None:
         """Make the next call possible, or end the process if none can succeed."""
+        state.note_memory_error(kind)
         if kind == "sticky":
             log("the GPU context of this process is lost; exiting after this reply")
             state.exit_code = EXIT_POISONED
@@ -2147,6 +2164,7 @@ def serve_connection(
     buffer_pool: "list[bytearray]",
     answer: "Answer",
     queue: "Queue | None",
+    note_reply: "Callable[[Bytes], object]",
 ) -> "Conversation":
     """Serve one connection from accept to close; yield when `connection.waits_for` something.
 
@@ -2268,6 +2286,7 @@ def serve_connection(
                             if size > limit:
                                 text = "message of %d bytes exceeds the limit of %d bytes"
                                 reply = error_reply("connection_error", text % (size, limit))
+                            note_reply(reply)
                         if queue is not None:
                             new = Message(connection)
                             new.reply = reply
@@ -2332,6 +2351,7 @@ def serve_connection(
                 continue
             if str(error):
                 reply = error_reply("connection_error", str(error))
+                note_reply(reply)
                 try:
                     sock.send(pack(len(reply)) + reply, NO_SIGNAL)
                 except OSError:
@@ -2555,6 +2575,8 @@ class Queue:
             self.late_in_a_row = self.late_in_a_row + 1 if batch.is_late else 0
             if batch.is_late:
                 replies = [make_late_reply(self.deadline)] * len(batch.messages)
+                for reply in replies:
+                    self.state.note_reply(reply)
             if self.late_in_a_row == MAX_LATE:
                 self.state.exit_reason = "%d calls in a row exceeded the deadline" % MAX_LATE
                 self.state.exit_code = EXIT_BROKEN
@@ -2562,6 +2584,7 @@ class Queue:
         for message in batch.messages:
             if message.reply is None:
                 message.reply = UNPRINTABLE
+                self.state.note_reply(UNPRINTABLE)
         self.finished.append(batch)
         if self.limit > 1:
             self.wake()
@@ -2665,6 +2688,7 @@ def make_enforce_deadline(
         state.exit_reason = "a call does not end within the deadline of %g s" % limit
         for message in batch.messages:
             message.reply = late_reply
+            state.note_reply(late_reply)
         state.exit_code = EXIT_BROKEN
         if queue.limit == 1:
             take_over(batch)
@@ -2706,6 +2730,457 @@ def exit_with_stacks(code: int, reason: str) -> None:
     except BaseException:
         pass
     os._exit(code)
+
+
+# --- Metrics
+
+STEPS = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)  # seconds of decoding and encoding
+CALLS = (1e-3, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+MOST_RAW = 100000  # values of one kind that wait to be folded; older ones are lost then
+FOLD_PAUSE = 0.25  # seconds between two folds
+SCRAPER_TIME = 2.0  # seconds for one scraper
+SCRAPER_PAUSE = 0.02  # seconds between two events: many scrapers cannot take the handler's time
+MOST_SCRAPERS = 64
+TEXT_TIME = 0.5  # seconds for which a text is used again
+PORT_PAUSE = 5.0  # seconds between two attempts to get the port
+HEAD_LIMIT = 16384  # bytes of a request
+TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+KIND_LABELS = {"sticky": "gpu_context_lost"}
+# name: (type, help)
+METRICS = {
+    "asya_messages_total": ("counter", "Messages that were answered, by outcome: ok or the code."),
+    "asya_handler_seconds": ("histogram", "Duration of the calls of the handler."),
+    "asya_decode_seconds": ("histogram", "Duration of decoding, of messages that are JSON."),
+    "asya_encode_seconds": ("histogram", "Duration of encoding, of results that are JSON."),
+    "asya_batch_size": ("histogram", "Messages in a call; those above all bounds were full."),
+    "asya_received_bytes_total": ("counter", "Bytes of the messages that were to be handled."),
+    "asya_sent_bytes_total": ("counter", "Bytes of the replies."),
+    "asya_connections": ("gauge", "Open connections."),
+    "asya_connections_waiting": ("gauge", "Connections with a message that no call has begun."),
+    "asya_call_running_seconds": ("gauge", "How long the longest call has been running; or 0."),
+    "asya_memory_errors_total": ("counter", "Memory errors of calls, by kind."),
+    "asya_batch_limit": ("gauge", "Messages that a call may have now."),
+    "process_start_time_seconds": ("gauge", "Start of the process, as Unix time."),
+    "process_resident_memory_bytes": ("gauge", "Resident memory of the process."),
+    "asya_runtime_info": ("gauge", "Versions, JSON library and handler."),
+}
+
+
+class Raw:
+    """Values that the threads which serve append, and the thread of the metrics takes."""
+
+    __slots__ = ("append", "pop", "values")
+
+    def __init__(self) -> None:
+        self.values: "_collections.deque[Any]" = _collections.deque(maxlen=MOST_RAW)
+        self.append, self.pop = self.values.append, self.values.popleft
+
+    def take(self) -> "list[Any]":
+        """Return the values there are, in C: a loop here would cost as much as the messages."""
+        return list(starmap(self.pop, repeat((), len(self.values))))
+
+
+class Histogram:
+    """Observed values, counted by upper bounds."""
+
+    __slots__ = ("bounds", "counts", "raw", "total")
+
+    def __init__(self, bounds: "tuple[float, ...]") -> None:
+        self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
+        self.raw = Raw()
+
+    def fold(self) -> None:
+        """Count the new values. Most of them are of one or two buckets."""
+        values = self.raw.take()
+        if not values:
+            return
+        self.total += sum(values)
+        least = min(values)
+        for at, bound in enumerate(self.bounds):
+            if least <= bound:
+                above = [value for value in values if value > bound]
+                self.counts[at] += len(values) - len(above)
+                values = above
+                if not values:
+                    return
+                least = min(values)
+        self.counts[-1] += len(values)
+
+    def render(self, name: str) -> "Iterator[str]":
+        """Yield its lines."""
+        count = 0
+        for at, bound in enumerate((*map(float, self.bounds), "+Inf")):
+            count += self.counts[at]
+            yield '%s_bucket{le="%s"} %d' % (name, bound, count)
+        yield "%s_sum %r" % (name, self.total)
+        yield "%s_count %d" % (name, count)
+
+
+class Metrics:
+    """What is measured, and its text.
+
+    The path of a message only appends raw values; `fold` is called several times a second.
+    """
+
+    def __init__(self, settings: Settings, state: State) -> None:
+        self.settings, self.state = settings, state
+        size = settings.batch_size
+        below = {2**power for power in range(10) if 2**power < size} | ({size - 1} - {0})
+        self.handler, self.batches = Histogram(CALLS), Histogram(tuple(sorted(below)))
+        self.decode, self.encode = Histogram(STEPS), Histogram(STEPS)
+        self.received, self.replies, self.kinds = Raw(), Raw(), Raw()
+        self.running: "dict[int, float]" = {}  # when the call of each thread began
+        self.outcomes = dict.fromkeys(("ok", *CODES), 0)
+        kinds = ("oom_error", "cuda_oom_error", "sticky")
+        self.memory_errors = dict.fromkeys(kinds, 0)
+        self.received_bytes = self.sent_bytes = 0
+        self.started = read_start_time()
+        state.note_reply, state.note_memory_error = self.note_reply, self.kinds.append
+
+    def note_reply(self, reply: "Bytes") -> None:
+        """Note a reply; of success only its size."""
+        size = len(reply)
+        self.replies.append(size if reply[11] == 111 else (size, bytes(reply[:64])))  # "o" of ok
+
+    def measure(
+        self, codec: "tuple[Decode, Encode, Encode]", watch_call: "Callable[[Caller], Call]"
+    ) -> "tuple[tuple[Any, ...], Callable[[Caller], Call]]":
+        """Return the same functions, which also note how long they took."""
+        clock, get_ident, running = time.monotonic, _thread.get_ident, self.running
+        note_call, note_size = self.handler.raw.append, self.batches.raw.append
+        is_batch = self.settings.batch_size > 1
+
+        def measure_step(
+            work: "Callable[[Message], Any]", note: "Callable[[float], None]"
+        ) -> "Any":
+            def measured(message: Message) -> "Any":
+                began = clock()
+                result = work(message)
+                note(clock() - began)
+                return result
+
+            return measured
+
+        def measure_call(caller: Caller) -> "Call":
+            call, complete = watch_call(caller), caller.complete
+
+            def measured_call(request: "Any") -> object:
+                if is_batch:
+                    note_size(len(request))
+                own = get_ident()
+                running[own] = began = clock()
+                try:
+                    result = call(request)
+                    return result if type(result) in PLAIN else complete(result)
+                finally:
+                    note_call(clock() - began)
+                    running.pop(own, None)
+
+            return measured_call
+
+        decode, encode, encode_large = codec
+        note_encode = self.encode.raw.append
+        steps = (
+            measure_step(decode, self.decode.raw.append),
+            measure_step(encode, note_encode),
+            measure_step(encode_large, note_encode),
+        )
+        return steps, measure_call
+
+    def count(self, answers: "tuple[Answer, AnswerAll]") -> "tuple[Answer, AnswerAll]":
+        """Return the same functions, which also note what they were given and have returned."""
+        answer, answer_all = answers
+        note_received, note_sent = self.received.append, self.replies.append
+        note_reply = self.note_reply
+
+        def counted_answer(message: Message) -> "Bytes":
+            note_received(len(message.body))  # type: ignore[arg-type]
+            try:
+                reply = answer(message)
+            except BaseException as error:  # from outside; the connection answers it like this
+                note_reply(interrupted(error))
+                raise
+            if reply[11] == 111:
+                note_sent(len(reply))
+            else:
+                note_reply(reply)
+            return reply
+
+        def counted_answer_all(batch: Batch) -> "list[Bytes]":
+            for message in batch.messages:
+                note_received(len(message.body or b""))
+            replies = answer_all(batch)
+            if not batch.is_late:  # else another reply is sent
+                for reply in replies:
+                    note_reply(reply)
+            return replies
+
+        return counted_answer, counted_answer_all
+
+    def fold(self) -> None:
+        """Count the raw values."""
+        for one in (self.handler, self.decode, self.encode):
+            one.fold()
+        if self.settings.batch_size == 1:
+            self.batches.counts[-1] = sum(self.handler.counts)
+            self.batches.total = float(self.batches.counts[-1])
+        else:
+            self.batches.fold()
+        sizes = self.received.take()
+        self.received_bytes += sum(sizes) + 4 * len(sizes)
+        replies = self.replies.take()
+        try:
+            sent, good = sum(replies), len(replies)
+        except TypeError:  # there are error replies among them
+            failed = [one for one in replies if type(one) is tuple]
+            sizes = [one for one in replies if type(one) is int]
+            sent, good = sum(sizes) + sum(size for size, _ in failed), len(sizes)
+            for _, head in failed:
+                code = head[27 : head.find(b'"', 27)].decode("ascii", "replace")
+                self.outcomes[code] = self.outcomes.get(code, 0) + 1
+        self.sent_bytes += sent + 4 * len(replies)
+        self.outcomes["ok"] += good
+        for kind in self.kinds.take():
+            self.memory_errors[kind] = self.memory_errors.get(kind, 0) + 1
+
+    def find_waiting(self) -> "tuple[int, int]":
+        """Return the numbers of connections, and of those with a message that no call has begun."""
+        connections = list(self.state.connections.values())
+        queue = self.state.queue
+        waiting = set() if queue is None else {one.connection for one in list(queue.waiting)}
+        for connection in connections:
+            try:
+                if connection.sock.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT):
+                    waiting.add(connection)
+            except OSError:
+                pass  # nothing is there, or it was closed
+        return len(connections), len(waiting)
+
+    def render(self) -> str:
+        """Return the text that Prometheus reads."""
+        self.fold()
+        now, state = time.monotonic(), self.state
+        connections, waiting = self.find_waiting()
+        began = list(self.running.values())
+        values: "dict[str, Any]" = {
+            "asya_received_bytes_total": self.received_bytes,
+            "asya_sent_bytes_total": self.sent_bytes,
+            "asya_connections": connections,
+            "asya_connections_waiting": waiting,
+            "asya_call_running_seconds": "%.6f" % max(0.0, now - min(began, default=now)),
+            "asya_batch_limit": min(self.settings.batch_size, state.batch_limit),
+            "process_start_time_seconds": "%.2f" % self.started,
+            "process_resident_memory_bytes": read_resident_memory(),
+            "asya_messages_total": {"outcome": self.outcomes},
+            "asya_memory_errors_total": {"kind": self.memory_errors},
+            "asya_handler_seconds": self.handler,
+            "asya_decode_seconds": self.decode,
+            "asya_encode_seconds": self.encode,
+            "asya_batch_size": self.batches,
+        }
+        info = {
+            "version": VERSION,
+            "python": sys.version.split()[0],
+            "json": state.json.partition(",")[0],
+            "handler": self.settings.handler,
+        }
+        labels = ",".join('%s="%s"' % (name, quote_label(text)) for name, text in info.items())
+        lines = []
+        for name, (kind, about) in METRICS.items():
+            lines += ["# HELP %s %s" % (name, about), "# TYPE %s %s" % (name, kind)]
+            value = values.get(name)
+            if value is None:
+                lines.append("%s{%s} 1" % (name, labels))
+            elif isinstance(value, Histogram):
+                lines += value.render(name)
+            elif isinstance(value, dict):
+                for label, counts in value.items():
+                    for text, count in counts.items():
+                        text = quote_label(KIND_LABELS.get(text, text))
+                        lines.append('%s{%s="%s"} %d' % (name, label, text, count))
+            else:
+                lines.append("%s %s" % (name, value))
+        return "\n".join(lines) + "\n"
+
+
+def quote_label(text: str) -> str:
+    """Return the value of a label as Prometheus reads it."""
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def read_start_time() -> float:
+    """Return when this process began, as Unix time."""
+    try:
+        with open("/proc/self/stat", "rb") as stream:
+            ticks = int(stream.read().rpartition(b")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        age = 0.0
+    return time.time() - age
+
+
+def read_resident_memory() -> int:
+    """Return the bytes of memory that this process has; 0 if nobody knows."""
+    try:
+        with open("/proc/self/statm", "rb") as stream:
+            return int(stream.read().split()[1]) * resource.getpagesize()
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+class Scraper:
+    """One connection of a scraper."""
+
+    __slots__ = ("latest", "reply", "request", "sock")
+
+    def __init__(self, sock: "Socket") -> None:
+        self.sock, self.latest = sock, time.monotonic() + SCRAPER_TIME
+        self.request = self.reply = b""
+
+
+def start_metrics(settings: Settings, state: State) -> "Metrics | None":
+    """Measure from now on, and answer scrapers from a thread; None if it cannot be started.
+
+    What scrapers can take is bounded: they are accepted one at a time with a pause after each, and
+    where there are too many, the oldest goes.
+    """
+    metrics, port = Metrics(settings, state), settings.metrics_port
+    scrapers: "dict[int, Scraper]" = {}  # by fd, the oldest first
+    listener: "Any" = None
+    is_open: "Callable[[], bool]" = bool
+    next_attempt, is_known = 0.0, False  # to listen; that the port cannot be had
+    text, text_until = b"", 0.0
+
+    def listen() -> None:
+        nonlocal listener, is_open, next_attempt, is_known
+        reason = ""
+        for family, address in ((_socket.AF_INET6, "::"), (_socket.AF_INET, "0.0.0.0")):  # noqa: S104
+            sock = None
+            try:
+                sock = _socket.socket(family, _socket.SOCK_STREAM)
+                sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+                if family == _socket.AF_INET6:
+                    sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 0)
+                sock.bind((address, port))
+                sock.listen(128)
+                sock.setblocking(False)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                if sock is not None:
+                    sock.close()
+                continue
+            is_open, listener, is_known = make_is_open(sock.fileno()), sock, False
+            return
+        next_attempt = time.monotonic() + PORT_PAUSE
+        if not is_known:
+            is_known = True
+            form = "ASYA_METRICS_PORT=%d: %s; free it or set another port; trying again every %g s"
+            log(form % (port, reason, PORT_PAUSE))
+
+    def step() -> None:
+        """Count what there is; then answer scrapers, or wait for them."""
+        nonlocal listener
+        if listener is not None and not is_open():  # user code has closed it
+            listener.detach()
+            listener = None
+        if listener is None and time.monotonic() >= next_attempt:
+            listen()
+        metrics.fold()
+        poll = select.poll()
+        for fd, scraper in scrapers.items():
+            poll.register(fd, select.POLLOUT if scraper.reply else select.POLLIN)
+        if listener is not None:
+            poll.register(listener, select.POLLIN)
+        events = poll.poll(1000 * FOLD_PAUSE)
+        for fd, _ in events:
+            try:
+                if fd not in scrapers:
+                    accept()
+                elif advance(scrapers[fd]):
+                    drop(fd)
+            except OSError:  # it is gone, or there is no descriptor for it
+                drop(fd)
+        for fd, scraper in list(scrapers.items()):
+            if scraper.latest < time.monotonic():
+                drop(fd)
+        if events:
+            time.sleep(SCRAPER_PAUSE)
+
+    def accept() -> None:
+        fd = listener._accept()[0]
+        sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM, 0, fd)
+        sock.setblocking(False)
+        if len(scrapers) >= MOST_SCRAPERS:
+            drop(next(iter(scrapers)))
+        scrapers[fd] = Scraper(sock)
+
+    def advance(scraper: Scraper) -> bool:
+        """Receive or send a part. Return whether that was the last one."""
+        if not scraper.reply:
+            data = scraper.sock.recv(4096)
+            scraper.request = request = scraper.request + data
+            if b"\r\n\r\n" in request or len(request) >= HEAD_LIMIT:
+                scraper.reply = build_response(request)
+            elif not data:
+                return True
+        if scraper.reply:
+            scraper.reply = scraper.reply[scraper.sock.send(scraper.reply, NO_SIGNAL) :]
+            if not scraper.reply:
+                scraper.sock.shutdown(_socket.SHUT_WR)
+                return True
+        return False
+
+    def drop(fd: int) -> None:
+        scraper = scrapers.pop(fd, None)
+        if scraper is not None:
+            close_quietly(scraper.sock.close)
+
+    def build_response(request: bytes) -> bytes:
+        nonlocal text, text_until
+        method, _, rest = request.partition(b"\r\n")[0].partition(b" ")
+        target, _, version = rest.partition(b" ")
+        status, body = "200 OK", b""
+        if len(request) >= HEAD_LIMIT:
+            status = "431 Request Header Fields Too Large"
+        elif not version.startswith(b"HTTP/1."):
+            status = "400 Bad Request"
+        elif target.partition(b"?")[0] != b"/metrics":
+            status = "404 Not Found"
+        elif method not in (b"GET", b"HEAD"):
+            status = "405 Method Not Allowed"
+        else:
+            now = time.monotonic()
+            if now > text_until:
+                text, text_until = metrics.render().encode("utf-8", "replace"), now + TEXT_TIME
+            body = text
+        body = body or (status + "\n").encode()
+        form = "HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+        head = (form % (status, TEXT_TYPE, len(body))).encode()
+        return head if method == b"HEAD" else head + body
+
+    def serve_forever() -> None:
+        while True:
+            try:
+                while True:
+                    step()
+            except BaseException as error:
+                log_traceback(error, "answering a scraper failed; the metrics go on")
+                time.sleep(PAUSE)
+
+    def close_in_child() -> None:
+        if listener is not None and is_open():
+            close_quietly(listener.close)
+        for fd in list(scrapers):
+            drop(fd)
+
+    os.register_at_fork(after_in_child=close_in_child)
+    try:
+        start_thread(serve_forever)
+    except RuntimeError as error:
+        log("ASYA_METRICS_PORT=%d: there are no metrics, a thread cannot start: %s" % (port, error))
+        state.note_reply = state.note_memory_error = ignore
+        return None
+    return metrics
 
 
 # --- Server
@@ -2995,13 +3470,14 @@ def serve(
     queue: "Queue | None" = None
     if settings.concurrency > 1 or settings.batch_size > 1 or settings.handler_deadline:
         queue = Queue(settings, answer_all, waker.wake, state)
+    state.connections, state.queue = connections, queue
     turn = 0  # of the loop
     draining = 0.0  # since when
     is_damaged = False  # by an exception: `repair` is due
     getsignal, on_signal = _signal.getsignal, watch.on_signal
 
     def make_conversation(connection: Connection) -> "Conversation":
-        return serve_connection(connection, settings, buffer_pool, answer, queue)
+        return serve_connection(connection, settings, buffer_pool, answer, queue, state.note_reply)
 
     def is_receiving() -> bool:
         """Whether a frame has begun and is not complete."""
@@ -3288,9 +3764,14 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         classify = make_classify() if settings.enable_oom_detection else lambda error: ""
         use_user_paths()
         orjson, state.json = choose_json(settings.json)
-        codec = make_codec(orjson, threads)
+        codec, watch_call = make_codec(orjson, threads), watch.watch_call
+        metrics = start_metrics(settings, state) if settings.metrics_port else None
+        if metrics is not None:
+            codec, watch_call = metrics.measure(codec, watch_call)
         caller = make_caller(import_handler(settings, state), threads, state)
-        answers = make_answer(settings, codec, caller, watch.watch_call, classify, state)
+        answers = make_answer(settings, codec, caller, watch_call, classify, state)
+        if metrics is not None:
+            answers = metrics.count(answers)
         reserve_std_fds()
         watch.install()
         if not file.is_open():

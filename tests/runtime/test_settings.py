@@ -39,6 +39,7 @@ WRONG = [
     ("ASYA_BATCH_SIZE", "1025", "must be a whole number from 1 to 1024"),
     ("ASYA_BATCH_WAIT", "-0.1", "must be a number of seconds, at least 0"),
     ("ASYA_HANDLER_DEADLINE", "1m", "must be a number of seconds, at least 0"),
+    ("ASYA_METRICS_PORT", "65536", "must be a whole number from 0 to 65535"),
 ]
 RIGHT = [
     ("ASYA_HANDLER", "a.b.C.d", "a.b.C.d"),
@@ -87,6 +88,7 @@ def test_defaults(runtime: ModuleType) -> None:
         "batch_size": 1,
         "batch_wait": 0.0,
         "handler_deadline": 0.0,
+        "metrics_port": 0,
     }
 
 

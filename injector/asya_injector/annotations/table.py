@@ -99,6 +99,9 @@ TABLE = (
     _runtime_setting("handler-deadline", formats.seconds(zero=True), "0",
         "seconds until a handler call is answered with an error that can be retried, and the "
         "runtime restarts unless the call could be cancelled; 0 disables the deadline"),
+    _runtime_setting("metrics-port", formats.integer(0, 65535), "0",
+        "port of the actor's Prometheus metrics, declared as the container port asya-metrics; 0 "
+        "disables them"),
 )  # fmt: skip
 BY_NAME: Mapping[str, Annotation] = {entry.name: entry for entry in TABLE}
 BY_KEY: Mapping[str, Annotation] = {entry.key: entry for entry in TABLE}
