@@ -43,7 +43,7 @@ def sync(root: Path = ROOT) -> list[Path]:
 def wanted(root: Path = ROOT) -> dict[Path, str]:
     """What each file with something generated should hold."""
     chart = root / "chart"
-    files = {}
+    files: dict[Path, str] = {}
     for name in RUNTIME_FILES:
         source = root / "runtime" / name
         text = _RUNTIME_VERSION.sub(rf"\g<1>{__version__}", _read(source))
