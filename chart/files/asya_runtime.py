@@ -90,13 +90,22 @@ try:
         from itertools import repeat, starmap
         from json import encoder as json_encoder
         from json.decoder import JSONDecodeError, JSONDecoder
+        from operator import sub as subtract
 finally:
     sys.path[:] = saved_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket as Socket  # noqa: N812
-    from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping
+    from collections.abc import (
+        AsyncGenerator,
+        Callable,
+        Generator,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
     from typing import Any, TypeVar, Union
 
     T = TypeVar("T")
@@ -2636,6 +2645,11 @@ class Queue:
         self.claims.pop(batch, None)
 
 
+def has_queue(settings: Settings) -> bool:
+    """Whether messages go through a queue, or are answered where they are read."""
+    return bool(settings.concurrency > 1 or settings.batch_size > 1 or settings.handler_deadline)
+
+
 # --- Deadline
 
 CANCEL_PATIENCE = 1.0  # seconds in which a coroutine has to end after its cancellation
@@ -2780,36 +2794,47 @@ class Raw:
         return list(starmap(self.pop, repeat((), len(self.values))))
 
 
+def transpose(records: "list[Any]") -> "Sequence[Any]":
+    """Return the columns of the records of messages."""
+    return tuple(zip(*records)) or ((),) * 6  # noqa: B905
+
+
+O_OF_OK = 111  # at this place of a reply, the 12th byte, an error has an "e"
+
+
+def summarize(reply: "Bytes") -> "int | tuple[int, str]":
+    """Return the size of a reply; with its code if it is an error."""
+    if reply[11] == O_OF_OK:
+        return len(reply)
+    head = bytes(reply[:64])
+    return len(reply), head[27 : head.find(b'"', 27)].decode("ascii", "replace")
+
+
 class Histogram:
     """Observed values, counted by upper bounds."""
 
-    __slots__ = ("bounds", "counts", "raw", "total")
+    __slots__ = ("bounds", "counts", "total")
 
-    def __init__(self, bounds: "tuple[float, ...]") -> None:
-        self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
-        self.raw = Raw()
+    def __init__(self, bounds: "Iterable[float]") -> None:
+        self.bounds, self.total = tuple(map(float, bounds)), 0.0
+        self.counts = [0] * (len(self.bounds) + 1)
 
-    def fold(self) -> None:
-        """Count the new values. Most of them are of one or two buckets."""
-        values = self.raw.take()
-        if not values:
-            return
+    def add(self, values: "Sequence[Any]") -> None:
+        """Count values, quickly where most of them are of one or two buckets."""
         self.total += sum(values)
-        least = min(values)
         for at, bound in enumerate(self.bounds):
-            if least <= bound:
-                above = [value for value in values if value > bound]
+            if not values:
+                return
+            if min(values) <= bound:
+                above = [] if max(values) <= bound else [one for one in values if one > bound]
                 self.counts[at] += len(values) - len(above)
                 values = above
-                if not values:
-                    return
-                least = min(values)
         self.counts[-1] += len(values)
 
     def render(self, name: str) -> "Iterator[str]":
         """Yield its lines."""
         count = 0
-        for at, bound in enumerate((*map(float, self.bounds), "+Inf")):
+        for at, bound in enumerate((*self.bounds, "+Inf")):
             count += self.counts[at]
             yield '%s_bucket{le="%s"} %d' % (name, bound, count)
         yield "%s_sum %r" % (name, self.total)
@@ -2819,47 +2844,53 @@ class Histogram:
 class Metrics:
     """What is measured, and its text.
 
-    The path of a message only appends raw values; `fold` is called several times a second.
+    The path of a message only appends raw values; `fold` is called several times a second. Without
+    a queue it is one record for each message, because that costs least.
     """
 
     def __init__(self, settings: Settings, state: State) -> None:
         self.settings, self.state = settings, state
         size = settings.batch_size
         below = {2**power for power in range(10) if 2**power < size} | ({size - 1} - {0})
-        self.handler, self.batches = Histogram(CALLS), Histogram(tuple(sorted(below)))
+        self.handler, self.batches = Histogram(CALLS), Histogram(sorted(below))
         self.decode, self.encode = Histogram(STEPS), Histogram(STEPS)
+        # Without a queue: see `count_answer`. With one: seconds, sizes, and results of `summarize`
+        self.records, self.times = Raw(), [0.0, 0.0]  # when the latest call began, and ended
+        self.calls, self.decodings, self.encodings, self.sizes = Raw(), Raw(), Raw(), Raw()
         self.received, self.replies, self.kinds = Raw(), Raw(), Raw()
         self.running: "dict[int, float]" = {}  # when the call of each thread began
         self.outcomes = dict.fromkeys(("ok", *CODES), 0)
-        kinds = ("oom_error", "cuda_oom_error", "sticky")
-        self.memory_errors = dict.fromkeys(kinds, 0)
+        self.memory_errors = dict.fromkeys(("oom_error", "cuda_oom_error", "sticky"), 0)
         self.received_bytes = self.sent_bytes = 0
         self.started = read_start_time()
-        state.note_reply, state.note_memory_error = self.note_reply, self.kinds.append
-
-    def note_reply(self, reply: "Bytes") -> None:
-        """Note a reply; of success only its size."""
-        size = len(reply)
-        self.replies.append(size if reply[11] == 111 else (size, bytes(reply[:64])))  # "o" of ok
+        state.note_reply = lambda reply: self.replies.append(summarize(reply))
+        state.note_memory_error = self.kinds.append
 
     def measure(
         self, codec: "tuple[Decode, Encode, Encode]", watch_call: "Callable[[Caller], Call]"
     ) -> "tuple[tuple[Any, ...], Callable[[Caller], Call]]":
         """Return the same functions, which also note how long they took."""
-        clock, get_ident, running = time.monotonic, _thread.get_ident, self.running
-        note_call, note_size = self.handler.raw.append, self.batches.raw.append
+        clock, times, get_ident, running = (
+            time.monotonic,
+            self.times,
+            _thread.get_ident,
+            self.running,
+        )
+        note_call, note_size = self.calls.append, self.sizes.append
         is_batch = self.settings.batch_size > 1
 
-        def measure_step(
-            work: "Callable[[Message], Any]", note: "Callable[[float], None]"
-        ) -> "Any":
-            def measured(message: Message) -> "Any":
-                began = clock()
-                result = work(message)
-                note(clock() - began)
-                return result
+        def measure_alone(caller: Caller) -> "Call":
+            call, complete = watch_call(caller), caller.complete
 
-            return measured
+            def measured_call(request: "Any") -> object:
+                times[0] = clock()
+                try:
+                    result = call(request)
+                    return result if type(result) in PLAIN else complete(result)
+                finally:
+                    times[1] = clock()
+
+            return measured_call
 
         def measure_call(caller: Caller) -> "Call":
             call, complete = watch_call(caller), caller.complete
@@ -2878,70 +2909,96 @@ class Metrics:
 
             return measured_call
 
-        decode, encode, encode_large = codec
-        note_encode = self.encode.raw.append
-        steps = (
-            measure_step(decode, self.decode.raw.append),
-            measure_step(encode, note_encode),
-            measure_step(encode_large, note_encode),
-        )
-        return steps, measure_call
+        def measure_step(work: "Any", note: "Callable[[float], None]") -> "Any":
+            def measured_step(message: Message) -> "Any":
+                began = clock()
+                result = work(message)
+                note(clock() - began)
+                return result
+
+            return measured_step
+
+        if not has_queue(self.settings):
+            return codec, measure_alone
+        decode, *encoders = codec
+        steps = [measure_step(encode, self.encodings.append) for encode in encoders]
+        return (measure_step(decode, self.decodings.append), *steps), measure_call
 
     def count(self, answers: "tuple[Answer, AnswerAll]") -> "tuple[Answer, AnswerAll]":
         """Return the same functions, which also note what they were given and have returned."""
         answer, answer_all = answers
-        note_received, note_sent = self.received.append, self.replies.append
-        note_reply = self.note_reply
+        clock, times, note = time.monotonic, self.times, self.records.append
 
-        def counted_answer(message: Message) -> "Bytes":
-            note_received(len(message.body))  # type: ignore[arg-type]
+        def count_answer(message: Message) -> "Bytes":
+            began, size = clock(), len(message.body)  # type: ignore[arg-type]
             try:
                 reply = answer(message)
             except BaseException as error:  # from outside; the connection answers it like this
-                note_reply(interrupted(error))
+                note((began, *times, clock(), size, summarize(interrupted(error))))
                 raise
-            if reply[11] == 111:
-                note_sent(len(reply))
-            else:
-                note_reply(reply)
+            summary = len(reply) if reply[11] == O_OF_OK else summarize(reply)
+            note((began, times[0], times[1], clock(), size, summary))
             return reply
 
-        def counted_answer_all(batch: Batch) -> "list[Bytes]":
-            for message in batch.messages:
-                note_received(len(message.body or b""))
+        def count_answer_all(batch: Batch) -> "list[Bytes]":
+            self.received.values.extend([len(message.body or b"") for message in batch.messages])
             replies = answer_all(batch)
             if not batch.is_late:  # else another reply is sent
-                for reply in replies:
-                    note_reply(reply)
+                self.replies.values.extend(map(summarize, replies))
             return replies
 
-        return counted_answer, counted_answer_all
+        return count_answer, count_answer_all
 
     def fold(self) -> None:
-        """Count the raw values."""
-        for one in (self.handler, self.decode, self.encode):
-            one.fold()
+        """Count the raw values: in C where there are no errors, because it costs CPU time too."""
+        records = self.records.take()
+        called = good = transpose(records)
+        self.add_sizes(called[4])
+        if not self.add_replies(called[5]):
+            some = [one for one in records if one[1] >= one[0]]
+            called = transpose(some)
+            good = transpose([one for one in some if type(one[5]) is int])
+        self.decode.add(tuple(map(subtract, called[1], called[0])))
+        self.handler.add(tuple(map(subtract, called[2], called[1])))
+        self.encode.add(tuple(map(subtract, good[3], good[2])))
+        self.handler.add(self.calls.take())
+        self.decode.add(self.decodings.take())
+        self.encode.add(self.encodings.take())
         if self.settings.batch_size == 1:
-            self.batches.counts[-1] = sum(self.handler.counts)
-            self.batches.total = float(self.batches.counts[-1])
+            self.batches.counts = [sum(self.handler.counts)]
+            self.batches.total = float(self.batches.counts[0])
         else:
-            self.batches.fold()
-        sizes = self.received.take()
-        self.received_bytes += sum(sizes) + 4 * len(sizes)
-        replies = self.replies.take()
-        try:
-            sent, good = sum(replies), len(replies)
-        except TypeError:  # there are error replies among them
-            failed = [one for one in replies if type(one) is tuple]
-            sizes = [one for one in replies if type(one) is int]
-            sent, good = sum(sizes) + sum(size for size, _ in failed), len(sizes)
-            for _, head in failed:
-                code = head[27 : head.find(b'"', 27)].decode("ascii", "replace")
-                self.outcomes[code] = self.outcomes.get(code, 0) + 1
-        self.sent_bytes += sent + 4 * len(replies)
-        self.outcomes["ok"] += good
+            self.batches.add(self.sizes.take())
+        self.add_sizes(self.received.take())
+        self.add_replies(self.replies.take())
         for kind in self.kinds.take():
             self.memory_errors[kind] = self.memory_errors.get(kind, 0) + 1
+
+    def add_sizes(self, sizes: "Sequence[int]") -> None:
+        """Count what was received: each message has a prefix of four bytes."""
+        self.received_bytes += sum(sizes) + 4 * len(sizes)
+
+    def add_replies(self, replies: "Sequence[Any]") -> bool:
+        """Count results of `summarize`. Return whether all are of successes."""
+        self.sent_bytes += 4 * len(replies)
+        try:
+            self.sent_bytes += sum(replies)
+        except TypeError:
+            for reply in replies:
+                size, code = reply if type(reply) is tuple else (reply, "ok")
+                self.sent_bytes += size
+                self.outcomes[code] = self.outcomes.get(code, 0) + 1
+            return False
+        self.outcomes["ok"] += len(replies)
+        return True
+
+    def get_running_time(self) -> float:
+        """Return for how long the longest call has been running; 0 if none does."""
+        began = list(self.running.values())
+        if self.times[0] > self.times[1]:
+            began.append(self.times[0])
+        now = time.monotonic()
+        return max(0.0, now - min(began, default=now))
 
     def find_waiting(self) -> "tuple[int, int]":
         """Return the numbers of connections, and of those with a message that no call has begun."""
@@ -2959,16 +3016,14 @@ class Metrics:
     def render(self) -> str:
         """Return the text that Prometheus reads."""
         self.fold()
-        now, state = time.monotonic(), self.state
         connections, waiting = self.find_waiting()
-        began = list(self.running.values())
         values: "dict[str, Any]" = {
             "asya_received_bytes_total": self.received_bytes,
             "asya_sent_bytes_total": self.sent_bytes,
             "asya_connections": connections,
             "asya_connections_waiting": waiting,
-            "asya_call_running_seconds": "%.6f" % max(0.0, now - min(began, default=now)),
-            "asya_batch_limit": min(self.settings.batch_size, state.batch_limit),
+            "asya_call_running_seconds": "%.6f" % self.get_running_time(),
+            "asya_batch_limit": min(self.settings.batch_size, self.state.batch_limit),
             "process_start_time_seconds": "%.2f" % self.started,
             "process_resident_memory_bytes": read_resident_memory(),
             "asya_messages_total": {"outcome": self.outcomes},
@@ -2981,7 +3036,7 @@ class Metrics:
         info = {
             "version": VERSION,
             "python": sys.version.split()[0],
-            "json": state.json.partition(",")[0],
+            "json": self.state.json.partition(",")[0],
             "handler": self.settings.handler,
         }
         labels = ",".join('%s="%s"' % (name, quote_label(text)) for name, text in info.items())
@@ -3468,7 +3523,7 @@ def serve(
     buffer_pool: "list[bytearray]" = []
     answer, answer_all = answers
     queue: "Queue | None" = None
-    if settings.concurrency > 1 or settings.batch_size > 1 or settings.handler_deadline:
+    if has_queue(settings):
         queue = Queue(settings, answer_all, waker.wake, state)
     state.connections, state.queue = connections, queue
     turn = 0  # of the loop
