@@ -20,7 +20,7 @@ from asya_injector.kube_objects import (
     get_name,
     shallow_copy,
 )
-from asya_injector.mutation import containers, environment, volumes
+from asya_injector.mutation import containers, environment, ports, volumes
 from asya_injector.mutation.injection_record import (
     SOCKET_VOLUME,
     Additions,
@@ -127,6 +127,7 @@ def _inject(
     mode = modes.choose_mode(target, settings, record.mode if record else "")
     warnings = modes.configure_startup(pod, target, settings, mode=mode.value, python=python)
     warnings += probe.add_probe(target, settings, python)
+    warnings += ports.declare_metrics_port(pod, target, ports.find_value(settings, own))
     new_record = InjectionRecord(
         container=get_name(target),
         mode=mode.value,
