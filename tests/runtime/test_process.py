@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import DEADLINE, RUNTIME, Process, Start, environment, eventually, frame
+from .conftest import DEADLINE, RUNTIME, Process, Start, environment, eventually, frame, taken
 
 SLOW = """
     import os, time
@@ -191,6 +191,24 @@ def test_sigterm_answers_what_waits_in_the_backlog(start: Start) -> None:
         client.send(frame({"payload": {}}))
     process.signal()
     assert [client.reply() for client in waiting] == [ONE] * 20
+    assert process.wait() == 0
+
+
+def test_a_process_that_waits_for_its_last_call_uses_no_processor(start: Start) -> None:
+    source = """
+        import os, time
+        def predict(message):
+            while os.path.exists(os.environ["ASYA_SOCKET_PATH"]): time.sleep(0.01)
+            before = time.process_time()
+            time.sleep(1)
+            return time.process_time() - before
+    """
+    process = start(source, "app.predict", ASYA_CONCURRENCY="2")
+    client = process.client()
+    client.send(frame({"payload": {}}))
+    taken(client)
+    process.signal()
+    assert client.reply()["result"] < 0.04
     assert process.wait() == 0
 
 
