@@ -99,6 +99,10 @@ TABLE = (
     _runtime_setting("handler-deadline", formats.seconds(zero=True), "0",
         "seconds until a handler call is answered with an error that can be retried, and the "
         "runtime restarts unless the call could be cancelled; 0 disables the deadline"),
+    _runtime_setting("memory-limit", formats.memory_limit, "0",
+        "memory in bytes, or as a percentage of the container's limit such as 90%, from which a "
+        "handler call gets a memory error instead of being killed; requires the standard "
+        "library's JSON; 0 disables the limit"),
 )  # fmt: skip
 BY_NAME: Mapping[str, Annotation] = {entry.name: entry for entry in TABLE}
 BY_KEY: Mapping[str, Annotation] = {entry.key: entry for entry in TABLE}
