@@ -20,6 +20,7 @@ Map of this file; each section uses only those above it:
     Replies             error codes and error replies: `error_reply`, `describe`
     JSON                message bytes to objects, results to reply bytes: `make_codec`
     Memory errors       recognize them and free the memory: `make_classify`, `empty_caches`
+    Memory limit        memory errors in place of the kernel's kill: `make_memory_limit`
     Handler             import it and call it in any form: `load_handler`, `make_caller`
     Answer              one message to one reply, never an exception: `make_answer`
     Socket file         listen, and publish when ready: `open_listener`
@@ -192,7 +193,8 @@ def get_attribute(thing: object, name: str) -> "Any":
 
 VERSION = "0.2.0"  # of the injector's package; written by `make sync`
 EXIT_CONFIG = 78  # EX_CONFIG: a setting, the socket path or the handler is wrong
-EXIT_BROKEN = 75  # EX_TEMPFAIL: a call does not end, or descriptors of the server are closed
+# EX_TEMPFAIL: a call does not end, memory has leaked, or descriptors of the server are closed
+EXIT_BROKEN = 75
 EXIT_POISONED = 70  # EX_SOFTWARE: the GPU context is lost; only a new process helps
 
 # --- Settings: one table, read once
@@ -248,6 +250,20 @@ parse_boolean = make_parser(
     "(?i)true|1|yes|false|0|no",
     lambda text: text.lower() in ("true", "1", "yes"),
 )
+LEAST_LEFT = 16777216  # bytes of memory before a call: with less, it would fail
+
+
+def parse_memory_limit(text: str) -> "int | float":
+    """Return a number of bytes, 0 for no limit, or a share of the container's limit as a float."""
+    match = re.fullmatch("([0-9]{1,15})(%?)", text)
+    number = int(match[1]) if match else -1
+    if match and match[2] and 1 <= number <= 100:
+        return number / 100
+    if match and not match[2] and (number == 0 or number >= LEAST_LEFT):
+        return number
+    raise ValueError("must be 0, at least %d bytes, or 1%% to 100%%" % LEAST_LEFT)
+
+
 parse_mode = make_parser("octal, 0 to 0777", "0*[0-7]{1,3}", lambda text: int(text, 8))
 
 # variable, default, parser; the attribute of Settings is the name in lower case without ASYA_
@@ -267,6 +283,7 @@ SETTINGS: "tuple[tuple[str, str, Callable[[str], object]], ...]" = (
     ("ASYA_BATCH_SIZE", "1", make_integer_parser(1, 1024)),
     ("ASYA_BATCH_WAIT", "0", make_seconds_parser("at least 0", 0)),
     ("ASYA_HANDLER_DEADLINE", "0", make_seconds_parser("at least 0", 0)),
+    ("ASYA_MEMORY_LIMIT", "0", parse_memory_limit),
     ("ASYA_METRICS_PORT", "0", make_integer_parser(0, 65535)),
 )
 
@@ -327,6 +344,7 @@ class State:
         "forked",
         "json",
         "limited_at",
+        "memory_limit",
         "note_memory_error",
         "note_reply",
         "queue",
@@ -343,6 +361,7 @@ class State:
         self.forked = False  # this is a child process that user code forked
         self.wake: "Action | None" = None  # interrupts the server's wait; None before it serves
         self.json = ""  # which library, and why
+        self.memory_limit = MemoryLimit()
         self.connections: "dict[int, Connection]" = {}  # by fd, while it serves
         self.queue: "Queue | None" = None
         # For the metrics: replies that no call has made, and kinds of memory errors
@@ -469,13 +488,23 @@ DIGITS = b" " * 46 + b". " + b"0" * 10 + b" " * 198  # a table for translate()
 LARGE_INTEGER = b" " + b"0" * 19
 
 
-def choose_json(choice: str) -> "tuple[Any, str]":
+def choose_json(choice: str, memory_limit: float) -> "tuple[Any, str]":
     """Return orjson, or None for the standard library; and what the start line says about it.
 
-    `auto` takes orjson if it is installed and keeps the contract.
+    `auto` takes orjson if it is installed and keeps the contract. Where its memory is limited, it
+    does not: it crashes, or calls a message bad that it cannot decode.
     """
     if choice == "stdlib":
         return None, "standard library"
+    if memory_limit:
+        if choice == "auto":
+            return None, "standard library, because ASYA_MEMORY_LIMIT is set"
+        text = "ASYA_JSON=orjson: it crashes when memory is limited; set ASYA_JSON=auto"
+        raise StartupError(text + ", or ASYA_MEMORY_LIMIT=0")
+    # orjson crashes where memory is refused
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    if choice == "auto" and limits != [resource.RLIM_INFINITY] * 2:
+        return None, "standard library, because memory is limited"
     try:
         orjson = import_orjson()
         option = get_orjson_option(orjson)
@@ -571,6 +600,7 @@ def make_codec(orjson: "Any", threads: bool) -> "tuple[Decode, Encode, Encode]":
         body: "Any" = message.body
         size = len(body)
         if size >= GC_PAUSE and gc.isenabled():
+            body = None  # its memory may be needed
             return run_without_collection(decode, message)
         text = str(body, "utf-8")
         if size > POOLED_BUFFER:
@@ -1199,6 +1229,233 @@ def log_traceback(error: BaseException, title: str) -> None:
         log(title + "; its traceback cannot be printed")
 
 
+# --- Memory limit: memory errors in place of the kernel's kill
+
+PROC = "/proc/self"
+READING_HOLDS = 0.1  # seconds
+LOW_TIME = 10.0  # seconds of too little memory, while other calls run, until the process ends
+# The names of a memory cgroup's files (version 2, version 1): limit, usage, and in memory.stat the
+# page cache that is given up first
+CGROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+M_ARENA_MAX = -8  # of mallopt()
+UNLIMITED = 1 << 62  # version 1 has a number near 2^63 in place of "max"
+
+
+class MemoryLimit:
+    """The soft RLIMIT_DATA of this process while calls run. As it is made here, it does nothing."""
+
+    __slots__ = ("begin", "end", "is_on", "lift", "resume", "trim")
+    begin: "Action"  # a call of this thread; sets `state.exit_code` if memory is lacking
+    end: "Action"  # of the call; of the last one that runs: no limit
+    lift: "Action"  # no limit while this thread looks at an exception
+    resume: "Action"  # after that, the limit again if calls run
+    trim: "Action"  # give free memory back to the system
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self.begin = self.end = self.lift = self.resume = self.trim = lambda: None
+
+
+def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
+    """Return the limit of `limit` bytes for this process, or of a share of its container's limit.
+
+    The kernel counts address space, so the limit is what the process has mapped plus what is left.
+    That sum stays the same while the process maps and frees memory. So a reading can hold for some
+    time: only the memory of other processes is missed until the next one, as it is during a call.
+
+    Calls may overlap in several threads, and an exception of user code may arrive anywhere. So
+    each function first notes what its thread does; then `apply` repeats the system call until
+    it matches the notes, whoever has changed them in between.
+    """
+    result = MemoryLimit()
+    is_share = isinstance(limit, float)
+    folders = find_cgroups() if is_share else []
+    data, page = resource.RLIMIT_DATA, resource.getpagesize()
+    getrlimit, setrlimit = resource.getrlimit, resource.setrlimit
+    now, get_ident = time.monotonic, _thread.get_ident
+    calls: "dict[int, None]" = {}  # the threads that run one
+    failures: "dict[int, None]" = {}  # the threads that look at an exception
+    usual = limited = getrlimit(data)
+    until = low_since = 0.0  # when the reading has to be repeated; since when memory is lacking
+    trimmed = unused = 0  # bytes that `trim` gave back; mapped ones that are not in use beside them
+
+    def apply() -> None:
+        while True:
+            wanted = limited if calls and not failures else usual
+            try:
+                setrlimit(data, wanted)
+            except (ValueError, OSError):
+                return  # user code has lowered the hard limit: its own limit holds
+            if wanted is (limited if calls and not failures else usual):
+                return
+
+    def read_mapped() -> "tuple[int, int]":
+        """Return the bytes that this process has mapped, and those in use (anonymous memory)."""
+        pages = [int(number) for number in read_text("/proc/self/statm").split()]
+        return pages[5] * page, (pages[1] - pages[2]) * page
+
+    def refresh() -> "tuple[int, int]":
+        """Return the bytes that are left, and that are allowed."""
+        nonlocal usual, limited, until, trimmed
+        if not calls:
+            usual = getrlimit(data)
+        mapped, used = read_mapped()
+        uses = [(int(limit) - used, int(limit))]
+        if is_share:
+            found = [use for use in map(read_cgroup, folders) if use is not None]
+            uses = [(int(limit * most) - used, int(limit * most)) for most, used in found]
+        left, allowed = min(uses, default=(UNLIMITED, UNLIMITED))
+        trimmed = min(trimmed, max(0, mapped - used - unused))
+        soft = max(page, mapped + left - trimmed)
+        limited = usual  # which is lower, or the container's limit has been removed
+        if left < UNLIMITED and (usual[0] == resource.RLIM_INFINITY or soft < usual[0]):
+            limited = soft, usual[1]
+        until = now() + READING_HOLDS
+        return left, allowed
+
+    def trim() -> None:
+        """Give free memory back. It stays mapped: it is used again where the limit sees nothing."""
+        nonlocal trimmed, unused
+        refresh()
+        mapped, used = read_mapped()
+        unused = mapped - used - trimmed
+        malloc_trim(0)
+        mapped, used = read_mapped()
+        trimmed = max(0, mapped - used - unused)
+        refresh()
+
+    def check() -> None:
+        """Repeat the reading; end the process if memory is lacking that no other call uses."""
+        nonlocal low_since
+        left, allowed = refresh()
+        if left < LEAST_LEFT and not calls:
+            gc.collect()
+            trim()
+            left, allowed = refresh()
+        if left >= LEAST_LEFT:
+            low_since = 0.0
+            return
+        low_since = low_since or now()
+        if not calls or now() > low_since + LOW_TIME:
+            log(lacking % (name, LEAST_LEFT >> 20, max(0, left) >> 20, allowed >> 20))
+            state.exit_code = EXIT_BROKEN
+
+    def begin() -> None:
+        if now() >= until and not state.exit_code:
+            try:
+                check()
+            except (OSError, ValueError, MemoryError):
+                pass  # the reading before holds on
+        calls[get_ident()] = None
+        apply()
+
+    def end() -> None:
+        thread = get_ident()
+        calls.pop(thread, None)
+        failures.pop(thread, None)
+        apply()
+
+    def lift() -> None:
+        failures[get_ident()] = None
+        apply()
+
+    def resume() -> None:
+        failures.pop(get_ident(), None)
+        apply()
+
+    def lift_in_child() -> None:
+        calls.clear()
+        apply()
+
+    if not limit:
+        return result
+    malloc_trim = tune_malloc()
+    name = "ASYA_MEMORY_LIMIT=" + ("%d%%" % round(limit * 100) if is_share else "%d" % limit)
+    lacking = (
+        "%s: less than %d MiB are left before a call (%d of %d MiB); exiting to be restarted. "
+        "Look for a leak, or raise the limit"
+    )
+    try:
+        left = refresh()[0]
+    except (OSError, ValueError) as error:
+        log("%s: no limit applies, because the memory in use cannot be read: %s" % (name, error))
+        return result
+    if left >= UNLIMITED:
+        log("%s: the container has no memory limit, so none applies; set one, or bytes" % name)
+        return result
+    os.register_at_fork(after_in_child=lift_in_child)
+    result.is_on, result.begin, result.end = True, begin, end
+    result.lift, result.resume, result.trim = lift, resume, trim
+    return result
+
+
+def tune_malloc() -> "Callable[[int], object]":
+    """Let glibc unmap what is freed, as it does in its first heap only; return its malloc_trim().
+
+    Other threads, and this one after the first memory error, would get further heaps. There,
+    memory that is given back stays mapped, and a limit of address space does not see it in use.
+    """
+
+    def tune(ctypes: "Any") -> "Callable[[int], object]":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_ARENA_MAX, 1)
+        return libc.malloc_trim  # type: ignore[no-any-return]
+
+    try:
+        return import_library("ctypes", tune)
+    except Exception:
+        return int  # another C library, or no ctypes
+
+
+def find_cgroups() -> "list[str]":
+    """Return the directories of this process's memory cgroups: its own, and those it is in."""
+    paths: "dict[str, str]" = {}  # by controller; that of version 2 is ""
+    folders: "list[str]" = []
+    try:
+        for line in read_text(PROC + "/cgroup").splitlines():
+            _, controllers, path = line.split(":", 2)
+            paths.update((controller, path) for controller in controllers.split(","))
+        for line in read_text(PROC + "/mountinfo").splitlines():
+            mount, _, kind = line.partition(" - ")
+            root, folder = mount.split()[3:5]
+            system, _, options = kind.split()[:3]
+            if system == "cgroup2" or (system == "cgroup" and "memory" in options.split(",")):
+                path = paths.get("" if system == "cgroup2" else "memory", "")
+                root = root.rstrip("/")
+                inner = path[len(root) :] if (path + "/").startswith(root + "/") else ""
+                names = [name for name in inner.split("/") if name]
+                for count in range(len(names), -1, -1):
+                    folders.append("/".join([folder, *names[:count]]))
+    except (OSError, ValueError):
+        pass  # what was found
+    limits = [files[0] for files in CGROUP_FILES]
+    return [one for one in folders if any(os.path.exists(one + "/" + name) for name in limits)]
+
+
+def read_cgroup(folder: str) -> "tuple[int, int] | None":
+    """Return the limit of a cgroup and its memory in use; None if it has no limit."""
+    for limit, usage, cache in CGROUP_FILES:
+        try:
+            text = read_text("%s/%s" % (folder, limit)).strip()
+        except OSError:
+            continue
+        if text == "max" or int(text) >= UNLIMITED:
+            continue
+        statistics = read_text(folder + "/memory.stat")
+        number = ("\n" + statistics).partition("\n%s " % cache)[2].partition("\n")[0]
+        return int(text), int(read_text("%s/%s" % (folder, usage))) - int(number or 0)
+    return None
+
+
+def read_text(path: str) -> str:
+    """Return what a file of the kernel holds."""
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        return stream.read()
+
+
 # --- Handler
 
 FUNCTION = type(walk_chain)
@@ -1326,7 +1583,7 @@ class Caller:
 
     __slots__ = ("call", "cancel", "complete", "has_background_tasks", "run_until_readable")
     call: "Call"
-    cancel: "Callable[[int | None], bool]"  # the coroutine that a thread waits for, if there is one
+    cancel: "Callable[[int], bool]"  # the coroutine that a thread waits for, if there is one
     complete: "Callable[[object], object]"
     has_background_tasks: "Callable[[], bool] | None"  # None: there is no loop
     run_until_readable: "Callable[[int, float | None], None]"
@@ -1426,8 +1683,8 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             calls.append(action)
             waker.wake()
 
-    def cancel(thread: "int | None") -> bool:
-        task = tasks.get(thread or 0)
+    def cancel(thread: int) -> bool:
+        task = tasks.get(thread)
         if task is None:
             return False
         for one in asyncio.all_tasks(loop):
@@ -1557,6 +1814,8 @@ def make_answer(
     detection, metadata = settings.enable_oom_detection, settings.include_metadata
     call, complete = watch_call(caller), caller.complete
     no_memory = OUT_OF_MEMORY if detection else UNPRINTABLE
+    memory_limit = state.memory_limit
+    lift_limit, resume_limit = memory_limit.lift, memory_limit.resume
 
     def read(message: Message) -> "Request":
         """Decode a message and check its form. An exception from outside is no error of it."""
@@ -1647,6 +1906,7 @@ def make_answer(
         gc.collect()
         if settings.cuda_cleanup_on_oom:
             empty_caches()
+        memory_limit.trim()
 
     def end(message: Message, kind: str) -> None:
         """Release what a message held; after a memory error, where its exception is gone."""
@@ -1678,6 +1938,7 @@ def make_answer(
             step = "send"
             check_size(reply)
         except BaseException as error:  # SystemExit and KeyboardInterrupt are answered too
+            lift_limit()
             if state.forked:
                 exit_child(error)
             reply, kind = fail(error, step, message)
@@ -1690,12 +1951,12 @@ def make_answer(
 
     def answer_all(batch: "Batch") -> "list[Bytes]":
         if settings.batch_size == 1:
-            return [answer(message) for message in batch.messages]
+            return [answer_one(message) for message in batch.messages]
         replies: "dict[Message, Bytes]" = {}
         groups, fitted, failed = [batch.messages], 0, False
         while groups:
             group = groups.pop(0)
-            kind = answer_group(group, replies, batch)
+            kind = answer_together(group, replies, batch)
             rest = [message for message in group if message not in replies]
             if rest:  # to be tried again, in smaller calls
                 half = (len(rest) + 1) // 2
@@ -1727,8 +1988,10 @@ def make_answer(
                 calls.append(message)
                 message.body = body if len(group) > 1 else None
             except BaseException as error:
+                lift_limit()
                 replies[message], kind = fail(error, "decode", message)
                 end(message, kind)
+                resume_limit()
         body = None
         if not calls:
             return ""
@@ -1739,6 +2002,7 @@ def make_answer(
             if state.forked:
                 exit_child(None)
         except BaseException as error:
+            lift_limit()
             if state.forked:
                 exit_child(error)
             is_final = isinstance(error, UnfitResults) or has_verdict(error)
@@ -1766,12 +2030,36 @@ def make_answer(
                 step = "send"
                 check_size(replies[message])
             except BaseException as error:
+                lift_limit()
                 replies[message], kind = fail(error, step, message)
-                error_of_one = None
+                error_of_one, step = None, "failed"
             end(message, kind)
+            if step == "failed":
+                resume_limit()
         return ""
 
-    return answer, answer_all
+    def answer_with_limit(message: Message) -> "Bytes":
+        try:
+            memory_limit.begin()
+            return answer(message)
+        except MemoryError:  # before the limit was lifted
+            return no_memory
+        finally:
+            memory_limit.end()
+
+    def answer_group_with_limit(
+        group: "list[Message]", replies: "dict[Message, Bytes]", batch: "Batch"
+    ) -> str:
+        try:
+            memory_limit.begin()
+            return answer_group(group, replies, batch)
+        finally:
+            memory_limit.end()
+
+    is_limited = memory_limit.is_on
+    answer_one = answer_with_limit if is_limited else answer
+    answer_together = answer_group_with_limit if is_limited else answer_group
+    return answer_one, answer_all
 
 
 class UnfitResults(Exception):  # noqa: N818
@@ -2109,7 +2397,9 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
 
 # --- Connections
 
-IDLE, READ, WRITE, NOW, REPLY, CLOSED = range(6)  # what a connection waits for; see Connection
+IDLE, READ, WRITE, NOW, REPLY, CALL, CLOSED = range(
+    7
+)  # what a connection waits for; see Connection
 FIRST_BUFFER = 65536  # size of the first buffer for what is larger than ASYA_CHUNK_SIZE
 POOLED_BUFFER = 4194304  # buffers up to this size are used again
 PIECE = 1048576  # a buffer doubles, by at most this: the allocator would keep larger ones
@@ -2127,6 +2417,8 @@ class Connection:
         "count",
         "fd",
         "frame",
+        "is_muted",
+        "message",
         "messages",
         "new_until",
         "received",
@@ -2142,14 +2434,16 @@ class Connection:
     def __init__(self, sock: "Socket") -> None:
         self.sock = sock
         self.fd = sock.fileno()
+        self.message = Message(self)  # in work where it is read, or by CALL
         self.messages: "list[Message]" = []  # in the queue, or answered and not yet sent
         self.received: "bytes | None" = None  # and not yet looked at
         self.frame: "Bytes" = b""  # to be sent now
         self.count = 0  # bytes that the last system call has moved, not yet added up
         # IDLE: the next message. READ: the rest of one. WRITE: the peer to read its reply.
-        # NOW: the turn of the others. REPLY: one of `messages`
+        # NOW: the turn of the others. REPLY: one of `messages`. CALL: the reply to `message`
         self.waits_for = IDLE
         self.settled = IDLE  # what the server has prepared for
+        self.is_muted = False  # it is not polled, because it waits for something else
         self.turn = 0  # when it was heard of last, in rounds of the server
         self.new_until = time.monotonic() + GRACE  # until then, or its first reply, it stays
 
@@ -2171,21 +2465,22 @@ def serve_connection(
     connection: Connection,
     settings: Settings,
     buffer_pool: "list[bytearray]",
-    answer: "Answer",
+    answer: "Answer | None",
     queue: "Queue | None",
     note_reply: "Callable[[Bytes], object]",
 ) -> "Conversation":
     """Serve one connection from accept to close; yield when `connection.waits_for` something.
 
     With a queue, messages go there and are replied to in their order when they have their
-    replies; without one, `answer` is called here. The pool holds one receive buffer for all
-    connections: a new one would have to be zeroed and paged in.
+    replies. Without one, `answer` is called here; without that, the server is asked for the reply
+    to `connection.message`, so that nothing of it runs here. The pool holds one receive buffer for
+    all connections: a new one would have to be zeroed and paged in.
 
     User code can raise an exception here at any call. So state changes in single steps after a
     call, and `keep_result` keeps what system calls return. After an exception the loop goes on
     from this state.
     """
-    sock, message = connection.sock, Message(connection)
+    sock, message = connection.sock, connection.message
     no_memory = OUT_OF_MEMORY if settings.enable_oom_detection else UNPRINTABLE
     limit = settings.max_message_size
     prefix = _struct.Struct(">I")
@@ -2195,7 +2490,7 @@ def serve_connection(
     frames = map(getattr, repeat(connection), repeat("frame"))
     move = partial(keep_result, connection, "count")
     transmit = move(map(sock.send, frames, repeat(NO_SIGNAL)))
-    held = b""  # received, and not yet part of a message in work
+    held, start = b"", 0  # received; from `start` not yet part of a message in work
     got, size = -1, 0  # of a message that is larger than `held`, while `got` is not negative
     buffer: "bytearray | None" = None  # for it; None: its bytes are discarded
     keep: "bytearray | None" = None  # the buffer of `message`, to be used again
@@ -2226,9 +2521,9 @@ def serve_connection(
                         continue
                 if head is None and not asked:
                     if got < 0:
-                        if len(held) < 4:
+                        if len(held) < start + 4:
                             if connection.received is None:
-                                connection.waits_for = READ if held else IDLE
+                                connection.waits_for = READ if len(held) > start else IDLE
                                 yield
                                 if queue is not None and has_reply(connection):
                                     continue
@@ -2241,33 +2536,37 @@ def serve_connection(
                             data: "Any" = connection.received
                             if not data:
                                 text = "connection closed inside a length prefix"
-                                raise BrokenStream(text if held else "")
-                            held, connection.received = held + data if held else data, None
+                                raise BrokenStream(text if len(held) > start else "")
+                            if len(held) > start:
+                                data = held[start:] + data
+                            held, start, connection.received = data, 0, None
                             if len(held) < 4:
                                 continue
-                        size = unpack(held)[0]
-                        if size + 4 <= len(held) and size <= limit:
+                        size = unpack(held, start)[0]
+                        following = start + 4 + size
+                        if following <= len(held) and size <= limit:
                             if queue is not None:
                                 new = Message(connection)
-                                new.body = held[4 : size + 4]
-                                held, added = held[size + 4 :], new
+                                new.body = held[start + 4 : following]
+                                start, added = following, new
                                 continue
-                            message.body = held[4 : size + 4]
-                            held, asked = held[size + 4 :], True
+                            message.body = held[start + 4 : following]
+                            start, asked = following, True
                         else:
                             buffer = None
                             if size <= limit:
                                 pooled = buffer_pool if queue is None else []
                                 buffer = pooled.pop() if pooled else bytearray(FIRST_BUFFER)
-                                buffer[: len(held) - 4] = held[4:]
-                            got, held = min(size, len(held) - 4), held[size + 4 :]
+                                buffer[: len(held) - start - 4] = held[start + 4 :]
+                            rest = held[following:]
+                            got, held, start = min(size, len(held) - start - 4), rest, 0
                     while 0 <= got < size:
                         try:
                             if connection.count:
                                 pass  # kept when an exception came in between
                             elif buffer is None:
-                                rest = min(size - got, FIRST_BUFFER)
-                                move(map(len, map(sock.recv, (rest,))))()
+                                most = min(size - got, FIRST_BUFFER)
+                                move(map(len, map(sock.recv, (most,))))()
                             else:
                                 if got == len(buffer):
                                     more = min(max(got, FIRST_BUFFER), PIECE, size - got)
@@ -2311,7 +2610,13 @@ def serve_connection(
                     if head is None and not asked:
                         continue
                 if asked:
-                    reply = answer(message)
+                    if answer is not None:
+                        reply = answer(message)
+                    else:
+                        connection.waits_for = CALL
+                        yield
+                        reply = message.reply or UNPRINTABLE  # an exception came in between
+                        message.reply = None
                     if len(reply) < FIRST_BUFFER:
                         head, tail, asked = pack(len(reply)) + reply, b"", False
                     else:  # too large to copy
@@ -2351,7 +2656,7 @@ def serve_connection(
                     rest_of_them = connection.messages[replied:]
                     head, sent, replied, connection.messages = None, 0, 0, rest_of_them
                 interruptions, connection.new_until = 0, 0.0
-                if len(held) >= 4:
+                if len(held) >= start + 4:
                     connection.waits_for = NOW
                     yield
         except BrokenStream as error:
@@ -2428,13 +2733,14 @@ REGROWTH = 60.0  # seconds without a memory error after which a batch may have t
 class Batch:
     """Messages that are answered together."""
 
-    __slots__ = ("is_begun", "is_late", "is_taken", "messages")
+    __slots__ = ("is_begun", "is_late", "is_taken", "messages", "thread")
 
     def __init__(self, messages: "list[Message]") -> None:
         self.messages = messages
         self.is_begun = False  # the handler may have seen them
         self.is_late = False  # over the deadline: whatever it returns does not count
         self.is_taken = False  # by the watch, which replies to it
+        self.thread = 0  # that answers it, with a deadline
 
 
 class Queue:
@@ -2448,14 +2754,11 @@ class Queue:
     __slots__ = (
         "answer",
         "batches",
-        "calls",
         "chunk",
         "claims",
-        "deadline",
         "failed",
         "finished",
         "jobs",
-        "late_in_a_row",
         "limit",
         "quiet_since",
         "size",
@@ -2478,9 +2781,6 @@ class Queue:
         self.stalled: "dict[Connection, None]" = {}  # they wait for room here
         self.batches: "dict[Batch, None]" = {}
         self.claims: "dict[Batch, int]" = {}
-        self.calls: "dict[Batch, float]" = {}  # when they began, with a deadline
-        self.deadline = settings.handler_deadline
-        self.late_in_a_row = 0
         self.jobs: "_queue.SimpleQueue[Batch]" = _queue.SimpleQueue()
         self.finished: "_collections.deque[Batch]" = _collections.deque()
         self.threads = 0
@@ -2506,16 +2806,17 @@ class Queue:
     def get_delay(self, hurry: bool, on_their_way: bool) -> "float | None":
         """Return the seconds until a batch is to begin; None: nothing waits, or no thread is free.
 
-        `on_their_way`: connections are inside a frame. `hurry`: nothing is waited for.
+        `hurry`: ASYA_BATCH_WAIT is over. `on_their_way`: more may come within BATCH_PATIENCE.
         """
         if not self.waiting or (self.size > 1 and len(self.batches) >= self.limit):
             return None
         if self.size > 1 and self.batches and not self.get_next():
             return None
-        if hurry or len(self.waiting) >= min(self.size, self.state.batch_limit):
+        is_full = len(self.waiting) >= min(self.size, self.state.batch_limit)
+        if is_full or (hurry and not on_their_way):
             return 0.0
         now = time.monotonic()
-        delay: float = next(iter(self.waiting)).arrived + self.wait - now
+        delay = 0.0 if hurry else next(iter(self.waiting)).arrived + self.wait - now
         if on_their_way:
             self.quiet_since = self.quiet_since or now
             delay = max(delay, self.quiet_since + BATCH_PATIENCE - now)
@@ -2575,20 +2876,7 @@ class Queue:
         replies: "list[Bytes]" = []
         if not batch.is_begun:
             batch.is_begun = True
-            if self.deadline:
-                self.calls[batch] = time.monotonic()
             replies = self.answer(batch)
-        if self.deadline:
-            if self.calls.pop(batch, None) is None and batch.is_taken:
-                park()
-            self.late_in_a_row = self.late_in_a_row + 1 if batch.is_late else 0
-            if batch.is_late:
-                replies = [make_late_reply(self.deadline)] * len(batch.messages)
-                for reply in replies:
-                    self.state.note_reply(reply)
-            if self.late_in_a_row == MAX_LATE:
-                self.state.exit_reason = "%d calls in a row exceeded the deadline" % MAX_LATE
-                self.state.exit_code = EXIT_BROKEN
         _collections.deque(map(setattr, batch.messages, repeat("reply"), replies), 0)  # in one step
         for message in batch.messages:
             if message.reply is None:
@@ -2645,35 +2933,59 @@ class Queue:
         self.claims.pop(batch, None)
 
 
-def has_queue(settings: Settings) -> bool:
-    """Whether messages go through a queue, or are answered where they are read."""
-    return bool(settings.concurrency > 1 or settings.batch_size > 1 or settings.handler_deadline)
-
-
 # --- Deadline
 
 CANCEL_PATIENCE = 1.0  # seconds in which a coroutine has to end after its cancellation
 MAX_LATE = 3  # calls over the deadline, one after the other, after which the process is restarted
 
 
-def make_late_reply(deadline: float) -> bytes:
-    """Build the reply to a message whose call ran longer than the deadline."""
-    text = "the call ran longer than %g s, the deadline of ASYA_HANDLER_DEADLINE" % deadline
-    return error_reply("processing_error", text, "HandlerDeadlineExceeded", "recoverable", 1)
+class Deadline:
+    """Calls that run, and how they end when they run too long."""
+
+    __slots__ = ("began", "late_in_a_row", "late_reply", "limit", "state")
+
+    def __init__(self, limit: float, state: State) -> None:
+        self.limit, self.state = limit, state
+        self.began: "dict[Batch, float]" = {}
+        self.late_in_a_row = 0
+        text = "the call ran longer than %g s, the deadline of ASYA_HANDLER_DEADLINE" % limit
+        kind = "HandlerDeadlineExceeded"
+        self.late_reply = error_reply("processing_error", text, kind, "recoverable", 1)
+
+    def run(self, batch: Batch, answer: "AnswerAll") -> "list[Bytes]":
+        """Return the replies to a batch; never, if the watch has taken it and replies itself."""
+        batch.thread = _thread.get_ident()
+        replies: "list[Bytes]" = []
+        try:
+            self.began[batch] = time.monotonic()
+            replies = answer(batch)
+        finally:
+            if self.began.pop(batch, None) is None and batch.is_taken:
+                park()
+        if not batch.is_late:
+            self.late_in_a_row = 0
+            return replies
+        self.late_in_a_row += 1
+        if self.late_in_a_row == MAX_LATE:
+            self.state.exit_reason = "%d calls in a row exceeded the deadline" % MAX_LATE
+            self.state.exit_code = EXIT_BROKEN
+        for _ in batch.messages:
+            self.state.note_reply(self.late_reply)
+        return [self.late_reply] * len(batch.messages)
 
 
 def make_enforce_deadline(
-    queue: Queue, caller: Caller, state: State, take_over: "Callable[[Batch], None]"
+    deadline: Deadline, caller: Caller, state: State, give_up_call: "Callable[[Batch], None]"
 ) -> "Callable[[], float]":
     """Return a function for the watch: end late calls, return the seconds until its next turn.
 
     A coroutine is cancelled. Any other call cannot be ended: its messages are answered, and the
-    process ends with status 75. With one thread, which hangs in it, `take_over` does that. Code
-    that keeps the interpreter's lock stops this thread too; then faulthandler, which is re-armed
-    here as long as it runs, ends the process after twice the deadline.
+    process ends with status 75, which `give_up_call` begins. Code that keeps the interpreter's
+    lock stops this thread too; then faulthandler, which is re-armed here as long as it runs, ends
+    the process after twice the deadline.
     """
     faulthandler = import_library("faulthandler", lambda module: module)
-    limit, late_reply = queue.deadline, make_late_reply(queue.deadline)
+    limit = deadline.limit
     armed = 0.0  # until when
 
     def enforce_deadline() -> float:
@@ -2683,13 +2995,13 @@ def make_enforce_deadline(
             faulthandler.dump_traceback_later(2 * limit, exit=True, file=2)
             armed = now + max(0.1, limit / 8)
         nearest = armed
-        for batch, began in list(queue.calls.items()):
+        for batch, began in list(deadline.began.items()):
             end = began + limit + (CANCEL_PATIENCE if batch.is_late else 0.0)
             if now < end:
                 nearest = min(nearest, end)
                 continue
             was_late, batch.is_late = batch.is_late, True
-            if not was_late and caller.cancel(queue.claims.get(batch)):
+            if not was_late and caller.cancel(batch.thread):
                 log("a call is cancelled, it runs longer than the deadline of %g s" % limit)
             else:
                 take(batch)
@@ -2697,18 +3009,15 @@ def make_enforce_deadline(
 
     def take(batch: Batch) -> None:
         batch.is_taken = True
-        if queue.calls.pop(batch, None) is None:
+        if deadline.began.pop(batch, None) is None:
             return  # it has just ended
+        state.memory_limit.lift()  # which the call has on
         state.exit_reason = "a call does not end within the deadline of %g s" % limit
         for message in batch.messages:
-            message.reply = late_reply
-            state.note_reply(late_reply)
+            message.reply = deadline.late_reply
+            state.note_reply(deadline.late_reply)
         state.exit_code = EXIT_BROKEN
-        if queue.limit == 1:
-            take_over(batch)
-        else:
-            queue.finished.append(batch)
-            queue.wake()
+        give_up_call(batch)
 
     return enforce_deadline
 
@@ -2844,8 +3153,8 @@ class Histogram:
 class Metrics:
     """What is measured, and its text.
 
-    The path of a message only appends raw values; `fold` is called several times a second. Without
-    a queue it is one record for each message, because that costs least.
+    The path of a message only appends raw values; `fold` is called several times a second. Where a
+    message is answered as it is read, that is one record, because this costs least.
     """
 
     def __init__(self, settings: Settings, state: State) -> None:
@@ -2854,7 +3163,7 @@ class Metrics:
         below = {2**power for power in range(10) if 2**power < size} | ({size - 1} - {0})
         self.handler, self.batches = Histogram(CALLS), Histogram(sorted(below))
         self.decode, self.encode = Histogram(STEPS), Histogram(STEPS)
-        # Without a queue: see `count_answer`. With one: seconds, sizes, and results of `summarize`
+        # A record for each message, see `count_answer`; else seconds, sizes, results of `summarize`
         self.records, self.times = Raw(), [0.0, 0.0]  # when the latest call began, and ended
         self.calls, self.decodings, self.encodings, self.sizes = Raw(), Raw(), Raw(), Raw()
         self.received, self.replies, self.kinds = Raw(), Raw(), Raw()
@@ -2918,7 +3227,7 @@ class Metrics:
 
             return measured_step
 
-        if not has_queue(self.settings):
+        if not (is_batch or self.settings.concurrency > 1 or self.settings.handler_deadline):
             return codec, measure_alone
         decode, *encoders = codec
         steps = [measure_step(encode, self.encodings.append) for encode in encoders]
@@ -3293,6 +3602,7 @@ class Server:
     """What the parts of the server share, and what an exception may interrupt, until it is done."""
 
     __slots__ = (
+        "answer_call",
         "backlog_is_empty",
         "connections",
         "deadlines",
@@ -3303,6 +3613,8 @@ class Server:
         "ready",
         "waker",
     )
+
+    answer_call: "Callable[[Connection], None]"  # with a deadline
 
     def __init__(self, patience: float) -> None:
         self.poll, self.waker = select.epoll(), Waker()
@@ -3330,6 +3642,9 @@ class Server:
         """Continue a connection until it waits again."""
         try:
             connection.resume(None)
+            while connection.waits_for == CALL:
+                self.answer_call(connection)
+                connection.resume(None)
         except BaseException as error:
             if connection.conversation.gi_frame is not None:  # type: ignore[attr-defined]
                 raise  # not of the conversation: it goes on
@@ -3348,12 +3663,17 @@ class Server:
         else:
             self.deadlines.pop(fd, None)
         if waits_for != before:
-            if REPLY in (waits_for, before) or WRITE in (waits_for, before):
-                interest = select.EPOLLOUT if waits_for == WRITE else select.EPOLLIN
-                self.listen(fd, None if waits_for == REPLY else interest)
+            if connection.is_muted or WRITE in (waits_for, before):
+                self.listen(fd, select.EPOLLOUT if waits_for == WRITE else select.EPOLLIN)
+                connection.is_muted = False
             connection.settled = waits_for
         if waits_for == NOW:
             self.ready.append(connection)
+
+    def mute(self, connection: Connection) -> None:
+        """Poll a connection no more until it waits for something else."""
+        connection.is_muted = True
+        self.listen(connection.fd, None)
 
     def close(self, connection: Connection) -> None:
         """Close a connection, and make room for another."""
@@ -3523,8 +3843,16 @@ def serve(
     buffer_pool: "list[bytearray]" = []
     answer, answer_all = answers
     queue: "Queue | None" = None
-    if has_queue(settings):
-        queue = Queue(settings, answer_all, waker.wake, state)
+    deadline: "Deadline | None" = None
+    answer_here: "Answer | None" = answer
+
+    def answer_batch(batch: Batch) -> "list[Bytes]":
+        return answer_all(batch) if deadline is None else deadline.run(batch, answer_all)
+
+    if settings.handler_deadline:
+        deadline, answer_here = Deadline(settings.handler_deadline, state), None
+    if settings.concurrency > 1 or settings.batch_size > 1:
+        queue = Queue(settings, answer_batch, waker.wake, state)
     state.connections, state.queue = connections, queue
     turn = 0  # of the loop
     draining = 0.0  # since when
@@ -3532,16 +3860,22 @@ def serve(
     getsignal, on_signal = _signal.getsignal, watch.on_signal
 
     def make_conversation(connection: Connection) -> "Conversation":
-        return serve_connection(connection, settings, buffer_pool, answer, queue, state.note_reply)
+        return serve_connection(
+            connection, settings, buffer_pool, answer_here, queue, state.note_reply
+        )
+
+    def answer_call(connection: Connection) -> None:
+        replies = answer_batch(Batch([connection.message]))
+        connection.message.reply = replies[0]
 
     def is_receiving() -> bool:
-        """Whether a frame has begun and is not complete."""
-        return any(connections[fd].waits_for == READ for fd in deadlines)
+        """Whether a frame has begun, and a batch is to wait for it."""
+        return not draining and any(connections[fd].waits_for == READ for fd in deadlines)
 
     def wait(timeout: "float | None") -> "list[tuple[int, int]]":
         """Return events; run background tasks of user code while there are none."""
-        most = len(connections) + 2  # room for all of them, and no more
-        if caller.has_background_tasks is None or not caller.has_background_tasks():
+        most = len(connections) + 2
+        if not caller.has_background_tasks():  # type: ignore[misc]
             return poll.poll(timeout, most)
         events = poll.poll(0, most)
         if not events and timeout != 0:
@@ -3569,7 +3903,10 @@ def serve(
             timeout = max(0.0, min(nearest - now, LONGEST_WAIT, limit))
         if ready:
             timeout, turns = 0, tuple(ready)
-        events = wait(timeout)
+        if caller.has_background_tasks is None:
+            events = poll.poll(timeout, len(connections) + 2)  # room for all, and no more
+        else:
+            events = wait(timeout)
         if now:
             if deadlines:
                 server.expire(now, {fd for fd, _ in events}, settings.read_timeout)
@@ -3585,7 +3922,9 @@ def serve(
             if fd in connections:
                 connection = connections[fd]
                 connection.turn = turn
-                if not turns or connection not in turns:
+                if connection.waits_for == REPLY:
+                    server.mute(connection)
+                elif not turns or connection not in turns:
                     advance(connection)
             elif fd == listening:
                 accept()
@@ -3595,12 +3934,13 @@ def serve(
             run_queue(queue, bool(events or turns))
 
     def run_queue(queue: Queue, is_more: bool) -> None:
-        """Deliver the replies of finished batches; begin the next ones."""
+        """Deliver the replies of finished batches; begin the next ones.
+
+        `is_more`: this step has brought something, so the next one may bring more for a batch.
+        """
         deliver(queue)
         while queue.waiting:
-            if is_more and len(queue.waiting) < queue.size:
-                return  # look for more before a batch begins that is not full
-            if queue.get_delay(bool(draining), is_receiving()) != 0:
+            if queue.get_delay(bool(draining), is_more or is_receiving()) != 0:
                 return
             queue.submit()
             ready.extend(queue.stalled)
@@ -3626,6 +3966,8 @@ def serve(
             if connection.waits_for != connection.settled:
                 server.settle(connection)
             ready.append(connection)
+        if deadline is not None and settings.concurrency == 1:
+            deadline.began.clear()  # the main thread is here, and not in a call
         if queue is not None:
             queue.repair(connections.values())
 
@@ -3644,6 +3986,8 @@ def serve(
     def drain(latest: float) -> None:
         """Answer what is left; without the calls beside one that lost the GPU context and hang."""
         while (connections or not server.backlog_is_empty) and time.monotonic() < latest:
+            if server.backlog_is_empty:
+                server.listen(listening, None)  # it is shut down, and so readable for good
             for connection in list(connections.values()):
                 if connection.fd not in server.leaving:
                     server.stop_reading(connection)
@@ -3669,11 +4013,16 @@ def serve(
         drain(time.monotonic() + LONGEST_WAIT)
         set_exit_code(state.exit_code)
 
-    def take_over(batch: Batch) -> None:
-        """Answer what is left and end the process, while the main thread hangs in a call."""
+    def give_up_call(batch: Batch) -> None:
+        """End the process: here, in the watch, if it is the main thread that hangs in a call."""
+        if queue is not None:
+            if queue.limit > 1:
+                queue.finished.append(batch)
+                queue.wake()
+                return
+            queue.release(batch)
         try:
             caller.has_background_tasks = None  # their loop is that of the main thread
-            queue.release(batch)  # type: ignore[union-attr]
             ready.extend(connections.values())
             if not draining:
                 prepare_drain()
@@ -3710,8 +4059,9 @@ def serve(
     poll.register(listening, select.EPOLLIN)
     poll.register(waker.reader, select.EPOLLIN)
     os.register_at_fork(after_in_child=close_all)
-    if queue is not None and settings.handler_deadline:
-        watch.enforce_deadline = make_enforce_deadline(queue, caller, state, take_over)
+    server.answer_call = answer_call
+    if deadline is not None:
+        watch.enforce_deadline = make_enforce_deadline(deadline, caller, state, give_up_call)
         watch.wake()
     state.wake = waker.wake  # before anybody can connect: what they send is answered
     file.publish()
@@ -3721,7 +4071,7 @@ def serve(
         protect(lambda: protect(lambda: protect(run)))
     finally:
         close_all()
-    if state.exit_code == EXIT_BROKEN:
+    if state.exit_code == EXIT_BROKEN and state.exit_reason:
         exit_with_stacks(EXIT_BROKEN, state.exit_reason)
 
 
@@ -3811,6 +4161,7 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
     # large message is paged in again, which costs a third of the time. No page is touched here
     bytes(4194304)
     state, threads = State(), settings.concurrency > 1
+    state.memory_limit = make_memory_limit(settings.memory_limit, state)
     path, mode = settings.socket_path, settings.socket_mode
     file = open_listener(path, mode)
     try:
@@ -3818,7 +4169,7 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         watch = start_watch(settings.handler_timeout, state, lambda: file.remove())
         classify = make_classify() if settings.enable_oom_detection else lambda error: ""
         use_user_paths()
-        orjson, state.json = choose_json(settings.json)
+        orjson, state.json = choose_json(settings.json, settings.memory_limit)
         codec, watch_call = make_codec(orjson, threads), watch.watch_call
         metrics = start_metrics(settings, state) if settings.metrics_port else None
         if metrics is not None:
@@ -3844,7 +4195,7 @@ def check(settings: Settings) -> int:
     state = State()
     os.register_at_fork(after_in_child=lambda: setattr(state, "forked", True))
     use_user_paths()
-    choose_json(settings.json)
+    choose_json(settings.json, settings.memory_limit)
     make_caller(import_handler(settings, state), False, state)
     os.write(1, ("asya_runtime: %s can be served\n" % settings.handler).encode())
     return 0

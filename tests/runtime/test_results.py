@@ -9,6 +9,7 @@ import enum
 import json
 import math
 import pathlib
+import sys
 import textwrap
 import uuid
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .conftest import Start
+from .conftest import RUNTIME, Start
 from .served import Case, check, error, ok
 
 BAD = "result is not JSON-serializable at "
@@ -545,6 +546,11 @@ def test_files_of_user_code_do_not_come_into_orjsons_import(start: Start, folder
     process = start(source, ASYA_JSON="orjson")
     assert process.call({}) == ok([True] * 4)
     assert "JSON: orjson 3." in process.log()
+
+
+def test_auto_takes_the_standard_library_where_memory_is_limited(start: Start) -> None:
+    argv = ["sh", "-c", 'ulimit -v 4000000; exec "$@"', "sh", sys.executable, str(RUNTIME)]
+    start(argv=argv).logged("; JSON: standard library, because memory is limited\n")
 
 
 def test_the_standard_library_by_wish(start: Start) -> None:

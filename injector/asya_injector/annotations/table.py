@@ -99,6 +99,10 @@ TABLE = (
     _runtime_setting("handler-deadline", formats.seconds(zero=True), "0",
         "seconds until a handler call is answered with an error that can be retried, and the "
         "runtime restarts unless the call could be cancelled; 0 disables the deadline"),
+    _runtime_setting("memory-limit", formats.memory_limit, "0",
+        "memory in bytes, or as a percentage of the container's limit such as 90%, from which a "
+        "handler call gets a memory error instead of being killed; requires the standard "
+        "library's JSON; 0 disables the limit"),
     _runtime_setting("metrics-port", formats.integer(0, 65535), "0",
         "port of the actor's Prometheus metrics, declared as the container port asya-metrics; 0 "
         "disables them"),
