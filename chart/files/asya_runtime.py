@@ -3163,7 +3163,7 @@ class Metrics:
         below = {2**power for power in range(10) if 2**power < size} | ({size - 1} - {0})
         self.handler, self.batches = Histogram(CALLS), Histogram(sorted(below))
         self.decode, self.encode = Histogram(STEPS), Histogram(STEPS)
-        # One record for each message: see `count_answer`. Else seconds, sizes, results of `summarize`
+        # A record for each message, see `count_answer`; else seconds, sizes, results of `summarize`
         self.records, self.times = Raw(), [0.0, 0.0]  # when the latest call began, and ended
         self.calls, self.decodings, self.encodings, self.sizes = Raw(), Raw(), Raw(), Raw()
         self.received, self.replies, self.kinds = Raw(), Raw(), Raw()
