@@ -3059,7 +3059,9 @@ def exit_with_stacks(code: int, reason: str) -> None:
 
 STEPS = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)  # seconds of decoding and encoding
 CALLS = (1e-3, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-MOST_RAW = 100000  # values of one kind that wait to be folded; older ones are lost then
+MOST_RAW = (
+    120000  # a multiple of 6: values of one kind that wait to be folded; older ones are lost then
+)
 FOLD_PAUSE = 0.25  # seconds between two folds
 SCRAPER_TIME = 2.0  # seconds for one scraper
 SCRAPER_PAUSE = 0.02  # seconds between two events: many scrapers cannot take the handler's time
@@ -3154,7 +3156,7 @@ class Metrics:
     """What is measured, and its text.
 
     The path of a message only appends raw values; `fold` is called several times a second. Where a
-    message is answered as it is read, that is one record, because this costs least.
+    message is answered as it is read, that is in one step, because this costs least.
     """
 
     def __init__(self, settings: Settings, state: State) -> None:
@@ -3163,7 +3165,7 @@ class Metrics:
         below = {2**power for power in range(10) if 2**power < size} | ({size - 1} - {0})
         self.handler, self.batches = Histogram(CALLS), Histogram(sorted(below))
         self.decode, self.encode = Histogram(STEPS), Histogram(STEPS)
-        # A record for each message, see `count_answer`; else seconds, sizes, results of `summarize`
+        # Six values a message, see `count_answer`; else seconds, sizes, results of `summarize`
         self.records, self.times = Raw(), [0.0, 0.0]  # when the latest call began, and ended
         self.calls, self.decodings, self.encodings, self.sizes = Raw(), Raw(), Raw(), Raw()
         self.received, self.replies, self.kinds = Raw(), Raw(), Raw()
@@ -3236,7 +3238,7 @@ class Metrics:
     def count(self, answers: "tuple[Answer, AnswerAll]") -> "tuple[Answer, AnswerAll]":
         """Return the same functions, which also note what they were given and have returned."""
         answer, answer_all = answers
-        clock, times, note = time.monotonic, self.times, self.records.append
+        clock, times, note = time.monotonic, self.times, self.records.values.extend
 
         def count_answer(message: Message) -> "Bytes":
             began, size = clock(), len(message.body)  # type: ignore[arg-type]
@@ -3260,11 +3262,12 @@ class Metrics:
 
     def fold(self) -> None:
         """Count the raw values: in C where there are no errors, because it costs CPU time too."""
-        records = self.records.take()
-        called = good = transpose(records)
+        values = self.records.take()
+        called: "Sequence[Any]" = [values[at::6] for at in range(6)]
+        good = called
         self.add_sizes(called[4])
         if not self.add_replies(called[5]):
-            some = [one for one in records if one[1] >= one[0]]
+            some = [one for one in zip(*called) if one[1] >= one[0]]  # noqa: B905
             called = transpose(some)
             good = transpose([one for one in some if type(one[5]) is int])
         self.decode.add(tuple(map(subtract, called[1], called[0])))
