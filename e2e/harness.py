@@ -29,15 +29,19 @@ RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 MADE_HERE = "example.com/made-by=e2e"  # the next run deletes what a failed run left
 
 # The sidecar's side of the protocol: one line of JSON for each message and for each reply. Replies
-# are missing if the actor's process ends.
+# are missing if the actor's process ends. The argument is how many messages are in flight.
 CLIENT = """
 import os, socket, struct, sys
 connection = socket.socket(socket.AF_UNIX)
 connection.connect(os.environ["ASYA_SOCKET_PATH"])
 stream = connection.makefile("rb")
-for line in sys.stdin.buffer:
-    body = line.rstrip(b"\\n")
-    connection.sendall(struct.pack(">I", len(body)) + body)
+bodies = [line.rstrip(b"\\n") for line in sys.stdin.buffer]
+frames = [struct.pack(">I", len(body)) + body for body in bodies]
+in_flight = int(sys.argv[1])
+connection.sendall(b"".join(frames[:in_flight]))
+for number in range(len(frames)):
+    if number and number + in_flight <= len(frames):
+        connection.sendall(frames[number + in_flight - 1])
     prefix = stream.read(4)
     if not prefix:
         break
@@ -323,11 +327,12 @@ class Cluster:
 
         until("the container to be restarted", is_restarted, seconds=90)
 
-    def call(self, pod: Pod, *messages: Object) -> list[Object]:
-        """Send messages to the pod's actor from its sidecar."""
+    def call(self, pod: Pod, *messages: Object, in_flight: int = 1) -> list[Object]:
+        """Send messages to the pod's actor from its sidecar, over one connection."""
         lines = "".join(json.dumps(message) + "\n" for message in messages)
         words = ["-n", pod.metadata.namespace, "-c", SIDECAR, pod.metadata.name]
-        done = self.exec_python(*words, program=CLIENT, stdin=lines)
+        arguments = (str(in_flight),)
+        done = self.exec_python(*words, program=CLIENT, arguments=arguments, stdin=lines)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def reviews(self, webhook: str) -> int:
