@@ -29,23 +29,27 @@ RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 MADE_HERE = "example.com/made-by=e2e"  # the next run deletes what a failed run left
 
 # The sidecar's side of the protocol: one line of JSON for each message and for each reply. Replies
-# are missing if the actor's process ends. The argument is how many messages are in flight.
+# are missing if the actor's process ends.
 CLIENT = """
 import os, socket, struct, sys
 connection = socket.socket(socket.AF_UNIX)
 connection.connect(os.environ["ASYA_SOCKET_PATH"])
 stream = connection.makefile("rb")
-bodies = [line.rstrip(b"\\n") for line in sys.stdin.buffer]
-frames = [struct.pack(">I", len(body)) + body for body in bodies]
-in_flight = int(sys.argv[1])
-connection.sendall(b"".join(frames[:in_flight]))
-for number in range(len(frames)):
-    if number and number + in_flight <= len(frames):
-        connection.sendall(frames[number + in_flight - 1])
+in_flight, ahead = int(sys.argv[1]) if sys.argv[1:] else 1, 0
+def receive():
     prefix = stream.read(4)
     if not prefix:
-        break
+        sys.exit()
     print(stream.read(int.from_bytes(prefix, "big")).decode())
+for line in sys.stdin.buffer:
+    body = line.rstrip(b"\\n")
+    connection.sendall(struct.pack(">I", len(body)) + body)
+    ahead += 1
+    if ahead == in_flight:
+        receive()
+        ahead -= 1
+for _ in range(ahead):
+    receive()
 """
 
 

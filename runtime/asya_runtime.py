@@ -453,6 +453,7 @@ def get_text(error: BaseException) -> str:
 # --- JSON
 
 ORJSON_SINCE = (3, 9, 15)  # older ones crash on a message that is nested deeply
+MEMORY_IS_LIMITED = "standard library, because memory is limited"
 DEEP = 40  # levels of a small result; orjson 3.12 and 3.13 corrupt memory from 1,000 nested tuples
 GC_PAUSE = 65536  # bytes of a message that is decoded without collecting garbage in between
 SEARCH_TIME = 1.0  # seconds for finding the value that is not JSON-serializable
@@ -476,10 +477,8 @@ def choose_json(choice: str, memory_limit: float) -> "tuple[Any, str]":
             return None, "standard library, because ASYA_MEMORY_LIMIT is set"
         text = "ASYA_JSON=orjson: it crashes when memory is limited; set ASYA_JSON=auto"
         raise StartupError(text + ", or ASYA_MEMORY_LIMIT=0")
-    # orjson crashes where memory is refused
-    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-    if choice == "auto" and limits != [resource.RLIM_INFINITY] * 2:
-        return None, "standard library, because memory is limited"
+    if choice == "auto" and is_memory_limited():
+        return None, MEMORY_IS_LIMITED
     try:
         orjson = import_orjson()
         option = get_orjson_option(orjson)
@@ -496,6 +495,12 @@ def choose_json(choice: str, memory_limit: float) -> "tuple[Any, str]":
     if choice == "auto":
         return None, "standard library, because " + reason
     raise StartupError("ASYA_JSON=orjson: %s; %s or set ASYA_JSON=auto" % (reason, fix))
+
+
+def is_memory_limited() -> bool:
+    """Whether memory may be refused to this process: orjson ends in SIGSEGV there."""
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    return limits != [resource.RLIM_INFINITY] * 2
 
 
 def import_orjson() -> "Any":
@@ -3643,7 +3648,10 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         use_user_paths()
         orjson, state.json = choose_json(settings.json, settings.memory_limit)
         codec = make_codec(orjson, threads)
+        plain = make_codec(None, threads)
         caller = make_caller(import_handler(settings, state), threads, state)
+        if orjson is not None and settings.json == "auto" and is_memory_limited():
+            codec, state.json = plain, MEMORY_IS_LIMITED  # by user code, in the import
         answers = make_answer(settings, codec, caller, watch.watch_call, classify, state)
         reserve_std_fds()
         watch.install()
