@@ -2392,6 +2392,7 @@ class Connection:
     """One connection: its socket, its generator and what that waits for."""
 
     __slots__ = (
+        "call",
         "conversation",
         "count",
         "fd",
@@ -2414,6 +2415,7 @@ class Connection:
         self.sock = sock
         self.fd = sock.fileno()
         self.message = Message(self)  # in work where it is read, or by CALL
+        self.call = Batch([self.message])
         self.messages: "list[Message]" = []  # in the queue, or answered and not yet sent
         self.received: "bytes | None" = None  # and not yet looked at
         self.frame: "Bytes" = b""  # to be sent now
@@ -2940,6 +2942,7 @@ class Deadline:
         if not batch.is_late:
             self.late_in_a_row = 0
             return replies
+        batch.is_late = False  # for its next message
         self.late_in_a_row += 1
         if self.late_in_a_row == MAX_LATE:
             self.state.exit_reason = "%d calls in a row exceeded the deadline" % MAX_LATE
@@ -3342,8 +3345,11 @@ def serve(
         return serve_connection(connection, settings, buffer_pool, answer_here, queue)
 
     def answer_call(connection: Connection) -> None:
-        replies = answer_batch(Batch([connection.message]))
-        connection.message.reply = replies[0]
+        message, call = connection.message, connection.call
+        message.reply = deadline.run(call, answer_one)[0]  # type: ignore[union-attr]
+
+    def answer_one(call: Batch) -> "list[Bytes]":
+        return [answer(call.messages[0])]
 
     def is_receiving() -> bool:
         """Whether a frame has begun, and a batch is to wait for it."""
