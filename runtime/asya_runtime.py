@@ -3346,6 +3346,8 @@ def serve(
 
     def answer_call(connection: Connection) -> None:
         message, call = connection.message, connection.call
+        if call.is_taken:  # the main thread still has that one
+            call = connection.call = Batch([message])
         message.reply = deadline.run(call, answer_one)[0]  # type: ignore[union-attr]
 
     def answer_one(call: Batch) -> "list[Bytes]":
