@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -171,6 +172,13 @@ def test_the_base_keeps_the_times_that_its_compiled_files_refer_to() -> None:
         assert {entry.mtime for entry in archive} == {EPOCH - 9}
 
 
+def test_the_header_of_gzip_names_no_time_and_no_file(tmp_path: Path) -> None:
+    with (tmp_path / "name").open("wb") as stream:
+        archives.compress(io.BytesIO(b"content"), stream)
+    flags, time = (tmp_path / "name").read_bytes()[3:4], (tmp_path / "name").read_bytes()[4:8]
+    assert (flags, time) == (b"\0", bytes(4))
+
+
 def test_a_hard_link_follows_its_file(tmp_path: Path) -> None:
     (tmp_path / "b").write_text("content")
     (tmp_path / "a").hardlink_to(tmp_path / "b")
@@ -197,16 +205,19 @@ def test_the_chart_of_a_release_needs_no_values(
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/helm").symlink_to(helm(tool))
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    shutil.copytree(CHART, tmp_path / "older")
+    for path in (tmp_path / "older").rglob("*"):
+        os.utime(path, (EPOCH - 99, EPOCH - 99))
     packed = [
         chart.package(
-            CHART,
+            source,
             tmp_path / folder,
             image="registry.example.com/team/asya-injector",
             digest=DIGEST,
             annotations={"artifacthub.io/images": "- name: a\n"},
             epoch=EPOCH,
         )
-        for folder in ("one", "two")
+        for source, folder in ((CHART, "one"), (tmp_path / "older", "two"))
     ]
     assert packed[0].name == f"asya-runtime-{__version__}.tgz"
     assert packed[0].read_bytes() == packed[1].read_bytes()
@@ -334,14 +345,16 @@ def test_an_old_python_is_named_by_the_plugin(program: Path) -> None:
 def test_the_plugin_is_reproducible_and_in_its_archive(program: Path, tmp_path: Path) -> None:
     write_plugin(tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == program.read_bytes()
+    with zipfile.ZipFile(program) as archive:
+        assert archive.namelist() == sorted(archive.namelist())
     found = []
     for name in ("one.tar.gz", "two.tar.gz"):
         licenses = {"LICENSE": REPOSITORY / "LICENSE"}
         plugin.write_archive(tmp_path / name, program, licenses, epoch=EPOCH)
         found.append((tmp_path / name).read_bytes())
     assert found[0] == found[1]
-    with tarfile.open(tmp_path / "one.tar.gz") as archive:
-        assert {each.name: each.mode for each in archive} == {
+    with tarfile.open(tmp_path / "one.tar.gz") as files:
+        assert {each.name: each.mode for each in files} == {
             "LICENSE": 0o644,
             "kubectl-asya": 0o755,
         }
