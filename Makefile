@@ -91,6 +91,10 @@ test: deps helm4 helm3 ## run the unit and chart tests in parallel (ARGS=-n0: on
 test-cov: deps helm4 helm3 ## run the same tests and report the injector's coverage
 	@$(bin)/pytest tests --cov=asya_injector --cov-report=term-missing --cov-branch $(ARGS)
 
+.PHONY: test-newest-pythons
+test-newest-pythons: deps ## run the runtime tests with Pythons of Debian unstable (root, Debian)
+	@tests/runtime/newest_pythons.sh -n auto --dist worksteal $(ARGS)
+
 .PHONY: fuzz
 fuzz: deps ## send FRAMES=1000000 mutated frames to the runtime, for 30 min at most
 	@$(bin)/python -m tests.runtime.fuzz --frames $(or $(FRAMES),1000000) $(ARGS)

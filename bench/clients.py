@@ -37,10 +37,7 @@ class Situation(NamedTuple):
 
 
 def build_message(size: int, kind: str = ASCII, lead: int = 0) -> bytes:
-    """A JSON message of exactly `size` bytes with one text of this kind.
-
-    An id of `lead` characters, which no server reads, moves the place where the text begins.
-    """
+    """A JSON message of exactly `size` bytes; an id of `lead` characters stands before its text."""
 
     def encode(text: str) -> bytes:
         message = {"id": "i" * lead, "payload": {"text": text}}
@@ -145,10 +142,7 @@ def _drive_grpc(
 def drive(
     protocol: str, path: str, request: bytes, size: int, span: float, situation: Situation
 ) -> tuple[float, list[float]]:
-    """Let the clients send for `span` seconds, and wait for the replies that are due then.
-
-    size: the number of bytes of a reply. Returns the seconds that it took and all latencies.
-    """
+    """Let the clients send for `span` seconds; returns the seconds it took and all latencies."""
     if protocol == GRPC:
         return _drive_grpc(path, request, span, situation)
     if situation.clients > 1:

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
-from bench import histogram
 from bench.results import Goal, Results, describe_run, draw_bars, publish, short
 from e2e.harness import REPOSITORY, SYSTEM, Cluster, Object, connect, run, until
 from e2e.load.ledger import State
 from e2e.load.traffic import gated, judge_admitted
+from tests.support import histogram
 from tests.support.tables import Table
 
 CLIENTS = (2, 4, 8, 16)
@@ -147,7 +147,6 @@ def measure(bench: Bench, count: int, rounds: int) -> Results:
     injected = {clients: bench.results[True, clients] for clients in CLIENTS}
     states = sum((each.states for each in injected.values()), Counter[State]())
     incomplete = states[State.UNCHANGED] + states[State.PARTIAL]
-
     rows = [["", "pods", "pods a second"]]
     rows[0] += [f"{key} {quantile}" for key in HISTOGRAMS for quantile in ("p50", "p99")]
     for clients in CLIENTS:
@@ -188,14 +187,12 @@ def measure(bench: Bench, count: int, rounds: int) -> Results:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.cluster", description=__doc__.splitlines()[0])
-    parser.add_argument("--pods", type=int, default=500, help="for each number of clients")
-    parser.add_argument("--rounds", type=int, default=4, help="turns of each kind")
     parser.add_argument("--docs", action="store_true", help="also write the documentation")
     options = parser.parse_args()
     with prepared() as bench:
         version = json.loads(bench.cluster.kubectl("version", "-o", "json").stdout)
         introduction = describe_run(f"Kubernetes {version['serverVersion']['gitVersion']}")
-        results = measure(bench, options.pods, options.rounds)
+        results = measure(bench, 500, 4)
     publish("benchmarks-cluster", introduction, results, docs=options.docs)
     return 0
 

@@ -34,10 +34,8 @@ def describe_run(version: str) -> str:
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
     line = f"{time.strftime('%Y-%m-%d', time.gmtime())}, {machine}, {version}."
     if (load := os.getloadavg()[0]) > 0.5:
-        line += (
-            f" The machine was busy: its load average was {load:.1f} at the start."
-            " Rates and p99 suffer from that, ratios less, CPU times least."
-        )
+        line += f" The machine was busy: its load average was {load:.1f} at the start."
+        line += " Rates and p99 suffer from that, ratios less, CPU times least."
     return line
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,11 +70,15 @@ print(json.dumps(usage))
 
 
 def run(
-    *words: str, stdin: str | None = None, check: bool = True, timeout: float = 120
+    *words: str,
+    stdin: str | None = None,
+    check: bool = True,
+    timeout: float = 120,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program; with `check`, a failure is an AssertionError with its error output."""
     done = subprocess.run(
-        words, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
+        words, input=stdin, capture_output=True, text=True, timeout=timeout, check=False, env=env
     )
     if check and done.returncode:
         raise AssertionError(f"{' '.join(words)} ended with {done.returncode}:\n{done.stderr}")
@@ -407,3 +411,16 @@ def bare_pod(name: str, image: str, annotations: dict[str, str], **container_fie
     metadata = {"name": name, "labels": {"app": name}, "annotations": annotations}
     spec = {"containers": [target], "terminationGracePeriodSeconds": 1}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def switch_injection(cluster: Cluster, namespace: str, *, on: bool) -> None:
+    """Switch injection on or off in a namespace, and wait until that is effective."""
+    label = "asya.sh/injection-" if on else "asya.sh/injection=disabled"
+    cluster.kubectl("label", "namespace", namespace, label)
+    probe = bare_pod("probe", cluster.model_image, {"asya.sh/handler": "handlers.echo"})
+    words = ["-n", namespace, "--dry-run=server", "-o", "yaml"]
+
+    def is_effective() -> bool:
+        return ("asya.sh/injected" in cluster.create(probe, *words).stdout) == on
+
+    until("the label to be effective", is_effective)

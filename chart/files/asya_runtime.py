@@ -73,15 +73,19 @@ try:
         import _struct
         import _thread
         import atexit
+        import enum
         import fcntl
         import gc
         import importlib
+        import marshal
         import re
         import resource
         import select
         import stat
         import traceback
+        from functools import partial
         from importlib.machinery import PathFinder
+        from itertools import repeat
         from json import encoder as json_encoder
         from json.decoder import JSONDecodeError, JSONDecoder
 finally:
@@ -101,6 +105,7 @@ if TYPE_CHECKING:
     Decode = Callable[["Message"], object]
     Encode = Callable[["Message"], Bytes]
     Answer = Callable[["Message"], Bytes]
+    AnswerAll = Callable[["Batch"], list[Bytes]]
     Conversation = Generator[None, None, None]
 else:
     # User code may replace functions of modules, and builtins: below, these names are copies
@@ -111,6 +116,7 @@ else:
 
 MODULES, MAX_FLOAT = sys.modules, sys.float_info.max
 getrecursionlimit, setrecursionlimit = sys.getrecursionlimit, sys.setrecursionlimit
+current_frames = sys._current_frames
 CLEAR_ENDS_GENERATORS = sys.version_info < (3, 13)  # frame.clear() does
 OWN_MODULES = {name: sys.modules[name] for name in set(sys.modules) - PRELOADED}
 
@@ -174,7 +180,7 @@ def get_attribute(thing: object, name: str) -> "Any":
 
 
 EXIT_CONFIG = 78  # EX_CONFIG: a setting, the socket path or the handler is wrong
-EXIT_BROKEN = 75  # EX_TEMPFAIL: user code has closed descriptors of the server
+EXIT_BROKEN = 75  # EX_TEMPFAIL: a call does not end, or descriptors of the server are closed
 EXIT_POISONED = 70  # EX_SOFTWARE: the GPU context is lost; only a new process helps
 
 # --- Settings: one table, read once
@@ -203,10 +209,12 @@ def make_integer_parser(low: int, high: int) -> "Callable[[str], Any]":
     return make_parser("a whole number from %d to %d" % (low, high), "[0-9]{1,20}", int, low, high)
 
 
-def make_seconds_parser(rule: str, low: float) -> "Callable[[str], Any]":
-    """Return a parser for finite seconds from `low`; `rule` says that in words."""
+def make_seconds_parser(
+    rule: str, low: float, high: float = sys.float_info.max
+) -> "Callable[[str], Any]":
+    """Return a parser for finite seconds from `low` to `high`; `rule` says that in words."""
     number = r"(?i)[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
-    return make_parser("a number of seconds, " + rule, number, float, low, sys.float_info.max)
+    return make_parser("a number of seconds, " + rule, number, float, low, high)
 
 
 def parse_path(text: str) -> str:
@@ -243,7 +251,10 @@ SETTINGS: "tuple[tuple[str, str, Callable[[str], object]], ...]" = (
     ("ASYA_CONCURRENCY", "1", make_integer_parser(1, 1024)),
     ("ASYA_MAX_MESSAGE_SIZE", "4294967295", make_integer_parser(1, 4294967295)),
     ("ASYA_READ_TIMEOUT", "60", make_seconds_parser("above 0", 5e-324)),
-    ("ASYA_JSON", "stdlib", make_parser("stdlib, orjson or auto", "stdlib|orjson|auto")),
+    ("ASYA_JSON", "auto", make_parser("stdlib, orjson or auto", "stdlib|orjson|auto")),
+    ("ASYA_BATCH_SIZE", "1", make_integer_parser(1, 1024)),
+    ("ASYA_BATCH_WAIT", "0", make_seconds_parser("at least 0", 0)),
+    ("ASYA_HANDLER_DEADLINE", "0", make_seconds_parser("at least 0", 0)),
 )
 
 
@@ -278,31 +289,59 @@ class Message:
     the next part.
     """
 
-    __slots__ = ("body", "reply", "result")
+    __slots__ = ("arrived", "body", "connection", "reply", "result")
     body: "Bytes | None"  # as received
     result: "Any"  # what the handler returned
-    reply: "Bytes | None"  # built by a worker
+    reply: "Bytes | None"  # for messages in the queue
 
-    def __init__(self) -> None:
+    def __init__(self, connection: "Any" = None) -> None:
+        self.connection = connection  # None where the message is not in the queue
         self.body = self.result = self.reply = None
+        self.arrived = 0.0  # in the queue
 
 
 class State:
     """The state of the process, shared by signals, answers and the server."""
 
-    __slots__ = ("forked", "poisoned", "stopping", "wake")
+    __slots__ = (
+        "batch_limit",
+        "exit_code",
+        "exit_reason",
+        "forked",
+        "json",
+        "limited_at",
+        "stopping",
+        "wake",
+    )
 
     def __init__(self) -> None:
+        self.batch_limit = 1024  # messages that fit into memory together, by what has failed
+        self.limited_at = 0.0  # when the limit was set
         self.stopping = False  # SIGTERM or SIGINT was received
-        self.poisoned = False  # the GPU context is lost
+        self.exit_reason = ""  # for the log, after the answers
+        self.exit_code = 0  # the process has to be restarted: no call is made any more
         self.forked = False  # this is a child process that user code forked
         self.wake: "Action | None" = None  # interrupts the server's wait; None before it serves
+        self.json = ""  # which library, and why
+
+
+LOG_LIMIT = 20000  # characters
+# What a terminal or a reader of logs would act on: controls, and marks that reverse text
+CONTROLS = {
+    number: "\\u%04x" % number
+    for marks in ((0, 32), (127, 160), (0x2028, 0x202F), (0x2066, 0x206A))
+    for number in range(*marks)
+}
 
 
 def log(text: str) -> None:
-    """Write one line to fd 2: user code may have replaced or closed `sys.stderr`."""
+    """Write one line to fd 2: user code may have replaced or closed `sys.stderr`.
+
+    Further lines are indented, so that no text of others passes for a line of its own.
+    """
+    lines = [line.translate(CONTROLS) for line in text[:LOG_LIMIT].split("\n")]
     try:
-        os.write(2, ("asya_runtime: %s\n" % text).encode("utf-8", "backslashreplace"))
+        os.write(2, ("asya_runtime: %s\n" % "\n  ".join(lines)).encode("utf-8", "backslashreplace"))
     except OSError:
         pass  # nobody reads it
 
@@ -317,7 +356,7 @@ CODES: "dict[str, tuple[str, int | None]]" = {
     "invalid_json": ("fatal", None),
     "connection_error": ("fatal", None),
 }
-MESSAGE_LIMIT = 2000
+MESSAGE_LIMIT, KIND_LIMIT = 2000, 200  # characters of a text, and of the name of a class
 FRAME_LIMIT = 4294967295
 # Built while there is memory, for when nothing else can be built.
 OUT_OF_MEMORY = (
@@ -336,6 +375,7 @@ UNPRINTABLE = (
 
 if not IS_PROBE:
     escape = json_encoder.encode_basestring_ascii
+CONTROLS_IN_REPLIES = {number: CONTROLS[number] for number in CONTROLS if number not in (9, 10)}
 
 
 def error_reply(
@@ -350,7 +390,7 @@ def error_reply(
         "error": code,
         "message": clean(message[:MESSAGE_LIMIT])[:MESSAGE_LIMIT],
     }
-    fields.update(type=clean(kind), severity=severity or usual)
+    fields.update(type=clean(kind[:KIND_LIMIT]), severity=severity or usual)
     parts = ['"%s":%s' % (name, escape(value)) for name, value in fields.items() if value]
     if retry_after is not None:
         parts.append('"retry_after":%r' % retry_after)
@@ -358,12 +398,15 @@ def error_reply(
 
 
 def clean(text: str) -> str:
-    """Join pairs of surrogates and replace lone ones: strict parsers reject them."""
+    """Join pairs of surrogates and replace lone ones: strict parsers reject them.
+
+    Escape controls except tabs and line ends: clients write the text to terminals and logs.
+    """
     try:
         text.encode("utf-8")
-        return text
     except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text.translate(CONTROLS_IN_REPLIES)
 
 
 def describe(code: str, error: BaseException, prefix: str = "") -> bytes:
@@ -390,12 +433,70 @@ def get_text(error: BaseException) -> str:
 
 # --- JSON
 
+ORJSON_SINCE = (3, 9, 15)  # older ones crash on a message that is nested deeply
+DEEP = 40  # levels of a small result; orjson 3.12 and 3.13 corrupt memory from 1,000 nested tuples
+GC_PAUSE = 65536  # bytes of a message that is decoded without collecting garbage in between
+SEARCH_TIME = 1.0  # seconds for finding the value that is not JSON-serializable
+KEY_LIMIT, PLACE_LIMIT = 60, 1500  # characters of a key, and of a whole path, in an error
+# As marshal writes them
+INFINITY, MINUS_INFINITY = b"\0\0\0\0\0\0\xf0\x7f", b"\0\0\0\0\0\0\xf0\xff"
+DIGITS = b" " * 46 + b". " + b"0" * 10 + b" " * 198  # a table for translate()
+LARGE_INTEGER = b" " + b"0" * 19
 
-def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
+
+def choose_json(choice: str) -> "tuple[Any, str]":
+    """Return orjson, or None for the standard library; and what the start line says about it.
+
+    `auto` takes orjson if it is installed and keeps the contract.
+    """
+    if choice == "stdlib":
+        return None, "standard library"
+    # orjson crashes where memory is refused. A setting that limits memory belongs here too
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    if choice == "auto" and limits != [resource.RLIM_INFINITY] * 2:
+        return None, "standard library, because memory is limited"
+    try:
+        orjson = import_orjson()
+        option = get_orjson_option(orjson)
+        version = tuple(map(int, re.findall("[0-9]+", orjson.__version__)[:3]))
+        if orjson.loads(orjson.dumps([1], None, option)) != [1]:
+            raise ValueError
+    except Exception:  # also a file of that name that is something else
+        reason, fix = "orjson is not installed", "install it"
+    else:
+        if version >= ORJSON_SINCE:
+            return orjson, "orjson %s" % orjson.__version__
+        reason = "orjson %s is too old" % str(orjson.__version__)[:20]
+        fix = "install %d.%d.%d or newer" % ORJSON_SINCE
+    if choice == "auto":
+        return None, "standard library, because " + reason
+    raise StartupError("ASYA_JSON=orjson: %s; %s or set ASYA_JSON=auto" % (reason, fix))
+
+
+def import_orjson() -> "Any":
+    """Import it with the standard library before the files of user code: it crashes on those."""
+    path, before = sys.path[:], set(MODULES)
+    sys.path[:] = LIBRARY + path
+    try:
+        return importlib.import_module("orjson")
+    finally:
+        sys.path[:] = path
+        own = [n for n in set(MODULES) - before if n.partition(".")[0] != "orjson"]
+        OWN_MODULES.update((name, MODULES[name]) for name in own)
+        unload_shadowed(own)
+
+
+def get_orjson_option(orjson: "Any") -> int:
+    """Return the option that leaves to `simplify` what orjson would write in its own way."""
+    option: int = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS
+    return option | orjson.OPT_PASSTHROUGH_DATETIME  # type: ignore[no-any-return]
+
+
+def make_codec(orjson: "Any", threads: bool) -> "tuple[Decode, Encode, Encode]":
     """Return `decode(message)`, `encode(message)` and the latter for large messages.
 
     `decode` consumes the body and returns the request. `encode` consumes the result and returns
-    the complete success reply.
+    the complete success reply. `orjson`: that module, or None for the standard library.
     """
 
     def reject_constant(word: str) -> object:
@@ -406,47 +507,73 @@ def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
             raise ValueError("integer of %d digits" % len(digits))
         return int(digits)
 
-    def reject(value: object) -> object:
-        raise TypeError("Object of type %s is not JSON serializable" % type(value).__name__)
+    def parse_float(text: str) -> float:
+        number = float(text)
+        if number - number:  # infinity
+            raise OverflowError
+        return number
 
     # Early 3.9 and 3.10 have no limit, and need time quadratic in the number of digits
     parse_int = None if hasattr(sys, "set_int_max_str_digits") else parse_integer
-    decoder = JSONDecoder(parse_constant=reject_constant, parse_int=parse_int)
-    scan = decoder.scan_once  # type: ignore[attr-defined]
+    # Calling a function for each float doubles the time of many; searching all for infinity
+    # afterwards costs more where there are few
+    scan_many, scan_few = (
+        JSONDecoder(
+            parse_constant=reject_constant, parse_int=parse_int, parse_float=parse
+        ).scan_once  # type: ignore[attr-defined]
+        for parse in (None, parse_float)
+    )
     form = (None, ":", ",", False, False, False)
     parents: "dict[int, object]" = {}  # of the value being encoded: detects circular references
     c_make_encoder = get_attribute(json_encoder, "c_make_encoder")
     make_chunks: "Callable[[object, int], Iterable[str]]"
     if not c_make_encoder:  # an interpreter without the accelerator
-        make_chunks = json_encoder.JSONEncoder(separators=(",", ":"), allow_nan=False).iterencode  # type: ignore[assignment]
+        make_chunks = json_encoder.JSONEncoder(  # type: ignore[assignment]
+            separators=(",", ":"), allow_nan=False, default=simplify
+        ).iterencode
     elif threads:
 
         def make_chunks(value: object, level: int) -> "Iterable[str]":
-            return c_make_encoder({}, reject, escape, *form)(value, 0)  # type: ignore[no-any-return]
+            return c_make_encoder({}, simplify, escape, *form)(value, 0)  # type: ignore[no-any-return]
 
     else:
-        make_chunks = c_make_encoder(parents, reject, escape, *form)
+        make_chunks = c_make_encoder(parents, simplify, escape, *form)
+
+    def scan_from(text: str, start: int, scan: "Callable[[str, int], tuple[object, int]]") -> "Any":
+        try:
+            return scan(text, start)
+        except StopIteration as stop:
+            raise JSONDecodeError("Expecting value", text, stop.value) from None
 
     @bound_recursion
     def decode(message: Message) -> object:
         body: "Any" = message.body
+        size = len(body)
+        if size >= GC_PAUSE and gc.isenabled():
+            body = None  # its memory may be needed
+            return run_without_collection(decode, message)
         text = str(body, "utf-8")
-        if len(body) > POOLED_BUFFER:
+        if size > POOLED_BUFFER:
             message.body = body = None
+        many = "." in text and is_mostly_digits(text)
+        scan = scan_many if many else scan_few
         try:
-            value, end = scan(text, 0)
-        except StopIteration:
-            start = 0
-            while text[start : start + 1] in (" ", "\t", "\r", "\n"):
-                start += 1
             try:
-                value, end = scan(text, start)
-            except StopIteration as stop:
-                raise JSONDecodeError("Expecting value", text, stop.value) from None
+                value, end = scan(text, 0)
+            except StopIteration:
+                value, end = scan_from(text, find_text(text, 0), scan)
+        except OverflowError:
+            many = True
+            value, end = scan_from(text, find_text(text, 0), scan_many)
         if end != len(text):
-            rest = text[end:].lstrip(" \t\r\n")
-            if rest:
-                raise JSONDecodeError("Extra data", text, len(text) - len(rest))
+            end = find_text(text, end)
+            if end != len(text):
+                raise JSONDecodeError("Extra data", text, end)
+        if many and may_hold_infinity(value):
+            place, colon, what = find_unencodable(value).rpartition(": ")
+            if colon:
+                place = " at " + place.lstrip(".") if what in ("inf", "-inf") else ""
+                raise ValueError("number too large for a double" + place)
         return value
 
     @bound_recursion
@@ -471,7 +598,7 @@ def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
             long.append(text)
             return "\0"  # never part of JSON
 
-        encode_outline = c_make_encoder({}, reject, defer, *form)
+        encode_outline = c_make_encoder({}, simplify, defer, *form)
         outline = "".join(encode_outline({"status": "ok", "result": message.result}, 0)).split("\0")
         message.result = TAKEN
         reply = bytearray()
@@ -485,55 +612,105 @@ def make_codec(choice: str, threads: bool) -> "tuple[Decode, Encode, Encode]":
                 reply += b'"'
         return reply
 
+    if orjson is None:
+        return decode, encode, encode_large if c_make_encoder else encode
+    dumps, loads, option = orjson.dumps, orjson.loads, get_orjson_option(orjson)
+
     @bound_recursion
     def encode_orjson(message: Message) -> bytes:
+        left = count_down_parts(message.result, 64)
+        if left == DEEP_RESULT:
+            return encode(message)
         try:
-            reply: bytes = dumps({"status": "ok", "result": message.result}, None, option)
+            reply: bytes = dumps({"status": "ok", "result": message.result}, simplify, option)
         except TypeError:
             return encode(message)  # large integers, other keys; or it raises the right error
         # orjson writes NaN as null: where there may be one, the standard library decides
-        if count_down_parts(message.result, 64) >= 0 or reply.rfind(b"null") < 0:  # faster than in
+        if left >= 0 or reply.rfind(b"null") < 0:  # faster than in
             return reply
         return encode(message)
 
     def decode_orjson(message: Message) -> object:
-        return loads(message.body)  # type: ignore[arg-type]
+        body: "Any" = message.body
+        if len(body) >= GC_PAUSE and gc.isenabled():
+            return run_without_collection(decode_orjson, message)
+        try:
+            value = loads(body)
+        except ValueError:
+            return decode(message)  # lone surrogates, deep nesting; or it raises the right error
+        if type(body) is bytes and b"00" not in body[::9].translate(DIGITS):
+            return value  # as below, for most messages
+        # orjson makes floats of large integers: the standard library decides
+        return decode(message) if may_hold_large_integer(body) else value
 
-    standard = (decode, encode, encode_large if c_make_encoder else encode)
-    if choice == "stdlib":
-        return standard
-    try:
-        import orjson  # type: ignore[import-not-found, unused-ignore]
-
-        dumps, loads = orjson.dumps, orjson.loads
-        option = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS
-        option |= orjson.OPT_PASSTHROUGH_DATETIME
-    except Exception:  # also a file of that name that is something else
-        if choice == "auto":
-            return standard
-        reason = "ASYA_JSON=orjson: orjson is not installed; install it or set ASYA_JSON=auto"
-        raise StartupError(reason) from None
     return decode_orjson, encode_orjson, encode_orjson
 
 
 OWN_ERRORS = (ValueError, TypeError, RecursionError, OverflowError, MemoryError)
 MAX_RETRIES = 3  # of decoding and encoding, after exceptions of user code from outside
 TAKEN = GeneratorExit  # in the place of a result that has been encoded; it is not JSON
+LARGE_RESULT, DEEP_RESULT = -1, -2
 
 
-def count_down_parts(value: object, budget: int) -> int:
-    """Return what is left of `budget` after all parts of a value; negative for a float.
+def run_without_collection(decode: "Decode", message: Message) -> object:
+    """Decode without collecting garbage: there is none, and the search takes most of the time."""
+    try:
+        gc.disable()
+        return decode(message)
+    finally:
+        gc.enable()
 
-    Also negative when the budget is used up: the answer would cost more than it saves.
+
+def may_hold_infinity(value: "Any") -> bool:
+    """Whether there may be an infinite float in a value of JSON's types; seldom wrong."""
+    try:
+        data = marshal.dumps(value, 2)  # faster than any other walk through it
+    except ValueError:  # nested too deeply
+        return True
+    return INFINITY in data or MINUS_INFINITY in data
+
+
+def is_mostly_digits(text: str) -> bool:
+    """Whether most of a sample of the characters are digits."""
+    sample = text[::61]
+    return len(sample.encode().translate(None, b"0123456789")) * 2 < len(sample)
+
+
+def find_text(text: str, start: int) -> int:
+    """Return the position of the first character that is not white space in JSON."""
+    while text[start : start + 64].strip(" \t\r\n") == "" and start < len(text):
+        start += 64
+    rest = text[start : start + 64]
+    return min(start + len(rest) - len(rest.lstrip(" \t\r\n")), len(text))
+
+
+def may_hold_large_integer(body: "Bytes") -> bool:
+    """Whether a message may have an integer of 19 digits: only those exceed 64 bits."""
+    for at in range(0, len(body), PIECE):
+        piece = bytes(body[at : at + PIECE + 20])
+        # Of every 9th byte, 19 digits hold two in a row: most messages need no closer look
+        if b"00" in piece[::9].translate(DIGITS) and LARGE_INTEGER in piece.translate(DIGITS):
+            return True
+    return False
+
+
+def count_down_parts(value: "Any", budget: int, level: int = 0) -> int:
+    """Return what is left of `budget` after all parts of a result.
+
+    LARGE_RESULT when the budget is used up, because the answer would cost more than it saves, and
+    for floats and all that is not JSON's. DEEP_RESULT when it is nested too deeply for orjson.
     """
     budget -= 1
-    if type(value) is dict or type(value) is list:
-        for item in value.values() if type(value) is dict else value:
+    kind = type(value)
+    if kind is dict or kind is list or kind is tuple:
+        if level > DEEP:
+            return DEEP_RESULT
+        for item in value.values() if kind is dict else value:
             if budget < 0:
-                return -1
-            budget = count_down_parts(item, budget)
+                return budget
+            budget = count_down_parts(item, budget, level + 1)
         return budget
-    return budget if value is None or type(value) in (str, int, bool) else -1
+    return budget if value is None or kind is str or kind is int or kind is bool else LARGE_RESULT
 
 
 def bound_recursion(function: "Callable[[Any], T]") -> "Callable[[Any], T]":
@@ -554,35 +731,147 @@ def bound_recursion(function: "Callable[[Any], T]") -> "Callable[[Any], T]":
     return call
 
 
-def find_unencodable(value: object, parents: "tuple[int, ...]" = ()) -> str:
+def simplify(value: "Any") -> object:
+    """Return what to write for a value that is not of JSON's own types. Raises TypeError for most.
+
+    Frameworks are not imported: their values are known by their methods, and the classes of the
+    standard library by their names.
+    """
+    kind = type(value)
+    for base, copy in BASES:  # orjson passes on subclasses of these, such as named tuples
+        if issubclass(kind, base):
+            return copy(value)
+    if issubclass(kind, (bytes, bytearray, memoryview)):
+        raise unfit(value)
+    if issubclass(kind, enum.Enum):
+        return value.value
+    if callable(get_attribute(kind, "model_dump")):
+        return value.model_dump(mode="json")
+    fields = get_attribute(kind, "__dataclass_fields__")
+    if type(fields) is dict:
+        own = [n for n, field in fields.items() if repr(field._field_type) == "_FIELD"]
+        return {name: getattr(value, name) for name in own}
+    if callable(get_attribute(kind, "tolist")):
+        items = None if holds_dates(get_attribute(value, "dtype")) else value.tolist()
+        if type(items) is kind or items is None:
+            raise unfit(value)
+        return items
+    for base in get_bases(kind):
+        form = FORMS.get("%s.%s" % (str(base.__module__).partition(".")[0], base.__name__))
+        if form is not None:
+            text = form(value)
+            if text is None:
+                break
+            return text
+    raise unfit(value)
+
+
+def unfit(value: object) -> TypeError:
+    """Return the error for a value that has no JSON."""
+    return TypeError("Object of type %s is not JSON serializable" % type(value).__name__)
+
+
+def copy_dict(value: "Any") -> "dict[object, object]":
+    """Return the items of a subclass of dict, which may have its own."""
+    items = list(value.items())
+    result = dict(items)
+    if len(result) != len(items):
+        raise TypeError  # the standard library writes all of them
+    return result
+
+
+def holds_dates(dtype: "Any") -> bool:
+    """Whether a dtype of NumPy or pandas is of dates or durations: a list has them as integers."""
+    parts = get_attribute(dtype, "fields") or {}
+    base = get_attribute(dtype, "base")
+    return (
+        get_attribute(dtype, "kind") in ("M", "m")
+        or any(holds_dates(part[0]) for part in parts.values())
+        or (base is not dtype and holds_dates(base))
+    )
+
+
+def find_unencodable(value: object) -> str:
     """Name the first value that is not JSON-serializable, by its path: `.items[3].score: nan`."""
-    if value is None or isinstance(value, (str, int)):
+    latest = time.monotonic() + SEARCH_TIME
+
+    def find(value: "Any", parents: "tuple[int, ...]") -> str:
+        if value is None or isinstance(value, (str, int)):
+            return ""
+        if isinstance(value, float):
+            return "" if value - value == 0 else ": %r" % value
+        if id(value) in parents:
+            return ": contains itself"
+        if len(parents) >= 400:
+            return ": nested too deeply"
+        parents += (id(value),)
+        if isinstance(value, dict):
+            form, items = ".%s", value.items()
+        elif isinstance(value, (list, tuple)):
+            form, items = "[%s]", enumerate(value)  # type: ignore[assignment]
+        else:
+            try:
+                simple = simplify(value)
+            except TypeError:
+                return ": " + name_class(type(value))
+            return find(simple, parents)
+        for key, item in items:
+            if key is not None and not isinstance(key, (str, int, float)):
+                return ": key of type " + name_class(type(key))
+            late = time.monotonic() > latest
+            found = ": not found before it in %g s" % SEARCH_TIME if late else find(item, parents)
+            if found:
+                return form % show_key(key) + found
         return ""
-    if isinstance(value, float):
-        return "" if value - value == 0 else ": %r" % value
-    if id(value) in parents:
-        return ": contains itself"
-    if len(parents) >= 400:
-        return ": nested too deeply"
-    if isinstance(value, dict):
-        form, items = ".%s", value.items()
-    elif isinstance(value, (list, tuple)):
-        form, items = "[%s]", enumerate(value)  # type: ignore[assignment]
-    else:
-        return ": " + name_class(type(value))
-    for key, item in items:
-        if key is not None and not isinstance(key, (str, int, float)):
-            return ": key of type " + name_class(type(key))
-        found = find_unencodable(item, parents + (id(value),))
-        if found:
-            return form % (key,) + found
-    return ""
+
+    path, colon, what = find(value, ()).rpartition(": ")
+    if len(path) > PLACE_LIMIT:
+        path = path[: PLACE_LIMIT // 2] + "..." + path[-PLACE_LIMIT // 2 :]
+    return path + colon + what
+
+
+def show_key(key: object) -> str:
+    """Return a key of a dict or list for an error: it may be of a payload."""
+    text = str.__str__(key) if isinstance(key, str) else "%s" % key
+    return text[:KEY_LIMIT].translate(CONTROLS) + ("..." if len(text) > KEY_LIMIT else "")
 
 
 def name_class(kind: type) -> str:
     """Return the name of a class with its module, unless that is builtins: `numpy.bool`."""
-    module = kind.__module__
-    return kind.__name__ if module == "builtins" else "%s.%s" % (module, kind.__qualname__)
+    module, name = kind.__module__, kind.__qualname__
+    return (name if module == "builtins" else "%s.%s" % (module, name))[:KIND_LIMIT]
+
+
+get_bases: "Callable[[type], tuple[type, ...]]" = type.__dict__["__mro__"].__get__
+ALL = slice(None)
+BASES: "tuple[tuple[type, Callable[[Any], Any]], ...]" = (
+    (str, str.__str__),
+    (int, int.__int__),
+    (float, float.__float__),
+    (list, lambda value: list.__getitem__(value, ALL)),
+    (tuple, lambda value: tuple.__getitem__(value, ALL)),
+    (dict, copy_dict),
+)
+
+
+def format_date(value: "Any") -> "str | None":
+    """Return a date or time in ISO 8601; None for pandas' NaT."""
+    return value.isoformat() if value == value else None
+
+
+def format_decimal(value: "Any") -> "str | None":
+    """Return a decimal number as text; None for NaN and infinity."""
+    return str(value) if value.is_finite() else None
+
+
+FORMS: "dict[str, Callable[[Any], str | None]]" = {
+    "datetime.datetime": format_date,
+    "datetime.date": format_date,
+    "datetime.time": format_date,
+    "uuid.UUID": str,
+    "decimal.Decimal": format_decimal,
+    "pathlib.PurePath": str,
+}
 
 
 # --- Memory errors: recognized by class name and text, without importing a framework
@@ -885,7 +1174,7 @@ def log_traceback(error: BaseException, title: str) -> None:
         else:  # it would take seconds
             lines = traceback.format_tb(trace)
             lines.append("%s: %s" % (type(error).__name__, get_text(error)[:MESSAGE_LIMIT]))
-        log(title + "\n" + "".join(lines)[-20000:].rstrip())
+        log(title + "\n" + "".join(lines)[-LOG_LIMIT // 2 :].rstrip())
     except BaseException:
         log(title + "; its traceback cannot be printed")
 
@@ -1015,10 +1304,11 @@ def find_flags(handler: object) -> int:
 class Caller:
     """How to call a handler of any form; see `make_caller`."""
 
-    __slots__ = ("call", "complete", "has_background_tasks", "run_until_readable")
+    __slots__ = ("call", "cancel", "complete", "has_background_tasks", "run_until_readable")
     call: "Call"
+    cancel: "Callable[[int], bool]"  # the coroutine that a thread waits for, if there is one
     complete: "Callable[[object], object]"
-    has_background_tasks: "Callable[[], bool]"
+    has_background_tasks: "Callable[[], bool] | None"  # None: there is no loop
     run_until_readable: "Callable[[int, float | None], None]"
 
 
@@ -1034,6 +1324,7 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
     lock = _thread.allocate_lock()
     calls: "_collections.deque[Action]" = _collections.deque()  # for the loop's own thread
     waker: "Waker | None" = None  # of that; the loop's own uses sockets, which may be replaced
+    tasks: "dict[int, Any]" = {}  # by the thread that waits for it
 
     def run_calls() -> None:
         waker.clear()  # type: ignore[union-attr]
@@ -1058,6 +1349,8 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             os.register_at_fork(after_in_child=waker.close)
             loop.add_reader(waker.reader, run_calls)
             start_thread(lambda: run_until(lambda: False, loop.run_forever))
+        if not threads:
+            caller.has_background_tasks = lambda: bool(asyncio.all_tasks(loop))
 
     def run_until(done: "Callable[[], bool]", run: "Callable[[], Any]") -> None:
         attempts = 0
@@ -1097,14 +1390,32 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         def begin() -> None:
             nonlocal task
             task = loop.create_task(deliver())  # the loop itself holds tasks only weakly
+            tasks[thread] = task
 
-        if waker is None:  # the loop of a thread of user code
-            loop.call_soon_threadsafe(begin)
-        else:
-            calls.append(begin)
-            waker.wake()
+        thread = _thread.get_ident()
+        call_soon(begin)
         done.acquire()
+        tasks.pop(thread, None)
         return outcome
+
+    def call_soon(action: "Action") -> None:
+        """Call a function on the loop, from another thread."""
+        if waker is None:  # the loop of a thread of user code, or of the main thread
+            loop.call_soon_threadsafe(action)
+        else:
+            calls.append(action)
+            waker.wake()
+
+    def cancel(thread: int) -> bool:
+        task = tasks.get(thread)
+        if task is None:
+            return False
+        for one in asyncio.all_tasks(loop):
+            stack = "".join(format_task(one))  # none of one that runs
+            if stack:
+                log("a task is here:\n%s" % stack[-5000:].rstrip())
+        call_soon(task.cancel)
+        return True
 
     def run(make: "Callable[[], object]") -> object:
         with lock:
@@ -1113,9 +1424,12 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         if threads or loop.is_running():
             result, error = run_in_thread(make)
         else:
-            task = loop.create_task(capture(make))
-            run_until(task.done, lambda: loop.run_until_complete(task))
-            result, error = task.result()
+            task = tasks[_thread.get_ident()] = loop.create_task(capture(make))
+            try:
+                run_until(task.done, lambda: loop.run_until_complete(task))
+                result, error = task.result()
+            finally:
+                tasks.clear()
         try:
             if error is not None:
                 raise error
@@ -1130,9 +1444,6 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         if has_method(result, "__await__") or has_method(result, "__anext__"):
             return run(lambda: result)
         return result
-
-    def has_background_tasks() -> bool:
-        return loop is not None and not threads and bool(asyncio.all_tasks(loop))
 
     def run_until_readable(fd: int, timeout: "float | None") -> None:
         event = loop.create_future()
@@ -1151,13 +1462,26 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
                 timer.cancel()
 
     caller = Caller()
-    caller.call, caller.complete = handler, complete
-    caller.has_background_tasks = has_background_tasks
+    caller.call, caller.complete, caller.cancel = handler, complete, cancel
+    caller.has_background_tasks = None
     caller.run_until_readable = run_until_readable
     if find_flags(handler) & (COROUTINE | ASYNC_GENERATOR):
         import_library("asyncio", open_loop)
         caller.call = lambda request: run(lambda: handler(request))
     return caller
+
+
+def format_task(task: "Any") -> "list[str]":
+    """Return the lines of a task's stack, down to where it waits."""
+    lines: "list[str]" = []
+    coroutine = task.get_coro()
+    while coroutine is not None and len(lines) < 100:
+        frame = get_attribute(coroutine, "cr_frame") or get_attribute(coroutine, "gi_frame")
+        if frame is not None and frame.f_globals is not globals():
+            lines += traceback.format_stack(frame, 1)
+        following = get_attribute(coroutine, "cr_await")
+        coroutine = following or get_attribute(coroutine, "gi_yieldfrom")
+    return lines
 
 
 def has_method(thing: object, name: str) -> bool:
@@ -1204,27 +1528,74 @@ def make_answer(
     watch_call: "Callable[[Caller], Call]",
     classify: "Callable[[BaseException], str]",
     state: State,
-) -> "Answer":
-    """Return the function that turns a message into its reply and never raises."""
+) -> "tuple[Answer, AnswerAll]":
+    """Return `answer(message)` and `answer_all(batch)`.
+
+    They return the replies and never raise.
+    """
     decode, encode, encode_large = codec
     detection, metadata = settings.enable_oom_detection, settings.include_metadata
     call, complete = watch_call(caller), caller.complete
     no_memory = OUT_OF_MEMORY if detection else UNPRINTABLE
 
-    def fail(error: BaseException, step: str, message: Message) -> "tuple[bytes, str]":
+    def read(message: Message) -> "Request":
+        """Decode a message and check its form. An exception from outside is no error of it."""
+        request: "Any" = None
+        retries = 0
+        while request is None:
+            try:
+                request = decode(message)
+                break
+            except OWN_ERRORS:
+                raise
+            except BaseException:
+                retries += 1
+                if retries > MAX_RETRIES:
+                    raise ValueError("the message cannot be decoded") from None
+        if not isinstance(request, dict):
+            raise ValueError("the message is not a JSON object")
+        if not isinstance(request.get("payload"), dict):
+            raise ValueError('the message has no "payload" that is an object')
+        return request if metadata else {"payload": request["payload"]}
+
+    def write(message: Message, build: "Encode") -> "Bytes":
+        """Encode the result of a message."""
+        reply: "Any" = None
+        retries = 0
+        while reply is None:
+            try:
+                reply = build(message)
+            except OWN_ERRORS:
+                raise
+            except BaseException:
+                retries += 1
+                if retries > MAX_RETRIES:
+                    raise
+        return reply  # type: ignore[no-any-return]
+
+    def check_size(reply: "Bytes") -> None:
+        if len(reply) > FRAME_LIMIT:
+            raise OverflowError("reply of %d bytes exceeds the frame limit" % len(reply))
+
+    def fail(
+        error: BaseException, step: str, message: Message, retried: int = 0
+    ) -> "tuple[bytes, str]":
         """Build the error reply; after a memory error release what the failed call holds."""
         reply, kind = UNPRINTABLE, ""
         try:
             is_own = isinstance(error, OWN_ERRORS) and not isinstance(error, MemoryError)
             if step == "decode" and is_own:
                 return describe("invalid_json", error), ""
-            unfit = step == "encode" and not isinstance(error, MemoryError)
+            unfit = step == "encode" and is_own
             prefix = explain_unencodable(message) if unfit else ""
             kind = classify(error)
             code = kind if kind in CODES else "processing_error"
             reply = describe(code, error, "" if kind else prefix)
             if kind in CODES:
                 log("%s: %s" % (code, type(error).__name__))
+            elif retried and kind != "sticky":
+                text = "a call with %d messages failed: %s; trying smaller calls"
+                log(text % (retried, type(error).__name__))
             else:
                 log_traceback(error, prefix or "the handler failed")
         except MemoryError:
@@ -1250,35 +1621,29 @@ def make_answer(
         """Make the next call possible, or end the process if none can succeed."""
         if kind == "sticky":
             log("the GPU context of this process is lost; exiting after this reply")
-            state.poisoned = True
+            state.exit_code = EXIT_POISONED
             return
         gc.collect()
         if settings.cuda_cleanup_on_oom:
             empty_caches()
 
+    def end(message: Message, kind: str) -> None:
+        """Release what a message held; after a memory error, where its exception is gone."""
+        message.body = message.result = None
+        if kind:
+            try:
+                recover(kind)
+            except BaseException as error:
+                log_traceback(error, "releasing memory failed")
+
     def answer(message: Message) -> "Bytes":
-        if state.poisoned:
+        if state.exit_code:
             return RESTARTING
-        kind, step, retries = "", "decode", 0
+        kind, step = "", "decode"
         request: "Any" = None
         try:
             build = encode if len(message.body) < LARGE else encode_large  # type: ignore[arg-type]
-            while request is None:
-                try:
-                    request = decode(message)
-                    break
-                except OWN_ERRORS:
-                    raise
-                except BaseException:
-                    retries += 1
-                    if retries > MAX_RETRIES:
-                        raise ValueError("the message cannot be decoded") from None
-            if not isinstance(request, dict):
-                raise ValueError("the message is not a JSON object")
-            if not isinstance(request.get("payload"), dict):
-                raise ValueError('the message has no "payload" that is an object')
-            if not metadata:
-                request = {"payload": request["payload"]}
+            request = read(message)
             step = "call"
             result = call(request)
             request = None  # its memory may be needed for the reply
@@ -1288,36 +1653,133 @@ def make_answer(
                 exit_child(None)
             message.result, result = result, None
             step = "encode"
-            reply: "Any" = None
-            while reply is None:
-                try:
-                    reply = build(message)
-                except OWN_ERRORS:
-                    raise
-                except BaseException:
-                    retries += 1
-                    if retries > MAX_RETRIES:
-                        raise
+            reply = write(message, build)
             step = "send"
-            if len(reply) > FRAME_LIMIT:
-                raise OverflowError("reply of %d bytes exceeds the frame limit" % len(reply))
+            check_size(reply)
         except BaseException as error:  # SystemExit and KeyboardInterrupt are answered too
             if state.forked:
                 exit_child(error)
             reply, kind = fail(error, step, message)
             request = result = None
-        message.body = message.result = None
-        if kind:  # here, where the exception is gone
-            try:
-                recover(kind)
-            except BaseException as error:
-                log_traceback(error, "releasing memory failed")
-        return reply  # type: ignore[no-any-return]
+        if kind:
+            end(message, kind)
+        else:
+            message.body = message.result = None
+        return reply
 
-    return answer
+    def answer_all(batch: "Batch") -> "list[Bytes]":
+        if settings.batch_size == 1:
+            return [answer(message) for message in batch.messages]
+        replies: "dict[Message, Bytes]" = {}
+        groups, fitted, failed = [batch.messages], 0, False
+        while groups:
+            group = groups.pop(0)
+            kind = answer_group(group, replies, batch)
+            rest = [message for message in group if message not in replies]
+            if rest:  # to be tried again, in smaller calls
+                half = (len(rest) + 1) // 2
+                groups[:0] = [rest[:half], rest[half:]] if half < len(rest) else [rest]
+                failed = failed or kind in CODES
+            elif not kind:
+                fitted = max(fitted, len(group))
+        if failed and fitted:
+            state.batch_limit, state.limited_at = fitted, time.monotonic()
+        return [replies[message] for message in batch.messages]
+
+    def answer_group(
+        group: "list[Message]", replies: "dict[Message, Bytes]", batch: "Batch"
+    ) -> str:
+        """Answer messages by one call; none of them, if smaller calls are to be tried.
+
+        Return the kind of a memory error of the call, or "".
+        """
+        calls: "list[Message]" = []
+        requests: "Any" = []
+        results: "Any" = None
+        for message in group:
+            body = message.body  # needed again if the call fails
+            try:
+                if state.exit_code:
+                    replies[message] = RESTARTING
+                    continue
+                requests.append(read(message))
+                calls.append(message)
+                message.body = body if len(group) > 1 else None
+            except BaseException as error:
+                replies[message], kind = fail(error, "decode", message)
+                end(message, kind)
+        body = None
+        if not calls:
+            return ""
+        kind = ""
+        try:
+            results = list_results(complete(call(requests)), len(calls))
+            requests = None
+            if state.forked:
+                exit_child(None)
+        except BaseException as error:
+            if state.forked:
+                exit_child(error)
+            is_final = isinstance(error, UnfitResults) or has_verdict(error)
+            is_final = is_final or len(calls) == 1 or batch.is_late
+            reply, kind = fail(error, "call", calls[0], 0 if is_final else len(calls))
+            if is_final or kind == "sticky":
+                replies.update((message, reply) for message in calls)
+            requests = results = None
+        if results is None:
+            for message in calls:
+                if message in replies:
+                    end(message, "")
+            end(Message(), kind)
+            return kind
+        for at, message in enumerate(calls):
+            message.result, results[at] = results[at], None
+            kind = ""
+            try:
+                step = "call"
+                if isinstance(message.result, BaseException):
+                    error_of_one, message.result = message.result, None
+                    raise error_of_one
+                step = "encode"
+                replies[message] = write(message, encode)
+                step = "send"
+                check_size(replies[message])
+            except BaseException as error:
+                replies[message], kind = fail(error, step, message)
+                error_of_one = None
+            end(message, kind)
+        return ""
+
+    return answer, answer_all
+
+
+class UnfitResults(Exception):  # noqa: N818
+    """What a handler returned for several messages is not one result for each."""
+
+
+def list_results(results: "Any", count: int) -> "list[Any]":
+    """Return the results of a batch as a new list. Raises UnfitResults."""
+    if type(results) not in PLAIN:
+        to_list = get_attribute(results, "tolist")  # of arrays, without importing their package
+        results = to_list() if callable(to_list) else results
+    if not isinstance(results, (list, tuple)):
+        text = "the handler returned %s for %d messages; return a list with one result for each"
+        raise UnfitResults(text % (name_class(type(results)), count))
+    if len(results) != count:
+        text = "the handler returned %d results for %d messages; return one for each, in order"
+        raise UnfitResults(text % (len(results), count))
+    return list(results)
+
+
+def has_verdict(error: BaseException) -> bool:
+    """Whether an exception says itself how severe it is."""
+    severity = get_attribute(error, "severity")
+    return isinstance(severity, str) and severity in ("recoverable", "fatal")
 
 
 # --- Socket file: it exists if and only if the handler serves
+
+LOCK_TIME = 10.0  # seconds to wait for the directory's lock, which is held for milliseconds
 
 
 class SocketFile:
@@ -1369,13 +1831,39 @@ def open_listener(path: str, mode: int) -> SocketFile:
     def run_locked(action: "Action") -> None:
         """Run under the directory's lock, so that nobody acts between a check and its change."""
         try:
-            fcntl.flock(directory, fcntl.LOCK_EX)
+            lock()
             try:
                 action()
             finally:
                 fcntl.flock(directory, fcntl.LOCK_UN)
         except OSError as error:
             raise StartupError("socket %s: %s" % (path, error.strerror or error)) from None
+
+    def lock() -> None:
+        latest = time.monotonic() + LOCK_TIME
+        while True:
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > latest:
+                    reason = "another process has held the lock (flock) of %s for %g s; end it"
+                    raise StartupError(reason % (folder, LOCK_TIME)) from None
+            time.sleep(0.02)
+
+    def bind() -> None:
+        """Bind with the right mode: chmod afterwards would follow a link put in its place."""
+        before = os.umask(0o777 & ~mode)
+        try:
+            listener.bind(make_address(temporary))
+        finally:
+            os.umask(before)
+        found = get_status(temporary).st_mode
+        if not stat.S_ISSOCK(found):
+            raise StartupError("%s/%s was replaced by another process" % (folder, temporary))
+        if stat.S_IMODE(found) != mode:
+            reason = "%s gets the mode %04o, not %04o: the directory has a default ACL"
+            log(reason % (path, stat.S_IMODE(found), mode))
 
     def claim() -> None:
         clear(name)
@@ -1385,8 +1873,7 @@ def open_listener(path: str, mode: int) -> SocketFile:
                     clear(entry)  # left by a start that was killed
                 except (OSError, StartupError):
                     pass  # another start is in progress
-        listener.bind(make_address(temporary))
-        os.chmod(temporary, mode, dir_fd=directory)
+        bind()
         listener.listen(1024)
         listener.setblocking(False)
 
@@ -1408,7 +1895,11 @@ def open_listener(path: str, mode: int) -> SocketFile:
         close_quietly(listener.close)
         close_quietly(lambda: os.close(directory))
 
-    run_locked(claim)
+    try:
+        run_locked(claim)
+    except StartupError:
+        close()
+        raise
     claimed = get_status(temporary)
     os.register_at_fork(after_in_child=close)
     file = SocketFile()
@@ -1459,14 +1950,18 @@ def try_to_connect(address: str) -> None:
 # --- Signals, and warnings about slow calls: one thread
 
 LONGEST_WAIT = 86400.0  # seconds; more than a timeout of the system may be is an error there
+if not IS_PROBE:
+    TERM, INT = int(_signal.SIGTERM), int(_signal.SIGINT)
 
 
 class Watch:
     """What `start_watch` offers."""
 
-    __slots__ = ("install", "is_installed", "watch_call")
+    __slots__ = ("enforce_deadline", "install", "on_signal", "wake", "watch_call")
+    wake: "Action"  # let it look at the deadlines
+    enforce_deadline: "Callable[[], float] | None"  # the seconds until it is to be called again
     install: "Action"  # the signal handlers, again after user code has replaced them
-    is_installed: "Callable[[], bool]"
+    on_signal: "Callable[[int, object], None]"  # is such a handler
     watch_call: "Callable[[Caller], Call]"  # warn while a call runs over the limit
 
 
@@ -1481,7 +1976,10 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
     running: "dict[object, float]" = {}  # when each call began
     received = {"thread": 0, "main": 0}  # each signal arrives on both ways
     masks: "dict[int, set[int]]" = {}  # of the threads that fork now
-    signals = (_signal.SIGTERM, _signal.SIGINT)
+    signals = (TERM, INT)
+    main_thread = _thread.get_ident()
+    result = Watch()
+    result.enforce_deadline = None
 
     def on_signal(way: str, number: int) -> None:
         received[way] += 1
@@ -1498,6 +1996,8 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
 
     def install() -> None:
         nonlocal reader, writer, is_open
+        if _thread.get_ident() != main_thread:
+            return  # that one hangs
         if not is_open():
             reader, writer = os.pipe()
             os.set_blocking(reader, False)
@@ -1506,11 +2006,6 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
         _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in signals:  # on both ways: user code may take the wake-up fd
             _signal.signal(number, on_signal_in_python)
-
-    def is_installed() -> bool:
-        first, second = signals
-        getsignal = _signal.getsignal
-        return getsignal(first) is on_signal_in_python is getsignal(second)
 
     def before_fork() -> None:  # the child has a copy of our pipe: its signals would be ours
         masks[_thread.get_ident()] = _signal.pthread_sigmask(_signal.SIG_BLOCK, signals)
@@ -1543,6 +2038,8 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
                     log("the handler is still running after %.3g s" % (now - began))
             due = [calls[key] + limit - now for key in calls if key not in warned]
             pause = min(LONGEST_WAIT, *due, limit) if limit else LONGEST_WAIT
+            if result.enforce_deadline is not None:
+                pause = min(pause, result.enforce_deadline())
             poll = select.poll()
             poll.register(reader, select.POLLIN)
             for _, event in poll.poll(1000 * pause + 1):
@@ -1560,6 +2057,9 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
             except BaseException as error:
                 log_traceback(error, "the watch over signals and slow calls failed")
                 time.sleep(1)
+
+    def wake() -> None:
+        os.write(writer, b"\0")
 
     def watch_call(caller: Caller) -> "Call":
         def watched_call(request: "Request") -> object:
@@ -1581,18 +2081,21 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
         start_thread(watch_forever)
     except RuntimeError as error:
         log("cannot watch signals and slow calls while C code runs: %s" % error)
-    result = Watch()
-    result.install, result.is_installed, result.watch_call = install, is_installed, watch_call
+    result.install, result.watch_call = install, watch_call
+    result.on_signal, result.wake = on_signal_in_python, wake
     return result
 
 
 # --- Connections
 
-IDLE, READ, WRITE, NOW, WORKER, CLOSED = range(6)  # what a connection waits for; see Connection
+IDLE, READ, WRITE, NOW, REPLY, CALL, CLOSED = range(
+    7
+)  # what a connection waits for; see Connection
 FIRST_BUFFER = 65536  # size of the first buffer for what is larger than ASYA_CHUNK_SIZE
 POOLED_BUFFER = 4194304  # buffers up to this size are used again
 PIECE = 1048576  # a buffer doubles, by at most this: the allocator would keep larger ones
 LARGE = 16777216  # replies to messages of this size are built with little memory
+NO_SIGNAL = _socket.MSG_NOSIGNAL
 PEER_IS_GONE = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.ENOTSOCK, errno.ENOTCONN)
 MAX_INTERRUPTIONS = 1000  # of one message by exceptions from outside
 
@@ -1602,12 +2105,18 @@ class Connection:
 
     __slots__ = (
         "conversation",
+        "count",
         "fd",
+        "frame",
+        "is_muted",
         "message",
+        "messages",
         "new_until",
+        "received",
         "resume",
         "settled",
         "sock",
+        "turn",
         "waits_for",
     )
     conversation: "Conversation"
@@ -1616,16 +2125,31 @@ class Connection:
     def __init__(self, sock: "Socket") -> None:
         self.sock = sock
         self.fd = sock.fileno()
-        self.message = Message()
+        self.message = Message(self)  # in work where it is read, or by CALL
+        self.messages: "list[Message]" = []  # in the queue, or answered and not yet sent
+        self.received: "bytes | None" = None  # and not yet looked at
+        self.frame: "Bytes" = b""  # to be sent now
+        self.count = 0  # bytes that the last system call has moved, not yet added up
         # IDLE: the next message. READ: the rest of one. WRITE: the peer to read its reply.
-        # NOW: the turn of the others. WORKER: `message.reply`
+        # NOW: the turn of the others. REPLY: one of `messages`. CALL: the reply to `message`
         self.waits_for = IDLE
         self.settled = IDLE  # what the server has prepared for
+        self.is_muted = False  # it is not polled, because it waits for something else
+        self.turn = 0  # when it was heard of last, in rounds of the server
         self.new_until = time.monotonic() + GRACE  # until then, or its first reply, it stays
 
 
 class BrokenStream(Exception):  # noqa: N818
-    """The stream ended or stalled inside a frame: where the next one begins is unknown."""
+    """The stream ended or stalled inside a frame, as its text says; or it ended, without text."""
+
+
+def keep_result(connection: Connection, name: str, results: "Iterator[Any]") -> "Action":
+    """Return a function that stores the next of `results` as an attribute of the connection.
+
+    The system call behind it and the storing are one step in C: an exception that user code
+    raises from outside cannot come in between and take away what the call has returned.
+    """
+    return map(setattr, repeat(connection), repeat(name), results).__next__
 
 
 def serve_connection(
@@ -1633,83 +2157,116 @@ def serve_connection(
     settings: Settings,
     buffer_pool: "list[bytearray]",
     answer: "Answer | None",
+    queue: "Queue | None",
 ) -> "Conversation":
     """Serve one connection from accept to close; yield when `connection.waits_for` something.
 
-    Without `answer`, a worker builds the reply to `connection.message`. The pool holds one
-    receive buffer for all connections: a new one would have to be zeroed and paged in.
+    With a queue, messages go there and are replied to in their order when they have their
+    replies. Without one, `answer` is called here; without that, the server is asked for the reply
+    to `connection.message`, so that nothing of it runs here. The pool holds one receive buffer for
+    all connections: a new one would have to be zeroed and paged in.
 
     User code can raise an exception here at any call. So state changes in single steps after a
-    call, and the result of a system call that moves bytes is kept by `extend`, in C, where no
-    exception can take it away. After an exception the loop goes on from this state.
+    call, and `keep_result` keeps what system calls return. After an exception the loop goes on
+    from this state.
     """
     sock, message = connection.sock, connection.message
     no_memory = OUT_OF_MEMORY if settings.enable_oom_detection else UNPRINTABLE
     limit = settings.max_message_size
     prefix = _struct.Struct(">I")
     pack, unpack = prefix.pack, prefix.unpack_from
-    recv, recv_into, send, sendmsg = sock.recv, sock.recv_into, sock.send, sock.sendmsg
-    sizes, flags = (settings.chunk_size,), (_socket.MSG_NOSIGNAL,)
-    held = b""  # received, and not yet part of a message in work
-    arrived: "list[bytes]" = []  # received, and not yet in `held`
+    chunk = settings.chunk_size if queue is None else queue.chunk
+    receive = keep_result(connection, "received", map(sock.recv, repeat(chunk)))
+    frames = map(getattr, repeat(connection), repeat("frame"))
+    move = partial(keep_result, connection, "count")
+    transmit = move(map(sock.send, frames, repeat(NO_SIGNAL)))
+    held, start = b"", 0  # received; from `start` not yet part of a message in work
     got, size = -1, 0  # of a message that is larger than `held`, while `got` is not negative
     buffer: "bytearray | None" = None  # for it; None: its bytes are discarded
-    keep: "bytearray | None" = None  # the buffer, to be used again
+    keep: "bytearray | None" = None  # the buffer of `message`, to be used again
     asked = False  # `message` is in work
-    reply: "Any" = None  # to be sent
-    counts: "list[int]" = []  # of bytes sent of it, or received of the larger message
+    added: "Message | None" = None  # is on its way into the queue
+    head: "bytes | None" = None  # the prefix of a reply and the reply itself if that is small,
+    tail: "Bytes" = b""  # else the reply
+    sent = replied = 0  # bytes of these; messages that they reply to
+    end: "BrokenStream | None" = None  # of the stream, while messages are in the queue
     interruptions = 0
     while True:
         try:
             while True:
-                if reply is None and not asked:
+                if queue is not None and head is None:
+                    messages = connection.messages
+                    if added is not None:
+                        if not messages or messages[-1] is not added:
+                            messages.append(added)
+                        queue.add(added)
+                        added = None
+                    if messages and messages[0].reply is not None:
+                        head, tail, replied = join_replies(messages, pack)
+                    elif end is not None and not messages:
+                        raise end
+                    elif end is not None or not queue.has_room(connection):
+                        connection.waits_for = REPLY
+                        yield
+                        continue
+                if head is None and not asked:
                     if got < 0:
-                        if len(held) < 4:
-                            if not arrived:
-                                connection.waits_for = READ if held else IDLE
+                        if len(held) < start + 4:
+                            if connection.received is None:
+                                connection.waits_for = READ if len(held) > start else IDLE
                                 yield
+                                if queue is not None and has_reply(connection):
+                                    continue
                                 try:
-                                    arrived.extend(map(recv, sizes))
+                                    receive()
                                 except BlockingIOError as error:
                                     if error.errno is None:  # not of the system
                                         raise
                                     continue
-                            data = arrived[0]
+                            data: "Any" = connection.received
                             if not data:
-                                if held:
-                                    raise BrokenStream("connection closed inside a length prefix")
-                                return
-                            held, arrived = held + data if held else data, []
+                                text = "connection closed inside a length prefix"
+                                raise BrokenStream(text if len(held) > start else "")
+                            if len(held) > start:
+                                data = held[start:] + data
+                            held, start, connection.received = data, 0, None
                             if len(held) < 4:
                                 continue
-                        size = unpack(held)[0]
-                        if size + 4 <= len(held) and size <= limit:
-                            message.body = held[4 : size + 4]
-                            held, asked = held[size + 4 :], True
+                        size = unpack(held, start)[0]
+                        following = start + 4 + size
+                        if following <= len(held) and size <= limit:
+                            if queue is not None:
+                                new = Message(connection)
+                                new.body = held[start + 4 : following]
+                                start, added = following, new
+                                continue
+                            message.body = held[start + 4 : following]
+                            start, asked = following, True
                         else:
                             buffer = None
                             if size <= limit:
-                                buffer = (
-                                    buffer_pool.pop() if buffer_pool else bytearray(FIRST_BUFFER)
-                                )
-                                buffer[: len(held) - 4] = held[4:]
-                            got, held = min(size, len(held) - 4), held[size + 4 :]
+                                pooled = buffer_pool if queue is None else []
+                                buffer = pooled.pop() if pooled else bytearray(FIRST_BUFFER)
+                                buffer[: len(held) - start - 4] = held[start + 4 :]
+                            rest = held[following:]
+                            got, held, start = min(size, len(held) - start - 4), rest, 0
                     while 0 <= got < size:
                         try:
-                            if counts:
-                                pass  # an exception came in between
+                            if connection.count:
+                                pass  # kept when an exception came in between
                             elif buffer is None:
-                                counts.extend(map(len, map(recv, (min(size - got, FIRST_BUFFER),))))
+                                most = min(size - got, FIRST_BUFFER)
+                                move(map(len, map(sock.recv, (most,))))()
                             else:
                                 if got == len(buffer):
                                     more = min(max(got, FIRST_BUFFER), PIECE, size - got)
                                     buffer.extend(bytes(more))
                                 with memoryview(buffer) as view:
-                                    counts.extend(map(recv_into, (view[got:size],)))
-                            if not counts[0]:
+                                    move(map(sock.recv_into, (view[got:size],)))()
+                            if not connection.count:
                                 text = "connection closed after %d of %d bytes" % (got, size)
                                 raise BrokenStream(text)
-                            got, counts = got + counts[0], []
+                            got, connection.count = got + connection.count, 0
                         except BlockingIOError as error:
                             if error.errno is None:
                                 raise
@@ -1718,60 +2275,89 @@ def serve_connection(
                         if got < size:
                             connection.waits_for = READ
                             yield
-                    if got >= 0:
-                        if buffer is not None:
+                            if queue is not None and has_reply(connection):
+                                break
+                    if got >= size:
+                        reply: "Bytes | None" = None
+                        if buffer is None:
+                            reply = no_memory
+                            if size > limit:
+                                text = "message of %d bytes exceeds the limit of %d bytes"
+                                reply = error_reply("connection_error", text % (size, limit))
+                        if queue is not None:
+                            new = Message(connection)
+                            new.reply = reply
+                            if buffer is not None:
+                                new.body = memoryview(buffer)[:size]
+                            buffer, got, added = None, -1, new
+                        elif reply is not None:
+                            head, tail, got = pack(len(reply)) + reply, b"", -1
+                        elif buffer is not None:
                             message.body = memoryview(buffer)[:size]
                             keep = buffer if len(buffer) <= POOLED_BUFFER else None
                             buffer, got, asked = None, -1, True  # a large one can then be freed
-                        elif size > limit:
-                            text = "message of %d bytes exceeds the limit of %d bytes"
-                            reply = error_reply("connection_error", text % (size, limit))
-                            got = -1
-                        else:
-                            reply, got = no_memory, -1
+                    if head is None and not asked:
+                        continue
                 if asked:
                     if answer is not None:
                         reply = answer(message)
                     else:
-                        while message.reply is None:
-                            connection.waits_for = WORKER
-                            yield
-                        reply, message.reply = message.reply, None
-                    asked = False
+                        connection.waits_for = CALL
+                        yield
+                        reply = message.reply or UNPRINTABLE  # an exception came in between
+                        message.reply = None
+                    if len(reply) < FIRST_BUFFER:
+                        head, tail, asked = pack(len(reply)) + reply, b"", False
+                    else:  # too large to copy
+                        head, tail, asked = pack(len(reply)), reply, False
+                    reply = None
                     if keep is not None:
                         message.body = None
                         buffer_pool[:] = [keep]
                         keep = None
-                total = len(reply) + 4
-                while True:
-                    sent = sum(counts)
-                    if sent == total:
-                        break
+                total = len(head) + len(tail)  # type: ignore[arg-type]
+                while sent < total:
                     try:
-                        if sent >= 4:
-                            counts.extend(map(send, (memoryview(reply)[sent - 4 :],), flags))
-                        elif total <= FIRST_BUFFER and not sent:
-                            counts.extend(map(send, (pack(total - 4) + reply,), flags))
-                        else:  # too large to copy
-                            parts = (pack(total - 4)[sent:], reply)
-                            counts.extend(map(sendmsg, (parts,), ((),), flags))
-                        if sum(counts) == total:
+                        if connection.count:
+                            pass
+                        elif tail and sent < len(head):  # type: ignore[arg-type]
+                            both = (head[sent:], tail)  # type: ignore[index]
+                            move(map(sock.sendmsg, (both,), ((),), (NO_SIGNAL,)))()
+                            both = (b"", b"")
+                        else:
+                            if tail:
+                                connection.frame = memoryview(tail)[sent - len(head) :]  # type: ignore[arg-type]
+                            else:
+                                connection.frame = memoryview(head)[sent:] if sent else head  # type: ignore[assignment, arg-type]
+                            transmit()
+                        sent, connection.count = sent + connection.count, 0
+                        if sent == total:
                             break
                     except BlockingIOError as error:
                         if error.errno is None:
                             raise
                     connection.waits_for = WRITE
                     yield
-                reply, counts, interruptions, connection.new_until = None, [], 0, 0.0
-                if len(held) >= 4:
+                connection.frame = tail = b""
+                if queue is None:
+                    head, sent = None, 0
+                else:
+                    rest_of_them = connection.messages[replied:]
+                    head, sent, replied, connection.messages = None, 0, 0, rest_of_them
+                interruptions, connection.new_until = 0, 0.0
+                if len(held) >= start + 4:
                     connection.waits_for = NOW
                     yield
         except BrokenStream as error:
-            reply = error_reply("connection_error", str(error))
-            try:
-                send(pack(len(reply)) + reply, _socket.MSG_NOSIGNAL)
-            except OSError:
-                pass
+            if connection.messages:
+                end = error  # they are answered first
+                continue
+            if str(error):
+                reply = error_reply("connection_error", str(error))
+                try:
+                    sock.send(pack(len(reply)) + reply, NO_SIGNAL)
+                except OSError:
+                    pass
             return
         except BaseException as error:
             if connection.waits_for == CLOSED:
@@ -1779,15 +2365,43 @@ def serve_connection(
             if isinstance(error, OSError) and error.errno in PEER_IS_GONE:
                 return
             interruptions += 1
-            receiving = got < 0 and not asked and reply is None
+            receiving = got < 0 and not asked and head is None
             is_memory_error = receiving and type(error) is MemoryError
             if interruptions > (MAX_RETRIES if is_memory_error else MAX_INTERRUPTIONS):
                 raise
             log_traceback(error, "an exception arrived between calls; the server goes on")
-            if asked and answer is not None:
-                reply, asked = interrupted(error), False
-            elif type(error) is MemoryError and not counts and reply is not None:
-                reply = no_memory
+            if asked:
+                reply = interrupted(error)
+                head, tail, asked = pack(len(reply)) + reply, b"", False
+            elif (
+                type(error) is MemoryError
+                and head is not None
+                and replied < 2
+                and not (sent or connection.count)
+            ):
+                head, tail = pack(len(no_memory)) + no_memory, b""
+
+
+def has_reply(connection: Connection) -> bool:
+    """Whether the first message that is not yet answered has its reply."""
+    return bool(connection.messages) and connection.messages[0].reply is not None
+
+
+def join_replies(
+    messages: "list[Message]", pack: "Callable[[int], bytes]"
+) -> "tuple[bytes, Bytes, int]":
+    """Return the replies that can be sent, as `head`, `tail` and their number."""
+    parts: "list[bytes]" = []
+    space = FIRST_BUFFER
+    for message in messages:
+        reply: "Any" = message.reply
+        if reply is None or len(reply) > space:
+            break
+        space -= len(reply)
+        parts += pack(len(reply)), reply
+    if parts:
+        return b"".join(parts), b"", len(parts) // 2
+    return pack(len(reply)), reply, 1
 
 
 def interrupted(error: BaseException) -> bytes:
@@ -1796,6 +2410,331 @@ def interrupted(error: BaseException) -> bytes:
         return describe("processing_error", error)
     except BaseException:
         return UNPRINTABLE
+
+
+# --- Queue: messages that are not answered where they are read
+
+BATCH_PATIENCE = 0.02  # seconds that a batch waits for messages that are on their way
+REGROWTH = 60.0  # seconds without a memory error after which a batch may have twice as many
+
+
+class Batch:
+    """Messages that are answered together."""
+
+    __slots__ = ("is_begun", "is_late", "is_taken", "messages", "thread")
+
+    def __init__(self, messages: "list[Message]") -> None:
+        self.messages = messages
+        self.is_begun = False  # the handler may have seen them
+        self.is_late = False  # over the deadline: whatever it returns does not count
+        self.is_taken = False  # by the watch, which replies to it
+        self.thread = 0  # that answers it, with a deadline
+
+
+class Queue:
+    """Messages that wait for a call, and the calls that run, on up to `limit` threads.
+
+    With a limit of 1 they run on the main thread, in `submit`. An exception may arrive at any
+    point, so each batch is in `batches` until its replies are with the connections, and `claims`
+    says which thread answers it. `finished` has the answered ones; each is followed by `wake()`.
+    """
+
+    __slots__ = (
+        "answer",
+        "batches",
+        "chunk",
+        "claims",
+        "failed",
+        "finished",
+        "jobs",
+        "limit",
+        "quiet_since",
+        "size",
+        "stalled",
+        "state",
+        "threads",
+        "wait",
+        "waiting",
+        "wake",
+    )
+
+    def __init__(
+        self, settings: Settings, answer: "AnswerAll", wake: "Action", state: State
+    ) -> None:
+        self.answer, self.wake, self.state = answer, wake, state
+        self.limit, self.size = settings.concurrency, settings.batch_size
+        self.wait = settings.batch_wait
+        self.chunk = max(settings.chunk_size, FIRST_BUFFER if self.size > 1 else 0)
+        self.waiting: "dict[Message, None]" = {}  # in the order of their arrival
+        self.stalled: "dict[Connection, None]" = {}  # they wait for room here
+        self.batches: "dict[Batch, None]" = {}
+        self.claims: "dict[Batch, int]" = {}
+        self.jobs: "_queue.SimpleQueue[Batch]" = _queue.SimpleQueue()
+        self.finished: "_collections.deque[Batch]" = _collections.deque()
+        self.threads = 0
+        self.failed = False  # to start a thread, which is logged once
+        self.quiet_since = 0.0  # since when a batch could begin but for messages on their way
+
+    def has_room(self, connection: Connection) -> bool:
+        """Whether a connection may read one more message."""
+        if len(connection.messages) >= self.size:
+            return False
+        if self.size > 1 and len(self.waiting) >= self.size * self.limit:
+            self.stalled[connection] = None
+            return False
+        return True
+
+    def add(self, message: "Message") -> None:
+        """Let a message wait, unless it has its reply. May be repeated."""
+        if message.reply is None:
+            if self.wait:
+                message.arrived = time.monotonic()
+            self.waiting[message] = None
+
+    def get_delay(self, hurry: bool, on_their_way: bool) -> "float | None":
+        """Return the seconds until a batch is to begin; None: nothing waits, or no thread is free.
+
+        `on_their_way`: connections are inside a frame. `hurry`: nothing is waited for.
+        """
+        if not self.waiting or (self.size > 1 and len(self.batches) >= self.limit):
+            return None
+        if self.size > 1 and self.batches and not self.get_next():
+            return None
+        if hurry or len(self.waiting) >= min(self.size, self.state.batch_limit):
+            return 0.0
+        now = time.monotonic()
+        delay: float = next(iter(self.waiting)).arrived + self.wait - now
+        if on_their_way:
+            self.quiet_since = self.quiet_since or now
+            delay = max(delay, self.quiet_since + BATCH_PATIENCE - now)
+        return max(0.0, delay)
+
+    def get_next(self) -> "list[Message]":
+        """Return the messages of the next batch. A connection is in one batch at a time."""
+        running: "set[Connection]" = set()
+        if self.size > 1:
+            running.update(one.connection for batch in self.batches for one in batch.messages)
+        state, most = self.state, self.size
+        if most > 1:
+            while state.batch_limit < most and time.monotonic() > state.limited_at + REGROWTH:
+                state.batch_limit *= 2
+                state.limited_at += REGROWTH
+            most = min(most, state.batch_limit)
+        messages: "list[Message]" = []
+        for message in self.waiting:
+            if message.connection not in running:
+                messages.append(message)
+                if len(messages) == most:
+                    break
+        return messages
+
+    def submit(self) -> None:
+        """Begin a batch: here with a limit of 1, else on a thread."""
+        batch = Batch(self.get_next())
+        self.batches[batch] = None
+        for message in batch.messages:
+            self.waiting.pop(message, None)
+        self.quiet_since = 0.0
+        if self.limit == 1 or self.state.exit_code:
+            self.claims[batch] = _thread.get_ident()
+            self.finish(batch)
+            return
+        self.jobs.put(batch)
+        if self.threads < min(len(self.batches), self.limit):
+            try:
+                start_thread(self.work)
+                self.threads += 1
+            except RuntimeError as error:
+                if not self.failed:
+                    self.failed = True
+                    log("cannot start a worker thread, %d are running: %s" % (self.threads, error))
+                if not self.threads:
+                    self.answer_next()
+
+    def answer_next(self) -> None:
+        """Answer the next batch, unless another thread has it."""
+        batch = self.jobs.get()
+        own = _thread.get_ident()
+        if batch in self.batches and self.claims.setdefault(batch, own) == own:
+            self.finish(batch)
+
+    def finish(self, batch: Batch) -> None:
+        """Answer a batch. What an exception has interrupted is not begun again."""
+        replies: "list[Bytes]" = []
+        if not batch.is_begun:
+            batch.is_begun = True
+            replies = self.answer(batch)
+        _collections.deque(map(setattr, batch.messages, repeat("reply"), replies), 0)  # in one step
+        for message in batch.messages:
+            if message.reply is None:
+                message.reply = UNPRINTABLE
+        self.finished.append(batch)
+        if self.limit > 1:
+            self.wake()
+
+    def abandon(self) -> None:
+        """Answer here what no thread has begun: those there are may hang."""
+        own = _thread.get_ident()
+        for batch in list(self.batches):
+            if self.claims.setdefault(batch, own) == own and batch not in self.finished:
+                self.finish(batch)
+
+    def work(self) -> None:
+        """Answer messages until the process ends."""
+        own = _thread.get_ident()
+        while True:
+            try:
+                for batch in [one for one, thread in list(self.claims.items()) if thread == own]:
+                    if batch not in self.finished:
+                        self.finish(batch)
+                while True:
+                    self.answer_next()
+            except BaseException as error:
+                log_traceback(error, "an exception arrived between calls; the worker goes on")
+                self.resubmit()
+
+    def resubmit(self) -> None:
+        """Queue again what an exception may have kept from the threads."""
+        for batch in list(self.batches):
+            if batch not in self.claims:
+                self.jobs.put(batch)
+
+    def repair(self, connections: "Iterable[Connection]") -> None:
+        """Find again what an exception may have kept from the queue or from being finished."""
+        for batch in list(self.batches):
+            for message in batch.messages:
+                self.waiting.pop(message, None)
+            if self.limit == 1 and batch not in self.finished:
+                self.finish(batch)
+        known = {message for batch in self.batches for message in batch.messages}
+        for connection in connections:
+            for message in connection.messages:
+                if message not in known:
+                    self.add(message)
+        self.resubmit()
+
+    def release(self, batch: Batch) -> None:
+        """Forget a batch, whose replies are with the connections. May be repeated."""
+        self.batches.pop(batch, None)
+        self.claims.pop(batch, None)
+
+
+# --- Deadline
+
+CANCEL_PATIENCE = 1.0  # seconds in which a coroutine has to end after its cancellation
+MAX_LATE = 3  # calls over the deadline, one after the other, after which the process is restarted
+
+
+class Deadline:
+    """Calls that run, and how they end when they run too long."""
+
+    __slots__ = ("began", "late_in_a_row", "late_reply", "limit", "state")
+
+    def __init__(self, limit: float, state: State) -> None:
+        self.limit, self.state = limit, state
+        self.began: "dict[Batch, float]" = {}
+        self.late_in_a_row = 0
+        text = "the call ran longer than %g s, the deadline of ASYA_HANDLER_DEADLINE" % limit
+        kind = "HandlerDeadlineExceeded"
+        self.late_reply = error_reply("processing_error", text, kind, "recoverable", 1)
+
+    def run(self, batch: Batch, answer: "AnswerAll") -> "list[Bytes]":
+        """Return the replies to a batch; never, if the watch has taken it and replies itself."""
+        batch.thread = _thread.get_ident()
+        replies: "list[Bytes]" = []
+        try:
+            self.began[batch] = time.monotonic()
+            replies = answer(batch)
+        finally:
+            if self.began.pop(batch, None) is None and batch.is_taken:
+                park()
+        if not batch.is_late:
+            self.late_in_a_row = 0
+            return replies
+        self.late_in_a_row += 1
+        if self.late_in_a_row == MAX_LATE:
+            self.state.exit_reason = "%d calls in a row exceeded the deadline" % MAX_LATE
+            self.state.exit_code = EXIT_BROKEN
+        return [self.late_reply] * len(batch.messages)
+
+
+def make_enforce_deadline(
+    deadline: Deadline, caller: Caller, state: State, give_up_call: "Callable[[Batch], None]"
+) -> "Callable[[], float]":
+    """Return a function for the watch: end late calls, return the seconds until its next turn.
+
+    A coroutine is cancelled. Any other call cannot be ended: its messages are answered, and the
+    process ends with status 75, which `give_up_call` begins. Code that keeps the interpreter's
+    lock stops this thread too; then faulthandler, which is re-armed here as long as it runs, ends
+    the process after twice the deadline.
+    """
+    faulthandler = import_library("faulthandler", lambda module: module)
+    limit = deadline.limit
+    armed = 0.0  # until when
+
+    def enforce_deadline() -> float:
+        nonlocal armed
+        now = time.monotonic()
+        if now >= armed:
+            faulthandler.dump_traceback_later(2 * limit, exit=True, file=2)
+            armed = now + max(0.1, limit / 8)
+        nearest = armed
+        for batch, began in list(deadline.began.items()):
+            end = began + limit + (CANCEL_PATIENCE if batch.is_late else 0.0)
+            if now < end:
+                nearest = min(nearest, end)
+                continue
+            was_late, batch.is_late = batch.is_late, True
+            if not was_late and caller.cancel(batch.thread):
+                log("a call is cancelled, it runs longer than the deadline of %g s" % limit)
+            else:
+                take(batch)
+        return max(0.0, min(nearest - time.monotonic(), LONGEST_WAIT))
+
+    def take(batch: Batch) -> None:
+        batch.is_taken = True
+        if deadline.began.pop(batch, None) is None:
+            return  # it has just ended
+        state.exit_reason = "a call does not end within the deadline of %g s" % limit
+        for message in batch.messages:
+            message.reply = deadline.late_reply
+        state.exit_code = EXIT_BROKEN
+        give_up_call(batch)
+
+    return enforce_deadline
+
+
+def park() -> None:
+    """Keep a thread, for whose call another one replies, until the process ends."""
+    while True:
+        try:
+            time.sleep(LONGEST_WAIT)
+        except BaseException:
+            pass  # from outside
+
+
+def log_stacks() -> None:
+    """Log where each thread is."""
+    for thread, frame in current_frames().items():
+        stack = "".join(traceback.format_stack(frame))
+        log("thread %d is here:\n%s" % (thread, stack[-5000:].rstrip()))
+
+
+def exit_with_stacks(code: int, reason: str) -> None:
+    """Log why, and where each thread is; end the process, soon if nobody reads the log."""
+
+    def insist() -> None:
+        time.sleep(PATIENCE)
+        os._exit(code)
+
+    try:
+        start_thread(insist)
+        log(reason + "; exiting")
+        log_stacks()
+        flush_streams()
+    except BaseException:
+        pass
+    os._exit(code)
 
 
 # --- Server
@@ -1849,182 +2788,134 @@ def give_up(reason: str) -> None:
     os._exit(EXIT_BROKEN)
 
 
-class Workers:
-    """Up to `limit` threads that answer messages while the main thread moves bytes.
+class Server:
+    """What the parts of the server share, and what an exception may interrupt, until it is done."""
 
-    `finished` has the connections whose reply is ready; each is followed by `wake()`.
-    """
+    __slots__ = (
+        "answer_call",
+        "backlog_is_empty",
+        "connections",
+        "deadlines",
+        "leaving",
+        "patience",
+        "paused",
+        "poll",
+        "ready",
+        "waker",
+    )
 
-    __slots__ = ("answer", "failed", "finished", "jobs", "limit", "threads", "waiting", "wake")
+    answer_call: "Callable[[Connection], None]"  # with a deadline
 
-    def __init__(self, limit: int, answer: "Answer", wake: "Action") -> None:
-        self.limit, self.answer, self.wake = limit, answer, wake
-        self.waiting: "dict[int, Connection]" = {}  # by fd: no thread has their message yet
-        self.jobs: "_queue.SimpleQueue[int]" = _queue.SimpleQueue()
-        self.finished: "_collections.deque[Connection]" = _collections.deque()
-        self.threads = 0
-        self.failed = False  # to start a thread, which is logged once
+    def __init__(self, patience: float) -> None:
+        self.poll, self.waker = select.epoll(), Waker()
+        self.connections: "dict[int, Connection]" = {}  # by fd
+        self.deadlines: "dict[int, float]" = {}  # by fd: of what waits inside a frame
+        self.ready: "list[Connection]" = []  # they go on without an event
+        self.leaving: "set[int]" = set()  # fds; nothing more is read from them
+        self.patience = patience  # seconds that a peer may pause inside a frame
+        self.paused = 0.0  # when accepting goes on; 0: it is not paused
+        self.backlog_is_empty = False  # after the listener was shut down
 
-    def submit(self, connection: Connection, busy: int) -> None:
-        """Queue a message; start a thread while there are fewer than `busy`."""
-        self.waiting[connection.fd] = connection
-        self.jobs.put(connection.fd)
-        if self.threads < min(busy, self.limit):
-            try:
-                start_thread(self.work)
-                self.threads += 1
-            except RuntimeError as error:
-                if not self.failed:
-                    self.failed = True
-                    log("cannot start a worker thread, %d are running: %s" % (self.threads, error))
-                if not self.threads:
-                    self.work_once()
+    def listen(self, fd: int, interest: "int | None") -> None:
+        """Poll for events of a descriptor, or for none. May be repeated."""
+        try:
+            if interest is None:
+                self.poll.unregister(fd)
+            else:
+                self.poll.register(fd, interest)
+        except FileExistsError:
+            self.poll.modify(fd, interest or 0)
+        except FileNotFoundError:
+            pass
 
-    def resubmit(self) -> None:
-        """Queue again what an exception may have kept from the queue."""
-        for fd in list(self.waiting):
-            self.jobs.put(fd)
-
-    def work_once(self) -> None:
-        """Answer the next message, unless another thread has it."""
-        for connection in map(self.waiting.pop, (self.jobs.get(),), (None,)):
-            if connection is not None:
-                connection.message.reply = self.answer(connection.message)
-                self.finished.append(connection)
-                self.wake()
-
-    def work(self) -> None:
-        """Answer messages until the process ends."""
-        while True:
-            try:
-                self.work_once()
-            except BaseException as error:
-                log_traceback(error, "an exception arrived between calls; the worker goes on")
-                self.resubmit()
-
-
-def serve(
-    settings: Settings,
-    file: SocketFile,
-    answer: "Answer",
-    caller: Caller,
-    watch: Watch,
-    reserve_std_fds: "Action",
-    state: State,
-    set_exit_code: "Callable[[int], None]",
-) -> None:
-    """Serve until the process is to end; then answer what has arrived, and return.
-
-    All of it happens in `step`: wait for events, continue each connection that can go on with
-    `advance`, accept new ones, and close those whose deadline has passed. What an exception of
-    user code may interrupt is kept in the variables below until it is done; `repair` resumes.
-    """
-    listener, listening = file.listener, file.listener.fileno()
-    poll, waker = select.epoll(), Waker()
-    connections: "_collections.OrderedDict[int, Connection]" = _collections.OrderedDict()
-    accepted: "_collections.deque[Any]" = _collections.deque()  # not yet in `connections`
-    deadlines: "dict[int, float]" = {}  # by fd: of what waits inside a frame
-    ready: "list[Connection]" = []  # they go on without an event
-    busy: "set[int]" = set()  # a worker has, or gets, their message
-    leaving: "set[int]" = set()  # to make room; they are answered first
-    buffer_pool: "list[bytearray]" = []
-    patience = settings.read_timeout  # seconds that a peer may pause inside a frame
-    paused = 0.0  # when accepting goes on; 0: it is not paused
-    backlog_is_empty = False  # after the listener was shut down
-    draining = 0.0  # since when
-    is_damaged = False  # by an exception: `repair` is due
-    open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    limit = 1000 if open_files < 0 else min(1000, max(4, open_files // 2))
-    spare = os.dup(waker.reader)  # closed to accept where no descriptor is left; -1: in use
-
-    def close_all() -> None:
-        """Keep nothing open: in a forked child a dead runtime would seem alive."""
-        close_quietly(poll.close)
-        waker.close()
-        for connection in connections.values():
-            close_quietly(connection.sock.close)
-        if spare >= 0:
-            close_quietly(lambda: os.close(spare))
-
-    workers = None
-    if settings.concurrency > 1:
-        workers = Workers(settings.concurrency, answer, waker.wake)
-
-    def advance(connection: Connection) -> None:
+    def advance(self, connection: Connection) -> None:
         """Continue a connection until it waits again."""
         try:
             connection.resume(None)
+            while connection.waits_for == CALL:
+                self.answer_call(connection)
+                connection.resume(None)
         except BaseException as error:
             if connection.conversation.gi_frame is not None:  # type: ignore[attr-defined]
                 raise  # not of the conversation: it goes on
             if not isinstance(error, StopIteration):
                 log("closing a connection, which cannot be served: %s" % type(error).__name__)
-            close(connection)
+            self.close(connection)
             return
         if connection.waits_for or connection.settled:  # else: answered, and waits for the next
-            settle(connection)
+            self.settle(connection)
 
-    def listen(fd: int, interest: "int | None") -> None:
-        """Poll for events of a descriptor, or for none. May be repeated."""
-        try:
-            if interest is None:
-                poll.unregister(fd)
-            else:
-                poll.register(fd, interest)
-        except FileExistsError:
-            poll.modify(fd, interest or 0)
-        except FileNotFoundError:
-            pass
-
-    def settle(connection: Connection) -> None:
+    def settle(self, connection: Connection) -> None:
         """Prepare for what a connection waits for. May be repeated after an exception."""
         fd, before, waits_for = connection.fd, connection.settled, connection.waits_for
         if waits_for in (READ, WRITE):
-            deadlines[fd] = time.monotonic() + patience
+            self.deadlines[fd] = time.monotonic() + self.patience
         else:
-            deadlines.pop(fd, None)
-        if waits_for == WORKER and before != WORKER:
-            listen(fd, None)
-            busy.add(fd)
-            connection.settled = WORKER
-            workers.submit(connection, len(busy))  # type: ignore[union-attr]
-        elif waits_for != before:
-            if before == WORKER or WRITE in (waits_for, before):
-                listen(fd, select.EPOLLOUT if waits_for == WRITE else select.EPOLLIN)
-            busy.discard(fd)
+            self.deadlines.pop(fd, None)
+        if waits_for != before:
+            if connection.is_muted or WRITE in (waits_for, before):
+                self.listen(fd, select.EPOLLOUT if waits_for == WRITE else select.EPOLLIN)
+                connection.is_muted = False
             connection.settled = waits_for
         if waits_for == NOW:
-            ready.append(connection)
+            self.ready.append(connection)
 
-    def close(connection: Connection) -> None:
-        nonlocal paused, spare
+    def mute(self, connection: Connection) -> None:
+        """Poll a connection no more until it waits for something else."""
+        connection.is_muted = True
+        self.listen(connection.fd, None)
+
+    def close(self, connection: Connection) -> None:
+        """Close a connection, and make room for another."""
         fd = connection.fd
-        deadlines.pop(fd, None)
-        busy.discard(fd)
-        leaving.discard(fd)
-        connections.pop(fd, None)
+        self.deadlines.pop(fd, None)
+        self.leaving.discard(fd)
+        self.connections.pop(fd, None)
         connection.waits_for = CLOSED
         close_quietly(connection.sock.close)
-        if spare < 0:
-            try:
-                spare = os.dup(waker.reader)
-            except OSError:
-                pass
-        if paused:
-            paused = 0.0
-            listen(listening, select.EPOLLIN)
+        if self.paused:
+            self.paused = time.monotonic()  # now
 
-    def stop_reading(connection: Connection) -> None:
+    def stop_reading(self, connection: Connection) -> None:
         """Let the peer's next write fail; what is here can still be read, and is answered."""
-        leaving.add(connection.fd)
+        self.leaving.add(connection.fd)
         close_quietly(lambda: connection.sock.shutdown(_socket.SHUT_RD))
+
+    def expire(self, now: float, active: "Iterable[int]", seconds: float) -> None:
+        """Close what stalled inside a frame: late before a poll that brought nothing for it."""
+        late = [fd for fd in self.deadlines if self.deadlines[fd] <= now]
+        for connection in [self.connections[fd] for fd in late if fd not in active]:
+            if connection.waits_for == READ:  # inside a reply there is no place for another
+                text = "timed out after %g s in the middle of a frame" % seconds
+                try:
+                    connection.conversation.throw(BrokenStream(text))
+                    self.settle(connection)  # its other messages are answered first
+                    continue
+                except StopIteration:
+                    pass
+            self.close(connection)
+
+
+def make_accept(
+    server: Server,
+    listener: "Socket",
+    make_conversation: "Callable[[Connection], Conversation]",
+    reserve_std_fds: "Action",
+) -> "tuple[Action, Action, Action]":
+    """Return `accept()` of one connection, `add_accepted()` after an exception, and `close()`."""
+    accepted: "_collections.deque[Any]" = _collections.deque()  # not yet among the connections
+    connections, deadlines = server.connections, server.deadlines
+    accept_fd = _socket.socket._accept  # type: ignore[attr-defined]
+    open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    limit = 1000 if open_files < 0 else min(1000, max(4, open_files // 2))
+    spare = os.dup(server.waker.reader)  # closed to accept where no descriptor is left; -1: in use
 
     def make_room() -> bool:
         """Close the connection that has been quiet longest; return whether there is room now.
 
         Before it is closed, what it has sent is answered, and what it sends from now on fails.
         """
-        if leaving:
+        if server.leaving:
             return False
 
         def has_sent(connection: Connection) -> bool:
@@ -2034,48 +2925,59 @@ def serve(
                 return False
 
         now = time.monotonic()
-        idle = [one for one in connections.values() if one.waits_for == IDLE]
+        alone = [one for one in connections.values() if not one.messages]
+        idle = [one for one in alone if one.waits_for == IDLE]
         stalled = [
-            connections[fd]
-            for fd, deadline in deadlines.items()
-            if connections[fd].waits_for == READ and deadline - patience < now - PAUSE
+            one
+            for one in alone
+            if one.waits_for == READ and deadlines[one.fd] - server.patience < now - PAUSE
         ]
-        for connection in sorted(idle, key=has_sent)[:1] or stalled[:1]:
+        for connection in (
+            sorted(idle, key=lambda one: (has_sent(one), one.turn))[:1]
+            or sorted(stalled, key=lambda one: deadlines[one.fd])[:1]
+        ):
             if connection.new_until > now:
                 return False  # soon it may be closed; others have been quiet for less time
-            stop_reading(connection)
-            advance(connection)
-            return connection.fd not in leaving
+            server.stop_reading(connection)
+            server.advance(connection)
+            return connection.fd not in server.leaving
         return False
 
     def pause(seconds: float) -> None:
         """Stop accepting until a connection is closed, or the time is over."""
-        nonlocal paused
-        paused = time.monotonic() + seconds
-        listen(listening, None)
+        server.paused = time.monotonic() + seconds
+        server.listen(listener.fileno(), None)
 
     def accept() -> None:
-        """Accept one connection if there is room for it."""
-        nonlocal backlog_is_empty, spare
+        nonlocal spare
         if len(connections) >= limit and not make_room():
             pause(GRACE)
             return
+        if spare < 0:
+            try:
+                spare = os.dup(server.waker.reader)
+            except OSError:
+                pass
+        take_one()
+        add_accepted()
+
+    def take_one() -> None:
+        nonlocal spare
         try:
             accepted.extend(map(accept_fd, (listener,)))
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EINVAL):  # EINVAL: and the listener is shut down
-                backlog_is_empty = True
+                server.backlog_is_empty = True
             elif error.errno in NO_ROOM and spare >= 0:
                 os.close(spare)
-                spare = -1  # `close` opens another
-                accept()
+                spare = -1
+                take_one()
             elif error.errno in NO_ROOM:
                 if not make_room():
                     log("cannot accept a connection: %s" % error.strerror)
                     pause(PAUSE)
             elif error.errno is None:
                 raise
-        add_accepted()
 
     def add_accepted() -> None:
         while accepted:
@@ -2095,31 +2997,72 @@ def serve(
                     continue
                 sock.setblocking(False)  # always: user code may have set a default timeout
                 connection = Connection(sock)
-                connection.conversation = serve_connection(
-                    connection, settings, buffer_pool, answer if workers is None else None
-                )
+                connection.conversation = make_conversation(connection)
                 connection.resume = connection.conversation.send
                 connections[fd] = connection
-            listen(fd, select.EPOLLIN)
-            advance(connections[fd])
+            server.listen(fd, select.EPOLLIN)
+            server.advance(connections[fd])
             accepted.popleft()
 
-    def expire(now: float, active: "set[int]") -> None:
-        """Close what stalled inside a frame: late before a poll that brought nothing for it."""
-        for fd in [fd for fd in deadlines if deadlines[fd] <= now and fd not in active]:
-            connection = connections[fd]
-            if connection.waits_for == READ:  # inside a reply there is no place for another
-                text = "timed out after %g s in the middle of a frame" % settings.read_timeout
-                try:
-                    connection.conversation.throw(BrokenStream(text))
-                except StopIteration:
-                    pass
-            close(connection)
+    def close() -> None:
+        if spare >= 0:
+            close_quietly(lambda: os.close(spare))
+
+    return accept, add_accepted, close
+
+
+def serve(
+    settings: Settings,
+    file: SocketFile,
+    answers: "tuple[Answer, AnswerAll]",
+    caller: Caller,
+    watch: Watch,
+    reserve_std_fds: "Action",
+    state: State,
+    set_exit_code: "Callable[[int], None]",
+) -> None:
+    """Serve until the process is to end; then answer what has arrived, and return.
+
+    All of it happens in `step`: wait for events, continue each connection that can go on,
+    accept new ones, close those whose deadline has passed, begin a batch. After an exception of
+    user code `repair` resumes what it has interrupted.
+    """
+    listening, server = file.listener.fileno(), Server(settings.read_timeout)
+    connections, deadlines, ready = server.connections, server.deadlines, server.ready
+    poll, waker, advance = server.poll, server.waker, server.advance
+    buffer_pool: "list[bytearray]" = []
+    answer, answer_all = answers
+    queue: "Queue | None" = None
+    deadline: "Deadline | None" = None
+    answer_here: "Answer | None" = answer
+
+    def answer_batch(batch: Batch) -> "list[Bytes]":
+        return answer_all(batch) if deadline is None else deadline.run(batch, answer_all)
+
+    if settings.handler_deadline:
+        deadline, answer_here = Deadline(settings.handler_deadline, state), None
+    if settings.concurrency > 1 or settings.batch_size > 1:
+        queue = Queue(settings, answer_batch, waker.wake, state)
+    turn = 0  # of the loop
+    draining = 0.0  # since when
+    is_damaged = False  # by an exception: `repair` is due
+    getsignal, on_signal = _signal.getsignal, watch.on_signal
+
+    def make_conversation(connection: Connection) -> "Conversation":
+        return serve_connection(connection, settings, buffer_pool, answer_here, queue)
+
+    def answer_call(connection: Connection) -> None:
+        replies = answer_batch(Batch([connection.message]))
+        connection.message.reply = replies[0]
+
+    def is_receiving() -> bool:
+        """Whether a frame has begun and is not complete."""
+        return any(connections[fd].waits_for == READ for fd in deadlines)
 
     def wait(timeout: "float | None") -> "list[tuple[int, int]]":
         """Return events; run background tasks of user code while there are none."""
-        most = len(connections) + 2  # room for all of them, and no more
-        if not caller.has_background_tasks():
+        most = len(connections) + 2
+        if not caller.has_background_tasks():  # type: ignore[misc]
             return poll.poll(timeout, most)
         events = poll.poll(0, most)
         if not events and timeout != 0:
@@ -2129,88 +3072,148 @@ def serve(
 
     def step(timeout: "float | None") -> None:
         """Wait until something happens; give each connection that can go on one turn."""
-        nonlocal paused
-        if not watch.is_installed():
+        nonlocal turn
+        if getsignal(TERM) is not on_signal or getsignal(INT) is not on_signal:
             watch.install()
-        now = 0.0
-        if deadlines or paused:
+        turn += 1
+        now, turns = 0.0, ()  # type: float, tuple[Connection, ...]
+        if queue is not None:
+            delay = queue.get_delay(bool(draining), is_receiving())
+            if delay is not None:
+                timeout = delay if timeout is None else min(delay, timeout)
+        if deadlines or server.paused:
             now = time.monotonic()
             nearest = min(deadlines.values(), default=now + LONGEST_WAIT)
-            if paused:
-                nearest = min(nearest, paused)
-            timeout = max(0.0, min(nearest - now, LONGEST_WAIT, timeout or LONGEST_WAIT))
-        events = wait(0 if ready else timeout)
-        if deadlines and now:
-            expire(now, {fd for fd, _ in events})
-        if paused and paused <= now:
-            paused = 0.0
-            listen(listening, select.EPOLLIN)
-        turns = tuple(ready)
-        ready.clear()
-        for connection in turns:
-            if connections.get(connection.fd) is connection:
-                advance(connection)
+            if server.paused:
+                nearest = min(nearest, server.paused)
+            limit = LONGEST_WAIT if timeout is None else timeout
+            timeout = max(0.0, min(nearest - now, LONGEST_WAIT, limit))
+        if ready:
+            timeout, turns = 0, tuple(ready)
+        if caller.has_background_tasks is None:
+            events = poll.poll(timeout, len(connections) + 2)  # room for all, and no more
+        else:
+            events = wait(timeout)
+        if now:
+            if deadlines:
+                server.expire(now, {fd for fd, _ in events}, settings.read_timeout)
+            if server.paused and server.paused <= now:
+                server.paused = 0.0
+                server.listen(listening, select.EPOLLIN)
+        if turns:
+            ready.clear()
+            for connection in turns:
+                if connections.get(connection.fd) is connection:
+                    advance(connection)
         for fd, _ in events:
             if fd in connections:
-                connections.move_to_end(fd)
-                if connections[fd] not in turns:
-                    advance(connections[fd])
+                connection = connections[fd]
+                connection.turn = turn
+                if connection.waits_for == REPLY:
+                    server.mute(connection)
+                elif not turns or connection not in turns:
+                    advance(connection)
             elif fd == listening:
                 accept()
             elif fd == waker.reader:
                 waker.clear()
-        while workers is not None and workers.finished:
-            connection = workers.finished[0]
-            if connections.get(connection.fd) is connection:
-                advance(connection)
-            workers.finished.popleft()
+        if queue is not None:
+            run_queue(queue, bool(events or turns))
+
+    def run_queue(queue: Queue, is_more: bool) -> None:
+        """Deliver the replies of finished batches; begin the next ones."""
+        deliver(queue)
+        while queue.waiting:
+            if is_more and len(queue.waiting) < queue.size:
+                return  # look for more before a batch begins that is not full
+            if queue.get_delay(bool(draining), is_receiving()) != 0:
+                return
+            queue.submit()
+            ready.extend(queue.stalled)
+            queue.stalled.clear()
+            deliver(queue)
+            if queue.limit == 1:
+                return  # others get their turn
+
+    def deliver(queue: Queue) -> None:
+        while queue.finished:
+            batch = queue.finished[0]
+            queue.release(batch)
+            found: "dict[Connection, None]" = {one.connection: None for one in batch.messages}
+            for connection in found:
+                if connections.get(connection.fd) is connection:
+                    advance(connection)
+            queue.finished.popleft()
 
     def repair() -> None:
         """Resume what an exception may have interrupted."""
         add_accepted()
         for connection in connections.values():
-            if connection.waits_for != WORKER or connection.message.reply is not None:
-                ready.append(connection)
-            elif connection.settled != WORKER:
-                settle(connection)
-        if workers is not None:
-            workers.resubmit()
+            if connection.waits_for != connection.settled:
+                server.settle(connection)
+            ready.append(connection)
+        if deadline is not None and settings.concurrency == 1:
+            deadline.began.clear()  # the main thread is here, and not in a call
+        if queue is not None:
+            queue.repair(connections.values())
 
     def prepare_drain() -> None:
         """Take nothing more than what the backlog and the connections hold."""
-        nonlocal draining, patience, backlog_is_empty
+        nonlocal draining
         file.remove()
-        close_quietly(lambda: listener.shutdown(_socket.SHUT_RD))  # new clients are refused
-        patience = min(patience, PATIENCE)
-        latest = time.monotonic() + patience
+        close_quietly(lambda: file.listener.shutdown(_socket.SHUT_RD))  # new clients are refused
+        server.patience = min(server.patience, PATIENCE)
+        latest = time.monotonic() + server.patience
         for fd in deadlines:
             deadlines[fd] = min(deadlines[fd], latest)
-        backlog_is_empty = False
+        server.backlog_is_empty = False
         draining = time.monotonic()
 
-    def drain() -> None:
+    def drain(latest: float) -> None:
         """Answer what is left; without the calls beside one that lost the GPU context and hang."""
-        while connections or not backlog_is_empty:
+        while (connections or not server.backlog_is_empty) and time.monotonic() < latest:
             for connection in list(connections.values()):
-                if connection.fd not in leaving:
-                    stop_reading(connection)
+                if connection.fd not in server.leaving:
+                    server.stop_reading(connection)
             step(0.5)
-            if state.poisoned and time.monotonic() > draining + HANG_LIMIT:
-                for fd in busy:
-                    connections[fd].message.reply = RESTARTING
-                    ready.append(connections[fd])
+            if queue is not None and queue.limit > 1 and state.exit_code:
+                queue.abandon()
+            hangs = time.monotonic() > draining + HANG_LIMIT
+            if state.exit_code == EXIT_POISONED and hangs:
+                for connection in list(connections.values()):
+                    for message in connection.messages:
+                        message.reply = message.reply or RESTARTING
+                    ready.append(connection)
 
     def run() -> None:
         nonlocal is_damaged
         if is_damaged:
             repair()
             is_damaged = False
-        while not (state.stopping or state.poisoned):
+        while not (state.stopping or state.exit_code):
             step(None)
         if not draining:
             prepare_drain()
-        drain()
-        set_exit_code(EXIT_POISONED if state.poisoned else 0)
+        drain(time.monotonic() + LONGEST_WAIT)
+        set_exit_code(state.exit_code)
+
+    def give_up_call(batch: Batch) -> None:
+        """End the process: here, in the watch, if it is the main thread that hangs in a call."""
+        if queue is not None:
+            if queue.limit > 1:
+                queue.finished.append(batch)
+                queue.wake()
+                return
+            queue.release(batch)
+        try:
+            caller.has_background_tasks = None  # their loop is that of the main thread
+            ready.extend(connections.values())
+            if not draining:
+                prepare_drain()
+            drain(time.monotonic() + PATIENCE)
+        except BaseException as error:
+            log_traceback(error, "answering what is left failed")
+        exit_with_stacks(EXIT_BROKEN, state.exit_reason)
 
     def protect(run: "Action") -> None:
         """Run until the end, again after each exception that user code raises from outside."""
@@ -2225,19 +3228,35 @@ def serve(
                     give_up("user code has closed descriptors of the server")
                 log_traceback(error, "an exception arrived between calls; the server goes on")
 
-    accept_fd = _socket.socket._accept  # type: ignore[attr-defined]
+    def close_all() -> None:
+        """Keep nothing open: in a forked child a dead runtime would seem alive."""
+        close_quietly(poll.close)
+        waker.close()
+        for connection in connections.values():
+            close_quietly(connection.sock.close)
+        close_accept()
+
+    accept, add_accepted, close_accept = make_accept(
+        server, file.listener, make_conversation, reserve_std_fds
+    )
     is_open = make_is_open(poll.fileno(), listening, waker.reader, waker.writer)
     poll.register(listening, select.EPOLLIN)
     poll.register(waker.reader, select.EPOLLIN)
     os.register_at_fork(after_in_child=close_all)
+    server.answer_call = answer_call
+    if deadline is not None:
+        watch.enforce_deadline = make_enforce_deadline(deadline, caller, state, give_up_call)
+        watch.wake()
     state.wake = waker.wake  # before anybody can connect: what they send is answered
     file.publish()
-    log("serving %s on %s" % (settings.handler, settings.socket_path))
+    log("serving %s on %s; JSON: %s" % (settings.handler, settings.socket_path, state.json))
     try:
         # More than once, because an exception may arrive while another one is handled
         protect(lambda: protect(lambda: protect(run)))
     finally:
         close_all()
+    if state.exit_code == EXIT_BROKEN:
+        exit_with_stacks(EXIT_BROKEN, state.exit_reason)
 
 
 def make_reserve_std_fds() -> "Action":
@@ -2333,19 +3352,20 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         watch = start_watch(settings.handler_timeout, state, lambda: file.remove())
         classify = make_classify() if settings.enable_oom_detection else lambda error: ""
         use_user_paths()
-        codec = make_codec(settings.json, threads)
+        orjson, state.json = choose_json(settings.json)
+        codec = make_codec(orjson, threads)
         caller = make_caller(import_handler(settings, state), threads, state)
-        answer = make_answer(settings, codec, caller, watch.watch_call, classify, state)
+        answers = make_answer(settings, codec, caller, watch.watch_call, classify, state)
         reserve_std_fds()
         watch.install()
         if not file.is_open():
             file = open_listener(path, mode)
-        serve(settings, file, answer, caller, watch, reserve_std_fds, state, set_exit_code)
+        serve(settings, file, answers, caller, watch, reserve_std_fds, state, set_exit_code)
     finally:
         if not state.forked:
             file.remove()
             file.close()
-    return EXIT_POISONED if state.poisoned else 0
+    return state.exit_code
 
 
 def check(settings: Settings) -> int:
@@ -2353,7 +3373,7 @@ def check(settings: Settings) -> int:
     state = State()
     os.register_at_fork(after_in_child=lambda: setattr(state, "forked", True))
     use_user_paths()
-    make_codec(settings.json, False)
+    choose_json(settings.json)
     make_caller(import_handler(settings, state), False, state)
     os.write(1, ("asya_runtime: %s can be served\n" % settings.handler).encode())
     return 0
@@ -2365,9 +3385,16 @@ def check_ready(settings: Settings) -> int:
         try_to_connect(settings.socket_path)
     except OSError as error:
         details = (settings.socket_path, error.strerror, read_startup_error())
-        print("asya_runtime: not ready: %s: %s%s" % details)
+        write_line("asya_runtime: not ready: %s: %s%s" % details)
         return 1
     return 0
+
+
+def write_line(text: str) -> None:
+    """Write one line to fd 1."""
+    data = text.translate(CONTROLS).encode("utf-8", "backslashreplace") + b"\n"
+    while data:
+        data = data[os.write(1, data) :]
 
 
 def read_startup_error() -> str:
@@ -2380,33 +3407,63 @@ def read_startup_error() -> str:
     return "; " + line.rstrip() if found and not name else ""
 
 
-def send_once(settings: Settings, files: "list[str]") -> int:
+def send_once(path: str, files: "list[str]", seconds: float) -> int:
     """Send one message, print the reply, exit 0 if it is a success."""
-    reply = b""
+    reply, size = bytearray(), 0
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         with open(files[0], "rb") if files else sys.stdin.buffer as source:
             body = source.read()
-        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        sock.connect(settings.socket_path)
+        if len(body) > FRAME_LIMIT:
+            log("a message of %d bytes exceeds the frame limit" % len(body))
+            return 1
+        latest = time.monotonic() + seconds
+        # With settimeout() connecting would fail at once while the backlog is full
+        limit = _struct.pack("ll", int(seconds), int(seconds % 1 * 1e6) + 1)
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, limit)
+        sock.connect(path)
+        sock.settimeout(max(latest - time.monotonic(), 1e-6))
         sock.sendall(len(body).to_bytes(4, "big") + body)
-        while len(reply) < 4 or len(reply) < int.from_bytes(reply[:4], "big") + 4:
-            data = sock.recv(1048576)
+        while len(reply) < 4 + size:
+            sock.settimeout(max(latest - time.monotonic(), 1e-6))
+            data = sock.recv(PIECE)
             if not data:
-                break
+                got = "%d of %d bytes" % (max(len(reply) - 4, 0), size) if size else "no reply"
+                log("%s: connection closed with %s" % (path, got))
+                return 1
             reply += data
-        sock.close()
-    except OSError as error:
-        log("%s: %s" % (error.filename or settings.socket_path, error.strerror))
+            if len(reply) >= 4:
+                size = int.from_bytes(reply[:4], "big")
+    except (_socket.timeout, BlockingIOError):
+        log("%s: no complete reply within %g s; --timeout sets another limit" % (path, seconds))
         return 1
-    sys.stdout.buffer.write(reply[4:] + b"\n" if reply else b"asya_runtime: no reply\n")
+    except OSError as error:
+        log("%s: %s" % (error.filename or path, error.strerror))
+        return 1
+    finally:
+        sock.close()
+    write_line(str(reply[4 : 4 + size], "utf-8", "backslashreplace"))
     return 0 if reply[4:].startswith(b'{"status":"ok"') else 1
 
 
 USAGE = """usage: asya_runtime.py                serve ASYA_HANDLER on ASYA_SOCKET_PATH
        asya_runtime.py --check        import the handler; exit 0 or 78
        asya_runtime.py --ready        exit 0 if it is being served, else 1
-       asya_runtime.py --call [FILE]  send one message (default: standard input), print the reply
+       asya_runtime.py --call [--timeout SECONDS] [FILE]
+                                      send one message (default: standard input), print the reply
 """
+
+parse_timeout = make_seconds_parser("above 0, at most 86400", 1e-3, 86400)
+
+
+def parse_call(arguments: "list[str]") -> "tuple[list[str], float]":
+    """Return the files among the arguments of --call, and the seconds to wait."""
+    if arguments[:1] != ["--timeout"] or len(arguments) < 2:
+        return arguments, 60.0
+    try:
+        return arguments[2:], parse_timeout(arguments[1])
+    except ValueError as error:
+        raise StartupError("--timeout %s: %s" % (arguments[1][:200], error)) from None
 
 
 def report(error: StartupError) -> int:
@@ -2430,9 +3487,12 @@ def main(
     """Run the command of the command line; return the exit code."""
     command, rest = (arguments + [""])[0], arguments[1:]
     try:
-        if command in ("--ready", "--call") and len(rest) <= (command == "--call"):
+        files, seconds = parse_call(rest) if command == "--call" else (rest, 0.0)
+        if command in ("--ready", "--call") and len(files) <= (command == "--call"):
             settings = Settings(environ, only="ASYA_SOCKET_PATH")
-            return send_once(settings, rest) if command == "--call" else check_ready(settings)
+            if command == "--call":
+                return send_once(settings.socket_path, files, seconds)
+            return check_ready(settings)
         if command in ("", "--check") and not rest:
             if command:
                 return check(Settings(environ))

@@ -50,13 +50,14 @@ def stream(message: Message) -> Iterator[dict[str, int]]:
 
 
 def whoami(message: Message) -> dict[str, Any]:
-    """The interpreter, the user, and whether this is process 1."""
+    """The interpreter, the user, whether this is process 1, and the variable TOKEN."""
     return {
         "python": ".".join(map(str, sys.version_info[:2])),
         "executable": sys.executable,
         "user": os.getuid(),
         "is_process_1": os.getpid() == 1,
         "is_child_of_process_1": os.getppid() == 1,
+        "token": os.environ.get("TOKEN"),
     }
 
 

@@ -29,7 +29,8 @@ def test_a_file_with_generated_text_is_current(path: Path) -> None:
     assert path.exists(), "run `make sync`"
     assert path.read_bytes().decode() == wanted()[path], (
         f"{path.relative_to(ROOT)}: run `make sync`. To change a generated text, edit its source: "
-        f"{tables.RUNTIME_TABLE}, {tables.ANNOTATION_TABLE}, chart/values.yaml, or __version__ in "
+        f"{tables.RUNTIME_TABLE}, {tables.ANNOTATION_TABLE}, chart/values.yaml, the programs in "
+        "injector/asya_injector/startup/programs.py, or __version__ in "
         "injector/asya_injector/__init__.py"
     )
 

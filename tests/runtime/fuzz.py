@@ -184,8 +184,8 @@ def run(process: Process, seed: int, numbers: Iterator[int], report: Report) -> 
 def settings(folder: Path, **more: str) -> dict[str, str]:
     """Write the handler into `folder`; give the environment of its process."""
     (folder / "app.py").write_text(textwrap.dedent(oracle.HANDLER))
-    limit = str(oracle.LIMIT)
-    return environment(folder, ASYA_HANDLER="app.answer", ASYA_MAX_MESSAGE_SIZE=limit) | more
+    limits = {"ASYA_MAX_MESSAGE_SIZE": str(oracle.LIMIT), "ASYA_JSON": "stdlib"}
+    return environment(folder, ASYA_HANDLER="app.answer") | limits | more
 
 
 def until(frames: int, seconds: float, report: Report) -> Iterator[int]:

@@ -66,6 +66,8 @@ def reply_to(body: bytes) -> Expected:
     """Say what one message must be answered with."""
     try:
         message = DECODER.decode(body.decode("utf-8"))
+        if not is_finite(message):
+            raise ValueError("number too large for a double")
         if not isinstance(message, dict):
             raise ValueError("the message is not a JSON object")
         payload = message.get("payload")
@@ -76,8 +78,6 @@ def reply_to(body: bytes) -> Expected:
     deed = payload.get("do")
     if isinstance(deed, str) and deed in DEEDS:
         return error(*DEEDS[deed])
-    if not is_finite(payload):
-        return error("processing_error", "result is not JSON-serializable at result.", "ValueError")
     return json.dumps({"status": "ok", "result": payload}, separators=(",", ":")).encode()
 
 

@@ -8,10 +8,13 @@ import pty
 import shlex
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -95,16 +98,77 @@ def test_a_start_waits_while_another_looks_at_the_same_folder(start: Start, fold
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
         process = start(ready=False)
-
-        def waits() -> bool:
-            locks = Path("/proc/locks").read_text().splitlines()
-            return any("->" in line and f" {process.pid} " in line for line in locks)
-
-        eventually(waits, "waiting for the lock")
+        eventually(lambda: folder in open_files(process.pid), "the attempt to lock")
         assert [entry.name for entry in folder.iterdir() if entry.is_socket()] == []
     finally:
         os.close(directory)
     assert process.ready().call({"a": 1}) == {"status": "ok", "result": {"a": 1}}
+
+
+def open_files(pid: int) -> list[Path]:
+    return [entry.readlink() for entry in Path(f"/proc/{pid}/fd").iterdir()]
+
+
+def test_a_start_ends_with_one_line_where_another_keeps_the_lock(
+    start: Start, folder: Path
+) -> None:
+    """The limit is a constant: a copy with a short one saves 10 s."""
+    copy = folder / "runtime.py"
+    copy.write_text(RUNTIME.read_text().replace("LOCK_TIME = 10.0", "LOCK_TIME = 0.2"))
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        process = start(argv=[sys.executable, str(copy)], ready=False)
+        assert process.wait() == 78
+    finally:
+        os.close(directory)
+    line = f"another process has held the lock (flock) of {folder} for 0.2 s; end it"
+    assert process.log() == f"asya_runtime: {line}\n"
+
+
+@pytest.mark.parametrize("umask", ["000", "022", "077", "777"])
+@pytest.mark.parametrize("mode", ["0660", "0777", "0600", "0"])
+def test_the_socket_has_its_mode_under_each_umask_and_user_code_keeps_that(
+    start: Start, umask: str, mode: str
+) -> None:
+    source = "import os\ndef echo(message): return '%03o' % os.umask(0)"
+    argv = ["sh", "-c", f'umask {umask}; exec "$@"', "sh", *SERVE]
+    process = start(source, argv=argv, ASYA_SOCKET_MODE=mode, PYTHONDONTWRITEBYTECODE="1")
+    assert stat.S_IMODE(process.socket.stat().st_mode) == int(mode, 8)
+    assert process.call({}) == {"status": "ok", "result": umask}
+
+
+def test_a_link_in_the_place_of_the_new_socket_is_not_followed(
+    runtime: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = folder / "victim"
+    victim.touch(0o600)
+
+    def replace(mask: int) -> int:
+        before = os.umask(mask)
+        for entry in folder.glob(".asya-*"):  # bound a moment ago
+            entry.unlink()
+            entry.symlink_to(victim)
+        return before
+
+    monkeypatch.setattr(runtime.os, "umask", replace)
+    with pytest.raises(runtime.StartupError, match="was replaced by another process"):
+        runtime.open_listener(str(folder / "app.sock"), 0o666)
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o600
+
+
+def test_a_mode_that_cannot_be_had_is_one_line(
+    runtime: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """As with a default ACL of the directory, which replaces the umask."""
+    before = os.umask(0o022)
+    try:
+        monkeypatch.setattr(runtime.os, "umask", lambda mask: mask)
+        runtime.open_listener(str(folder / "app.sock"), 0o660).close()
+    finally:
+        os.umask(before)
+    reason = "gets the mode 0755, not 0660: the directory has a default ACL"
+    assert capfd.readouterr().err == f"asya_runtime: {folder}/app.sock {reason}\n"
 
 
 def test_of_two_starts_at_once_one_serves_and_the_other_says_so(start: Start, folder: Path) -> None:

@@ -7,12 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from .conftest import DEADLINE, RUNTIME, Process, Start, environment, eventually, frame
+from .conftest import DEADLINE, RUNTIME, Process, Start, environment, eventually, frame, taken
 
 SLOW = """
     import os, time
@@ -190,6 +191,24 @@ def test_sigterm_answers_what_waits_in_the_backlog(start: Start) -> None:
         client.send(frame({"payload": {}}))
     process.signal()
     assert [client.reply() for client in waiting] == [ONE] * 20
+    assert process.wait() == 0
+
+
+def test_a_process_that_waits_for_its_last_call_uses_no_processor(start: Start) -> None:
+    source = """
+        import os, time
+        def predict(message):
+            while os.path.exists(os.environ["ASYA_SOCKET_PATH"]): time.sleep(0.01)
+            before = time.process_time()
+            time.sleep(1)
+            return time.process_time() - before
+    """
+    process = start(source, "app.predict", ASYA_CONCURRENCY="2")
+    client = process.client()
+    client.send(frame({"payload": {}}))
+    taken(client)
+    process.signal()
+    assert client.reply()["result"] < 0.04
     assert process.wait() == 0
 
 
@@ -577,6 +596,89 @@ def test_call_sends_one_message_and_prints_the_reply(start: Start, folder: Path)
     status, output = command(folder, "--call", stdin=b"nonsense")
     assert (status, output[:42]) == (1, '{"status":"error","error":"invalid_json","')
     assert command(folder, "--call", "no-such-file")[0] == 1
+
+
+PEERS: dict[str, tuple[bytes | None, int, str]] = {
+    "escapes": (
+        frame(b'{"status":"ok","result":"\x1b[31m\xc2\x9b\xe2\x80\xae\r\n\x7f\xff\xc3\xa4"}'),
+        0,
+        '{"status":"ok","result":"\\u001b[31m\\u009b\\u202e\\u000d\\u000a\\u007f\\xffä"}\n',
+    ),
+    "nothing": (b"", 1, "asya_runtime: {path}: connection closed with no reply\n"),
+    "half": (b"\0\0\0\x09abc", 1, "asya_runtime: {path}: connection closed with 3 of 9 bytes\n"),
+    "silence": (
+        None,
+        1,
+        "asya_runtime: {path}: no complete reply within 0.3 s; --timeout sets another limit\n",
+    ),
+}
+
+
+@pytest.mark.parametrize(("sent", "status", "output"), PEERS.values(), ids=PEERS)
+def test_call_trusts_no_peer(folder: Path, sent: bytes | None, status: int, output: str) -> None:
+    path = folder / "app.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.recv(4096)  # prefix and body come together
+                peer.sendall(b"\0\0\0\x09" if sent is None else sent)
+                while sent is None and peer.recv(4096):  # until the other side gives up
+                    pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        got = command(folder, "--call", "--timeout", "0.3" if sent is None else "20", stdin=b"{}")
+        thread.join(DEADLINE)
+    assert got == (status, output.replace("{path}", str(path)))
+
+
+def test_call_waits_for_a_full_backlog_no_longer_than_its_limit(folder: Path) -> None:
+    path = folder / "app.sock"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(path))
+        listener.listen(0)
+        first.connect(str(path))
+        got = command(folder, "--call", "--timeout", "0.3", stdin=b"{}")
+    line = f"{path}: no complete reply within 0.3 s; --timeout sets another limit"
+    assert got == (1, f"asya_runtime: {line}\n")
+
+
+def test_a_wrong_timeout_of_call_is_one_line(folder: Path) -> None:
+    rule = "must be a number of seconds, above 0, at most 86400"
+    for text in ("0", "x", "86401", "inf"):
+        got = command(folder, "--call", "--timeout", text)
+        assert got == (78, f"asya_runtime: --timeout {text}: {rule}\n")
+
+
+def test_texts_of_others_are_cut_and_escaped_in_the_log(start: Start) -> None:
+    source = r"""
+        X = "x" * 99999
+        class Long(Exception): pass
+        Long.__name__ = Long.__qualname__ = "Long\nasya_runtime: forged by a name\x1b" + X
+        def predict(message):
+            kind, text = message["payload"]["kind"], message["payload"]["text"]
+            if kind == "name": raise Long(text)
+            if kind == "memory": raise type("A\nasya_runtime: forged" + X, (MemoryError,), {})(text)
+            if kind == "key": return {text: {1}}
+            raise ValueError(text)
+    """
+    process = start(source, "app.predict")
+    client = process.client()
+    marks = "\x1b]0;title\x07\x1b[2J\x7f\x9b\r\u2028\u202e\ud800"
+    for text in (marks, "a\nasya_runtime: forged by a text", "x" * 99999, marks * 9999):
+        for kind in ("value", "key", "name", "memory"):
+            assert client.call({"payload": {"kind": kind, "text": text}})["status"] == "error"
+    log = process.log_file.read_bytes().decode("utf-8")
+    own = [line for line in log.split("\n") if line.startswith("asya_runtime: ")]
+    assert [line for line in own if line[14:].startswith("forged")] == []
+    assert len(own) == 1 + 4 * 4
+    assert [line for line in log.split("\n") if not line.isprintable()] == []
+    assert max(map(len, log.split("\n"))) < 70_000  # 10,000 characters, escaped
+    assert r"\u001b]0;title\u0007\u001b[2J\u007f\u009b\u000d\u2028\u202e\ud800" in log
 
 
 def test_check_imports_the_handler_and_serves_nothing(folder: Path) -> None:

@@ -82,6 +82,11 @@ INVALID = {
     "utf-16": ('{"payload":{}}'.encode("utf-16"), "UnicodeDecodeError", None),
     "byte-order-mark": (b'\xef\xbb\xbf{"payload":{}}', "JSONDecodeError", None),
     "nan": (b'{"payload":{"a":NaN}}', "ValueError", "NaN is not JSON"),
+    "too-large": (
+        b'{"payload":{"a":[1e999]}}',
+        "ValueError",
+        "number too large for a double at payload.a[0]",
+    ),
     "infinity": (b'{"payload":{"a":-Infinity}}', "ValueError", "-Infinity is not JSON"),
     "digits": (b'{"payload":{"a":' + b"9" * 5000 + b"}}", "ValueError", None),
     "deep": (b'{"payload":{"a":' + b"[" * 10**6 + b"]" * 10**6 + b"}}", "RecursionError", None),
@@ -134,7 +139,7 @@ LONG = {
 
 @pytest.mark.parametrize("value", LONG.values(), ids=LONG)
 def test_long_texts_of_large_messages_are_encoded_like_all(runtime: ModuleType, value: Any) -> None:
-    _, encode, encode_large = runtime.make_codec("stdlib", False)
+    _, encode, encode_large = runtime.make_codec(None, False)
     message = runtime.Message()
     message.result = value
     expected = encode(message)
@@ -233,7 +238,7 @@ def test_the_handler_gets_metadata_only_by_wish(
 
 
 RESULTS = """
-    import collections, dataclasses, datetime, decimal, enum, sys, uuid
+    import collections, dataclasses, datetime, sys
     class Rude(Exception):
         def __str__(self): raise SystemExit(9)
     class Own(Exception):
@@ -287,13 +292,17 @@ FAILURES: dict[str, tuple[str, str]] = {
     "{'a': {1, 2}}": (BAD + "result.a: set", "TypeError"),
     "[b'x']": (BAD + "result[0]: bytes", "TypeError"),
     "{(1, 2): 3}": (BAD + "result: key of type tuple", "TypeError"),
-    "{'t': datetime.datetime.now()}": (BAD + "result.t: datetime.datetime", "TypeError"),
+    "{'t': datetime.timedelta(1)}": (BAD + "result.t: datetime.timedelta", "TypeError"),
     "[coroutine()]": (BAD + "result[0]: coroutine; await it in the handler", "TypeError"),
     "circular()": (BAD + "result.again[0]: contains itself", "ValueError"),
     "deep()": (BAD + "result" + "[0]" * 400 + ": nested too deeply", "RecursionError"),
     "half()": ("half way", "ValueError"),
     "boom(ValueError('x' * 3000))": ("x" * 2000, "ValueError"),
     "boom(ValueError('\\udcff'))": ("\ufffd", "ValueError"),
+    "boom(ValueError('a\\x1b[31m\\x00\\x7f\\x9b\\r\\n\\tb\\u202e'))": (
+        "a\\u001b[31m\\u0000\\u007f\\u009b\\u000d\n\tb\\u202e", "ValueError"),
+    "boom(type('E\\n\\x1b' + 'x' * 300, (Exception,), {})('long'))": (
+        "long", "E\n\\u001b" + "x" * 197),
     "boom(ValueError())": ("ValueError", "ValueError"),
     "boom(Rude())": ("Rude", "Rude"),
     "boom(Ruder())": ("Ruder", "Ruder"),
@@ -301,8 +310,6 @@ FAILURES: dict[str, tuple[str, str]] = {
     "boom(Sly('sly'))": ("sly", "Sly"),
     "chain(5000)": ("4999", "ValueError"),
     "[Table(a=1)]": (BAD, "KeyboardInterrupt"),
-    "{'a': decimal.Decimal(1)}": (BAD + "result.a: decimal.Decimal", "TypeError"),
-    "[uuid.UUID(int=0)]": (BAD + "result[0]: uuid.UUID", "TypeError"),
     "{'a': {}.keys()}": (BAD + "result.a: dict_keys", "TypeError"),
     "[object]": (BAD + "result[0]: type", "TypeError"),
     "{'a': [lambda: 1]}": (BAD + "result.a[0]: function", "TypeError"),

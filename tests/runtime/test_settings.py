@@ -36,6 +36,9 @@ WRONG = [
     ("ASYA_MAX_MESSAGE_SIZE", "4294967296", "must be a whole number from 1 to 4294967295"),
     ("ASYA_READ_TIMEOUT", "0", "must be a number of seconds, above 0"),
     ("ASYA_JSON", "ujson", "must be stdlib, orjson or auto"),
+    ("ASYA_BATCH_SIZE", "1025", "must be a whole number from 1 to 1024"),
+    ("ASYA_BATCH_WAIT", "-0.1", "must be a number of seconds, at least 0"),
+    ("ASYA_HANDLER_DEADLINE", "1m", "must be a number of seconds, at least 0"),
 ]
 RIGHT = [
     ("ASYA_HANDLER", "a.b.C.d", "a.b.C.d"),
@@ -80,7 +83,10 @@ def test_defaults(runtime: ModuleType) -> None:
         "concurrency": 1,
         "max_message_size": 4294967295,
         "read_timeout": 60.0,
-        "json": "stdlib",
+        "json": "auto",
+        "batch_size": 1,
+        "batch_wait": 0.0,
+        "handler_deadline": 0.0,
     }
 
 
@@ -142,12 +148,8 @@ def test_the_documented_bounds_are_those_of_the_code(runtime: ModuleType) -> Non
                 with pytest.raises(runtime.StartupError):
                     runtime.Settings(GOOD | {variable: form % number})
             checked.append(variable)
-    assert checked == [
-        "ASYA_CHUNK_SIZE",
-        "ASYA_SOCKET_MODE",
-        "ASYA_CONCURRENCY",
-        "ASYA_MAX_MESSAGE_SIZE",
-    ]
+    bounded = [name for name, _, text in WRONG if "whole number" in text or "octal" in text]
+    assert checked == list(dict.fromkeys(bounded))
 
 
 def test_the_documented_exchange_is_what_happens(start: Start) -> None:

@@ -212,14 +212,14 @@ def mount_path(text: str) -> str:
         elif _is_free_module(file) and (directory == "/" or not is_system(directory)):
             return text
     raise ValueError(
-        "a directory of its own outside the system's, such as /opt/asya, or a file in any "
-        "directory whose name begins with asya_ and ends in .py"
+        "a dedicated directory outside those of the system, such as /opt/asya, or a file whose "
+        "name begins with asya_ and ends in .py"
     )
 
 
 SOCKET_PATH_RULE = (
-    "an absolute path of at most 107 bytes in a directory of its own outside the system's, such as "
-    "/tmp/sockets/app.sock"
+    "an absolute path of at most 107 bytes in a dedicated directory outside those of the system, "
+    "such as /tmp/sockets/app.sock"
 )
 
 

@@ -58,19 +58,19 @@ TABLE = (
         "containers that get the socket, separated by commas; names in the annotation must "
         "exist in the pod, names in the cluster defaults may be missing"),
     Annotation("mode", formats.choice("auto", "wrap", "hook", "runtime", "mount"), "auto",
-        "how to start the runtime; auto selects wrap for a container with a command that need not "
-        "be process 1, otherwise hook"),
+        "how to start the runtime; auto selects hook for a container without a command or with a "
+        "program that must be process 1, otherwise wrap"),
     Annotation("python", formats.python, "python3",
         "interpreter of runtime and wrapper, as a program name or an absolute path; a Python "
         "interpreter in the container's command takes precedence over the default"),
     Annotation("mount-path", formats.mount_path, "/opt/asya",
-        "directory where the runtime files are mounted, used for nothing else; or the path of a "
-        "file asya_*.py, where the runtime is mounted in addition"),
+        "dedicated directory for the runtime files; or the path of a file asya_*.py, where the "
+        "runtime is then mounted too"),
     Annotation("probe", formats.boolean, "true",
         "add a readiness probe for the actor to a container without one"),
     # The default is the specification's.
     _runtime_setting("socket-path", formats.socket_path, "/tmp/sockets/app.sock",  # noqa: S108
-        "path of the Unix socket, at most 107 bytes, in a directory of its own"),
+        "path of the Unix socket, at most 107 bytes, in a dedicated directory"),
     _runtime_setting("include-metadata", formats.boolean, "false",
         "pass all fields of the message to the handler, not only `payload`"),
     _runtime_setting("chunk-size", formats.integer(1, 16777216), "4096",
@@ -90,9 +90,17 @@ TABLE = (
         "maximum message size in bytes; longer messages are answered with connection_error"),
     _runtime_setting("read-timeout", formats.seconds(zero=False), "60",
         "maximum pause within a message in seconds; idle connections may wait longer"),
-    _runtime_setting("json", formats.choice("stdlib", "orjson", "auto"), "stdlib",
-        "JSON library; orjson must be installed in the image; auto uses orjson if it is "
-        "installed"),
+    _runtime_setting("json", formats.choice("stdlib", "orjson", "auto"), "auto",
+        "JSON library; auto uses orjson if the image has version 3.9.15 or newer, otherwise the "
+        "standard library"),
+    _runtime_setting("batch-size", formats.integer(1, 1024), "1",
+        "maximum messages in one handler call; above 1 the handler takes a list of messages and "
+        "returns a list of results"),
+    _runtime_setting("batch-wait", formats.seconds(zero=True), "0",
+        "seconds that the first message of a batch waits for more; 0 takes what has arrived"),
+    _runtime_setting("handler-deadline", formats.seconds(zero=True), "0",
+        "seconds until a handler call is answered with an error that can be retried, and the "
+        "runtime restarts unless the call could be cancelled; 0 disables the deadline"),
 )  # fmt: skip
 BY_NAME: Mapping[str, Annotation] = {entry.name: entry for entry in TABLE}
 BY_KEY: Mapping[str, Annotation] = {entry.key: entry for entry in TABLE}

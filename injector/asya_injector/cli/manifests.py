@@ -115,11 +115,11 @@ def inject(
     """Inject the runtime into pods and workloads.
 
     Reads YAML and JSON, also with several documents and with lists, and writes all of it to
-    standard output. Annotated pods and workloads are changed as the webhook would change their
-    pods, and so are annotated pod templates in other kinds. The runtime ConfigMap of each namespace
-    is added before its first actor. Everything else is written as it was, including comments and
-    order. If an object is rejected, all errors are
-    reported and no output is written. Objects that were injected before are updated.
+    standard output. Annotated pods, workloads and pod templates in other kinds are changed as the
+    webhook would change their pods. The runtime ConfigMap of each namespace is added before its
+    first actor. Everything else is written as it was, including comments and order. If an object
+    is rejected, all errors are reported and no output is written. Objects that were injected before
+    are updated.
     """
     runtime = _load_runtime()
     settings = _read_defaults(runtime, values_file, defaults)
@@ -204,10 +204,10 @@ def _load_runtime() -> RuntimeFiles:
 def _read_defaults(
     runtime: RuntimeFiles, values_file: Path | None, options: dict[str, str | None]
 ) -> ClusterDefaults:
-    given = {name.replace("_", "-"): text for name, text in options.items()}
+    given = {name.replace("_", "-"): text for name, text in options.items() if text is not None}
     try:
         values = chart_values.read_values(values_file) if values_file else {}
-        return ClusterDefaults(runtime.hash, chart_values.merge_values(values, given))
+        return ClusterDefaults(runtime.hash, values | given)
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(str(error)) from None
     except InjectionError as error:

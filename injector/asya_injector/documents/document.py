@@ -2,7 +2,7 @@
 
 Only documents that can concern the injector are read: those with an `asya.sh/` key or the name of a
 runtime ConfigMap. All others, and unchanged ones, are written byte for byte. A changed document
-keeps its comments, order and style (see `yaml_edit`).
+keeps its comments, order and style (see `edit`).
 """
 
 import json

@@ -8,10 +8,10 @@ indentation and anchors of everything else are kept, because nothing else is wri
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 from asya_injector.documents.layout import Layout, find_dash_offset
@@ -32,15 +32,6 @@ def edit_json(text: str, root: Node, after: Any) -> str:
     return _edit(JsonStyle(text), text, root, after)
 
 
-@dataclass(frozen=True)
-class _Edit:
-    """Replaces text[start:end]."""
-
-    start: int
-    end: int
-    text: str
-
-
 def _edit(style: YamlStyle, text: str, root: Node, after: Any) -> str:
     editor = _Editor(text, style, dash_offset=find_dash_offset(root, text))
     editor.change(root, after)
@@ -55,15 +46,15 @@ class _Editor:
         self._layout = Layout(text)
         self._style = style
         self._dash_offset = dash_offset
-        self._edits: list[_Edit] = []
+        self._edits: list[tuple[int, int, str]] = []  # start, end, and what replaces it
 
     def apply(self) -> str:
         """Return the edited text."""
         # At one position, insertions come before deletions, in the order they were made.
         parts, position = [], 0
-        for edit in sorted(self._edits, key=lambda edit: (edit.start, edit.end)):
-            parts += [self._text[position : edit.start], edit.text]
-            position = max(position, edit.end)
+        for start, end, text in sorted(self._edits, key=itemgetter(0, 1)):
+            parts += [self._text[position:start], text]
+            position = max(position, end)
         result = "".join([*parts, self._text[position:]])
         if result.endswith("\n") and not self._text.endswith("\n"):
             return result.removesuffix("\n").removesuffix("\r")
@@ -222,7 +213,7 @@ class _Editor:
 
     def _find_gap(self, node: Node, spans: Sequence[tuple[int, int]]) -> str:
         """The line break and the spaces between the items; empty if they are on one line."""
-        for before, after in [(node.start + 1, spans[0][0]), *_pairwise_gaps(spans)]:
+        for (_, before), (after, _) in itertools.pairwise([(0, node.start + 1), *spans]):
             gap = self._text[before:after].removeprefix(",")
             if "\n" in gap and not gap.strip():
                 return gap
@@ -256,12 +247,7 @@ class _Editor:
         self._edit(position, position, text)
 
     def _edit(self, start: int, end: int, text: str) -> None:
-        self._edits.append(_Edit(start, end, text))
-
-
-def _pairwise_gaps(spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    for (_, end), (start, _) in itertools.pairwise(spans):
-        yield end, start
+        self._edits.append((start, end, text))
 
 
 def _compare(old: list[str], new: list[str]) -> Sequence[tuple[str, int, int, int, int]]:

@@ -1,6 +1,5 @@
 """The cluster defaults in a file of chart values: `runtime.defaults`."""
 
-from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,6 @@ def read_values(path: Path) -> dict[str, str]:
             f"{', '.join(sorted(known))}"
         )
     return {name: _to_string(value) for name, value in values.items() if value is not None}
-
-
-def merge_values(*layers: Mapping[str, str | None]) -> dict[str, str]:
-    """Merge values by name; later layers take precedence, except where they have None."""
-    return {name: text for layer in layers for name, text in layer.items() if text is not None}
 
 
 def _to_string(value: Any) -> str:

@@ -1,6 +1,7 @@
 """The programs that a container's command starts: interpreters, init programs and launchers."""
 
 import re
+from collections.abc import Iterator
 
 from asya_injector.kube_objects import Object, get_mapping, get_strings
 from asya_injector.startup.hooks import HOOKS, get_hook_command
@@ -90,23 +91,23 @@ def _is_any(word: str, programs: tuple[str, ...]) -> bool:
 
 def find_launcher_end(words: list[str]) -> int:
     """Where the program starts that the last launcher becomes; 0 if there is no launcher."""
-    end = start = 0
-    words = words[:_MAX_STARTERS]
-    while start < len(words) and _is_any(words[start], INIT_PROGRAMS + LAUNCHERS):
-        is_launcher = _is_any(words[start], LAUNCHERS)
-        start = _skip_options(words, start + 1)
-        if is_launcher and start < len(words):
-            end = start
-    return end
+    starters = _iter_starters(words, INIT_PROGRAMS + LAUNCHERS)
+    ends = [end for name, end in starters if _is_any(name, LAUNCHERS)]
+    return max((end for end in ends if end < min(len(words), _MAX_STARTERS)), default=0)
 
 
 def _skip_starters(words: list[str], starters: tuple[str, ...]) -> int:
     """Where the program starts that programs before it start, with their options."""
+    return max((end for _, end in _iter_starters(words, starters)), default=0)
+
+
+def _iter_starters(words: list[str], starters: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    """The programs that start another one, each with where that one is."""
     start = 0
     words = words[:_MAX_STARTERS]
     while start < len(words) and _is_any(words[start], starters):
-        start = _skip_options(words, start + 1)
-    return start
+        name, start = words[start], _skip_options(words, start + 1)
+        yield name, start
 
 
 def _skip_options(words: list[str], start: int) -> int:

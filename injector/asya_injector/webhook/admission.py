@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import kopf
 
@@ -16,8 +16,6 @@ from asya_injector.webhook.review import Review, current_review
 from asya_injector.webhook.runtime_configmap import RuntimeConfigMapWriter
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 # The last part of each webhook's path in the chart. Updates that need no propagation go to a
 # separate webhook that is allowed to be unavailable.
@@ -36,19 +34,19 @@ class Webhook:
         self._defaults = defaults
         self._configmaps = configmaps
 
-    async def admit_pod(self, review: Review, warnings: list[str]) -> Object:
+    def admit_pod(self, review: Review, warnings: list[str]) -> Object:
         """The pod to admit, injected if it asks for it; raises InjectionError."""
-        injection = await _run(review, lambda: inject(review.object, self._defaults))
+        injection = inject(review.object, self._defaults)
         if injection is None:
             return review.object
         review.mounts_configmap = True
         warnings.extend(injection.warnings)
         return injection.pod
 
-    async def admit_workload(self, review: Review, warnings: list[str]) -> Object:
+    def admit_workload(self, review: Review, warnings: list[str]) -> Object:
         """The workload to admit; raises InjectionError if its pods would be rejected later."""
         workload = propagate(review.object)
-        injection = await _run(review, lambda: inject(get_template(workload), self._defaults))
+        injection = inject(get_template(workload), self._defaults)
         warnings.extend(find_overridden(review.object))
         warnings.extend(injection.warnings if injection else ())
         return workload
@@ -58,11 +56,6 @@ class Webhook:
         if review.mounts_configmap and not review.dry_run:
             within = review.deadline - asyncio.get_running_loop().time()
             await self._configmaps.ensure(review.namespace, within=within, caller=review.caller)
-
-
-async def _run(review: Review, function: Callable[[], T]) -> T:
-    """Call a function; in a thread if the review is large, so that the event loop goes on."""
-    return await asyncio.to_thread(function) if review.is_large else function()
 
 
 def build_registry(webhook: Webhook) -> kopf.OperatorRegistry:
@@ -78,14 +71,17 @@ def build_registry(webhook: Webhook) -> kopf.OperatorRegistry:
 
 
 def _make_handler(
-    webhook: Webhook, admit: Callable[[Review, list[str]], Awaitable[Object]]
+    webhook: Webhook, admit: Callable[[Review, list[str]], Object]
 ) -> Callable[..., Awaitable[None]]:
     """A kopf handler that records the outcome of an admission in the review."""
 
     async def handler(*, warnings: list[str], **_: Any) -> None:
         review = current_review.get()
         try:
-            review.admit(await admit(review, warnings))
+            if review.is_large:  # in a thread, so that the event loop goes on
+                review.admit(await asyncio.to_thread(admit, review, warnings))
+            else:
+                review.admit(admit(review, warnings))
             review.drop_object()  # before a wait: it may be large
             await webhook.ensure_configmap(review)
         except InjectionError as error:

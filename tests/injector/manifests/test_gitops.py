@@ -1,6 +1,5 @@
 """Several sets of manifests in one namespace, and the tools that apply them."""
 
-import asyncio
 import copy
 import json
 import os
@@ -110,7 +109,7 @@ def test_the_webhook_accepts_such_a_pod_and_gives_it_its_own_configmap() -> None
         dry_run=False, object=copy.deepcopy(pod),
     )  # fmt: skip
     webhook = Webhook(ClusterDefaults(RUNTIME.hash, {}), mock.AsyncMock())
-    admitted = asyncio.run(webhook.admit_pod(review, []))
+    admitted = webhook.admit_pod(review, [])
     assert mounted(admitted) == f"asya-runtime-{RUNTIME.hash}"
     assert admitted["spec"]["containers"] == pod["spec"]["containers"]
 

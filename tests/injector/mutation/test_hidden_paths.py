@@ -59,7 +59,7 @@ def test_adds_no_volume_at_a_directory_that_images_use(directory: str) -> None:
         error = reject(given)
         assert error.reason == Reason.MOUNT_CONFLICT
         assert str(error).startswith(f'asya.sh/socket-path: a volume at "{directory}" would hide ')
-        assert 'of container "model"; choose a directory of its own, such as "/tmp/s' in str(error)
+        assert 'of container "model"; choose a dedicated directory, such as "/tmp/s' in str(error)
 
 
 @pytest.mark.parametrize("directory", USED)
@@ -69,16 +69,14 @@ def test_shares_a_volume_that_the_pod_mounts_at_such_a_directory(directory: str)
     result = inject(socket_in(directory, *both, volumes=[TMP]), DEFAULTS)
     assert result is not None
     assert result.socket_volume.value == "own"
-    # In the sidecar too, a volume is added only at a directory of its own.
+    # In the sidecar too, a volume is added only at a dedicated directory.
     alone = socket_in(directory, both[0], SIDECAR, volumes=[TMP])
     assert 'of container "asya-sidecar"; ' in str(reject(alone))
 
 
 @pytest.mark.parametrize("path", ["/tmp/app.sock", "/app/a.sock", "/opt/conda/s/a.sock"])
 def test_rejects_such_a_directory_as_a_cluster_default(path: str) -> None:
-    with pytest.raises(
-        InjectionError, match=r"^asya\.sh/socket-path: .* in a directory of its own"
-    ):
+    with pytest.raises(InjectionError, match=r"^asya\.sh/socket-path: .* in a dedicated directory"):
         ClusterDefaults("0123456789", {"socket-path": path})
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from bench import histogram
+from tests.support import histogram
 
 TEXT = """\
 # HELP seconds Time.

@@ -1,0 +1,289 @@
+"""The deadline of a call: every way to run over it, and what is answered and lost by it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import Start, eventually, frame
+from .served import RESTARTING, error, ok, stopped
+
+DEADLINE = 0.5
+LATE = error(
+    "HandlerDeadlineExceeded",
+    "the call ran longer than 0.5 s, the deadline of ASYA_HANDLER_DEADLINE",
+    severity="recoverable",
+    retry_after=1,
+)
+HANDLERS = """
+import asyncio, ctypes, os, re, sys, threading, time
+def name(m): return m["payload"]["n"]
+def late(m): return m["payload"].get("late")
+def sleeps(m):
+    if late(m): time.sleep(1e9)
+    return name(m)
+def spins(m):
+    while late(m): pass
+    return name(m)
+def waits(m):
+    if late(m): threading.Lock().acquire() and threading.Event().wait()
+    return name(m)
+def reads(m):
+    if late(m): os.read(os.pipe()[0], 1)
+    return name(m)
+def swallows(m):
+    while late(m):
+        try: time.sleep(1e9)
+        except BaseException: pass
+    return name(m)
+def in_c(m):
+    if late(m): ctypes.CDLL(None).pause()
+    return name(m)
+def generator(m):
+    if late(m): time.sleep(1e9)
+    yield name(m)
+class Slow:
+    def __bool__(self): time.sleep(1e9)
+def decorated(m): return helper(m)
+def helper(m): return sleeps(m)
+async def blocks(m):
+    if late(m): time.sleep(1e9)
+    return name(m)
+async def ignores(m):
+    while late(m):
+        try: await asyncio.sleep(1e9)
+        except asyncio.CancelledError: pass
+    return name(m)
+async def awaits(m):
+    if late(m): await asyncio.sleep(1e9)
+    return name(m)
+async def catches(m):
+    try:
+        if late(m): await asyncio.sleep(1e9)
+    except asyncio.CancelledError: return "caught"
+    return name(m)
+async def raises(m):
+    try:
+        if late(m): await asyncio.sleep(1e9)
+    except asyncio.CancelledError: raise ValueError("other")
+    return name(m)
+async def future(m):
+    if late(m): await asyncio.get_running_loop().create_future()
+    return name(m)
+async def in_thread(m):
+    if late(m): await asyncio.get_running_loop().run_in_executor(None, time.sleep, 30)
+    return name(m)
+def holds_the_lock(m):
+    if late(m): ctypes.PyDLL(None).pause()
+    return name(m)
+def regular_expression(m):
+    if late(m): re.match("(a+)+$", "a" * 64 + "b")
+    return name(m)
+"""
+ENDS = [
+    "sleeps", "spins", "waits", "reads", "swallows", "in_c", "generator", "decorated", "blocks",
+    "ignores",
+]  # fmt: skip
+CANCELLED = ["awaits", "catches", "raises", "future", "in_thread"]
+SILENT = ["holds_the_lock", "regular_expression"]
+
+
+@pytest.mark.parametrize("handler", ENDS)
+@pytest.mark.parametrize("concurrency", ["1", "2"])
+def test_a_late_call_is_answered_and_the_process_ends(
+    start: Start, python: str, handler: str, concurrency: str
+) -> None:
+    process = start(
+        HANDLERS,
+        f"app.{handler}",
+        python=python,
+        ASYA_CONCURRENCY=concurrency,
+        ASYA_HANDLER_DEADLINE=str(DEADLINE),
+    )
+    client = process.client()
+    assert client.call({"payload": {"n": 1}}) == ok([1] if handler == "generator" else 1)
+    assert client.call({"payload": {"n": 2, "late": True}}) == LATE
+    assert process.wait() == 75
+    assert not process.socket.exists()
+    log = process.log()
+    assert "a call does not end within the deadline of 0.5 s; exiting" in log
+    assert "app.py" in log[log.index("is here:") :]  # the stacks of the threads
+    assert client.at_end()
+
+
+@pytest.mark.parametrize("handler", CANCELLED)
+@pytest.mark.parametrize("concurrency", ["1", "2"])
+def test_a_late_coroutine_is_cancelled_and_the_process_goes_on(
+    start: Start, python: str, handler: str, concurrency: str
+) -> None:
+    process = start(
+        HANDLERS,
+        f"app.{handler}",
+        python=python,
+        ASYA_CONCURRENCY=concurrency,
+        ASYA_HANDLER_DEADLINE=str(DEADLINE),
+    )
+    client = process.client()
+    for n in range(2):
+        assert client.call({"payload": {"n": n, "late": True}}) == LATE
+        assert client.call({"payload": {"n": n}}) == ok(n)
+    assert "app.py" in process.log()
+    if handler != "in_thread":  # its thread still sleeps
+        stopped(process)
+
+
+def test_three_late_coroutines_in_a_row_end_the_process(start: Start) -> None:
+    process = start(HANDLERS, "app.awaits", ASYA_HANDLER_DEADLINE=str(DEADLINE))
+    client = process.client()
+    late = [True, True, False, True, True, True]  # after the third, the count begins again
+    got = [client.call({"payload": {"n": n, "late": is_late}}) for n, is_late in enumerate(late)]
+    assert got == [LATE, LATE, ok(2), LATE, LATE, LATE]
+    assert process.wait() == 75
+
+
+@pytest.mark.parametrize("handler", SILENT)
+@pytest.mark.parametrize("concurrency", ["1", "2"])
+def test_code_that_keeps_the_interpreters_lock_is_ended_after_twice_the_deadline(
+    start: Start, handler: str, concurrency: str
+) -> None:
+    process = start(
+        HANDLERS,
+        f"app.{handler}",
+        ASYA_CONCURRENCY=concurrency,
+        ASYA_HANDLER_DEADLINE=str(DEADLINE),
+    )
+    client = process.client()
+    began = time.monotonic()
+    client.send(frame({"payload": {"n": 1, "late": True}}))
+    assert process.wait() == 1
+    assert time.monotonic() - began > DEADLINE
+    assert client.at_end()
+    assert "Timeout (0:00:01)!" in process.log()
+
+
+@pytest.mark.parametrize("concurrency", ["1", "2"])
+def test_what_has_arrived_is_answered_too(start: Start, concurrency: str) -> None:
+    """One late call for each thread; the rest waits: on its connection, in the backlog."""
+    process = start(
+        HANDLERS,
+        "app.sleeps",
+        ASYA_CONCURRENCY=concurrency,
+        ASYA_HANDLER_DEADLINE=str(DEADLINE),
+    )
+    late = [process.client() for _ in range(int(concurrency))]
+    for client in late:
+        client.send(frame({"payload": {"n": 1, "late": True}}) + frame({"payload": {"n": 2}}))
+    others = [process.client() for _ in range(20)]
+    for client in others:
+        client.send(frame({"payload": {"n": 3}}))
+    assert [(client.reply(), client.reply()) for client in late] == [(LATE, RESTARTING)] * len(late)
+    replies = [client.reply() for client in others]
+    assert set(map(str, replies)) <= {str(RESTARTING), str(ok(3))}
+    assert process.wait() == 75
+
+
+def test_a_call_beside_a_late_one_gets_its_own_deadline(start: Start) -> None:
+    source = """
+        import time
+        def predict(m):
+            time.sleep(m["payload"]["seconds"])
+            return "in time"
+    """
+    process = start(
+        source, "app.predict", ASYA_CONCURRENCY="2", ASYA_HANDLER_DEADLINE=str(DEADLINE)
+    )
+    late, beside = process.client(), process.client()
+    late.send(frame({"payload": {"seconds": 60}}))
+    time.sleep(0.2)
+    beside.send(frame({"payload": {"seconds": 0.4}}))
+    assert late.reply() == LATE
+    assert beside.reply() == ok("in time")
+    assert process.wait() == 75
+
+
+def test_a_large_reply_under_way_is_completed(start: Start) -> None:
+    source = """
+        import time
+        def predict(m):
+            if m["payload"].get("late"): time.sleep(60)
+            return "x" * 30_000_000
+    """
+    process = start(source, "app.predict", ASYA_HANDLER_DEADLINE="2")
+    reader, late = process.client(), process.client()
+    reader.send(frame({"payload": {}}))
+    reader.exactly(4)
+    late.send(frame({"payload": {"late": True}}))
+    assert late.reply()["type"] == "HandlerDeadlineExceeded"
+    reader.exactly(30_000_000)
+    assert process.wait() == 75
+
+
+def test_the_deadline_holds_while_the_process_is_told_to_end(start: Start) -> None:
+    process = start(HANDLERS, "app.sleeps", ASYA_HANDLER_DEADLINE=str(DEADLINE))
+    client = process.client()
+    client.send(frame({"payload": {"n": 1, "late": True}}))
+    time.sleep(0.1)
+    process.signal()
+    assert client.reply() == LATE
+    assert process.wait() == 75
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_a_late_batch_is_answered_whole_and_not_tried_again(
+    start: Start, folder: Path, kind: str
+) -> None:
+    source = f"""
+        import asyncio, time
+        {kind} predict(messages):
+            open("calls", "a").write(str(len(messages)))
+            if len(messages) > 1:
+                {"await asyncio.sleep(60)" if kind != "def" else "time.sleep(60)"}
+            return [1 for m in messages]
+    """
+    process = start(
+        source,
+        "app.predict",
+        ASYA_HANDLER_DEADLINE=str(DEADLINE),
+        ASYA_BATCH_SIZE="4",
+        ASYA_BATCH_WAIT="10",
+    )
+    client = process.client()
+    client.send(frame({"payload": {}}) * 4)
+    assert [client.reply() for _ in range(4)] == [LATE] * 4
+    assert (folder / "calls").read_text() == "4"
+
+
+def test_a_blocked_log_does_not_keep_the_process(start: Start, folder: Path) -> None:
+    """Nobody reads the pipe of stderr, which is full."""
+    source = """
+        import os, time
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        try:
+            while True: os.write(writer, b"x" * 4096)
+        except BlockingIOError: os.set_blocking(writer, True)
+        def predict(m):
+            os.dup2(writer, 2)
+            time.sleep(60)
+    """
+    process = start(source, "app.predict", ASYA_HANDLER_DEADLINE=str(DEADLINE))
+    client = process.client()
+    client.send(frame({"payload": {}}))
+    eventually(lambda: process.popen.poll() is not None, "the end", 30)
+    assert process.wait() == 75
+    assert client.reply() == LATE
+
+
+def test_calls_within_the_deadline_are_served_as_without_one(start: Start) -> None:
+    source = """
+        import time
+        def predict(m):
+            time.sleep(0.02)
+            return m["payload"]["n"]
+    """
+    process = start(source, "app.predict", ASYA_HANDLER_DEADLINE="0.2")
+    client = process.client()
+    assert [client.call({"payload": {"n": n}}) for n in range(50)] == [ok(n) for n in range(50)]
+    stopped(process)
