@@ -2494,16 +2494,17 @@ class Queue:
     def get_delay(self, hurry: bool, on_their_way: bool) -> "float | None":
         """Return the seconds until a batch is to begin; None: nothing waits, or no thread is free.
 
-        `on_their_way`: connections are inside a frame. `hurry`: nothing is waited for.
+        `hurry`: ASYA_BATCH_WAIT is over. `on_their_way`: more may come within BATCH_PATIENCE.
         """
         if not self.waiting or (self.size > 1 and len(self.batches) >= self.limit):
             return None
         if self.size > 1 and self.batches and not self.get_next():
             return None
-        if hurry or len(self.waiting) >= min(self.size, self.state.batch_limit):
+        is_full = len(self.waiting) >= min(self.size, self.state.batch_limit)
+        if is_full or (hurry and not on_their_way):
             return 0.0
         now = time.monotonic()
-        delay: float = next(iter(self.waiting)).arrived + self.wait - now
+        delay = 0.0 if hurry else next(iter(self.waiting)).arrived + self.wait - now
         if on_their_way:
             self.quiet_since = self.quiet_since or now
             delay = max(delay, self.quiet_since + BATCH_PATIENCE - now)
@@ -3056,8 +3057,8 @@ def serve(
         connection.message.reply = replies[0]
 
     def is_receiving() -> bool:
-        """Whether a frame has begun and is not complete."""
-        return any(connections[fd].waits_for == READ for fd in deadlines)
+        """Whether a frame has begun, and a batch is to wait for it."""
+        return not draining and any(connections[fd].waits_for == READ for fd in deadlines)
 
     def wait(timeout: "float | None") -> "list[tuple[int, int]]":
         """Return events; run background tasks of user code while there are none."""
@@ -3121,12 +3122,13 @@ def serve(
             run_queue(queue, bool(events or turns))
 
     def run_queue(queue: Queue, is_more: bool) -> None:
-        """Deliver the replies of finished batches; begin the next ones."""
+        """Deliver the replies of finished batches; begin the next ones.
+
+        `is_more`: this step has brought something, so the next one may bring more for a batch.
+        """
         deliver(queue)
         while queue.waiting:
-            if is_more and len(queue.waiting) < queue.size:
-                return  # look for more before a batch begins that is not full
-            if queue.get_delay(bool(draining), is_receiving()) != 0:
+            if queue.get_delay(bool(draining), is_more or is_receiving()) != 0:
                 return
             queue.submit()
             ready.extend(queue.stalled)
@@ -3172,6 +3174,8 @@ def serve(
     def drain(latest: float) -> None:
         """Answer what is left; without the calls beside one that lost the GPU context and hang."""
         while (connections or not server.backlog_is_empty) and time.monotonic() < latest:
+            if server.backlog_is_empty:
+                server.listen(listening, None)  # it is shut down, and so readable for good
             for connection in list(connections.values()):
                 if connection.fd not in server.leaving:
                     server.stop_reading(connection)
