@@ -354,7 +354,7 @@ def test_a_release_with_another_checksum_is_not_used(run: Run, tmp_path: Path) -
     assert not (tmp_path / "checkout/.tools/bin/kind").exists()
 
 
-HELM_VERSIONS = {"3.17.0": ("helm",), "4.0.0": ("helm", "helm4"), "3.16.9": ()}
+HELM_VERSIONS = {"3.17": ("helm",), "3.17.0": ("helm",), "4.0.0": ("helm", "helm4"), "3.16.9": ()}
 
 
 @pytest.mark.parametrize("version", HELM_VERSIONS)
