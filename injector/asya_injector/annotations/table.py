@@ -24,6 +24,7 @@ class Annotation:
     default: the value where neither the annotation nor a chart value sets one; None: the injector
         chooses by the pod.
     env: the variable of the runtime that it sets, if any.
+    deprecated: what to use instead, and the version that removes it; users get it as a warning.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Annotation:
     default: str | None
     description: str
     env: str | None = None
+    deprecated: str | None = None
 
     @property
     def key(self) -> str:
@@ -119,6 +121,7 @@ def build_schema() -> dict[str, Any]:
             "type": "string",
             "description": entry.description,
             **({} if entry.default is None else {"default": entry.default}),
+            **({"deprecated": True} if entry.deprecated else {}),
             **entry.parse.schema,
         }
         for entry in TABLE
