@@ -1242,7 +1242,7 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
     """
     result = MemoryLimit()
     is_share = isinstance(limit, float)
-    folders = find_cgroups() if is_share else []
+    cgroups = find_cgroups() if is_share else []
     data, page = resource.RLIMIT_DATA, resource.getpagesize()
     getrlimit, setrlimit = resource.getrlimit, resource.setrlimit
     now, get_ident = time.monotonic, _thread.get_ident
@@ -1275,7 +1275,7 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
         mapped, used = read_mapped()
         uses = [(int(limit) - used, int(limit))]
         if is_share:
-            found = [use for use in map(read_cgroup, folders) if use is not None]
+            found = [use for use in (read_cgroup(*one) for one in cgroups) if use is not None]
             uses = [(int(limit * most) - used, int(limit * most)) for most, used in found]
         left, allowed = min(uses, default=(UNLIMITED, UNLIMITED))
         trimmed = min(trimmed, max(0, mapped - used - unused))
@@ -1380,8 +1380,8 @@ def tune_malloc() -> "Callable[[int], object]":
         return int  # another C library, or no ctypes
 
 
-def find_cgroups() -> "list[str]":
-    """Return the directories of this process's memory cgroups: its own, and those it is in."""
+def find_cgroups() -> "list[tuple[str, tuple[str, str, str]]]":
+    """Return the memory cgroups that this process is in: the directory and the files of each."""
     paths: "dict[str, str]" = {}  # by controller; that of version 2 is ""
     folders: "list[str]" = []
     try:
@@ -1401,23 +1401,19 @@ def find_cgroups() -> "list[str]":
                     folders.append("/".join([folder, *names[:count]]))
     except (OSError, ValueError):
         pass  # what was found
-    limits = [files[0] for files in CGROUP_FILES]
-    return [one for one in folders if any(os.path.exists(one + "/" + name) for name in limits)]
+    both = [(folder, files) for folder in folders for files in CGROUP_FILES]
+    return [(folder, files) for folder, files in both if os.path.exists(folder + "/" + files[0])]
 
 
-def read_cgroup(folder: str) -> "tuple[int, int] | None":
+def read_cgroup(folder: str, files: "tuple[str, str, str]") -> "tuple[int, int] | None":
     """Return the limit of a cgroup and its memory in use; None if it has no limit."""
-    for limit, usage, cache in CGROUP_FILES:
-        try:
-            text = read_text("%s/%s" % (folder, limit)).strip()
-        except OSError:
-            continue
-        if text == "max" or int(text) >= UNLIMITED:
-            continue
-        statistics = read_text(folder + "/memory.stat")
-        number = ("\n" + statistics).partition("\n%s " % cache)[2].partition("\n")[0]
-        return int(text), int(read_text("%s/%s" % (folder, usage))) - int(number or 0)
-    return None
+    limit, usage, cache = files
+    text = read_text("%s/%s" % (folder, limit)).strip()
+    if text == "max" or int(text) >= UNLIMITED:
+        return None
+    statistics = read_text(folder + "/memory.stat")
+    number = ("\n" + statistics).partition("\n%s " % cache)[2].partition("\n")[0]
+    return int(text), int(read_text("%s/%s" % (folder, usage))) - int(number or 0)
 
 
 def read_text(path: str) -> str:
