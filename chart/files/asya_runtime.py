@@ -1288,7 +1288,7 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
 
     def trim() -> None:
         """Give free memory back. It stays mapped: it is used again where the limit sees nothing."""
-        nonlocal trimmed, unused
+        nonlocal trimmed, unused, until
         refresh()
         mapped, used = read_mapped()
         unused = mapped - used - trimmed
@@ -1296,6 +1296,7 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
         mapped, used = read_mapped()
         trimmed = max(0, mapped - used - unused)
         refresh()
+        until = 0.0  # after a memory error, the next call looks whether enough is left
 
     def check() -> None:
         """Repeat the reading; end the process if memory is lacking that no other call uses."""
@@ -1326,9 +1327,15 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
         thread = get_ident()
         calls.pop(thread, None)
         failures.pop(thread, None)
+        if not calls:
+            failures.clear()  # also that of the watch, while the call that it looked at ran on
         apply()
 
     def lift() -> None:
+        try:
+            setrlimit(data, usual)  # first: noting it needs memory
+        except (ValueError, OSError):
+            pass
         failures[get_ident()] = None
         apply()
 
@@ -1356,6 +1363,9 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
     if left >= UNLIMITED:
         log("%s: the container has no memory limit, so none applies; set one, or bytes" % name)
         return result
+    lift()  # up to 3.10, its first call needs memory for its frame
+    end()
+    until = 0.0  # the next call reads what is left after the import
     os.register_at_fork(after_in_child=lift_in_child)
     result.is_on, result.begin, result.end = True, begin, end
     result.lift, result.resume, result.trim = lift, resume, trim
@@ -2329,8 +2339,12 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
             try:
                 watch()
             except BaseException as error:
-                log_traceback(error, "the watch over signals and slow calls failed")
-                time.sleep(1)
+                is_limited = type(error) is MemoryError and state.memory_limit.is_on
+                if is_limited:  # a call has all memory: look at it without the limit
+                    state.memory_limit.lift()
+                else:
+                    log_traceback(error, "the watch over signals and slow calls failed")
+                time.sleep(PAUSE / 100 if is_limited else PAUSE)
 
     def wake() -> None:
         os.write(writer, b"\0")
