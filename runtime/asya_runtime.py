@@ -2339,7 +2339,9 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
             try:
                 watch()
             except BaseException as error:
-                is_limited = type(error) is MemoryError and state.memory_limit.is_on
+                # RuntimeError: faulthandler gets no thread
+                is_limited = type(error) in (MemoryError, RuntimeError)
+                is_limited = is_limited and state.memory_limit.is_on
                 if is_limited:  # a call has all memory: look at it without the limit
                     state.memory_limit.lift()
                 else:

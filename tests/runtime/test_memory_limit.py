@@ -27,7 +27,8 @@ def fill():
     pieces = []
     for size in (10 << 20, 1 << 16, 1 << 10, 100):
         try:
-            while len(pieces) < 1 << 20: pieces.append(b"x" * size)
+            while sum(map(len, pieces[:20])) + size * len(pieces) < 200 << 20:
+                pieces.append(b"x" * size)
         except MemoryError: pass
     return pieces
 def makes(m): return len(b"x" * (m["payload"].get("mib", 0) << 20))
@@ -405,5 +406,6 @@ def test_a_late_call_that_has_all_memory_is_answered(start: Start, python: str) 
     )
     client = process.client()
     client.send(frame({"payload": {}}) * 2)
+    eventually(lambda: process.popen.poll() is not None, "the end")
+    assert process.wait() == 75, process.log()
     assert [client.reply(), client.reply()] == [LATE, RESTARTING]
-    assert process.wait() == 75
