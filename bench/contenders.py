@@ -50,7 +50,7 @@ CONTENDERS = (
     Contender(BASELINE, _script("bare_echo.py"), only_for=ONE),
     Contender(BASELINE, _script("bare_echo.py", "threads"), only_for=MANY),
     Contender(f"{BASELINE}, orjson", _script("bare_echo.py", "orjson"), only_for=ONE),
-    _runtime(RUNTIME_LABEL),
+    _runtime(RUNTIME_LABEL, ASYA_JSON="stdlib"),
     _runtime(f"{RUNTIME_LABEL}, orjson", ASYA_JSON="orjson"),
     Contender("asyncio streams", _script("asyncio_streams.py")),
     Contender("uvicorn + Starlette", _uvicorn("starlette_app:app"), HTTP),

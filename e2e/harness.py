@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,13 +35,21 @@ import os, socket, struct, sys
 connection = socket.socket(socket.AF_UNIX)
 connection.connect(os.environ["ASYA_SOCKET_PATH"])
 stream = connection.makefile("rb")
+in_flight, ahead = int(sys.argv[1]) if sys.argv[1:] else 1, 0
+def receive():
+    prefix = stream.read(4)
+    if not prefix:
+        sys.exit()
+    print(stream.read(int.from_bytes(prefix, "big")).decode())
 for line in sys.stdin.buffer:
     body = line.rstrip(b"\\n")
     connection.sendall(struct.pack(">I", len(body)) + body)
-    prefix = stream.read(4)
-    if not prefix:
-        break
-    print(stream.read(int.from_bytes(prefix, "big")).decode())
+    ahead += 1
+    if ahead == in_flight:
+        receive()
+        ahead -= 1
+for _ in range(ahead):
+    receive()
 """
 
 
@@ -70,11 +78,15 @@ print(json.dumps(usage))
 
 
 def run(
-    *words: str, stdin: str | None = None, check: bool = True, timeout: float = 120
+    *words: str,
+    stdin: str | None = None,
+    check: bool = True,
+    timeout: float = 120,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program; with `check`, a failure is an AssertionError with its error output."""
     done = subprocess.run(
-        words, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
+        words, input=stdin, capture_output=True, text=True, timeout=timeout, check=False, env=env
     )
     if check and done.returncode:
         raise AssertionError(f"{' '.join(words)} ended with {done.returncode}:\n{done.stderr}")
@@ -319,11 +331,12 @@ class Cluster:
 
         until("the container to be restarted", is_restarted, seconds=90)
 
-    def call(self, pod: Pod, *messages: Object) -> list[Object]:
-        """Send messages to the pod's actor from its sidecar."""
+    def call(self, pod: Pod, *messages: Object, in_flight: int = 1) -> list[Object]:
+        """Send messages to the pod's actor from its sidecar, over one connection."""
         lines = "".join(json.dumps(message) + "\n" for message in messages)
         words = ["-n", pod.metadata.namespace, "-c", SIDECAR, pod.metadata.name]
-        done = self.exec_python(*words, program=CLIENT, stdin=lines)
+        arguments = (str(in_flight),)
+        done = self.exec_python(*words, program=CLIENT, arguments=arguments, stdin=lines)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def reviews(self, webhook: str) -> int:
@@ -407,3 +420,16 @@ def bare_pod(name: str, image: str, annotations: dict[str, str], **container_fie
     metadata = {"name": name, "labels": {"app": name}, "annotations": annotations}
     spec = {"containers": [target], "terminationGracePeriodSeconds": 1}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def switch_injection(cluster: Cluster, namespace: str, *, on: bool) -> None:
+    """Switch injection on or off in a namespace, and wait until that is effective."""
+    label = "asya.sh/injection-" if on else "asya.sh/injection=disabled"
+    cluster.kubectl("label", "namespace", namespace, label)
+    probe = bare_pod("probe", cluster.model_image, {"asya.sh/handler": "handlers.echo"})
+    words = ["-n", namespace, "--dry-run=server", "-o", "yaml"]
+
+    def is_effective() -> bool:
+        return ("asya.sh/injected" in cluster.create(probe, *words).stdout) == on
+
+    until("the label to be effective", is_effective)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from asya_injector import __version__
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -22,7 +23,25 @@ from urllib3.exceptions import HTTPError
 from e2e.harness import RELEASE, REPOSITORY, SYSTEM, Cluster, Object, bare_pod, run, until
 
 CHART = REPOSITORY / "chart"
-PREVIOUS = REPOSITORY / "e2e/charts/asya-runtime-0.1.0.tgz"
+
+
+def find_fixtures() -> dict[str, Path]:
+    """The charts of releases, oldest first, by their versions."""
+    found = {
+        path.stem.removeprefix("asya-runtime-"): path
+        for path in (REPOSITORY / "e2e/charts").glob("asya-runtime-*.tgz")
+    }
+    return dict(sorted(found.items(), key=lambda each: _numbers(each[0])))
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
+
+
+# The chart of the release before this version.
+PREVIOUS = [
+    path for version, path in find_fixtures().items() if _numbers(version) < _numbers(__version__)
+][-1]
 ECHO = {"asya.sh/handler": "handlers.echo"}
 
 

@@ -14,7 +14,16 @@ import pytest
 import yaml
 from asya_injector.tls.authority import create
 
-from e2e.harness import SYSTEM, Cluster, Object, bare_pod, run, until, workload
+from e2e.harness import (
+    SYSTEM,
+    Cluster,
+    Object,
+    bare_pod,
+    run,
+    switch_injection,
+    until,
+    workload,
+)
 
 ECHO = {"asya.sh/handler": "handlers.echo"}
 APP = ["python3", "-m", "app"]
@@ -34,19 +43,6 @@ def run_check(*words: str) -> tuple[int, dict[str, list[Object]]]:
     for row in json.loads(done.stdout)["rows"]:
         rows.setdefault(row["check"], []).append(row)
     return done.returncode, rows
-
-
-def switch_injection(cluster: Cluster, namespace: str, *, on: bool) -> None:
-    """Switch injection on or off in a namespace, and wait until that is effective."""
-    label = "asya.sh/injection-" if on else "asya.sh/injection=disabled"
-    cluster.kubectl("label", "namespace", namespace, label)
-    probe = bare_pod("probe", cluster.model_image, ECHO)
-    words = ["-n", namespace, "--dry-run=server", "-o", "yaml"]
-
-    def is_effective() -> bool:
-        return ("asya.sh/injected" in cluster.create(probe, *words).stdout) == on
-
-    until("the label to be effective", is_effective)
 
 
 def old_copy(version: str = OLD, **labels: str) -> Object:

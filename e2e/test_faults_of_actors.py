@@ -5,17 +5,14 @@ None of these faults affects the admission of pods, or other namespaces.
 
 from __future__ import annotations
 
-import base64
-import datetime as dt
 import json
 import signal
 import time
-from dataclasses import replace
 
 import pytest
-from asya_injector.tls.authority import KeyPair, create
+from asya_injector.tls.authority import KeyPair
 
-from e2e.harness import SYSTEM, Pod, serial, until
+from e2e.harness import SYSTEM, Pod, until
 from e2e.load.faults import (
     ERRORS,
     HOOK,
@@ -29,6 +26,7 @@ from e2e.load.faults import (
     fault,
     find_unfinished,
     kill_in_container,
+    renew_certificate,
 )
 from e2e.load.ledger import Row, State, Tolerance
 from e2e.load.traffic import APP, actor, generate_load, send_long_message
@@ -159,27 +157,9 @@ def test_a_namespace_under_load_can_be_deleted_and_created_again(
 @pytest.mark.parametrize("part", ["certificate", "CA"])
 def test_renewal_rejects_no_pod(scene: Scene, record_property: Property, part: str) -> None:
     core = scene.cluster.core
-    secret = core.read_namespaced_secret("asya-runtime-tls", SYSTEM)
-    before, now = KeyPair.from_secret(secret.data), dt.datetime.now(dt.UTC)
-    # A certificate for other names is renewed at once, like one that is about to expire.
-    due = before.renew(["elsewhere.svc"], now=now)
-    if part == "CA":  # valid for ten years, nearly over; the current CA is trusted too
-        aged = create(["elsewhere.svc"], now=now - dt.timedelta(days=3600))
-        due = replace(aged, bundle=aged.bundle + before.bundle)
+    before = KeyPair.from_secret(core.read_namespaced_secret("asya-runtime-tls", SYSTEM).data)
     with fault(scene, record_property, f"injector: {part} renewed"):
-        secret.data = due.to_secret()
-        core.replace_namespaced_secret("asya-runtime-tls", SYSTEM, secret)
-        serials = {serial(before.certificate), serial(due.certificate)}
-
-        def renewed() -> int:
-            now = core.read_namespaced_secret("asya-runtime-tls", SYSTEM).data["tls.crt"]
-            return (serial(base64.b64decode(now)) not in serials) and serial(base64.b64decode(now))
-
-        fresh = until("another certificate", renewed)
-        until(
-            "both replicas to use it",
-            lambda: scene.cluster.certificate_serials() == {fresh},
-        )
+        renew_certificate(scene.cluster, part=part)
     after = KeyPair.from_secret(core.read_namespaced_secret("asya-runtime-tls", SYSTEM).data)
     kept = after.bundle == before.bundle
     assert kept if part == "certificate" else after.bundle.endswith(before.bundle) and not kept

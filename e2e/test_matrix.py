@@ -27,6 +27,18 @@ HANDLER = "asya.sh/handler"
 WHOAMI = {HANDLER: "handlers.whoami"}
 MODES: dict[str, list[str] | None] = {"wrap": APP, "hook": None}
 SERVED = "import socket; socket.create_connection(('localhost', 8080), 5)"
+# What an init system such as s6-overlay does: it works only as process 1.
+INIT = """#!/bin/sh
+[ "$$" = 1 ] || { echo "/init: must be process 1" >&2; exit 100; }
+exec python3 -m app
+"""
+# One annotation at each level above the pods of a CronJob, and the variables of the pods.
+JOB_LEVEL, POD_LEVEL = {"asya.sh/chunk-size": "8192"}, {"asya.sh/handler-timeout": "7"}
+LEVELS = {
+    "ASYA_HANDLER": WHOAMI[HANDLER],
+    "ASYA_CHUNK_SIZE": "8192",
+    "ASYA_HANDLER_TIMEOUT": "7",
+}
 
 
 def as_kind(deployment: Object, kind: str) -> Object:
@@ -78,16 +90,30 @@ def test_every_kind_of_workload_is_injected_in_both_modes(cluster: Cluster, name
         for mode, command in MODES.items():
             name = f"{kind.lower()}-{mode}"
             item = workload(name, cluster.model_image, command=command, annotations=WHOAMI)
+            template = item["spec"]["template"]
             if kind == "Pod":  # the annotation of a bare pod is its own
-                item["spec"]["template"]["metadata"]["annotations"] = WHOAMI
+                template["metadata"]["annotations"] = WHOAMI
+            if kind == "CronJob":
+                template["metadata"]["annotations"] = POD_LEVEL
             items[name] = as_kind(item, kind)
+            if kind == "CronJob":
+                items[name]["spec"]["jobTemplate"]["metadata"] = {"annotations": JOB_LEVEL}
     cluster.apply(*items.values(), namespace=namespace)
-    for mode in MODES:
-        words = ["create", "job", f"once-{mode}", "--from", f"cronjob/cronjob-{mode}"]
-        cluster.kubectl("-n", namespace, *words)
+    # By kubectl, and as dashboards do: without `controller` in the reference to the CronJob.
+    words = ["-n", namespace, "create", "job", "once", "--from"]
+    cluster.kubectl(*words, "cronjob/cronjob-wrap")
+    made = cluster.kubectl(*words, "cronjob/cronjob-hook", "--dry-run=client", "-o", "json")
+    job = json.loads(made.stdout)
+    job["metadata"] |= {"name": "by-dashboard", "namespace": namespace}
+    del job["metadata"]["ownerReferences"][0]["controller"]
+    cluster.create(job)
     pods = wait_for_pods(cluster, namespace, list(items))
     seen = {name: (mode_of(pods[name]), call(cluster, pods[name])["user"]) for name in items}
     assert seen == {name: (name.rpartition("-")[2], 10001) for name in items}
+    for mode in MODES:
+        variables = pods[f"cronjob-{mode}"].spec.containers[0].env
+        env = {each.name: each.value for each in variables if each.name in LEVELS}
+        assert env == LEVELS
 
 
 def variants(cluster: Cluster) -> dict[str, tuple[Object, Object]]:
@@ -118,6 +144,12 @@ def variants(cluster: Cluster) -> dict[str, tuple[Object, Object]]:
     def mount_parent(spec: Object) -> None:
         spec["volumes"] = [{"name": "tmp", "emptyDir": {}}]
         spec["containers"][0]["volumeMounts"] = [{"name": "tmp", "mountPath": "/tmp"}]
+
+    def mount_init(spec: Object) -> None:
+        scripts = {"name": "scripts", "defaultMode": 0o555}
+        spec["volumes"] = [{"name": "scripts", "configMap": scripts}]
+        mount = {"name": "scripts", "mountPath": "/init", "subPath": "init"}
+        spec["containers"][0]["volumeMounts"] = [mount]
 
     def env(spec: Object) -> None:
         value = "$(ASYA_SOCKET_PATH)"  # the injected variable comes first
@@ -189,13 +221,16 @@ def variants(cluster: Cluster) -> dict[str, tuple[Object, Object]]:
     add("init-container", wrapped, init, command=APP)
     add("mount-above", wrapped, mount_parent, command=APP)
     add("env-refers", wrapped, env, command=APP)
+    add("must-be-process-1", hooked, mount_init, command=["/init"])
     return table  # fmt: skip
 
 
 @pytest.mark.timeout(500)
 def test_an_actor_starts_in_every_form_of_image_and_pod(cluster: Cluster, namespace: str) -> None:
     table = variants(cluster)
-    cluster.apply(*(item for item, _ in table.values()), namespace=namespace)
+    scripts = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "scripts"}}
+    scripts["data"] = {"init": INIT}
+    cluster.apply(scripts, *(item for item, _ in table.values()), namespace=namespace)
     pods = wait_for_pods(cluster, namespace, list(table))
     seen = {}
     for name, (_, expected) in table.items():
@@ -207,7 +242,8 @@ def test_an_actor_starts_in_every_form_of_image_and_pod(cluster: Cluster, namesp
     environment = cluster.exec_python(*words, program=program).stdout.split("\0")
     assert "SEEN=/tmp/sockets/app.sock" in environment
     # The image's own program serves too.
-    for name in ("hook-exec-form", "hook-shell-form", "hook-script", "wrap-tini"):
+    own = ("hook-exec-form", "hook-shell-form", "hook-script", "wrap-tini", "must-be-process-1")
+    for name in own:
         words = ["-n", namespace, pods[name].metadata.name, "-c", "model"]
         cluster.exec_python(*words, program=SERVED)
 

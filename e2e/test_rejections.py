@@ -2,43 +2,60 @@
 
 import json
 
-import pytest
-
 from e2e.harness import SIDECAR, SYSTEM, Cluster, Object, bare_pod, until, workload
 
 APP = ["python3", "-m", "app"]
 HANDLER = "asya.sh/handler"
-REJECTED = [
-    pytest.param({HANDLER: "predict"},
-                 'asya.sh/handler: "predict" is not valid; must be module.path.function, such as '
-                 "my_app.handler.predict (AnnotationInvalid)", id="handler-not-a-path"),
-    pytest.param({"asya.sh/handlr": "handlers.echo"},
-                 'asya.sh/handlr: unknown annotation; did you mean "asya.sh/handler"? '
-                 "(AnnotationUnknown)", id="annotation-misspelt"),
-    pytest.param({HANDLER: "handlers.echo", "asya.sh/container": "modle"},
-                 'asya.sh/container: no container "modle" in this pod; did you mean "model"? '
-                 "(ContainerNotFound)", id="container-missing"),
-    pytest.param({HANDLER: "handlers.echo", "asya.sh/sidecars": "sidecar"},
-                 'asya.sh/sidecars: no container "sidecar" beside "model" in this pod; '
-                 f'did you mean "{SIDECAR}"? (SidecarNotFound)', id="sidecar-missing"),
-    pytest.param({HANDLER: "a.b\n\x1b[31mERROR forged"},
-                 'asya.sh/handler: "a.b\\n\\u001b[31mERROR forged" is not valid; must be '
-                 "module.path.function, such as my_app.handler.predict (AnnotationInvalid)",
-                 id="text-with-a-line-break"),
+REJECTED: list[tuple[dict[str, str], str]] = [
+    ({HANDLER: "predict"},
+     'asya.sh/handler: "predict" is not valid; must be module.path.function, such as '
+     "my_app.handler.predict (AnnotationInvalid)"),
+    ({"asya.sh/handlr": "handlers.echo"},
+     'asya.sh/handlr: unknown annotation; did you mean "asya.sh/handler"? (AnnotationUnknown)'),
+    ({HANDLER: "handlers.echo", "asya.sh/container": "modle"},
+     'asya.sh/container: no container "modle" in this pod; did you mean "model"? '
+     "(ContainerNotFound)"),
+    ({HANDLER: "handlers.echo", "asya.sh/sidecars": "sidecar"},
+     'asya.sh/sidecars: no container "sidecar" beside "model" in this pod; '
+     f'did you mean "{SIDECAR}"? (SidecarNotFound)'),
+    ({HANDLER: "a.b\n\x1b[31mERROR forged"},
+     'asya.sh/handler: "a.b\\n\\u001b[31mERROR forged" is not valid; must be '
+     "module.path.function, such as my_app.handler.predict (AnnotationInvalid)"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("place", ["annotations", "template"])
-@pytest.mark.parametrize(("annotations", "line"), REJECTED)
-def test_kubectl_apply_of_an_invalid_deployment_fails_with_one_line(
-    cluster: Cluster, namespace: str, annotations: dict[str, str], line: str, place: str
+def test_kubectl_apply_of_invalid_workloads_fails_with_one_line_for_each(
+    cluster: Cluster, namespace: str
 ) -> None:
-    wrong = workload("model", cluster.model_image, command=APP, **{place: annotations})  # type: ignore[arg-type]
-    done = cluster.apply(wrong, namespace=namespace, check=False)
-    message = f'admission webhook "workloads.asya.sh" denied the request: {line}'
+    """The annotations may be on the workload, on its pod template, or between them."""
+    wrong: list[Object] = []
+    lines: list[str] = []
+    for annotations, line in REJECTED:
+        for place in ("annotations", "template"):
+            name = f"model-{len(wrong)}"
+            item = workload(name, cluster.model_image, command=APP, **{place: annotations})  # type: ignore[arg-type]
+            wrong.append(item)
+            lines.append(line)
+        wrong.append(build_cron_job(f"model-{len(wrong)}", item["spec"]["template"], annotations))
+        lines.append(line)
+    done = cluster.apply(*wrong, namespace=namespace, check=False)
     assert done.returncode == 1
-    assert done.stderr.rstrip().endswith(message)
-    assert cluster.get("-n", namespace, "deployments")["items"] == []
+    denied = 'admission webhook "workloads.asya.sh" denied the request: '
+    printed = done.stderr.splitlines()
+    assert [text.partition(denied)[2] for text in printed if text] == lines
+    assert cluster.get("-n", namespace, "deployments,cronjobs")["items"] == []
+
+
+def build_cron_job(name: str, template: Object, annotations: dict[str, str]) -> Object:
+    """A CronJob whose Job template has the annotations."""
+    spec = {**template["spec"], "restartPolicy": "Never"}
+    job = {"metadata": {"annotations": annotations}, "spec": {"template": {"spec": spec}}}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": {"name": name},
+        "spec": {"schedule": "0 0 1 1 *", "jobTemplate": job},
+    }
 
 
 def test_a_bare_pod_is_rejected_with_the_same_line(cluster: Cluster, namespace: str) -> None:

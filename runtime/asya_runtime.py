@@ -453,6 +453,7 @@ def get_text(error: BaseException) -> str:
 # --- JSON
 
 ORJSON_SINCE = (3, 9, 15)  # older ones crash on a message that is nested deeply
+MEMORY_IS_LIMITED = "standard library, because memory is limited"
 DEEP = 40  # levels of a small result; orjson 3.12 and 3.13 corrupt memory from 1,000 nested tuples
 GC_PAUSE = 65536  # bytes of a message that is decoded without collecting garbage in between
 SEARCH_TIME = 1.0  # seconds for finding the value that is not JSON-serializable
@@ -476,6 +477,8 @@ def choose_json(choice: str, memory_limit: float) -> "tuple[Any, str]":
             return None, "standard library, because ASYA_MEMORY_LIMIT is set"
         text = "ASYA_JSON=orjson: it crashes when memory is limited; set ASYA_JSON=auto"
         raise StartupError(text + ", or ASYA_MEMORY_LIMIT=0")
+    if choice == "auto" and is_memory_limited():
+        return None, MEMORY_IS_LIMITED
     try:
         orjson = import_orjson()
         option = get_orjson_option(orjson)
@@ -492,6 +495,12 @@ def choose_json(choice: str, memory_limit: float) -> "tuple[Any, str]":
     if choice == "auto":
         return None, "standard library, because " + reason
     raise StartupError("ASYA_JSON=orjson: %s; %s or set ASYA_JSON=auto" % (reason, fix))
+
+
+def is_memory_limited() -> bool:
+    """Whether memory may be refused to this process: orjson ends in SIGSEGV there."""
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    return limits != [resource.RLIM_INFINITY] * 2
 
 
 def import_orjson() -> "Any":
@@ -571,6 +580,7 @@ def make_codec(orjson: "Any", threads: bool) -> "tuple[Decode, Encode, Encode]":
         body: "Any" = message.body
         size = len(body)
         if size >= GC_PAUSE and gc.isenabled():
+            body = None  # its memory may be needed
             return run_without_collection(decode, message)
         text = str(body, "utf-8")
         if size > POOLED_BUFFER:
@@ -1559,7 +1569,7 @@ class Caller:
 
     __slots__ = ("call", "cancel", "complete", "has_background_tasks", "run_until_readable")
     call: "Call"
-    cancel: "Callable[[int | None], bool]"  # the coroutine that a thread waits for, if there is one
+    cancel: "Callable[[int], bool]"  # the coroutine that a thread waits for, if there is one
     complete: "Callable[[object], object]"
     has_background_tasks: "Callable[[], bool] | None"  # None: there is no loop
     run_until_readable: "Callable[[int, float | None], None]"
@@ -1659,8 +1669,8 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             calls.append(action)
             waker.wake()
 
-    def cancel(thread: "int | None") -> bool:
-        task = tasks.get(thread or 0)
+    def cancel(thread: int) -> bool:
+        task = tasks.get(thread)
         if task is None:
             return False
         for one in asyncio.all_tasks(loop):
@@ -2378,7 +2388,9 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
 
 # --- Connections
 
-IDLE, READ, WRITE, NOW, REPLY, CLOSED = range(6)  # what a connection waits for; see Connection
+IDLE, READ, WRITE, NOW, REPLY, CALL, CLOSED = range(
+    7
+)  # what a connection waits for; see Connection
 FIRST_BUFFER = 65536  # size of the first buffer for what is larger than ASYA_CHUNK_SIZE
 POOLED_BUFFER = 4194304  # buffers up to this size are used again
 PIECE = 1048576  # a buffer doubles, by at most this: the allocator would keep larger ones
@@ -2392,10 +2404,13 @@ class Connection:
     """One connection: its socket, its generator and what that waits for."""
 
     __slots__ = (
+        "call",
         "conversation",
         "count",
         "fd",
         "frame",
+        "is_muted",
+        "message",
         "messages",
         "new_until",
         "received",
@@ -2411,14 +2426,17 @@ class Connection:
     def __init__(self, sock: "Socket") -> None:
         self.sock = sock
         self.fd = sock.fileno()
+        self.message = Message(self)  # in work where it is read, or by CALL
+        self.call = Batch([self.message])
         self.messages: "list[Message]" = []  # in the queue, or answered and not yet sent
         self.received: "bytes | None" = None  # and not yet looked at
         self.frame: "Bytes" = b""  # to be sent now
         self.count = 0  # bytes that the last system call has moved, not yet added up
         # IDLE: the next message. READ: the rest of one. WRITE: the peer to read its reply.
-        # NOW: the turn of the others. REPLY: one of `messages`
+        # NOW: the turn of the others. REPLY: one of `messages`. CALL: the reply to `message`
         self.waits_for = IDLE
         self.settled = IDLE  # what the server has prepared for
+        self.is_muted = False  # it is not polled, because it waits for something else
         self.turn = 0  # when it was heard of last, in rounds of the server
         self.new_until = time.monotonic() + GRACE  # until then, or its first reply, it stays
 
@@ -2440,20 +2458,21 @@ def serve_connection(
     connection: Connection,
     settings: Settings,
     buffer_pool: "list[bytearray]",
-    answer: "Answer",
+    answer: "Answer | None",
     queue: "Queue | None",
 ) -> "Conversation":
     """Serve one connection from accept to close; yield when `connection.waits_for` something.
 
     With a queue, messages go there and are replied to in their order when they have their
-    replies; without one, `answer` is called here. The pool holds one receive buffer for all
-    connections: a new one would have to be zeroed and paged in.
+    replies. Without one, `answer` is called here; without that, the server is asked for the reply
+    to `connection.message`, so that nothing of it runs here. The pool holds one receive buffer for
+    all connections: a new one would have to be zeroed and paged in.
 
     User code can raise an exception here at any call. So state changes in single steps after a
     call, and `keep_result` keeps what system calls return. After an exception the loop goes on
     from this state.
     """
-    sock, message = connection.sock, Message(connection)
+    sock, message = connection.sock, connection.message
     no_memory = OUT_OF_MEMORY if settings.enable_oom_detection else UNPRINTABLE
     limit = settings.max_message_size
     prefix = _struct.Struct(">I")
@@ -2463,7 +2482,7 @@ def serve_connection(
     frames = map(getattr, repeat(connection), repeat("frame"))
     move = partial(keep_result, connection, "count")
     transmit = move(map(sock.send, frames, repeat(NO_SIGNAL)))
-    held = b""  # received, and not yet part of a message in work
+    held, start = b"", 0  # received; from `start` not yet part of a message in work
     got, size = -1, 0  # of a message that is larger than `held`, while `got` is not negative
     buffer: "bytearray | None" = None  # for it; None: its bytes are discarded
     keep: "bytearray | None" = None  # the buffer of `message`, to be used again
@@ -2494,9 +2513,9 @@ def serve_connection(
                         continue
                 if head is None and not asked:
                     if got < 0:
-                        if len(held) < 4:
+                        if len(held) < start + 4:
                             if connection.received is None:
-                                connection.waits_for = READ if held else IDLE
+                                connection.waits_for = READ if len(held) > start else IDLE
                                 yield
                                 if queue is not None and has_reply(connection):
                                     continue
@@ -2509,33 +2528,37 @@ def serve_connection(
                             data: "Any" = connection.received
                             if not data:
                                 text = "connection closed inside a length prefix"
-                                raise BrokenStream(text if held else "")
-                            held, connection.received = held + data if held else data, None
+                                raise BrokenStream(text if len(held) > start else "")
+                            if len(held) > start:
+                                data = held[start:] + data
+                            held, start, connection.received = data, 0, None
                             if len(held) < 4:
                                 continue
-                        size = unpack(held)[0]
-                        if size + 4 <= len(held) and size <= limit:
+                        size = unpack(held, start)[0]
+                        following = start + 4 + size
+                        if following <= len(held) and size <= limit:
                             if queue is not None:
                                 new = Message(connection)
-                                new.body = held[4 : size + 4]
-                                held, added = held[size + 4 :], new
+                                new.body = held[start + 4 : following]
+                                start, added = following, new
                                 continue
-                            message.body = held[4 : size + 4]
-                            held, asked = held[size + 4 :], True
+                            message.body = held[start + 4 : following]
+                            start, asked = following, True
                         else:
                             buffer = None
                             if size <= limit:
                                 pooled = buffer_pool if queue is None else []
                                 buffer = pooled.pop() if pooled else bytearray(FIRST_BUFFER)
-                                buffer[: len(held) - 4] = held[4:]
-                            got, held = min(size, len(held) - 4), held[size + 4 :]
+                                buffer[: len(held) - start - 4] = held[start + 4 :]
+                            rest = held[following:]
+                            got, held, start = min(size, len(held) - start - 4), rest, 0
                     while 0 <= got < size:
                         try:
                             if connection.count:
                                 pass  # kept when an exception came in between
                             elif buffer is None:
-                                rest = min(size - got, FIRST_BUFFER)
-                                move(map(len, map(sock.recv, (rest,))))()
+                                most = min(size - got, FIRST_BUFFER)
+                                move(map(len, map(sock.recv, (most,))))()
                             else:
                                 if got == len(buffer):
                                     more = min(max(got, FIRST_BUFFER), PIECE, size - got)
@@ -2578,7 +2601,13 @@ def serve_connection(
                     if head is None and not asked:
                         continue
                 if asked:
-                    reply = answer(message)
+                    if answer is not None:
+                        reply = answer(message)
+                    else:
+                        connection.waits_for = CALL
+                        yield
+                        reply = message.reply or UNPRINTABLE  # an exception came in between
+                        message.reply = None
                     if len(reply) < FIRST_BUFFER:
                         head, tail, asked = pack(len(reply)) + reply, b"", False
                     else:  # too large to copy
@@ -2618,7 +2647,7 @@ def serve_connection(
                     rest_of_them = connection.messages[replied:]
                     head, sent, replied, connection.messages = None, 0, 0, rest_of_them
                 interruptions, connection.new_until = 0, 0.0
-                if len(held) >= 4:
+                if len(held) >= start + 4:
                     connection.waits_for = NOW
                     yield
         except BrokenStream as error:
@@ -2694,13 +2723,14 @@ REGROWTH = 60.0  # seconds without a memory error after which a batch may have t
 class Batch:
     """Messages that are answered together."""
 
-    __slots__ = ("is_begun", "is_late", "is_taken", "messages")
+    __slots__ = ("is_begun", "is_late", "is_taken", "messages", "thread")
 
     def __init__(self, messages: "list[Message]") -> None:
         self.messages = messages
         self.is_begun = False  # the handler may have seen them
         self.is_late = False  # over the deadline: whatever it returns does not count
         self.is_taken = False  # by the watch, which replies to it
+        self.thread = 0  # that answers it, with a deadline
 
 
 class Queue:
@@ -2714,14 +2744,11 @@ class Queue:
     __slots__ = (
         "answer",
         "batches",
-        "calls",
         "chunk",
         "claims",
-        "deadline",
         "failed",
         "finished",
         "jobs",
-        "late_in_a_row",
         "limit",
         "quiet_since",
         "size",
@@ -2744,9 +2771,6 @@ class Queue:
         self.stalled: "dict[Connection, None]" = {}  # they wait for room here
         self.batches: "dict[Batch, None]" = {}
         self.claims: "dict[Batch, int]" = {}
-        self.calls: "dict[Batch, float]" = {}  # when they began, with a deadline
-        self.deadline = settings.handler_deadline
-        self.late_in_a_row = 0
         self.jobs: "_queue.SimpleQueue[Batch]" = _queue.SimpleQueue()
         self.finished: "_collections.deque[Batch]" = _collections.deque()
         self.threads = 0
@@ -2772,16 +2796,17 @@ class Queue:
     def get_delay(self, hurry: bool, on_their_way: bool) -> "float | None":
         """Return the seconds until a batch is to begin; None: nothing waits, or no thread is free.
 
-        `on_their_way`: connections are inside a frame. `hurry`: nothing is waited for.
+        `hurry`: ASYA_BATCH_WAIT is over. `on_their_way`: more may come within BATCH_PATIENCE.
         """
         if not self.waiting or (self.size > 1 and len(self.batches) >= self.limit):
             return None
         if self.size > 1 and self.batches and not self.get_next():
             return None
-        if hurry or len(self.waiting) >= min(self.size, self.state.batch_limit):
+        is_full = len(self.waiting) >= min(self.size, self.state.batch_limit)
+        if is_full or (hurry and not on_their_way):
             return 0.0
         now = time.monotonic()
-        delay: float = next(iter(self.waiting)).arrived + self.wait - now
+        delay = 0.0 if hurry else next(iter(self.waiting)).arrived + self.wait - now
         if on_their_way:
             self.quiet_since = self.quiet_since or now
             delay = max(delay, self.quiet_since + BATCH_PATIENCE - now)
@@ -2841,18 +2866,7 @@ class Queue:
         replies: "list[Bytes]" = []
         if not batch.is_begun:
             batch.is_begun = True
-            if self.deadline:
-                self.calls[batch] = time.monotonic()
             replies = self.answer(batch)
-        if self.deadline:
-            if self.calls.pop(batch, None) is None and batch.is_taken:
-                park()
-            self.late_in_a_row = self.late_in_a_row + 1 if batch.is_late else 0
-            if batch.is_late:
-                replies = [make_late_reply(self.deadline)] * len(batch.messages)
-            if self.late_in_a_row == MAX_LATE:
-                self.state.exit_reason = "%d calls in a row exceeded the deadline" % MAX_LATE
-                self.state.exit_code = EXIT_BROKEN
         _collections.deque(map(setattr, batch.messages, repeat("reply"), replies), 0)  # in one step
         for message in batch.messages:
             if message.reply is None:
@@ -2914,24 +2928,52 @@ CANCEL_PATIENCE = 1.0  # seconds in which a coroutine has to end after its cance
 MAX_LATE = 3  # calls over the deadline, one after the other, after which the process is restarted
 
 
-def make_late_reply(deadline: float) -> bytes:
-    """Build the reply to a message whose call ran longer than the deadline."""
-    text = "the call ran longer than %g s, the deadline of ASYA_HANDLER_DEADLINE" % deadline
-    return error_reply("processing_error", text, "HandlerDeadlineExceeded", "recoverable", 1)
+class Deadline:
+    """Calls that run, and how they end when they run too long."""
+
+    __slots__ = ("began", "late_in_a_row", "late_reply", "limit", "state")
+
+    def __init__(self, limit: float, state: State) -> None:
+        self.limit, self.state = limit, state
+        self.began: "dict[Batch, float]" = {}
+        self.late_in_a_row = 0
+        text = "the call ran longer than %g s, the deadline of ASYA_HANDLER_DEADLINE" % limit
+        kind = "HandlerDeadlineExceeded"
+        self.late_reply = error_reply("processing_error", text, kind, "recoverable", 1)
+
+    def run(self, batch: Batch, answer: "AnswerAll") -> "list[Bytes]":
+        """Return the replies to a batch; never, if the watch has taken it and replies itself."""
+        batch.thread = _thread.get_ident()
+        replies: "list[Bytes]" = []
+        try:
+            self.began[batch] = time.monotonic()
+            replies = answer(batch)
+        finally:
+            if self.began.pop(batch, None) is None and batch.is_taken:
+                park()
+        if not batch.is_late:
+            self.late_in_a_row = 0
+            return replies
+        batch.is_late = False  # for its next message
+        self.late_in_a_row += 1
+        if self.late_in_a_row == MAX_LATE:
+            self.state.exit_reason = "%d calls in a row exceeded the deadline" % MAX_LATE
+            self.state.exit_code = EXIT_BROKEN
+        return [self.late_reply] * len(batch.messages)
 
 
 def make_enforce_deadline(
-    queue: Queue, caller: Caller, state: State, take_over: "Callable[[Batch], None]"
+    deadline: Deadline, caller: Caller, state: State, give_up_call: "Callable[[Batch], None]"
 ) -> "Callable[[], float]":
     """Return a function for the watch: end late calls, return the seconds until its next turn.
 
     A coroutine is cancelled. Any other call cannot be ended: its messages are answered, and the
-    process ends with status 75. With one thread, which hangs in it, `take_over` does that. Code
-    that keeps the interpreter's lock stops this thread too; then faulthandler, which is re-armed
-    here as long as it runs, ends the process after twice the deadline.
+    process ends with status 75, which `give_up_call` begins. Code that keeps the interpreter's
+    lock stops this thread too; then faulthandler, which is re-armed here as long as it runs, ends
+    the process after twice the deadline.
     """
     faulthandler = import_library("faulthandler", lambda module: module)
-    limit, late_reply = queue.deadline, make_late_reply(queue.deadline)
+    limit = deadline.limit
     armed = 0.0  # until when
 
     def enforce_deadline() -> float:
@@ -2941,13 +2983,13 @@ def make_enforce_deadline(
             faulthandler.dump_traceback_later(2 * limit, exit=True, file=2)
             armed = now + max(0.1, limit / 8)
         nearest = armed
-        for batch, began in list(queue.calls.items()):
+        for batch, began in list(deadline.began.items()):
             end = began + limit + (CANCEL_PATIENCE if batch.is_late else 0.0)
             if now < end:
                 nearest = min(nearest, end)
                 continue
             was_late, batch.is_late = batch.is_late, True
-            if not was_late and caller.cancel(queue.claims.get(batch)):
+            if not was_late and caller.cancel(batch.thread):
                 log("a call is cancelled, it runs longer than the deadline of %g s" % limit)
             else:
                 take(batch)
@@ -2955,18 +2997,14 @@ def make_enforce_deadline(
 
     def take(batch: Batch) -> None:
         batch.is_taken = True
-        if queue.calls.pop(batch, None) is None:
+        if deadline.began.pop(batch, None) is None:
             return  # it has just ended
         state.memory_limit.lift()  # which the call has on
         state.exit_reason = "a call does not end within the deadline of %g s" % limit
         for message in batch.messages:
-            message.reply = late_reply
+            message.reply = deadline.late_reply
         state.exit_code = EXIT_BROKEN
-        if queue.limit == 1:
-            take_over(batch)
-        else:
-            queue.finished.append(batch)
-            queue.wake()
+        give_up_call(batch)
 
     return enforce_deadline
 
@@ -3059,6 +3097,7 @@ class Server:
     """What the parts of the server share, and what an exception may interrupt, until it is done."""
 
     __slots__ = (
+        "answer_call",
         "backlog_is_empty",
         "connections",
         "deadlines",
@@ -3069,6 +3108,8 @@ class Server:
         "ready",
         "waker",
     )
+
+    answer_call: "Callable[[Connection], None]"  # with a deadline
 
     def __init__(self, patience: float) -> None:
         self.poll, self.waker = select.epoll(), Waker()
@@ -3096,6 +3137,9 @@ class Server:
         """Continue a connection until it waits again."""
         try:
             connection.resume(None)
+            while connection.waits_for == CALL:
+                self.answer_call(connection)
+                connection.resume(None)
         except BaseException as error:
             if connection.conversation.gi_frame is not None:  # type: ignore[attr-defined]
                 raise  # not of the conversation: it goes on
@@ -3114,12 +3158,17 @@ class Server:
         else:
             self.deadlines.pop(fd, None)
         if waits_for != before:
-            if REPLY in (waits_for, before) or WRITE in (waits_for, before):
-                interest = select.EPOLLOUT if waits_for == WRITE else select.EPOLLIN
-                self.listen(fd, None if waits_for == REPLY else interest)
+            if connection.is_muted or WRITE in (waits_for, before):
+                self.listen(fd, select.EPOLLOUT if waits_for == WRITE else select.EPOLLIN)
+                connection.is_muted = False
             connection.settled = waits_for
         if waits_for == NOW:
             self.ready.append(connection)
+
+    def mute(self, connection: Connection) -> None:
+        """Poll a connection no more until it waits for something else."""
+        connection.is_muted = True
+        self.listen(connection.fd, None)
 
     def close(self, connection: Connection) -> None:
         """Close a connection, and make room for another."""
@@ -3289,24 +3338,39 @@ def serve(
     buffer_pool: "list[bytearray]" = []
     answer, answer_all = answers
     queue: "Queue | None" = None
-    if settings.concurrency > 1 or settings.batch_size > 1 or settings.handler_deadline:
-        queue = Queue(settings, answer_all, waker.wake, state)
+    deadline: "Deadline | None" = None
+    answer_here: "Answer | None" = answer
+
+    def answer_batch(batch: Batch) -> "list[Bytes]":
+        return answer_all(batch) if deadline is None else deadline.run(batch, answer_all)
+
+    if settings.handler_deadline:
+        deadline, answer_here = Deadline(settings.handler_deadline, state), None
+    if settings.concurrency > 1 or settings.batch_size > 1:
+        queue = Queue(settings, answer_batch, waker.wake, state)
     turn = 0  # of the loop
     draining = 0.0  # since when
     is_damaged = False  # by an exception: `repair` is due
     getsignal, on_signal = _signal.getsignal, watch.on_signal
 
     def make_conversation(connection: Connection) -> "Conversation":
-        return serve_connection(connection, settings, buffer_pool, answer, queue)
+        return serve_connection(connection, settings, buffer_pool, answer_here, queue)
+
+    def answer_call(connection: Connection) -> None:
+        message, call = connection.message, connection.call
+        message.reply = deadline.run(call, answer_one)[0]  # type: ignore[union-attr]
+
+    def answer_one(call: Batch) -> "list[Bytes]":
+        return [answer(call.messages[0])]
 
     def is_receiving() -> bool:
-        """Whether a frame has begun and is not complete."""
-        return any(connections[fd].waits_for == READ for fd in deadlines)
+        """Whether a frame has begun, and a batch is to wait for it."""
+        return not draining and any(connections[fd].waits_for == READ for fd in deadlines)
 
     def wait(timeout: "float | None") -> "list[tuple[int, int]]":
         """Return events; run background tasks of user code while there are none."""
-        most = len(connections) + 2  # room for all of them, and no more
-        if caller.has_background_tasks is None or not caller.has_background_tasks():
+        most = len(connections) + 2
+        if not caller.has_background_tasks():  # type: ignore[misc]
             return poll.poll(timeout, most)
         events = poll.poll(0, most)
         if not events and timeout != 0:
@@ -3334,7 +3398,10 @@ def serve(
             timeout = max(0.0, min(nearest - now, LONGEST_WAIT, limit))
         if ready:
             timeout, turns = 0, tuple(ready)
-        events = wait(timeout)
+        if caller.has_background_tasks is None:
+            events = poll.poll(timeout, len(connections) + 2)  # room for all, and no more
+        else:
+            events = wait(timeout)
         if now:
             if deadlines:
                 server.expire(now, {fd for fd, _ in events}, settings.read_timeout)
@@ -3350,7 +3417,9 @@ def serve(
             if fd in connections:
                 connection = connections[fd]
                 connection.turn = turn
-                if not turns or connection not in turns:
+                if connection.waits_for == REPLY:
+                    server.mute(connection)
+                elif not turns or connection not in turns:
                     advance(connection)
             elif fd == listening:
                 accept()
@@ -3360,12 +3429,13 @@ def serve(
             run_queue(queue, bool(events or turns))
 
     def run_queue(queue: Queue, is_more: bool) -> None:
-        """Deliver the replies of finished batches; begin the next ones."""
+        """Deliver the replies of finished batches; begin the next ones.
+
+        `is_more`: this step has brought something, so the next one may bring more for a batch.
+        """
         deliver(queue)
         while queue.waiting:
-            if is_more and len(queue.waiting) < queue.size:
-                return  # look for more before a batch begins that is not full
-            if queue.get_delay(bool(draining), is_receiving()) != 0:
+            if queue.get_delay(bool(draining), is_more or is_receiving()) != 0:
                 return
             queue.submit()
             ready.extend(queue.stalled)
@@ -3391,6 +3461,8 @@ def serve(
             if connection.waits_for != connection.settled:
                 server.settle(connection)
             ready.append(connection)
+        if deadline is not None and settings.concurrency == 1:
+            deadline.began.clear()  # the main thread is here, and not in a call
         if queue is not None:
             queue.repair(connections.values())
 
@@ -3409,6 +3481,8 @@ def serve(
     def drain(latest: float) -> None:
         """Answer what is left; without the calls beside one that lost the GPU context and hang."""
         while (connections or not server.backlog_is_empty) and time.monotonic() < latest:
+            if server.backlog_is_empty:
+                server.listen(listening, None)  # it is shut down, and so readable for good
             for connection in list(connections.values()):
                 if connection.fd not in server.leaving:
                     server.stop_reading(connection)
@@ -3434,11 +3508,16 @@ def serve(
         drain(time.monotonic() + LONGEST_WAIT)
         set_exit_code(state.exit_code)
 
-    def take_over(batch: Batch) -> None:
-        """Answer what is left and end the process, while the main thread hangs in a call."""
+    def give_up_call(batch: Batch) -> None:
+        """End the process: here, in the watch, if it is the main thread that hangs in a call."""
+        if queue is not None:
+            if queue.limit > 1:
+                queue.finished.append(batch)
+                queue.wake()
+                return
+            queue.release(batch)
         try:
             caller.has_background_tasks = None  # their loop is that of the main thread
-            queue.release(batch)  # type: ignore[union-attr]
             ready.extend(connections.values())
             if not draining:
                 prepare_drain()
@@ -3475,8 +3554,9 @@ def serve(
     poll.register(listening, select.EPOLLIN)
     poll.register(waker.reader, select.EPOLLIN)
     os.register_at_fork(after_in_child=close_all)
-    if queue is not None and settings.handler_deadline:
-        watch.enforce_deadline = make_enforce_deadline(queue, caller, state, take_over)
+    server.answer_call = answer_call
+    if deadline is not None:
+        watch.enforce_deadline = make_enforce_deadline(deadline, caller, state, give_up_call)
         watch.wake()
     state.wake = waker.wake  # before anybody can connect: what they send is answered
     file.publish()
@@ -3586,7 +3666,10 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         use_user_paths()
         orjson, state.json = choose_json(settings.json, settings.memory_limit)
         codec = make_codec(orjson, threads)
+        plain = make_codec(None, threads)
         caller = make_caller(import_handler(settings, state), threads, state)
+        if orjson is not None and settings.json == "auto" and is_memory_limited():
+            codec, state.json = plain, MEMORY_IS_LIMITED  # by user code, in the import
         answers = make_answer(settings, codec, caller, watch.watch_call, classify, state)
         reserve_std_fds()
         watch.install()

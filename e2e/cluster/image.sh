@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds an image, tags it by its content, loads it into the cluster if one is running, and prints its name. The
 # Dockerfile gets the base image as PYTHON_IMAGE. Build containers may have no network, and have neither the machine's
-# certificates nor its package mirrors: everything that a Dockerfile needs must be in its context.
+# certificates nor its package mirrors: everything that a Dockerfile needs must be in its context. PLATFORM and
+# PYTHON_IMAGE in the environment select another platform and its base image; NO_CACHE=1 builds all layers again.
 # usage: image.sh NAME CONTEXT [DOCKERFILE] [--base PYTHON_VERSION] [--target STAGE]
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -24,7 +25,9 @@ done
 name=${words[0]} context=${words[1]} dockerfile=${words[2]:-${words[1]}/Dockerfile}
 [[ -f $dockerfile ]] || die "no such file: $dockerfile"
 
-python=$("$cluster_dir/python-image.sh" "$base")
+python=${PYTHON_IMAGE:-$("$cluster_dir/python-image.sh" "$base")}
+[[ -z ${NO_CACHE:-} ]] || target+=(--no-cache)
+[[ -z ${PLATFORM:-} ]] || target+=(--platform "$PLATFORM")
 log=$cache/log/image-${name//\//-}.log
 # Use the classic builder if the BuildKit plug-in is missing; with BuildKit, build a plain image that kind can load.
 docker buildx version >/dev/null 2>&1 || export DOCKER_BUILDKIT=0

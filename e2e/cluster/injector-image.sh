@@ -1,19 +1,22 @@
 #!/usr/bin/env bash
 # Builds the injector's image and prints its name. The locked Python packages are installed on this machine, because
-# build containers may have no network.
+# build containers may have no network. For another platform, set PLATFORM and PYTHON_IMAGE (see image.sh), and MACHINE to
+# the name of its processor.
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
+machine=${MACHINE:-$(uname -m)}
 stage=$repo/build/image
-stamp=$repo/build/image.sha256
+[[ $machine == "$(uname -m)" ]] || stage+=-$machine
+stamp=$stage.sha256
 uv=${UV:-$(command -v uv || echo "$repo/.tools/uv/bin/uv")}
 [[ -x $uv ]] || die "uv is missing: run make deps, or install it"
 
 install_packages() {
   rm -rf "$stage/site-packages"
   "$uv" pip install --quiet --require-hashes --requirement "$repo/requirements.txt" --target "$stage/site-packages" \
-    --python-version "$PYTHON_DEFAULT" --python-platform "$(uname -m)-manylinux_2_28" --only-binary :all:
+    --python-version "$PYTHON_DEFAULT" --python-platform "$machine-manylinux_2_28" --only-binary :all:
   rm -rf "$stage"/site-packages/{bin,.lock} # scripts that name this machine's Python
   sed -i '/^bin\//d' "$stage"/site-packages/*.dist-info/RECORD # and their checksums
   printf '%s\n' "$wanted" >"$stamp"

@@ -10,6 +10,10 @@ set -euo pipefail
 # shellcheck source=registry.sh
 . "$cluster_dir/registry.sh"
 
+# Equal packages give an equal image: files that are made while it is built get this time. It is later than those of the
+# packages, whose compiled Python files refer to them.
+export SOURCE_DATE_EPOCH=$IMAGE_EPOCH
+
 row=$(release "$PYTHON_RELEASES" "${1:-$PYTHON_DEFAULT}" Python)
 read -r version published suite <<<"$row"
 "$cluster_dir/engine.sh"

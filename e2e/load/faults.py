@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import datetime as dt
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from e2e.harness import Cluster, Object, Pod, run, until
+from asya_injector.tls.authority import KeyPair, create
+
+from e2e.harness import SYSTEM, Cluster, Object, Pod, run, serial, until
 from e2e.load.ledger import Row, State, Tolerance
 from e2e.load.traffic import APP, Messages, PodRequests, actor, generate_load
 
@@ -160,3 +164,30 @@ sys.exit("no such process")
     done = cluster.kubectl(*words, check=False)
     # 137: if the container ends because of the signal, this program ends with it.
     assert (done.returncode, done.stdout) in ((0, "found\n"), (137, "found\n")), done
+
+
+def renew_certificate(cluster: Cluster, *, part: str = "certificate", seconds: float = 60) -> None:
+    """Make the injector renew its certificate or its CA; wait until both replicas use the new one.
+
+    A certificate for other names is renewed at once, like one that is about to expire.
+    """
+    secret = cluster.core.read_namespaced_secret("asya-runtime-tls", SYSTEM)
+    before, now = KeyPair.from_secret(secret.data), dt.datetime.now(dt.UTC)
+    due = before.renew(["elsewhere.svc"], now=now)
+    if part == "CA":  # valid for ten years, nearly over; the current CA is trusted too
+        aged = create(["elsewhere.svc"], now=now - dt.timedelta(days=3600))
+        due = replace(aged, bundle=aged.bundle + before.bundle)
+    secret.data = due.to_secret()
+    cluster.core.replace_namespaced_secret("asya-runtime-tls", SYSTEM, secret)
+    serials = {serial(before.certificate), serial(due.certificate)}
+
+    def renewed() -> int:
+        now = cluster.core.read_namespaced_secret("asya-runtime-tls", SYSTEM).data["tls.crt"]
+        return (serial(base64.b64decode(now)) not in serials) and serial(base64.b64decode(now))
+
+    fresh = until("another certificate", renewed, seconds=seconds)
+    until(
+        "both replicas to use it",
+        lambda: cluster.certificate_serials() == {fresh},
+        seconds=seconds,
+    )

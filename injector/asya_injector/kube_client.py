@@ -8,6 +8,7 @@ import email.utils
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from kubernetes import client, config
 from kubernetes.client import ApiClient
@@ -192,7 +193,7 @@ class Cluster:
 
 def _build_path(api_version: str, resource: str, namespace: str) -> str:
     root = "/apis" if "/" in api_version else "/api"
-    scope = f"/namespaces/{namespace}" if namespace else ""
+    scope = f"/namespaces/{quote(namespace, safe='')}" if namespace else ""
     return f"{root}/{api_version}{scope}/{resource}"
 
 

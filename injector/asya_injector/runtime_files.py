@@ -4,6 +4,8 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,7 +29,7 @@ class RuntimeFiles:
     files: Mapping[str, str]
 
     @classmethod
-    def load(cls, directory: Path) -> Self:
+    def load(cls, directory: Traversable) -> Self:
         """Read the files from a directory; raises OSError or UnicodeDecodeError."""
         names = (RUNTIME_FILE, ENTRYPOINT_FILE)
         return cls({name: (directory / name).read_bytes().decode() for name in names})
@@ -35,7 +37,7 @@ class RuntimeFiles:
     @classmethod
     def packaged(cls) -> Self:
         """The files installed with this program, or those of the checkout it runs from."""
-        installed = Path(__file__).parent / "data"
+        installed = files(__package__) / "data"  # which may be in a zip file
         return cls.load(installed if installed.is_dir() else Path(__file__).parents[2] / "runtime")
 
     @property

@@ -24,6 +24,8 @@ GOLDEN = Path(__file__).parent / "golden"
 RUNTIME_FILES = ("asya_entrypoint.py", "asya_runtime.py")
 SYSTEM = "asya-system"
 EXAMPLE = REPOSITORY / "examples/chart-with-helpers"
+# The chart in the sources names no image. Values of a test take precedence over this file.
+WITH_IMAGE = ("-f", str(Path(__file__).parent / "image.yaml"))
 CA = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 
 # Installations by name: namespace of the release, and values. Each has a golden rendering.
@@ -228,7 +230,7 @@ def render(
 ) -> str:
     """Render the chart with `helm template`; raises HelmError."""
     # Without a server, Helm renders for the given version of Kubernetes.
-    words = ["-n", namespace, "--kube-version", kubernetes, "-f", "-"]
+    words = ["-n", namespace, "--kube-version", kubernetes, *WITH_IMAGE, "-f", "-"]
     return run("template", release, chart, *words, stdin=yaml.safe_dump(values), tool=tool)
 
 

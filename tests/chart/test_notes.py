@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from asya_injector import __version__
 
 from tests.chart.charts import (
     CASES,
     SYSTEM,
+    WITH_IMAGE,
     Object,
     case_objects,
     run,
@@ -16,6 +18,7 @@ from tests.chart.charts import (
 
 # Values, and words of the notes that depend on them.
 NOTES: list[tuple[Object, str]] = [
+    ({}, f"image           asya/injector:{__version__}\n"),
     ({}, "created and renewed by the injector"),
     ({}, "are rejected, and their controllers retry"),
     ({}, f"helm test asya-runtime --namespace {SYSTEM}"),
@@ -38,6 +41,7 @@ NOTES: list[tuple[Object, str]] = [
         value_at("injector/replicas", 0),
         "WARNING: injector.replicas is 0. Annotated pods are rejected.\n",
     ),
+    (CASES["image-by-digest"][1], "WARNING: injector.image.tag is 1.10, but injector.image.digest"),
     (value_at("webhook/failurePolicy", "Ignore"), "WARNING: webhook.failurePolicy is Ignore"),
     (value_at("injector/podDisruptionBudget/enabled", False), "WARNING: injector.podDisruption"),
     (value_at("injector/hostNetwork", True), "WARNING: injector.hostNetwork is true"),
@@ -63,7 +67,7 @@ NOTES: list[tuple[Object, str]] = [
 
 def notes(values: Object, chart: Path, *, namespace: str = SYSTEM) -> str:
     """The notes that `helm install` would print."""
-    words = ["-n", namespace, "--dry-run=client", "-f", "-"]
+    words = ["-n", namespace, "--dry-run=client", *WITH_IMAGE, "-f", "-"]
     _, _, printed = run(
         "install", "asya-runtime", chart, *words, stdin=yaml.safe_dump(values)
     ).partition("\nNOTES:\n")

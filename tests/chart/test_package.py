@@ -88,12 +88,13 @@ def test_all_digests_of_the_runtime_files_agree(archive: bytes) -> None:
     assert RuntimeFiles.load(REPOSITORY / "runtime").hash == digest[:10]
 
 
-def test_chart_injector_and_documented_image_tags_have_one_version() -> None:
+def test_chart_injector_and_documented_commands_have_one_version() -> None:
     about = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
     assert about["version"] == about["appVersion"] == __version__, "run `make sync`"
     for page in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]:
-        for tag in re.findall(r"asya-injector:(\d[\w.]*)", page.read_text()):
+        text = page.read_text()
+        for tag in re.findall(r"(?:asya-injector:|asya-runtime --version )(\d[\w.]*)", text):
             assert tag == __version__, f"{page}: run `make sync`"
 
 

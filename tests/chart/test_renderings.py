@@ -18,6 +18,7 @@ from tests.chart.charts import (
     REPOSITORY,
     RUNTIME_FILES,
     SYSTEM,
+    WITH_IMAGE,
     HelmError,
     Object,
     case_objects,
@@ -141,7 +142,7 @@ def test_vendor_versions_of_kubernetes_are_accepted_and_old_versions_rejected(
 
 
 def test_helm_lint_reports_no_warning() -> None:
-    run("lint", "--strict", CHART)
+    run("lint", "--strict", *WITH_IMAGE, CHART)
 
 
 # --- The runtime files ------------------------------------------------------------------------

@@ -11,7 +11,16 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.chart.charts import CA, CHART, HelmError, Object, load_objects, render, value_at
+from tests.chart.charts import (
+    CA,
+    CHART,
+    HelmError,
+    Object,
+    load_objects,
+    render,
+    run,
+    value_at,
+)
 from tests.chart.schemas import RELEASES, problems
 
 SCHEMA: Object = json.loads((CHART / "values.schema.json").read_text())
@@ -30,6 +39,8 @@ KUBERNETES_TYPES = {
         ("injecter", {}),
         ("injector/replica", 2),
         ("injector/image/tga", "1"),
+        ("injector/image/repository", "example.com/injector "),
+        ("injector/image/repository", "https://example.com/injector:"),
         ("runtime/namespace", "a"),
         ("runtime/defaults/chunkSize", 1),
         ("injector/image/tag", 1.10),
@@ -158,6 +169,10 @@ SECRET = {"name": "a", "caBundle": CA}
 # The beginning of a message, its gaps filled in, and the values that cause it.
 MESSAGES: list[tuple[str, Object]] = [
     (
+        "injector.image.repository is required, because the chart in the sources names no image",
+        value_at("injector/image/repository", ""),
+    ),
+    (
         "runtime.configMap.create must be true if injector.enabled is true",
         value_at("runtime/configMap/create", False),
     ),
@@ -249,6 +264,16 @@ def test_values_that_cannot_work_are_rejected_with_a_message(
 ) -> None:
     with pytest.raises(HelmError, match=re.escape(message)):
         render(values, chart=chart, tool=tool)
+
+
+@pytest.mark.parametrize("tool", ["helm", "helm3"])
+def test_without_an_image_the_chart_names_the_two_ways_to_one(tool: str) -> None:
+    with pytest.raises(HelmError) as error:
+        run("template", "a", CHART, "--kube-version", "1.30.0", tool=tool)
+    assert "make release REGISTRY=registry.example.com/team PUSH=1" in str(error.value)
+    assert "--set injector.image.repository=" in str(error.value)
+    off = ("--set", "injector.enabled=false", "--kube-version", "1.30.0")
+    run("template", "a", CHART, *off, tool=tool)
 
 
 @pytest.mark.parametrize("tool", ["helm", "helm3"])

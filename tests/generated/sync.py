@@ -28,7 +28,9 @@ _REGION = re.compile(
 )
 _SCHEMA_DEFAULTS = re.compile(r'^(?P<indent> *)"defaults": \{\n.*?^(?P=indent)\}', re.M | re.S)
 _VERSION = re.compile(r'^((?:appV|v)ersion: "?)[0-9][^"\n]*', re.M)
-_IMAGE_TAG = re.compile(r"(asya-injector:)\d[\w.]*\b")
+# The part of an address that changes with the owner of the repository.
+_OWNER = re.compile(r"((?:github|raw\.githubusercontent)\.com/)[^/\s]+(/asya-runtime)")
+_DOCUMENTED = re.compile(r"((?:asya-injector:|charts/asya-runtime --version )v?)\d[\w.]*\b")
 
 
 def sync(root: Path = ROOT) -> list[Path]:
@@ -47,6 +49,7 @@ def wanted(root: Path = ROOT) -> dict[Path, str]:
     about = chart / "Chart.yaml"
     for path in (about, root / "examples/gitops/helm-plugin/plugin.yaml"):
         files[path] = _VERSION.sub(rf"\g<1>{__version__}", _read(path))
+    files[about] = _OWNER.sub(rf"\g<1>{_owner(root)}\g<2>", files[about])
     schema = chart / "values.schema.json"
     files[schema] = _with_defaults(_read(schema))
     values = chart / "values.yaml"
@@ -58,7 +61,7 @@ def wanted(root: Path = ROOT) -> dict[Path, str]:
         "values": lambda: values_table.table(files[values]),
     }
     for page in pages(root):
-        files[page] = _IMAGE_TAG.sub(rf"\g<1>{__version__}", _filled(_read(page), texts))
+        files[page] = _DOCUMENTED.sub(rf"\g<1>{__version__}", _filled(_read(page), texts))
     return files
 
 
@@ -100,6 +103,14 @@ def _with_defaults(schema: str) -> str:
     if found != 1:
         raise ValueError(f'values.schema.json has {found} members "defaults" in place of one')
     return filled
+
+
+def _owner(root: Path) -> str:
+    """The owner of the repository, by its address in pyproject.toml."""
+    (owner,) = re.findall(
+        r'^Repository = "https://[^/]+/([^/]+)/', _read(root / "pyproject.toml"), re.M
+    )
+    return str(owner)
 
 
 def _read(path: Path) -> str:

@@ -16,7 +16,7 @@ from tests.generated.sync import ROOT, pages, regions, sync, wanted
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """The files that `make sync` reads and writes, as it leaves them."""
-    for path in [*wanted(), *(ROOT / "runtime").glob("*.py")]:
+    for path in [*wanted(), *(ROOT / "runtime").glob("*.py"), ROOT / "pyproject.toml"]:
         there = tmp_path / path.relative_to(ROOT)
         there.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, there)
@@ -29,7 +29,8 @@ def test_a_file_with_generated_text_is_current(path: Path) -> None:
     assert path.exists(), "run `make sync`"
     assert path.read_bytes().decode() == wanted()[path], (
         f"{path.relative_to(ROOT)}: run `make sync`. To change a generated text, edit its source: "
-        f"{tables.RUNTIME_TABLE}, {tables.ANNOTATION_TABLE}, chart/values.yaml, or __version__ in "
+        f"{tables.RUNTIME_TABLE}, {tables.ANNOTATION_TABLE}, chart/values.yaml, the programs in "
+        "injector/asya_injector/startup/programs.py, or __version__ in "
         "injector/asya_injector/__init__.py"
     )
 
@@ -60,10 +61,11 @@ EDITS = [
     ("chart/values.schema.json", '"maximum": 16777216', '"maximum": 1'),
     ("chart/Chart.yaml", r"\nversion: .*", "\nversion: 9.9.9"),
     ("chart/Chart.yaml", "appVersion: .*", 'appVersion: "9.9.9-rc.1"'),
+    ("chart/Chart.yaml", "OWNER/asya-runtime/main/docs/icon", "other/asya-runtime/main/docs/icon"),
     ("chart/README.md", "`4096`", "`4097`"),
     ("docs/annotations.md", "`4096`", "`4097`"),
     ("runtime/README.md", "`4096`", "`4097`"),
-    ("README.md", r"asya-injector:[0-9.]+\b", "asya-injector:9.9.9"),
+    ("README.md", r"charts/asya-runtime --version [0-9.]+", "charts/asya-runtime --version 9.9.9"),
 ]
 
 

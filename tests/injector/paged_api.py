@@ -108,7 +108,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         path, _ = self._record_call()
-        self._answer(201, self.server.objects[path])
+        found = self.server.objects.get(path)
+        self._answer(201 if found else 404, found or {"message": "not found"})
 
     def do_DELETE(self) -> None:
         self._record_call()

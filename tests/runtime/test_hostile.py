@@ -214,7 +214,7 @@ def test_the_memory_of_a_large_message_is_given_back(start: Start) -> None:
 def test_a_message_of_text_needs_a_multiple_of_its_size(
     start: Start, size: int, times: int
 ) -> None:
-    process = start()
+    process = start(ASYA_JSON="stdlib")
     assert process.call({"a": 1}) == OK
     before = resident(process)
     client = process.client()

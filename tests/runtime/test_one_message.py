@@ -279,7 +279,8 @@ def test_an_exception_that_comes_between_calls_is_logged_and_the_next_message_se
     client = process.client()
     for kind in KINDS:
         client.send(frame({"payload": {way: kind}}))
-        assert client.reply() == ok({way: kind}), kind
+        # An alarm that rings early, on a busy machine, is an error of its own call
+        assert client.reply() in (ok({way: kind}), *[Like(type=kind)] * (way == "alarm")), kind
         if way == "user":
             process.signal(signal.SIGUSR1)
         # A thread's is raised when the main thread next runs: with the next event at the latest

@@ -9,6 +9,7 @@ import enum
 import json
 import math
 import pathlib
+import sys
 import textwrap
 import uuid
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .conftest import Start
+from .conftest import RUNTIME, Start
 from .served import Case, check, error, ok
 
 BAD = "result is not JSON-serializable at "
@@ -545,6 +546,26 @@ def test_files_of_user_code_do_not_come_into_orjsons_import(start: Start, folder
     process = start(source, ASYA_JSON="orjson")
     assert process.call({}) == ok([True] * 4)
     assert "JSON: orjson 3." in process.log()
+
+
+LIMITS = {
+    "ulimit": ["sh", "-c", 'ulimit -v 4000000; exec "$@"', "sh", sys.executable, str(RUNTIME)],
+    "RLIMIT_AS": None,
+    "RLIMIT_DATA": None,
+}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_auto_takes_the_standard_library_where_memory_is_limited(start: Start, limit: str) -> None:
+    """By what starts the process, or by user code in its import."""
+    source = f"""
+        import resource
+        def echo(message): return message["payload"]
+        if {limit != "ulimit"}: resource.setrlimit(resource.{limit}, (4_000_000_000, -1))
+    """
+    process = start(source, argv=LIMITS[limit])
+    process.logged("; JSON: standard library, because memory is limited\n")
+    assert process.call({"a": 1}) == ok({"a": 1})
 
 
 def test_the_standard_library_by_wish(start: Start) -> None:

@@ -5,11 +5,14 @@ import json
 import posixpath
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from asya_injector.annotations.formats import SOCKET_PATH_RULE, find_use
 from asya_injector.annotations.parse import invalid_value, parse_value
 from asya_injector.annotations.table import BY_NAME
 from asya_injector.runtime_files import RUNTIME_FILE, RUNTIME_VOLUME
+
+_encode = json.JSONEncoder(sort_keys=True).encode
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,19 @@ class ClusterDefaults:
             raise invalid_value("socket-path", socket_path, SOCKET_PATH_RULE)
         object.__setattr__(self, "values", canonical)
 
-    @property
+    @cached_property
+    def effective(self) -> Mapping[str, str]:
+        """The values of all settings that no annotation sets; empty where there is no default."""
+        return {name: self.values.get(name, entry.default or "") for name, entry in BY_NAME.items()}
+
+    @cached_property
+    def changed(self) -> frozenset[str]:
+        """The names of the settings whose value differs from the table's default."""
+        return frozenset(
+            name for name, entry in BY_NAME.items() if self.effective[name] != (entry.default or "")
+        )
+
+    @cached_property
     def config_map(self) -> str:
         """The name of the runtime ConfigMap that pods mount."""
         return "-".join(filter(None, (RUNTIME_VOLUME, self.runtime_hash, self.stream)))
@@ -59,8 +74,8 @@ class Settings:
 
     def __getitem__(self, name: str) -> str:
         """The value of a setting; empty where there is none and no default."""
-        default = self.defaults.values.get(name, BY_NAME[name].default or "")
-        return self.annotated.get(name, default)
+        value = self.annotated.get(name)
+        return self.defaults.effective[name] if value is None else value
 
     def get_source(self, name: str) -> str:
         """What sets the value: `annotation`, `workload` (its annotation), `chart` or `default`."""
@@ -69,19 +84,19 @@ class Settings:
             return "workload" if entry.key in self.inherited else "annotation"
         return "default" if self[name] == (entry.default or "") else "chart"
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Ten hex digits that differ where an annotation or a default differs."""
         content = [self.defaults.runtime_hash, dict(self.defaults.values), dict(self.annotated)]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+        return hashlib.sha256(_encode(content).encode()).hexdigest()[:10]
 
-    @property
+    @cached_property
     def runtime_file(self) -> str:
         """The path of the runtime in the container."""
         path = self["mount-path"]
         return path if path.endswith(".py") else f"{path}/{RUNTIME_FILE}"
 
-    @property
+    @cached_property
     def directory(self) -> str:
         """The directory of the runtime files; the default one if the mount path is a file."""
         path = self["mount-path"]

@@ -55,12 +55,15 @@ for command in (
     program.add_command(command)
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the program with these arguments, or those of the process; ends the process."""
+def main(arguments: Sequence[str] | None = None, *, name: str = _NAME) -> NoReturn:
+    """Run the program with these arguments, or those of the process; ends the process.
+
+    name: what its help and its errors call it.
+    """
     color = False if os.environ.get("NO_COLOR") else None
     errors: list[str] = []
     try:
-        status = program.main(arguments, prog_name=_NAME, standalone_mode=False, color=color) or 0
+        status = program.main(arguments, prog_name=name, standalone_mode=False, color=color) or 0
     except NoArgsIsHelpError as error:
         error.show()
         status = USAGE
@@ -77,5 +80,5 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         status = 130
     for line in errors:
-        click.secho(f"{_NAME}: {line}", fg="red", err=True, color=color)
+        click.secho(f"{name}: {line}", fg="red", err=True, color=color)
     sys.exit(status)

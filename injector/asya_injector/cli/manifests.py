@@ -128,7 +128,7 @@ def inject(
     kept = _KEEP[keep_with] if keep_with else {}
     output = transform.inject_all(documents, settings, added, namespace=namespace, annotations=kept)
     _print_warnings(output)
-    click.echo(f"asya-injector: {output.summarize()}", err=True)
+    click.echo(f"{_name()}: {output.summarize()}", err=True)
     if output.actors < require:
         raise CommandError(f"--require {require}: the output has {output.actors} actors", FAILED)
     _print_output(documents, output)
@@ -237,9 +237,14 @@ def _read_stdin() -> str:
     return sys.stdin.buffer.read().decode()
 
 
+def _name() -> str:
+    """The name by which this program was called."""
+    return str(click.get_current_context().find_root().info_name)
+
+
 def _print_warnings(output: transform.Output) -> None:
     for line in output.warnings:
-        click.secho(f"asya-injector: warning: {line}", fg="yellow", err=True)
+        click.secho(f"{_name()}: warning: {line}", fg="yellow", err=True)
 
 
 def _print_output(documents: Sequence[Document], output: transform.Output) -> None:

@@ -87,9 +87,9 @@ def _should_be_actor(pod: Object, disabled: Collection[str]) -> bool:
         return False
     try:
         annotations = merge(get_annotations(pod))
+        return bool(annotations) and not is_switched_off(annotations)
     except InjectionError:
         return True
-    return bool(annotations) and not is_switched_off(annotations)
 
 
 def _find_problem(pod: Object, current: Collection[str]) -> str:

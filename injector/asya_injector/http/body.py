@@ -47,6 +47,10 @@ async def read_body(
     if request.content_type != "application/json":
         raise BadRequestError(415, "the content type is not application/json")
     body = bytearray()
+    if request.content.is_eof():  # a small body arrives together with the headers
+        body += request.content.read_nowait()
+        on_growth(len(body))
+        return body
     try:
         async with asyncio.timeout(_SECONDS):
             async for chunk in request.content.iter_any():

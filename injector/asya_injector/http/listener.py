@@ -126,11 +126,13 @@ class Listener(aiohttp.web.Server):
             response = _make_response(status, body)
             if self.draining:
                 response.force_close()
+            limit = asyncio.get_running_loop().call_later(_SEND_SECONDS, connection.close)
             try:
-                async with asyncio.timeout(_SEND_SECONDS):
-                    await _send(request, response, body)
-            except (TimeoutError, ConnectionError):
+                await _send(request, response, body)
+            except ConnectionError:
                 connection.close()
+            finally:
+                limit.cancel()
             return response
         finally:
             connection.busy, connection.since = False, asyncio.get_running_loop().time()

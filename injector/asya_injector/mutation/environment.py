@@ -57,13 +57,12 @@ def set_runtime_env(
     own: the result of `read_settings`. path: of the socket. is_shared: the socket is in the
     injector's emptyDir.
     """
-    added = []
-    for entry in ENV:
-        value = path if entry is _SOCKET_PATH else settings[entry.name]
-        # Do not emit defaults: env in the pod would override the image's ENV and envFrom.
-        is_set = entry.name in settings.annotated or value != entry.default
-        if entry.name not in own and (is_set or entry is _SOCKET_PATH):
-            added.append({"name": entry.env, "value": value})
+    # Do not emit defaults: env in the pod would override the image's ENV and envFrom.
+    emitted = {*settings.annotated, *settings.defaults.changed, _SOCKET_PATH.name}.difference(own)
+    values = {name: settings[name] for name in emitted} | {_SOCKET_PATH.name: path}
+    added = [
+        {"name": entry.env, "value": values[entry.name]} for entry in ENV if entry.name in emitted
+    ]
     if is_shared:
         added.append(dict(SHARED_SOCKET_MODE))
     _prepend(target, added)

@@ -58,6 +58,9 @@ def find_hidden(container: Object, directory: str, own: str) -> str:
 
 def normalize(path: str) -> str:
     """A normalized path; a relative one is resolved from the root directory."""
+    is_plain = path[:1] == "/" and path[-1:] != "/" and "//" not in path and "/." not in path
+    if is_plain and len(path) <= _MAX_PATH:
+        return path
     return posixpath.normpath("/" + path[:_MAX_PATH].lstrip("/"))
 
 

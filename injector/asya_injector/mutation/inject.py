@@ -30,6 +30,7 @@ from asya_injector.mutation.injection_record import (
     find_empty_fields,
     identify_variable,
     restore_empty_fields,
+    select_difference,
 )
 from asya_injector.mutation.uninject import remove_injection
 from asya_injector.runtime_files import RUNTIME_HASH_LABEL
@@ -186,14 +187,15 @@ def _find_new_additions(
     for before, after in zip(all_containers(given), all_containers(pod), strict=True):
         if id(after) not in changed:
             continue
-        is_target = after is target
-        found = _select_new(
-            find_additions(before, is_target=is_target),
-            find_additions(after, is_target=is_target),
-            listed.get(get_name(after), ()),
-        )
+        name, is_target = get_name(after), after is target
+        known = listed.get(name, ())
+        pair = before, after
+        if not known:  # what was there before is not new
+            pair = select_difference(before, after), select_difference(after, before)
+        present, now = (find_additions(each, is_target=is_target) for each in pair)
+        found = _select_new(present, now, known)
         if found:
-            added[get_name(after)] = found
+            added[name] = found
     return added
 
 

@@ -30,7 +30,10 @@ SOCKET_SOURCE = {"medium": "Memory", "sizeLimit": "1Mi"}
 # Only containers that mount the injector's emptyDir can reach the socket, whatever their user ids.
 SHARED_SOCKET_MODE = {"name": "ASYA_SOCKET_MODE", "value": "0666"}
 _CONTAINER_FIELDS = ("env", "volumeMounts", "command", "args", "lifecycle", "readinessProbe")
+_LISTS = ("env", "volumeMounts")
 _VARIABLES = frozenset({*(entry.env for entry in ENV), SHARED_SOCKET_MODE["name"]})
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 # Identifiers of additions, by container.
 Additions = Mapping[str, Sequence[str]]
@@ -57,8 +60,11 @@ class InjectionRecord:
     @classmethod
     def parse(cls, annotations: Mapping[str, str]) -> Self | None:
         """The record in a pod's annotations; None if there is none or it is malformed."""
+        text = annotations.get(INJECTED)
+        if not text:
+            return None
         try:
-            record = cls(**json.loads(annotations.get(INJECTED, "")))
+            record = cls(**json.loads(text))
         except (ValueError, TypeError, RecursionError):
             return None
         return record if record._is_well_formed() else None
@@ -66,7 +72,7 @@ class InjectionRecord:
     def serialize(self) -> str:
         """The annotation's value."""
         fields = {key: value for key, value in vars(self).items() if key != "empty" or value}
-        return json.dumps(fields, separators=(",", ":"))
+        return _encode(fields)
 
     def _is_well_formed(self) -> bool:
         strings = (self.container, self.mode, self.runtime, self.asked, self.python)
@@ -83,15 +89,15 @@ class InjectionRecord:
 
 def find_empty_fields(before: Object, after: Object) -> dict[str, Any]:
     """The fields of a pod that were there without content, by path, and have content now."""
-    filled = dict(_iter_fields(after))
-    return {
-        path: node[name]
-        for path, (node, name) in _iter_fields(before)
-        if name in node
-        and not node[name]
-        and path in filled
-        and filled[path][0].get(filled[path][1])
+    empty = {
+        place + name: node[name]
+        for place, node, name in _iter_fields(before)
+        if name in node and not node[name]
     }
+    if not empty:
+        return {}
+    filled = {place + name for place, node, name in _iter_fields(after) if node.get(name)}
+    return {path: value for path, value in empty.items() if path in filled}
 
 
 def restore_empty_fields(pod: Object, empty: Mapping[str, Any]) -> Object:
@@ -102,10 +108,24 @@ def restore_empty_fields(pod: Object, empty: Mapping[str, Any]) -> Object:
             continue
         if path.startswith("metadata/"):
             pod = {**pod, "metadata": dict(get_mapping(pod, "metadata"))}
-        for found, (node, name) in _iter_fields(pod):
-            if found == path and name not in node and (node or "/lifecycle/" not in path):
+        for place, node, name in _iter_fields(pod):
+            if place + name == path and name not in node:
                 node[name] = value
     return pod
+
+
+def select_difference(container: Object, other: Object) -> Object:
+    """The fields and list items of a container that another copy of it does not share."""
+    found = {}
+    for name, value in container.items():
+        present = other.get(name)
+        if value is present:
+            continue
+        found[name] = value
+        if isinstance(value, list) and isinstance(present, list) and name in _LISTS:
+            shared = set(map(id, present))
+            found[name] = [item for item in value if id(item) not in shared]
+    return found
 
 
 def find_additions(container: Object, *, is_target: bool) -> list[str]:
@@ -119,8 +139,9 @@ def find_additions(container: Object, *, is_target: bool) -> list[str]:
         found.append("wrapper")
     elif is_target:
         found.append(identify_command(get_strings(container, "command")))
-    found += [hook for hook in HOOKS if is_wrapped(get_hook_command(container, hook))]
-    if is_added_probe(get_mapping(container, "readinessProbe")):
+    if "lifecycle" in container:
+        found += [hook for hook in HOOKS if is_wrapped(get_hook_command(container, hook))]
+    if "readinessProbe" in container and is_added_probe(get_mapping(container, "readinessProbe")):
         found.append("readinessProbe")
     return [identifier for identifier in found if identifier]
 
@@ -130,8 +151,11 @@ def find_added_volumes(pod: Object) -> list[str]:
     return [
         get_name(volume)
         for volume in get_items(get_mapping(pod, "spec"), "volumes")
-        if is_runtime_volume(volume)
-        or (is_socket_volume(volume) and volume["emptyDir"] == SOCKET_SOURCE)
+        if get_name(volume) in (RUNTIME_VOLUME, SOCKET_VOLUME)
+        and (
+            is_runtime_volume(volume)
+            or (is_socket_volume(volume) and volume["emptyDir"] == SOCKET_SOURCE)
+        )
     ]
 
 
@@ -157,9 +181,10 @@ def identify_command(command: list[str]) -> str:
 
 def is_runtime_volume(volume: Object) -> bool:
     """Whether a volume holds the runtime files of any release."""
+    if get_name(volume) != RUNTIME_VOLUME:
+        return False
     source = get_mapping(volume, "configMap")
-    is_named = is_runtime_configmap_name(get_string(source, "name"))
-    return get_name(volume) == RUNTIME_VOLUME and is_named and not source.get("items")
+    return is_runtime_configmap_name(get_string(source, "name")) and not source.get("items")
 
 
 def is_socket_volume(volume: Object) -> bool:
@@ -167,16 +192,17 @@ def is_socket_volume(volume: Object) -> bool:
     return get_name(volume) == SOCKET_VOLUME and volume.get("emptyDir") is not None
 
 
-def _iter_fields(pod: Object) -> Iterator[tuple[str, tuple[Object, str]]]:
-    """The fields that an injection can fill: path, the mapping that has it, and its key there."""
-    yield "metadata", (pod, "metadata")
+def _iter_fields(pod: Object) -> Iterator[tuple[str, Object, str]]:
+    """The fields that an injection can fill: the path to a mapping, the mapping, and its key."""
+    yield "", pod, "metadata"
     metadata, spec = get_mapping(pod, "metadata"), get_mapping(pod, "spec")
     for name in ("annotations", "labels"):
-        yield f"metadata/{name}", (metadata, name)
-    yield "spec/volumes", (spec, "volumes")
+        yield "metadata/", metadata, name
+    yield "spec/", spec, "volumes"
     for container in all_containers(pod):
+        place = get_name(container) + "/"
         for name in _CONTAINER_FIELDS:
-            yield f"{get_name(container)}/{name}", (container, name)
+            yield place, container, name
         lifecycle = get_mapping(container, "lifecycle")
-        for name in HOOKS:
-            yield f"{get_name(container)}/lifecycle/{name}", (lifecycle, name)
+        for name in HOOKS if lifecycle else ():
+            yield place + "lifecycle/", lifecycle, name

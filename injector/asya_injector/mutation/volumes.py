@@ -1,7 +1,7 @@
 """Mount the runtime files and the directory of the socket."""
 
 import posixpath
-from collections.abc import Mapping
+from functools import cached_property
 
 from asya_injector.annotations.settings import Decision, Settings
 from asya_injector.annotations.table import PREFIX
@@ -33,8 +33,24 @@ _FIXES = {
     "socket-path": "choose a directory that all containers with the socket can share and write to",
 }
 _EXAMPLES = {"mount-path": "/opt/asya", "socket-path": "/tmp/sockets"}  # noqa: S108
-# Volumes of a pod, by name.
-_Volumes = Mapping[str, Object]
+
+
+class _Volumes:
+    """The volumes of a pod by name; of two with the same name the first, as `find_by_name`.
+
+    Few pods need them, and a hostile one has thousands.
+    """
+
+    def __init__(self, pod: Object) -> None:
+        self._volumes = get_items(get_mapping(pod, "spec"), "volumes")
+
+    def get(self, name: str) -> Object:
+        """A volume; empty if there is none of this name."""
+        return self._by_name.get(name, {})
+
+    @cached_property
+    def _by_name(self) -> dict[str, Object]:
+        return {get_name(volume): volume for volume in reversed(self._volumes)}
 
 
 def mount_runtime(pod: Object, target: Object, settings: Settings, python: str) -> None:
@@ -44,7 +60,7 @@ def mount_runtime(pod: Object, target: Object, settings: Settings, python: str) 
     config_map = {"name": settings.defaults.config_map, "defaultMode": 0o444}
     _add_volume(pod, {"name": RUNTIME_VOLUME, "configMap": config_map})
     mount = {"name": RUNTIME_VOLUME, "mountPath": settings.directory, "readOnly": True}
-    volumes = _index_volumes(pod)
+    volumes = _Volumes(pod)
     _add_runtime_mount(volumes, target, mount)
     if settings.is_one_file:
         _reject_hidden_handler(settings)
@@ -64,7 +80,7 @@ def mount_socket(pod: Object, target: Object, sidecars: list[Object], path: str)
         mount = {"name": SOCKET_VOLUME, "mountPath": directory}
     if get_name(mount) == SOCKET_VOLUME:
         _add_volume(pod, {"name": SOCKET_VOLUME, "emptyDir": dict(SOCKET_SOURCE)})
-    volumes = _index_volumes(pod)
+    volumes = _Volumes(pod)
     if not is_mounted:
         _add_mount(volumes, target, mount, path)
     elif _is_read_only(volumes, mount):
@@ -106,12 +122,6 @@ def _reject_hidden_handler(settings: Settings) -> None:
             fix="name the file asya_runtime.py",
             reason=Reason.MOUNT_CONFLICT,
         )
-
-
-def _index_volumes(pod: Object) -> _Volumes:
-    """The volumes by name; the first of two with the same name, as `find_by_name`."""
-    volumes = get_items(get_mapping(pod, "spec"), "volumes")
-    return {get_name(volume): volume for volume in reversed(volumes)}
 
 
 def _add_volume(pod: Object, volume: Object) -> None:
@@ -158,8 +168,9 @@ def _add_mount(volumes: _Volumes, container: Object, mount: Object, own: str) ->
     if hidden:
         raise _hiding(setting, container, path, hidden)
     mounts = get_items(container, "volumeMounts")
-    above = [item for item in mounts if _is_within(path, _get_path(item))]
-    nearest = max(above, key=lambda item: len(_get_path(item)), default=None)
+    paths = map(_get_path, mounts)
+    above = [(len(each), -index) for index, each in enumerate(paths) if _is_within(path, each)]
+    nearest = mounts[-max(above)[1]] if above else None
     # No mount point can be created inside a read-only mount.
     if nearest is not None and _is_read_only(volumes, nearest):
         what = f" read-only, so nothing can be mounted at {quote(path)} inside it"
@@ -180,7 +191,7 @@ def _find_socket_mount(container: Object, directory: str) -> Object | None:
 
 
 def _is_read_only(volumes: _Volumes, mount: Object) -> bool:
-    volume = volumes.get(get_name(mount), {})
+    volume = volumes.get(get_name(mount))
     if mount.get("readOnly") or any(volume.get(each) is not None for each in _READ_ONLY_SOURCES):
         return True
     claim = get_in(volume, "ephemeral", "volumeClaimTemplate", "spec")

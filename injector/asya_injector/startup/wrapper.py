@@ -44,6 +44,8 @@ def replace_wrapper(command: list[str], wrapper: list[str]) -> list[str]:
 
 def _find_wrapper(command: list[str]) -> slice | None:
     """Where the wrapper stands with its options and `--`."""
+    if "-I" not in command:
+        return None
     for start in range(min(len(command) - 3, _MAX_WRAPPER)):
         if (
             command[start + 1] == "-I"

@@ -173,10 +173,13 @@ def build_rejection(uid: str, message: str, code: int) -> Object:
     }
 
 
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def _encode(value: Any) -> bytes:
     """JSON in UTF-8, which is a third of the size of escapes."""
     try:
-        return json.dumps(value, ensure_ascii=False).encode()
+        return _to_json(value).encode()
     except UnicodeEncodeError:  # half of a surrogate pair
         return json.dumps(value).encode()
 

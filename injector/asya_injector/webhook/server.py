@@ -1,7 +1,6 @@
 """The TLS server that answers the API server's admission reviews."""
 
 import asyncio
-import contextlib
 import gc
 import json
 import logging
@@ -150,7 +149,10 @@ class Server:
             )
             connection.use()
             is_large = len(body) > _LARGE_REVIEW_BYTES
-            async with self._take_turn(body, connection.address, deadline) as end_turn:
+            end_turn = _do_nothing
+            if is_large:
+                end_turn = await self._take_turn(body, connection.address, deadline)
+            try:
                 review = Review.parse(parse_body(body))
                 self._check_handled(path, review)
 
@@ -161,6 +163,8 @@ class Server:
                 review.on_drop, review.is_large = drop, is_large
                 review.deadline, review.caller = deadline, connection.address
                 answer = await _answer(fn, path, review)
+            finally:
+                end_turn()
         except BadRequestError as error:
             self._metrics.bad_requests.labels(code=error.code).inc()
             logger.warning(
@@ -176,18 +180,14 @@ class Server:
         logger.info(review.result, extra=review.log_fields() | {"seconds": round(seconds, 4)})
         return 200, _encode(answer)
 
-    @contextlib.asynccontextmanager
     async def _take_turn(
         self, body: bytearray, address: str, deadline: float
-    ) -> AsyncIterator[Callable[[], None]]:
-        """A turn to answer a review; yields a function that ends it early.
+    ) -> Callable[[], None]:
+        """Wait for a turn to answer a large review; returns a function that ends the turn.
 
         Answering a large review blocks the event loop. Between two of them, it has as much time for
         small ones.
         """
-        if len(body) <= _LARGE_REVIEW_BYTES:
-            yield lambda: None
-            return
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(deadline):
@@ -207,10 +207,7 @@ class Server:
                 loop.call_later(loop.time() - began, self._large_reviews.release)
 
         gc.disable()  # it would scan all the new objects several times
-        try:
-            yield end
-        finally:
-            end()
+        return end
 
     def _check_handled(self, path: str, review: Review) -> None:
         """Raise BadRequestError for a review that has no handler: kopf would allow it."""
@@ -237,6 +234,10 @@ async def _answer(fn: Answer, path: str, review: Review) -> Any:
     if review.patch:
         answer["response"] |= {"patch": review.patch, "patchType": "JSONPatch"}
     return answer
+
+
+def _do_nothing() -> None:
+    """End the turn of a review that needs none."""
 
 
 def _encode(answer: Any) -> bytes:

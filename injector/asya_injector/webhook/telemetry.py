@@ -139,6 +139,10 @@ def _shorten(text: str) -> str:
 
 def log_as_json(level: str) -> None:
     """Log to standard error from this level (a name of `logging`) upwards."""
+    # https://docs.python.org/3/howto/logging.html#optimization
+    for name in ("logThreads", "logMultiprocessing", "logProcesses", "logAsyncioTasks"):
+        setattr(logging, name, False)
+    logging._srcfile = None
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -1,6 +1,7 @@
 """The table of annotations agrees with the runtime's settings."""
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -36,6 +37,20 @@ def test_an_annotations_variable_exists_in_the_runtime_with_the_same_default(
 ) -> None:
     assert entry.env in SETTINGS, "add it to SETTINGS in runtime/asya_runtime.py"
     assert SETTINGS[entry.env][0] == (entry.default or ""), f"{entry.name}: {SAME}"
+
+
+@pytest.mark.parametrize("entry", ENV, ids=lambda entry: entry.name)
+def test_the_runtime_and_the_injector_accept_the_same_numbers(entry: Annotation) -> None:
+    def accepts(parse: Callable[[str], object], text: str) -> bool:
+        try:
+            parse(text)
+        except ValueError:
+            return False
+        return True
+
+    for text in ("0", "1", "2", "1024", "1025", "16777216", "16777217", "-1", "1.5"):
+        both = accepts(entry.parse, text), accepts(SETTINGS[entry.env or ""][1], text)
+        assert both[0] == both[1], f"{entry.name}: {text}: {SAME}"
 
 
 def test_the_runtime_accepts_the_socket_mode_that_the_injector_sets() -> None:

@@ -167,7 +167,7 @@ def test_options_take_precedence_over_a_values_file(tmp_path: Path) -> None:
         "injector: {replicas: 3}\nruntime:\n  defaults:\n    concurrency: 4\n    probe: false\n"
         "    max-message-size: 1048576\n    read-timeout: 2.50\n    json: orjson\n    mode: null\n"
     )
-    settings = explained(deployment(), "--values", str(values), "--json", "auto")["actor"][
+    settings = explained(deployment(), "--values", str(values), "--json", "stdlib")["actor"][
         "settings"
     ]
     from_chart = {name: each["value"] for name, each in settings.items() if each["from"] == "chart"}
@@ -176,7 +176,7 @@ def test_options_take_precedence_over_a_values_file(tmp_path: Path) -> None:
         "probe": "false",
         "max-message-size": "1048576",
         "read-timeout": "2.5",
-        "json": "auto",
+        "json": "stdlib",
     }
 
 

@@ -253,8 +253,8 @@ def test_accepts_a_pod_that_may_run_on_linux(rules: list[Object]) -> None:
 
 # --- The troubleshooting page
 
-# Not caused by a pod: faults of the injector and of the namespace (webhook/test_server.py,
-# webhook/test_runtime_configmap.py).
+# Not caused by a pod: faults of the injector and of the namespace (http/test_body.py,
+# webhook/test_server.py, webhook/test_runtime_configmap.py).
 OF_THE_CLUSTER = {
     Reason.INTERNAL_ERROR,
     Reason.REVIEW_TOO_LARGE,

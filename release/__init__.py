@@ -1,0 +1,1 @@
+"""What `make release` builds, signs and pushes; RELEASE.md describes it."""

@@ -1,0 +1,225 @@
+"""`python -m release`: build a release in a folder; push it to a registry and sign it there."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from release import archives, changelog, chart, docker, image, plugin, sbom, signing, summary
+from release.options import REPOSITORY, Options, ReleaseError, read_options
+
+WORK = REPOSITORY / "build/release"
+
+
+@dataclass
+class Release:
+    """A release while it is made. dist: where its files are."""
+
+    options: Options
+    dist: Path
+    image_digest: str = ""
+    chart_digest: str = ""
+    left_out: dict[str, str] = field(default_factory=dict)
+    _started: float = field(default_factory=time.monotonic)
+
+    def say(self, what: str) -> None:
+        """Print one line of progress, with the seconds since the start."""
+        print(f"[{time.monotonic() - self._started:3.0f} s] {what}", file=sys.stderr, flush=True)
+
+    def build(self) -> None:
+        """Build all files. Equal commits give equal files."""
+        options = self.options
+        shutil.rmtree(WORK, ignore_errors=True)
+        shutil.rmtree(self.dist, ignore_errors=True)
+        WORK.mkdir(parents=True)
+        self.dist.mkdir(parents=True)
+
+        self.say("image")
+        builds = list(docker.build_all(WORK, self.left_out))
+        layout = WORK / "image"
+        self.image_digest = image.write_layout(
+            builds, layout, epoch=options.epoch, about=options.about
+        )
+        with (self.dist / f"asya-injector-{options.version}.oci.tar").open("wb") as stream:
+            archives.write_tar(layout, stream, epoch=options.epoch)
+        for platform, why in self.left_out.items():
+            self.say(f"{platform} is left out: {why}")
+
+        self.say("chart")
+        notes = changelog.notes((REPOSITORY / "CHANGELOG.md").read_text(), options.version)
+        (self.dist / "NOTES.md").write_text(notes)
+        reference = f"{options.image}:{options.version}@{self.image_digest}"
+        chart.package(
+            REPOSITORY / "chart",
+            self.dist,
+            image=options.image,
+            digest=self.image_digest,
+            annotations={
+                "artifacthub.io/images": yaml.safe_dump(
+                    [
+                        {
+                            "name": "asya-injector",
+                            "image": reference,
+                            "platforms": [build.platform for build in builds],
+                        }
+                    ],
+                    sort_keys=False,
+                    width=1000,
+                ),
+                "artifacthub.io/changes": yaml.safe_dump(
+                    changelog.changes(notes), sort_keys=False, width=1000
+                ),
+            },
+            epoch=options.epoch,
+        )
+
+        self.say("Python package")
+        self._build_package()
+
+        self.say("kubectl plugin")
+        self._build_plugin()
+
+        self.say("bills of materials")
+        self._write_boms(builds)
+
+    def _build_package(self) -> None:
+        uv = os.environ.get("UV", "uv")
+        subprocess.run(
+            [uv, "build", "--quiet", "--no-build-isolation", "--python", sys.executable,
+             "--out-dir", self.dist, REPOSITORY],
+            check=True, env=os.environ | {"SOURCE_DATE_EPOCH": str(self.options.epoch)},
+        )  # fmt: skip
+        (self.dist / ".gitignore").unlink(missing_ok=True)
+
+    def _build_plugin(self) -> None:
+        version, epoch = self.options.version, self.options.epoch
+        program = WORK / plugin.PROGRAM
+        plugin.write_program(
+            program,
+            package=REPOSITORY / "injector/asya_injector",
+            runtime=REPOSITORY / "runtime",
+            site_packages=REPOSITORY / "build/image/site-packages",
+            epoch=epoch,
+        )
+        archive = self.dist / f"{plugin.PROGRAM}-{version}.tar.gz"
+        licenses = {"LICENSE": REPOSITORY / "LICENSE"}
+        for found in (REPOSITORY / "build/image/site-packages").glob("*.dist-info"):
+            name = found.name.partition("-")[0].lower()
+            for path in found.rglob("LICENSE*") if name in {"click", "pyyaml"} else ():
+                licenses[f"LICENSE.{name}"] = path
+        plugin.write_archive(archive, program, licenses, epoch=epoch)
+        (self.dist / f"{plugin.NAME}.yaml").write_text(
+            plugin.manifest(
+                version=version,
+                uri=f"{self.options.homepage}/releases/download/v{version}/{archive.name}",
+                sha256=archives.sha256(archive),
+                homepage=self.options.homepage,
+            )
+        )
+
+    def _write_boms(self, builds: list[image.Build]) -> None:
+        version, epoch = self.options.version, self.options.epoch
+        for build in builds:
+            architecture = build.platform.rpartition("/")[2]
+            sbom.write(
+                self.dist / f"asya-injector-{version}-image-{architecture}.cdx.json",
+                sbom.image_subject(self.options.image, version, self.image_digest),
+                sbom.components(sbom.read_image(build.saved), architecture=architecture),
+                epoch=epoch,
+            )
+        (wheel,) = self.dist.glob("*.whl")
+        locked = sbom.read_requirements((REPOSITORY / "requirements.txt").read_text())
+        sbom.write(
+            self.dist / f"{wheel.stem}.cdx.json",
+            sbom.package_subject("asya-injector", version, archives.sha256(wheel)),
+            sbom.components(sbom.Contents(python=locked)),
+            epoch=epoch,
+        )
+
+    def push(self) -> None:
+        """Push image and chart to the registry."""
+        options = self.options
+        self.say(f"push to {options.registry}")
+        insecure = ["--insecure"] if options.plain_http else []
+        reference = f"{options.image}:{options.version}"
+        docker.run("crane", "push", *insecure, "--index", str(WORK / "image"), reference)
+        (archive,) = self.dist.glob("asya-runtime-*.tgz")
+        # Helm writes the time of the file into the chart's manifest.
+        os.utime(archive, (options.epoch, options.epoch))
+        plain = ["--plain-http"] if options.plain_http else []
+        done = subprocess.run(
+            ["helm", "push", *plain, archive, f"oci://{options.charts}"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise ReleaseError(f"helm push: {done.stderr.strip()}")
+        self.chart_digest = docker.run(
+            "crane", "digest", *insecure, f"{options.chart}:{options.version}"
+        )
+
+    def sign(self, key: Path | None, *, pushed: bool) -> str:
+        """Sign what is in the registry, and the checksums of the files; returns the summary."""
+        options = self.options
+        signer = signing.Signer(key, WORK, options.homepage, options.plain_http)
+        if key:
+            public = signing.ensure_key(key)
+            shutil.copy(public, self.dist / "cosign.pub")
+        if pushed:
+            self.say("sign image and chart")
+            signer.sign(f"{options.image}@{self.image_digest}")
+            signer.sign(f"{options.chart}@{self.chart_digest}")
+            for bom in self.dist.glob("*-image-*.cdx.json"):
+                signer.attest(f"{options.image}@{self.image_digest}", bom)
+        text = summary.write(
+            options,
+            signer,
+            image_digest=self.image_digest,
+            chart_digest=self.chart_digest,
+            dist=self.dist,
+        )
+        (self.dist / "INSTALL.md").write_text(text)
+        files = sorted(path for path in self.dist.iterdir() if path.is_file())
+        sums = self.dist / "SHA256SUMS"
+        sums.write_text("".join(f"{archives.sha256(path)}  {path.name}\n" for path in files))
+        self.say("sign the checksums")
+        signer.sign_file(sums)
+        return text
+
+
+def main() -> None:
+    """Build, push and sign, as the arguments say."""
+    parser = argparse.ArgumentParser(prog="python -m release", description=__doc__)
+    parser.add_argument("--registry", default="", help="host and path, without https://")
+    parser.add_argument("--dist", type=Path, default=Path("dist"), help="folder of the files")
+    parser.add_argument("--push", action="store_true", help="push to the registry, and sign there")
+    parser.add_argument("--plain-http", action="store_true", help="the registry has no TLS")
+    parser.add_argument("--dirty", action="store_true", help="allow changes that are not committed")
+    parser.add_argument("--keyless", action="store_true", help="sign as the identity of a workflow")
+    parser.add_argument("--key", type=Path, help="cosign's private key; created if it is missing")
+    words = parser.parse_args()
+    key = words.key or Path.home() / ".config/asya-runtime/cosign.key"
+    try:
+        options = read_options(words.registry, plain_http=words.plain_http, allow_dirty=words.dirty)
+        release = Release(options, words.dist.resolve())
+        release.build()
+        if words.push:
+            release.push()
+        text = release.sign(None if words.keyless else key.resolve(), pushed=words.push)
+    except (ReleaseError, signing.SigningError, ValueError) as error:
+        sys.exit(f"release: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"release: {' '.join(map(str, error.cmd))} ended with {error.returncode}")
+    release.say(f"done: {words.dist}/")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

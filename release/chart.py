@@ -1,0 +1,47 @@
+"""The chart of a release: the chart in the sources, with an image by digest as its default."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import yaml
+
+from release import archives
+
+
+def package(
+    source: Path,
+    folder: Path,
+    *,
+    image: str,
+    digest: str,
+    annotations: dict[str, str],
+    epoch: int,
+) -> Path:
+    """Package the chart into a folder; returns the archive.
+
+    image: name without tag. annotations: more of Chart.yaml.
+    """
+    stage = folder / "chart"
+    shutil.copytree(source, stage)
+    values = stage / "values.yaml"
+    text = values.read_text()
+    for key, default in (("repository", image), ("digest", digest)):
+        text, found = re.subn(rf'^( +{key}): ""$', rf"\1: {default}", text, flags=re.MULTILINE)
+        if found != 1:
+            raise ValueError(f'{values}: expected one line `{key}: ""`, found {found}')
+    values.write_text(text)
+    about = stage / "Chart.yaml"
+    chart = yaml.safe_load(about.read_text())
+    chart["annotations"] = chart.get("annotations", {}) | annotations
+    about.write_text(yaml.safe_dump(chart, sort_keys=False, width=1000, allow_unicode=True))
+    subprocess.run(
+        ["helm", "package", "--destination", folder, stage], check=True, stdout=subprocess.DEVNULL
+    )
+    shutil.rmtree(stage)
+    (archive,) = folder.glob("*.tgz")
+    archives.normalize_tgz(archive, epoch=epoch)
+    return archive

@@ -1,0 +1,183 @@
+"""Connections: TLS, several requests on one, and the limits on silent, slow and many ones."""
+
+import asyncio
+import contextlib
+import json
+import ssl
+from typing import Any
+
+import pytest
+from asya_injector.http import listener as listener_module
+from asya_injector.tls.authority import KeyPair
+from asya_injector.tls.watcher import CertWatcher
+
+from tests.injector.webhook_server import (
+    CANCELLED,
+    GATE,
+    SLOW,
+    Client,
+    is_closed,
+    named,
+    post,
+    review,
+    running,
+)
+
+
+async def test_rejects_older_versions_of_tls(client: Client) -> None:
+    _, writer = await client.connect()
+    writer.close()
+    client.context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        await client.connect()
+
+
+async def test_answers_several_reviews_on_one_connection(client: Client) -> None:
+    reader, writer = await client.connect()
+    body = json.dumps(review()).encode()
+    head = "POST /pods?timeout=5s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    one = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    writer.write(one * 3)
+    for _ in range(3):
+        async with asyncio.timeout(10):
+            answer = await reader.readuntil(b"\r\n\r\n")
+            length = int(answer.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+            assert json.loads(await reader.readexactly(length))["response"]["allowed"]
+    writer.close()
+
+
+async def test_closes_silent_connections_and_answers_others(
+    watcher: CertWatcher, pair: KeyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "_IDLE_SECONDS", 1.0)
+    monkeypatch.setattr(listener_module, "_HANDSHAKE_SECONDS", 1.0)
+    async with asyncio.timeout(30), running(watcher, pair) as (client, _):
+        plain = [await asyncio.open_connection("localhost", client.port) for _ in range(50)]
+        silent = [await client.connect() for _ in range(50)]
+        slow = [await client.connect() for _ in range(50)]
+        for _, writer in slow:
+            writer.write(b"POST /pods HTTP/1.1\r\nHost:")
+        assert (await client.post(review()))[0] == 200
+        for reader, writer in plain + silent + slow:
+            with contextlib.suppress(OSError):
+                assert await reader.read() == b""
+            writer.close()
+
+
+async def test_stops_answering_a_caller_that_closes_its_connection(client: Client) -> None:
+    _, writer = await client.connect()
+    writer.write(post(named("forever")))
+    assert await asyncio.to_thread(SLOW.wait, 10)
+    writer.transport.abort()
+    assert await asyncio.to_thread(CANCELLED.wait, 10)
+
+
+async def test_closes_the_oldest_silent_connections_if_there_are_too_many(
+    watcher: CertWatcher, pair: KeyPair
+) -> None:
+    async with running(watcher, pair, max_connections=4) as (client, server):
+        busy, writer = await client.connect()
+        writer.write(post(named("slow")))
+        assert await asyncio.to_thread(SLOW.wait, 10)
+        silent = [await client.connect() for _ in range(5)]
+        assert (await client.post(review()))[0] == 200
+        closed = [await is_closed(reader, within=0.2) for reader, _ in silent]
+        assert closed == [True, True, True, False, False]
+        GATE.set()
+        async with asyncio.timeout(10):
+            assert (await busy.readline()).startswith(b"HTTP/1.1 200 ")
+        assert len(server._connections) == 4
+        for _, each in silent:
+            each.transport.abort()
+
+
+async def test_counts_connections_before_their_handshake(
+    watcher: CertWatcher, pair: KeyPair
+) -> None:
+    async with running(watcher, pair, max_connections=4) as (client, server):
+        plain = [await asyncio.open_connection("127.0.0.1", client.port) for _ in range(10)]
+        assert (await client.post(review()))[0] == 200
+        assert len(server._connections) == 4
+        closed = [await is_closed(reader, within=0.2) for reader, _ in plain]
+        assert closed == [True] * 7 + [False] * 3
+        for _, writer in plain:
+            writer.close()
+        while len(server._connections) > 1:
+            await asyncio.sleep(0.01)
+
+
+async def test_closes_the_largest_unfinished_request_if_all_take_too_much_memory(
+    watcher: CertWatcher, pair: KeyPair
+) -> None:
+    async with running(watcher, pair, max_bytes=1 << 20) as (client, server):
+        peers = []
+        for size in (500 << 10, 300 << 10, 400 << 10):
+            reader, writer = await client.connect()
+            writer.write(post(b" " * size, length=8 << 20))
+            await writer.drain()
+            peers.append((reader, writer))
+            async with asyncio.timeout(10):
+                while not server._connections.closed_early and server._connections._size < size:
+                    await asyncio.sleep(0.01)
+        closed = [await is_closed(reader, within=0.5) for reader, _ in peers]
+        assert closed == [True, False, False]
+        assert (await client.post(review()))[0] == 200
+        for _, writer in peers:
+            writer.transport.abort()
+        while server._connections._size:
+            await asyncio.sleep(0.01)
+
+
+async def test_closes_connections_whose_first_request_does_not_arrive_in_time(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "_FIRST_REQUEST_SECONDS", 0.5)
+    used, silent, slow = [await client.connect() for _ in range(3)]
+    used[1].write(post(named("p")))
+    slow[1].write(b"POST /pods HTTP/1.1\r\nHost:")
+    assert await is_closed(silent[0])
+    assert await is_closed(slow[0])
+    assert not await is_closed(used[0], within=0.5)
+    for _, writer in (used, silent, slow):
+        writer.close()
+
+
+@pytest.mark.parametrize(("name", "count"), [("huge", 1), ("medium", 200)])
+async def test_closes_a_connection_that_does_not_read_its_answers(
+    client: Client, monkeypatch: pytest.MonkeyPatch, name: str, count: int
+) -> None:
+    status, answer = await client.post(named(name))
+    assert (status, len(answer["response"]["patch"])) == (200, (8 << 20) if count == 1 else 60_000)
+    monkeypatch.setattr(listener_module, "_SEND_SECONDS", 0.3)
+    reader, writer = await client.connect()
+    reader._transport.pause_reading()  # type: ignore[attr-defined]
+    writer.write(post(named(name)) * count)
+    await asyncio.sleep(2)
+    reader._transport.resume_reading()  # type: ignore[attr-defined]
+    received = b""
+    with contextlib.suppress(OSError):
+        async with asyncio.timeout(10):
+            while chunk := await reader.read(1 << 20):
+                received += chunk
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert len(received) < 8 << 20
+    writer.close()
+
+
+async def test_garbage_is_answered_without_an_error_in_the_log(
+    client: Client, records: list[Any]
+) -> None:
+    for garbage in (
+        b"\x16\x03\x01\r\n\r\n",
+        b"GET / HTTP/9\r\n\r\n",
+        b"POST /pods HTTP/1.1\r\n" + b"X: %s\r\n" % (b"a" * 10_000),
+        b"POST /pods HTTP/1.1\r\n" + b"".join(b"X-%d: a\r\n" % number for number in range(100)),
+    ):
+        reader, writer = await client.connect()
+        writer.write(garbage)
+        async with asyncio.timeout(10):
+            assert (await reader.readline()).startswith(b"HTTP/1.0 400 ")
+        assert await is_closed(reader)
+        writer.close()
+    assert (await client.post(review()))[0] == 200
+    assert [record.levelname for record in records] == ["INFO"]

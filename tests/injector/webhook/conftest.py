@@ -1,0 +1,5 @@
+"""The fixtures of the webhook's server."""
+
+from tests.injector.webhook_server import client, events, metrics, pair, records, watcher
+
+__all__ = ["client", "events", "metrics", "pair", "records", "watcher"]

@@ -1,0 +1,1 @@
+"""What `make release` builds, without an engine and a registry."""

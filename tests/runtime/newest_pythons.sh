@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Runs pytest with the Pythons of Debian unstable, which are newer than those of most machines: `make test-newest-pythons`.
+# Needs root on Debian. The file system that they are in stays in the cache: remove it to get newer ones.
+set -euo pipefail
+# shellcheck source=../../e2e/cluster/lib.sh
+. "$(dirname "$0")/../../e2e/cluster/lib.sh"
+# shellcheck source=../../e2e/cluster/debian.sh
+. "$cluster_dir/debian.sh"
+
+versions=(3.14 3.15)
+root=$cache/newest-pythons
+
+if [[ ! -d $root ]]; then
+  say 'building a file system with the newest Pythons (usually 1 min)'
+  need_mmdebstrap
+  # Mirrors that lag behind are good enough
+  debian_root sid "$root.tar" --variant=minbase --aptopt='Acquire::Check-Valid-Until "false"' \
+    --include="$(printf 'python%s,' "${versions[@]}")"
+  mkdir "$root.new"
+  tar --extract --file "$root.tar" --directory "$root.new" --exclude './dev/*'
+  rm "$root.tar"
+  mv "$root.new" "$root"
+fi
+
+# The tests give paths of this machine to the interpreters, and signal the processes that they start
+if [[ ${IN_NAMESPACE-} != 1 ]]; then
+  IN_NAMESPACE=1 exec unshare --mount "$0" "$@"
+fi
+for folder in /dev /proc /sys /tmp "$repo"; do
+  mkdir -p "$root$folder"
+  mount --rbind "$folder" "$root$folder"
+done
+pythons=
+for version in "${versions[@]}"; do
+  file=$root/opt/run-python$version
+  # shellcheck disable=SC2016  # the variables are those of the inner shell
+  printf '#!/bin/sh\nexec chroot "%s" /bin/sh -c '\''cd "$0" && exec python%s "$@"'\'' "$PWD" "$@"\n' \
+    "$root" "$version" >"$file"
+  chmod +x "$file"
+  pythons+=:$file
+done
+ASYA_TEST_PYTHONS=$pythons exec "$repo/.venv/bin/pytest" "$repo/tests/runtime" \
+  -k "$(printf '%s or ' "${versions[@]}")not_a_test" "$@"
