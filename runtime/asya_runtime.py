@@ -1252,7 +1252,7 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
     """
     result = MemoryLimit()
     is_share = isinstance(limit, float)
-    folders = find_cgroups() if is_share else []
+    cgroups = find_cgroups() if is_share else []
     data, page = resource.RLIMIT_DATA, resource.getpagesize()
     getrlimit, setrlimit = resource.getrlimit, resource.setrlimit
     now, get_ident = time.monotonic, _thread.get_ident
@@ -1285,7 +1285,7 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
         mapped, used = read_mapped()
         uses = [(int(limit) - used, int(limit))]
         if is_share:
-            found = [use for use in map(read_cgroup, folders) if use is not None]
+            found = [use for use in (read_cgroup(*one) for one in cgroups) if use is not None]
             uses = [(int(limit * most) - used, int(limit * most)) for most, used in found]
         left, allowed = min(uses, default=(UNLIMITED, UNLIMITED))
         trimmed = min(trimmed, max(0, mapped - used - unused))
@@ -1298,7 +1298,7 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
 
     def trim() -> None:
         """Give free memory back. It stays mapped: it is used again where the limit sees nothing."""
-        nonlocal trimmed, unused
+        nonlocal trimmed, unused, until
         refresh()
         mapped, used = read_mapped()
         unused = mapped - used - trimmed
@@ -1306,6 +1306,7 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
         mapped, used = read_mapped()
         trimmed = max(0, mapped - used - unused)
         refresh()
+        until = 0.0  # after a memory error, the next call looks whether enough is left
 
     def check() -> None:
         """Repeat the reading; end the process if memory is lacking that no other call uses."""
@@ -1336,9 +1337,15 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
         thread = get_ident()
         calls.pop(thread, None)
         failures.pop(thread, None)
+        if not calls:
+            failures.clear()  # also that of the watch, while the call that it looked at ran on
         apply()
 
     def lift() -> None:
+        try:
+            setrlimit(data, usual)  # first: noting it needs memory
+        except (ValueError, OSError):
+            pass
         failures[get_ident()] = None
         apply()
 
@@ -1366,6 +1373,9 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
     if left >= UNLIMITED:
         log("%s: the container has no memory limit, so none applies; set one, or bytes" % name)
         return result
+    lift()  # up to 3.10, its first call needs memory for its frame
+    end()
+    until = 0.0  # the next call reads what is left after the import
     os.register_at_fork(after_in_child=lift_in_child)
     result.is_on, result.begin, result.end = True, begin, end
     result.lift, result.resume, result.trim = lift, resume, trim
@@ -1390,8 +1400,8 @@ def tune_malloc() -> "Callable[[int], object]":
         return int  # another C library, or no ctypes
 
 
-def find_cgroups() -> "list[str]":
-    """Return the directories of this process's memory cgroups: its own, and those it is in."""
+def find_cgroups() -> "list[tuple[str, tuple[str, str, str]]]":
+    """Return the memory cgroups that this process is in: the directory and the files of each."""
     paths: "dict[str, str]" = {}  # by controller; that of version 2 is ""
     folders: "list[str]" = []
     try:
@@ -1411,23 +1421,19 @@ def find_cgroups() -> "list[str]":
                     folders.append("/".join([folder, *names[:count]]))
     except (OSError, ValueError):
         pass  # what was found
-    limits = [files[0] for files in CGROUP_FILES]
-    return [one for one in folders if any(os.path.exists(one + "/" + name) for name in limits)]
+    both = [(folder, files) for folder in folders for files in CGROUP_FILES]
+    return [(folder, files) for folder, files in both if os.path.exists(folder + "/" + files[0])]
 
 
-def read_cgroup(folder: str) -> "tuple[int, int] | None":
+def read_cgroup(folder: str, files: "tuple[str, str, str]") -> "tuple[int, int] | None":
     """Return the limit of a cgroup and its memory in use; None if it has no limit."""
-    for limit, usage, cache in CGROUP_FILES:
-        try:
-            text = read_text("%s/%s" % (folder, limit)).strip()
-        except OSError:
-            continue
-        if text == "max" or int(text) >= UNLIMITED:
-            continue
-        statistics = read_text(folder + "/memory.stat")
-        number = ("\n" + statistics).partition("\n%s " % cache)[2].partition("\n")[0]
-        return int(text), int(read_text("%s/%s" % (folder, usage))) - int(number or 0)
-    return None
+    limit, usage, cache = files
+    text = read_text("%s/%s" % (folder, limit)).strip()
+    if text == "max" or int(text) >= UNLIMITED:
+        return None
+    statistics = read_text(folder + "/memory.stat")
+    number = ("\n" + statistics).partition("\n%s " % cache)[2].partition("\n")[0]
+    return int(text), int(read_text("%s/%s" % (folder, usage))) - int(number or 0)
 
 
 def read_text(path: str) -> str:
@@ -2343,8 +2349,14 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
             try:
                 watch()
             except BaseException as error:
-                log_traceback(error, "the watch over signals and slow calls failed")
-                time.sleep(1)
+                # RuntimeError: faulthandler gets no thread
+                is_limited = type(error) in (MemoryError, RuntimeError)
+                is_limited = is_limited and state.memory_limit.is_on
+                if is_limited:  # a call has all memory: look at it without the limit
+                    state.memory_limit.lift()
+                else:
+                    log_traceback(error, "the watch over signals and slow calls failed")
+                time.sleep(PAUSE / 100 if is_limited else PAUSE)
 
     def wake() -> None:
         os.write(writer, b"\0")
