@@ -2624,6 +2624,7 @@ class Queue:
 # --- Deadline
 
 CANCEL_PATIENCE = 1.0  # seconds in which a coroutine has to end after its cancellation
+PATIENCE = 5.0  # seconds to wait at the end for peers that do not read and for threads
 MAX_LATE = 3  # calls over the deadline, one after the other, after which the process is restarted
 
 
@@ -2701,6 +2702,8 @@ def make_enforce_deadline(
         for message in batch.messages:
             message.reply = deadline.late_reply
         state.exit_code = EXIT_BROKEN
+        # This thread may be away for twice PATIENCE: to answer, and to log
+        faulthandler.dump_traceback_later(2 * limit + 2 * PATIENCE, exit=True, file=2)
         give_up_call(batch)
 
     return enforce_deadline
@@ -2743,7 +2746,6 @@ def exit_with_stacks(code: int, reason: str) -> None:
 
 GRACE = 0.25  # seconds in which a new connection may send its first message
 PAUSE = 1.0  # seconds between attempts to accept when no connection can be closed
-PATIENCE = 5.0  # seconds to wait at the end for peers that do not read and for threads
 HANG_LIMIT = 4.0  # seconds to wait for calls beside one that has lost the GPU context
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
