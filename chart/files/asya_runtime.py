@@ -20,6 +20,7 @@ Map of this file; each section uses only those above it:
     Replies             error codes and error replies: `error_reply`, `describe`
     JSON                message bytes to objects, results to reply bytes: `make_codec`
     Memory errors       recognize them and free the memory: `make_classify`, `empty_caches`
+    Memory limit        memory errors in place of the kernel's kill: `make_memory_limit`
     Handler             import it and call it in any form: `load_handler`, `make_caller`
     Answer              one message to one reply, never an exception: `make_answer`
     Socket file         listen, and publish when ready: `open_listener`
@@ -180,7 +181,8 @@ def get_attribute(thing: object, name: str) -> "Any":
 
 
 EXIT_CONFIG = 78  # EX_CONFIG: a setting, the socket path or the handler is wrong
-EXIT_BROKEN = 75  # EX_TEMPFAIL: a call does not end, or descriptors of the server are closed
+# EX_TEMPFAIL: a call does not end, memory has leaked, or descriptors of the server are closed
+EXIT_BROKEN = 75
 EXIT_POISONED = 70  # EX_SOFTWARE: the GPU context is lost; only a new process helps
 
 # --- Settings: one table, read once
@@ -236,6 +238,20 @@ parse_boolean = make_parser(
     "(?i)true|1|yes|false|0|no",
     lambda text: text.lower() in ("true", "1", "yes"),
 )
+LEAST_LEFT = 16777216  # bytes of memory before a call: with less, it would fail
+
+
+def parse_memory_limit(text: str) -> "int | float":
+    """Return a number of bytes, 0 for no limit, or a share of the container's limit as a float."""
+    match = re.fullmatch("([0-9]{1,15})(%?)", text)
+    number = int(match[1]) if match else -1
+    if match and match[2] and 1 <= number <= 100:
+        return number / 100
+    if match and not match[2] and (number == 0 or number >= LEAST_LEFT):
+        return number
+    raise ValueError("must be 0, at least %d bytes, or 1%% to 100%%" % LEAST_LEFT)
+
+
 parse_mode = make_parser("octal, 0 to 0777", "0*[0-7]{1,3}", lambda text: int(text, 8))
 
 # variable, default, parser; the attribute of Settings is the name in lower case without ASYA_
@@ -255,6 +271,7 @@ SETTINGS: "tuple[tuple[str, str, Callable[[str], object]], ...]" = (
     ("ASYA_BATCH_SIZE", "1", make_integer_parser(1, 1024)),
     ("ASYA_BATCH_WAIT", "0", make_seconds_parser("at least 0", 0)),
     ("ASYA_HANDLER_DEADLINE", "0", make_seconds_parser("at least 0", 0)),
+    ("ASYA_MEMORY_LIMIT", "0", parse_memory_limit),
 )
 
 
@@ -310,6 +327,7 @@ class State:
         "forked",
         "json",
         "limited_at",
+        "memory_limit",
         "stopping",
         "wake",
     )
@@ -323,6 +341,7 @@ class State:
         self.forked = False  # this is a child process that user code forked
         self.wake: "Action | None" = None  # interrupts the server's wait; None before it serves
         self.json = ""  # which library, and why
+        self.memory_limit = MemoryLimit()
 
 
 LOG_LIMIT = 20000  # characters
@@ -434,6 +453,7 @@ def get_text(error: BaseException) -> str:
 # --- JSON
 
 ORJSON_SINCE = (3, 9, 15)  # older ones crash on a message that is nested deeply
+MEMORY_IS_LIMITED = "standard library, because memory is limited"
 DEEP = 40  # levels of a small result; orjson 3.12 and 3.13 corrupt memory from 1,000 nested tuples
 GC_PAUSE = 65536  # bytes of a message that is decoded without collecting garbage in between
 SEARCH_TIME = 1.0  # seconds for finding the value that is not JSON-serializable
@@ -444,17 +464,21 @@ DIGITS = b" " * 46 + b". " + b"0" * 10 + b" " * 198  # a table for translate()
 LARGE_INTEGER = b" " + b"0" * 19
 
 
-def choose_json(choice: str) -> "tuple[Any, str]":
+def choose_json(choice: str, memory_limit: float) -> "tuple[Any, str]":
     """Return orjson, or None for the standard library; and what the start line says about it.
 
-    `auto` takes orjson if it is installed and keeps the contract.
+    `auto` takes orjson if it is installed and keeps the contract. Where its memory is limited, it
+    does not: it crashes, or calls a message bad that it cannot decode.
     """
     if choice == "stdlib":
         return None, "standard library"
-    # orjson crashes where memory is refused. A setting that limits memory belongs here too
-    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-    if choice == "auto" and limits != [resource.RLIM_INFINITY] * 2:
-        return None, "standard library, because memory is limited"
+    if memory_limit:
+        if choice == "auto":
+            return None, "standard library, because ASYA_MEMORY_LIMIT is set"
+        text = "ASYA_JSON=orjson: it crashes when memory is limited; set ASYA_JSON=auto"
+        raise StartupError(text + ", or ASYA_MEMORY_LIMIT=0")
+    if choice == "auto" and is_memory_limited():
+        return None, MEMORY_IS_LIMITED
     try:
         orjson = import_orjson()
         option = get_orjson_option(orjson)
@@ -471,6 +495,12 @@ def choose_json(choice: str) -> "tuple[Any, str]":
     if choice == "auto":
         return None, "standard library, because " + reason
     raise StartupError("ASYA_JSON=orjson: %s; %s or set ASYA_JSON=auto" % (reason, fix))
+
+
+def is_memory_limited() -> bool:
+    """Whether memory may be refused to this process: orjson ends in SIGSEGV there."""
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    return limits != [resource.RLIM_INFINITY] * 2
 
 
 def import_orjson() -> "Any":
@@ -1179,6 +1209,233 @@ def log_traceback(error: BaseException, title: str) -> None:
         log(title + "; its traceback cannot be printed")
 
 
+# --- Memory limit: memory errors in place of the kernel's kill
+
+PROC = "/proc/self"
+READING_HOLDS = 0.1  # seconds
+LOW_TIME = 10.0  # seconds of too little memory, while other calls run, until the process ends
+# The names of a memory cgroup's files (version 2, version 1): limit, usage, and in memory.stat the
+# page cache that is given up first
+CGROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+M_ARENA_MAX = -8  # of mallopt()
+UNLIMITED = 1 << 62  # version 1 has a number near 2^63 in place of "max"
+
+
+class MemoryLimit:
+    """The soft RLIMIT_DATA of this process while calls run. As it is made here, it does nothing."""
+
+    __slots__ = ("begin", "end", "is_on", "lift", "resume", "trim")
+    begin: "Action"  # a call of this thread; sets `state.exit_code` if memory is lacking
+    end: "Action"  # of the call; of the last one that runs: no limit
+    lift: "Action"  # no limit while this thread looks at an exception
+    resume: "Action"  # after that, the limit again if calls run
+    trim: "Action"  # give free memory back to the system
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self.begin = self.end = self.lift = self.resume = self.trim = lambda: None
+
+
+def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
+    """Return the limit of `limit` bytes for this process, or of a share of its container's limit.
+
+    The kernel counts address space, so the limit is what the process has mapped plus what is left.
+    That sum stays the same while the process maps and frees memory. So a reading can hold for some
+    time: only the memory of other processes is missed until the next one, as it is during a call.
+
+    Calls may overlap in several threads, and an exception of user code may arrive anywhere. So
+    each function first notes what its thread does; then `apply` repeats the system call until
+    it matches the notes, whoever has changed them in between.
+    """
+    result = MemoryLimit()
+    is_share = isinstance(limit, float)
+    folders = find_cgroups() if is_share else []
+    data, page = resource.RLIMIT_DATA, resource.getpagesize()
+    getrlimit, setrlimit = resource.getrlimit, resource.setrlimit
+    now, get_ident = time.monotonic, _thread.get_ident
+    calls: "dict[int, None]" = {}  # the threads that run one
+    failures: "dict[int, None]" = {}  # the threads that look at an exception
+    usual = limited = getrlimit(data)
+    until = low_since = 0.0  # when the reading has to be repeated; since when memory is lacking
+    trimmed = unused = 0  # bytes that `trim` gave back; mapped ones that are not in use beside them
+
+    def apply() -> None:
+        while True:
+            wanted = limited if calls and not failures else usual
+            try:
+                setrlimit(data, wanted)
+            except (ValueError, OSError):
+                return  # user code has lowered the hard limit: its own limit holds
+            if wanted is (limited if calls and not failures else usual):
+                return
+
+    def read_mapped() -> "tuple[int, int]":
+        """Return the bytes that this process has mapped, and those in use (anonymous memory)."""
+        pages = [int(number) for number in read_text("/proc/self/statm").split()]
+        return pages[5] * page, (pages[1] - pages[2]) * page
+
+    def refresh() -> "tuple[int, int]":
+        """Return the bytes that are left, and that are allowed."""
+        nonlocal usual, limited, until, trimmed
+        if not calls:
+            usual = getrlimit(data)
+        mapped, used = read_mapped()
+        uses = [(int(limit) - used, int(limit))]
+        if is_share:
+            found = [use for use in map(read_cgroup, folders) if use is not None]
+            uses = [(int(limit * most) - used, int(limit * most)) for most, used in found]
+        left, allowed = min(uses, default=(UNLIMITED, UNLIMITED))
+        trimmed = min(trimmed, max(0, mapped - used - unused))
+        soft = max(page, mapped + left - trimmed)
+        limited = usual  # which is lower, or the container's limit has been removed
+        if left < UNLIMITED and (usual[0] == resource.RLIM_INFINITY or soft < usual[0]):
+            limited = soft, usual[1]
+        until = now() + READING_HOLDS
+        return left, allowed
+
+    def trim() -> None:
+        """Give free memory back. It stays mapped: it is used again where the limit sees nothing."""
+        nonlocal trimmed, unused
+        refresh()
+        mapped, used = read_mapped()
+        unused = mapped - used - trimmed
+        malloc_trim(0)
+        mapped, used = read_mapped()
+        trimmed = max(0, mapped - used - unused)
+        refresh()
+
+    def check() -> None:
+        """Repeat the reading; end the process if memory is lacking that no other call uses."""
+        nonlocal low_since
+        left, allowed = refresh()
+        if left < LEAST_LEFT and not calls:
+            gc.collect()
+            trim()
+            left, allowed = refresh()
+        if left >= LEAST_LEFT:
+            low_since = 0.0
+            return
+        low_since = low_since or now()
+        if not calls or now() > low_since + LOW_TIME:
+            log(lacking % (name, LEAST_LEFT >> 20, max(0, left) >> 20, allowed >> 20))
+            state.exit_code = EXIT_BROKEN
+
+    def begin() -> None:
+        if now() >= until and not state.exit_code:
+            try:
+                check()
+            except (OSError, ValueError, MemoryError):
+                pass  # the reading before holds on
+        calls[get_ident()] = None
+        apply()
+
+    def end() -> None:
+        thread = get_ident()
+        calls.pop(thread, None)
+        failures.pop(thread, None)
+        apply()
+
+    def lift() -> None:
+        failures[get_ident()] = None
+        apply()
+
+    def resume() -> None:
+        failures.pop(get_ident(), None)
+        apply()
+
+    def lift_in_child() -> None:
+        calls.clear()
+        apply()
+
+    if not limit:
+        return result
+    malloc_trim = tune_malloc()
+    name = "ASYA_MEMORY_LIMIT=" + ("%d%%" % round(limit * 100) if is_share else "%d" % limit)
+    lacking = (
+        "%s: less than %d MiB are left before a call (%d of %d MiB); exiting to be restarted. "
+        "Look for a leak, or raise the limit"
+    )
+    try:
+        left = refresh()[0]
+    except (OSError, ValueError) as error:
+        log("%s: no limit applies, because the memory in use cannot be read: %s" % (name, error))
+        return result
+    if left >= UNLIMITED:
+        log("%s: the container has no memory limit, so none applies; set one, or bytes" % name)
+        return result
+    os.register_at_fork(after_in_child=lift_in_child)
+    result.is_on, result.begin, result.end = True, begin, end
+    result.lift, result.resume, result.trim = lift, resume, trim
+    return result
+
+
+def tune_malloc() -> "Callable[[int], object]":
+    """Let glibc unmap what is freed, as it does in its first heap only; return its malloc_trim().
+
+    Other threads, and this one after the first memory error, would get further heaps. There,
+    memory that is given back stays mapped, and a limit of address space does not see it in use.
+    """
+
+    def tune(ctypes: "Any") -> "Callable[[int], object]":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_ARENA_MAX, 1)
+        return libc.malloc_trim  # type: ignore[no-any-return]
+
+    try:
+        return import_library("ctypes", tune)
+    except Exception:
+        return int  # another C library, or no ctypes
+
+
+def find_cgroups() -> "list[str]":
+    """Return the directories of this process's memory cgroups: its own, and those it is in."""
+    paths: "dict[str, str]" = {}  # by controller; that of version 2 is ""
+    folders: "list[str]" = []
+    try:
+        for line in read_text(PROC + "/cgroup").splitlines():
+            _, controllers, path = line.split(":", 2)
+            paths.update((controller, path) for controller in controllers.split(","))
+        for line in read_text(PROC + "/mountinfo").splitlines():
+            mount, _, kind = line.partition(" - ")
+            root, folder = mount.split()[3:5]
+            system, _, options = kind.split()[:3]
+            if system == "cgroup2" or (system == "cgroup" and "memory" in options.split(",")):
+                path = paths.get("" if system == "cgroup2" else "memory", "")
+                root = root.rstrip("/")
+                inner = path[len(root) :] if (path + "/").startswith(root + "/") else ""
+                names = [name for name in inner.split("/") if name]
+                for count in range(len(names), -1, -1):
+                    folders.append("/".join([folder, *names[:count]]))
+    except (OSError, ValueError):
+        pass  # what was found
+    limits = [files[0] for files in CGROUP_FILES]
+    return [one for one in folders if any(os.path.exists(one + "/" + name) for name in limits)]
+
+
+def read_cgroup(folder: str) -> "tuple[int, int] | None":
+    """Return the limit of a cgroup and its memory in use; None if it has no limit."""
+    for limit, usage, cache in CGROUP_FILES:
+        try:
+            text = read_text("%s/%s" % (folder, limit)).strip()
+        except OSError:
+            continue
+        if text == "max" or int(text) >= UNLIMITED:
+            continue
+        statistics = read_text(folder + "/memory.stat")
+        number = ("\n" + statistics).partition("\n%s " % cache)[2].partition("\n")[0]
+        return int(text), int(read_text("%s/%s" % (folder, usage))) - int(number or 0)
+    return None
+
+
+def read_text(path: str) -> str:
+    """Return what a file of the kernel holds."""
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        return stream.read()
+
+
 # --- Handler
 
 FUNCTION = type(walk_chain)
@@ -1537,6 +1794,8 @@ def make_answer(
     detection, metadata = settings.enable_oom_detection, settings.include_metadata
     call, complete = watch_call(caller), caller.complete
     no_memory = OUT_OF_MEMORY if detection else UNPRINTABLE
+    memory_limit = state.memory_limit
+    lift_limit, resume_limit = memory_limit.lift, memory_limit.resume
 
     def read(message: Message) -> "Request":
         """Decode a message and check its form. An exception from outside is no error of it."""
@@ -1626,6 +1885,7 @@ def make_answer(
         gc.collect()
         if settings.cuda_cleanup_on_oom:
             empty_caches()
+        memory_limit.trim()
 
     def end(message: Message, kind: str) -> None:
         """Release what a message held; after a memory error, where its exception is gone."""
@@ -1657,6 +1917,7 @@ def make_answer(
             step = "send"
             check_size(reply)
         except BaseException as error:  # SystemExit and KeyboardInterrupt are answered too
+            lift_limit()
             if state.forked:
                 exit_child(error)
             reply, kind = fail(error, step, message)
@@ -1669,12 +1930,12 @@ def make_answer(
 
     def answer_all(batch: "Batch") -> "list[Bytes]":
         if settings.batch_size == 1:
-            return [answer(message) for message in batch.messages]
+            return [answer_one(message) for message in batch.messages]
         replies: "dict[Message, Bytes]" = {}
         groups, fitted, failed = [batch.messages], 0, False
         while groups:
             group = groups.pop(0)
-            kind = answer_group(group, replies, batch)
+            kind = answer_together(group, replies, batch)
             rest = [message for message in group if message not in replies]
             if rest:  # to be tried again, in smaller calls
                 half = (len(rest) + 1) // 2
@@ -1706,8 +1967,10 @@ def make_answer(
                 calls.append(message)
                 message.body = body if len(group) > 1 else None
             except BaseException as error:
+                lift_limit()
                 replies[message], kind = fail(error, "decode", message)
                 end(message, kind)
+                resume_limit()
         body = None
         if not calls:
             return ""
@@ -1718,6 +1981,7 @@ def make_answer(
             if state.forked:
                 exit_child(None)
         except BaseException as error:
+            lift_limit()
             if state.forked:
                 exit_child(error)
             is_final = isinstance(error, UnfitResults) or has_verdict(error)
@@ -1745,12 +2009,36 @@ def make_answer(
                 step = "send"
                 check_size(replies[message])
             except BaseException as error:
+                lift_limit()
                 replies[message], kind = fail(error, step, message)
-                error_of_one = None
+                error_of_one, step = None, "failed"
             end(message, kind)
+            if step == "failed":
+                resume_limit()
         return ""
 
-    return answer, answer_all
+    def answer_with_limit(message: Message) -> "Bytes":
+        try:
+            memory_limit.begin()
+            return answer(message)
+        except MemoryError:  # before the limit was lifted
+            return no_memory
+        finally:
+            memory_limit.end()
+
+    def answer_group_with_limit(
+        group: "list[Message]", replies: "dict[Message, Bytes]", batch: "Batch"
+    ) -> str:
+        try:
+            memory_limit.begin()
+            return answer_group(group, replies, batch)
+        finally:
+            memory_limit.end()
+
+    is_limited = memory_limit.is_on
+    answer_one = answer_with_limit if is_limited else answer
+    answer_together = answer_group_with_limit if is_limited else answer_group
+    return answer_one, answer_all
 
 
 class UnfitResults(Exception):  # noqa: N818
@@ -2180,7 +2468,7 @@ def serve_connection(
     frames = map(getattr, repeat(connection), repeat("frame"))
     move = partial(keep_result, connection, "count")
     transmit = move(map(sock.send, frames, repeat(NO_SIGNAL)))
-    held = b""  # received, and not yet part of a message in work
+    held, start = b"", 0  # received; from `start` not yet part of a message in work
     got, size = -1, 0  # of a message that is larger than `held`, while `got` is not negative
     buffer: "bytearray | None" = None  # for it; None: its bytes are discarded
     keep: "bytearray | None" = None  # the buffer of `message`, to be used again
@@ -2211,9 +2499,9 @@ def serve_connection(
                         continue
                 if head is None and not asked:
                     if got < 0:
-                        if len(held) < 4:
+                        if len(held) < start + 4:
                             if connection.received is None:
-                                connection.waits_for = READ if held else IDLE
+                                connection.waits_for = READ if len(held) > start else IDLE
                                 yield
                                 if queue is not None and has_reply(connection):
                                     continue
@@ -2226,33 +2514,37 @@ def serve_connection(
                             data: "Any" = connection.received
                             if not data:
                                 text = "connection closed inside a length prefix"
-                                raise BrokenStream(text if held else "")
-                            held, connection.received = held + data if held else data, None
+                                raise BrokenStream(text if len(held) > start else "")
+                            if len(held) > start:
+                                data = held[start:] + data
+                            held, start, connection.received = data, 0, None
                             if len(held) < 4:
                                 continue
-                        size = unpack(held)[0]
-                        if size + 4 <= len(held) and size <= limit:
+                        size = unpack(held, start)[0]
+                        following = start + 4 + size
+                        if following <= len(held) and size <= limit:
                             if queue is not None:
                                 new = Message(connection)
-                                new.body = held[4 : size + 4]
-                                held, added = held[size + 4 :], new
+                                new.body = held[start + 4 : following]
+                                start, added = following, new
                                 continue
-                            message.body = held[4 : size + 4]
-                            held, asked = held[size + 4 :], True
+                            message.body = held[start + 4 : following]
+                            start, asked = following, True
                         else:
                             buffer = None
                             if size <= limit:
                                 pooled = buffer_pool if queue is None else []
                                 buffer = pooled.pop() if pooled else bytearray(FIRST_BUFFER)
-                                buffer[: len(held) - 4] = held[4:]
-                            got, held = min(size, len(held) - 4), held[size + 4 :]
+                                buffer[: len(held) - start - 4] = held[start + 4 :]
+                            rest = held[following:]
+                            got, held, start = min(size, len(held) - start - 4), rest, 0
                     while 0 <= got < size:
                         try:
                             if connection.count:
                                 pass  # kept when an exception came in between
                             elif buffer is None:
-                                rest = min(size - got, FIRST_BUFFER)
-                                move(map(len, map(sock.recv, (rest,))))()
+                                most = min(size - got, FIRST_BUFFER)
+                                move(map(len, map(sock.recv, (most,))))()
                             else:
                                 if got == len(buffer):
                                     more = min(max(got, FIRST_BUFFER), PIECE, size - got)
@@ -2341,7 +2633,7 @@ def serve_connection(
                     rest_of_them = connection.messages[replied:]
                     head, sent, replied, connection.messages = None, 0, 0, rest_of_them
                 interruptions, connection.new_until = 0, 0.0
-                if len(held) >= 4:
+                if len(held) >= start + 4:
                     connection.waits_for = NOW
                     yield
         except BrokenStream as error:
@@ -2490,16 +2782,17 @@ class Queue:
     def get_delay(self, hurry: bool, on_their_way: bool) -> "float | None":
         """Return the seconds until a batch is to begin; None: nothing waits, or no thread is free.
 
-        `on_their_way`: connections are inside a frame. `hurry`: nothing is waited for.
+        `hurry`: ASYA_BATCH_WAIT is over. `on_their_way`: more may come within BATCH_PATIENCE.
         """
         if not self.waiting or (self.size > 1 and len(self.batches) >= self.limit):
             return None
         if self.size > 1 and self.batches and not self.get_next():
             return None
-        if hurry or len(self.waiting) >= min(self.size, self.state.batch_limit):
+        is_full = len(self.waiting) >= min(self.size, self.state.batch_limit)
+        if is_full or (hurry and not on_their_way):
             return 0.0
         now = time.monotonic()
-        delay: float = next(iter(self.waiting)).arrived + self.wait - now
+        delay = 0.0 if hurry else next(iter(self.waiting)).arrived + self.wait - now
         if on_their_way:
             self.quiet_since = self.quiet_since or now
             delay = max(delay, self.quiet_since + BATCH_PATIENCE - now)
@@ -2691,6 +2984,7 @@ def make_enforce_deadline(
         batch.is_taken = True
         if deadline.began.pop(batch, None) is None:
             return  # it has just ended
+        state.memory_limit.lift()  # which the call has on
         state.exit_reason = "a call does not end within the deadline of %g s" % limit
         for message in batch.messages:
             message.reply = deadline.late_reply
@@ -3052,13 +3346,13 @@ def serve(
         connection.message.reply = replies[0]
 
     def is_receiving() -> bool:
-        """Whether a frame has begun and is not complete."""
-        return any(connections[fd].waits_for == READ for fd in deadlines)
+        """Whether a frame has begun, and a batch is to wait for it."""
+        return not draining and any(connections[fd].waits_for == READ for fd in deadlines)
 
     def wait(timeout: "float | None") -> "list[tuple[int, int]]":
         """Return events; run background tasks of user code while there are none."""
-        most = len(connections) + 2  # room for all of them, and no more
-        if caller.has_background_tasks is None or not caller.has_background_tasks():
+        most = len(connections) + 2
+        if not caller.has_background_tasks():  # type: ignore[misc]
             return poll.poll(timeout, most)
         events = poll.poll(0, most)
         if not events and timeout != 0:
@@ -3086,7 +3380,10 @@ def serve(
             timeout = max(0.0, min(nearest - now, LONGEST_WAIT, limit))
         if ready:
             timeout, turns = 0, tuple(ready)
-        events = wait(timeout)
+        if caller.has_background_tasks is None:
+            events = poll.poll(timeout, len(connections) + 2)  # room for all, and no more
+        else:
+            events = wait(timeout)
         if now:
             if deadlines:
                 server.expire(now, {fd for fd, _ in events}, settings.read_timeout)
@@ -3114,12 +3411,13 @@ def serve(
             run_queue(queue, bool(events or turns))
 
     def run_queue(queue: Queue, is_more: bool) -> None:
-        """Deliver the replies of finished batches; begin the next ones."""
+        """Deliver the replies of finished batches; begin the next ones.
+
+        `is_more`: this step has brought something, so the next one may bring more for a batch.
+        """
         deliver(queue)
         while queue.waiting:
-            if is_more and len(queue.waiting) < queue.size:
-                return  # look for more before a batch begins that is not full
-            if queue.get_delay(bool(draining), is_receiving()) != 0:
+            if queue.get_delay(bool(draining), is_more or is_receiving()) != 0:
                 return
             queue.submit()
             ready.extend(queue.stalled)
@@ -3165,6 +3463,8 @@ def serve(
     def drain(latest: float) -> None:
         """Answer what is left; without the calls beside one that lost the GPU context and hang."""
         while (connections or not server.backlog_is_empty) and time.monotonic() < latest:
+            if server.backlog_is_empty:
+                server.listen(listening, None)  # it is shut down, and so readable for good
             for connection in list(connections.values()):
                 if connection.fd not in server.leaving:
                     server.stop_reading(connection)
@@ -3248,7 +3548,7 @@ def serve(
         protect(lambda: protect(lambda: protect(run)))
     finally:
         close_all()
-    if state.exit_code == EXIT_BROKEN:
+    if state.exit_code == EXIT_BROKEN and state.exit_reason:
         exit_with_stacks(EXIT_BROKEN, state.exit_reason)
 
 
@@ -3338,6 +3638,7 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
     # large message is paged in again, which costs a third of the time. No page is touched here
     bytes(4194304)
     state, threads = State(), settings.concurrency > 1
+    state.memory_limit = make_memory_limit(settings.memory_limit, state)
     path, mode = settings.socket_path, settings.socket_mode
     file = open_listener(path, mode)
     try:
@@ -3345,9 +3646,12 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         watch = start_watch(settings.handler_timeout, state, lambda: file.remove())
         classify = make_classify() if settings.enable_oom_detection else lambda error: ""
         use_user_paths()
-        orjson, state.json = choose_json(settings.json)
+        orjson, state.json = choose_json(settings.json, settings.memory_limit)
         codec = make_codec(orjson, threads)
+        plain = make_codec(None, threads)
         caller = make_caller(import_handler(settings, state), threads, state)
+        if orjson is not None and settings.json == "auto" and is_memory_limited():
+            codec, state.json = plain, MEMORY_IS_LIMITED  # by user code, in the import
         answers = make_answer(settings, codec, caller, watch.watch_call, classify, state)
         reserve_std_fds()
         watch.install()
@@ -3366,7 +3670,7 @@ def check(settings: Settings) -> int:
     state = State()
     os.register_at_fork(after_in_child=lambda: setattr(state, "forked", True))
     use_user_paths()
-    choose_json(settings.json)
+    choose_json(settings.json, settings.memory_limit)
     make_caller(import_handler(settings, state), False, state)
     os.write(1, ("asya_runtime: %s can be served\n" % settings.handler).encode())
     return 0

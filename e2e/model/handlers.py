@@ -127,6 +127,29 @@ def assert_on_device(message: Message) -> None:
     torch.cuda.synchronize()
 
 
+def hang(message: Message) -> None:
+    """Never return: `how` is sleep, spin, or keep, which keeps the interpreter's lock."""
+    if message["payload"]["how"] == "sleep":
+        time.sleep(1e9)
+    while message["payload"]["how"] == "spin":
+        pass
+    ctypes.PyDLL(None).pause()
+
+
+def batch(messages: list[Message]) -> list[dict[str, int]]:
+    """`number` of each, and the size of the batch; use `bytes` of the GPU for each of them.
+
+    The call fails if one of the messages has `fails`.
+    """
+    tensors = [
+        torch.empty(message["payload"].get("bytes", 1), dtype=torch.uint8, device="cuda")
+        for message in messages
+    ]
+    if any("fails" in message["payload"] for message in messages):
+        raise ValueError("a message of this batch is bad")
+    return [{"number": message["payload"]["number"], "batch": len(tensors)} for message in messages]
+
+
 def crash(message: Message) -> None:
     """End the process with a segmentation fault."""
     ctypes.string_at(0)
@@ -136,7 +159,7 @@ HANDLERS = {
     handler.__name__: handler
     for handler in (
         echo, fan_out, slow, stream, whoami, allocate, chained, in_frames, beside, hog,
-        assert_on_device, crash, stats,
+        assert_on_device, crash, stats, hang,
     )
 }  # fmt: skip
 

@@ -97,8 +97,12 @@ TABLE = (
     _runtime_setting("batch-wait", formats.seconds(zero=True), "0",
         "seconds that the first message of a batch waits for more; 0 takes what has arrived"),
     _runtime_setting("handler-deadline", formats.seconds(zero=True), "0",
-        "seconds until a handler call is answered with an error that can be retried, and the "
-        "runtime restarts unless the call could be cancelled; 0 disables the deadline"),
+        "seconds after which a handler call is answered with an error that can be retried; the "
+        "runtime then restarts, unless the call can be cancelled; 0 disables the deadline"),
+    _runtime_setting("memory-limit", formats.memory_limit, "0",
+        "memory in bytes, or as a percentage of the container's limit such as 90%, from which a "
+        "handler call gets a memory error instead of being killed; requires the standard "
+        "library's JSON; 0 disables the limit"),
 )  # fmt: skip
 BY_NAME: Mapping[str, Annotation] = {entry.name: entry for entry in TABLE}
 BY_KEY: Mapping[str, Annotation] = {entry.key: entry for entry in TABLE}

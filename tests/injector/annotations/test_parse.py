@@ -65,6 +65,10 @@ VALID = [
     ("max-message-size", "4294967295", "4294967295"),
     ("read-timeout", "0.1", "0.1"),
     ("json", "orjson", "orjson"),
+    ("memory-limit", "00", "0"),
+    ("memory-limit", "16777216", "16777216"),
+    ("memory-limit", "090%", "90%"),
+    ("memory-limit", "100%", "100%"),
 ]
 
 INVALID = [
@@ -143,6 +147,10 @@ INVALID = [
     ("read-timeout", "0"),
     ("read-timeout", "0.0"),
     ("json", "ujson"),
+    ("memory-limit", "16777215"),
+    ("memory-limit", "0%"),
+    ("memory-limit", "101%"),
+    ("memory-limit", "512Mi"),
     ("include-metadata", "on"),
 ]
 
