@@ -255,6 +255,7 @@ def test_a_call_that_ends_after_its_deadline_is_answered_once(
     assert late.reply() == RESTARTING
     assert late.at_end()
     assert process.wait() == 75
+    assert "in park" in process.log()  # its thread, which would go on with the connections
 
 
 def test_a_call_that_has_just_ended_is_not_late(runtime: ModuleType) -> None:
