@@ -12,7 +12,7 @@ one reply, whatever the handler does:
     | N       | N bytes            |    N: big-endian unsigned 32 bits
     +---------+--------------------+    N bytes: one JSON object, UTF-8
 
-Map of this file; each section uses only those above it:
+Map of this file, from the parts to the whole:
 
     Library             the standard library as it is before user code runs: `import_library`
     Settings            environment variables, validated once: `Settings`
@@ -26,6 +26,8 @@ Map of this file; each section uses only those above it:
     Socket file         listen, and publish when ready: `open_listener`
     Signals             SIGTERM, and warnings about slow calls: `start_watch`
     Connections         one generator per connection: `serve_connection`
+    Queue               messages for batches and worker threads: `Queue`
+    Deadline            end calls that run too long: `Deadline`, `make_enforce_deadline`
     Server              the epoll loop, accepting, draining: `serve`
     Command line        serve, --check, --ready, --call: `main`; as PID 1: `become_init`
 
@@ -33,6 +35,14 @@ Design: an epoll loop on the main thread moves bytes. Each connection is a gener
 waits for events. The handler also runs on the main thread, where it was imported and where
 sqlite, signal, asyncio and contextvars expect it; worker threads exist only with
 ASYA_CONCURRENCY above 1. Functions share state through closures and small records.
+
+A message takes one of three ways. The usual one is the shortest: its connection calls
+`answer` and sends the reply. With batches or workers, connections put messages into a
+`Queue`, which forms a `Batch` for each call, and send the replies in the order in which the
+messages came. With a deadline and neither of those, the server makes the call for the
+connection. A batch is then known by an object in `Deadline.began` while its call runs. Who
+removes it from there, the call or the watching thread, replies to its messages: so each gets
+one reply, also when the main thread never comes back.
 
 User code may do anything to its process. So this file imports what it needs before user code
 can run and keeps private copies of those modules; it uses C modules (`_socket`, `_thread`)
@@ -2338,7 +2348,7 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
             poll.register(reader, select.POLLIN)
             for _, event in poll.poll(1000 * pause + 1):
                 if event != select.POLLIN:
-                    time.sleep(PAUSE / 10)  # user code has closed it: `install` opens another
+                    time.sleep(0.1)  # user code has closed it: `install` opens another
                     break
                 for number in os.read(reader, 512):
                     if number in signals:
@@ -2388,9 +2398,9 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
 
 # --- Connections
 
-IDLE, READ, WRITE, NOW, REPLY, CALL, CLOSED = range(
-    7
-)  # what a connection waits for; see Connection
+# What a connection waits for; see Connection
+IDLE, READ, WRITE, NOW, REPLY, CALL, CLOSED = range(7)
+GRACE = 0.25  # seconds in which a new connection may send its first message
 FIRST_BUFFER = 65536  # size of the first buffer for what is larger than ASYA_CHUNK_SIZE
 POOLED_BUFFER = 4194304  # buffers up to this size are used again
 PIECE = 1048576  # a buffer doubles, by at most this: the allocator would keep larger ones
@@ -2470,7 +2480,8 @@ def serve_connection(
 
     User code can raise an exception here at any call. So state changes in single steps after a
     call, and `keep_result` keeps what system calls return. After an exception the loop goes on
-    from this state.
+    from this state: each turn of the inner loop looks at the variables below and does what is
+    next. These steps are marked: queue, prefix, body, answer, send.
     """
     sock, message = connection.sock, connection.message
     no_memory = OUT_OF_MEMORY if settings.enable_oom_detection else UNPRINTABLE
@@ -2496,6 +2507,7 @@ def serve_connection(
     while True:
         try:
             while True:
+                # Queue: add the message that was read; take replies, or wait for them
                 if queue is not None and head is None:
                     messages = connection.messages
                     if added is not None:
@@ -2512,6 +2524,7 @@ def serve_connection(
                         yield
                         continue
                 if head is None and not asked:
+                    # Prefix, with as much of the body as comes with it
                     if got < 0:
                         if len(held) < start + 4:
                             if connection.received is None:
@@ -2552,6 +2565,7 @@ def serve_connection(
                                 buffer[: len(held) - start - 4] = held[start + 4 :]
                             rest = held[following:]
                             got, held, start = min(size, len(held) - start - 4), rest, 0
+                    # Body, of a message that did not come with its prefix or is over the limit
                     while 0 <= got < size:
                         try:
                             if connection.count:
@@ -2600,6 +2614,7 @@ def serve_connection(
                             buffer, got, asked = None, -1, True  # a large one can then be freed
                     if head is None and not asked:
                         continue
+                # Answer, without a queue
                 if asked:
                     if answer is not None:
                         reply = answer(message)
@@ -2617,6 +2632,7 @@ def serve_connection(
                         message.body = None
                         buffer_pool[:] = [keep]
                         keep = None
+                # Send
                 total = len(head) + len(tail)  # type: ignore[arg-type]
                 while sent < total:
                     try:
@@ -2727,18 +2743,22 @@ class Batch:
 
     def __init__(self, messages: "list[Message]") -> None:
         self.messages = messages
-        self.is_begun = False  # the handler may have seen them
-        self.is_late = False  # over the deadline: whatever it returns does not count
-        self.is_taken = False  # by the watch, which replies to it
-        self.thread = 0  # that answers it, with a deadline
+        self.is_begun = False  # the handler may have seen them: they are not given to it again
+        self.is_late = False  # over the deadline: what the call returns does not count
+        self.is_taken = False  # by the watching thread: it replies, and the call's thread parks
+        self.thread = 0  # the thread that answers it; with a deadline only
 
 
 class Queue:
     """Messages that wait for a call, and the calls that run, on up to `limit` threads.
 
-    With a limit of 1 they run on the main thread, in `submit`. An exception may arrive at any
-    point, so each batch is in `batches` until its replies are with the connections, and `claims`
-    says which thread answers it. `finished` has the answered ones; each is followed by `wake()`.
+    A message goes from `waiting` into a batch (`submit`). A batch is in `batches` until its
+    replies are with the connections (`release`). With a limit of 1 it is answered in `submit`, on
+    the main thread. Else it goes through `jobs` to a thread, which claims it in `claims`, and
+    `wake()` tells the server of each one that is added to `finished`.
+
+    An exception may arrive at any point and interrupt these steps. What is in `batches` shows
+    what is left to do: `repair`, `resubmit` and `work` do it, each batch once.
     """
 
     __slots__ = (
@@ -2925,11 +2945,16 @@ class Queue:
 # --- Deadline
 
 CANCEL_PATIENCE = 1.0  # seconds in which a coroutine has to end after its cancellation
+PATIENCE = 5.0  # seconds to wait at the end for peers that do not read and for threads
 MAX_LATE = 3  # calls over the deadline, one after the other, after which the process is restarted
 
 
 class Deadline:
-    """Calls that run, and how they end when they run too long."""
+    """Calls that run, and how they end when they run too long.
+
+    `began` has the batches of the calls that run. `run` and the watching thread both try to
+    remove a late one; who succeeds replies to it.
+    """
 
     __slots__ = ("began", "late_in_a_row", "late_reply", "limit", "state")
 
@@ -3004,6 +3029,8 @@ def make_enforce_deadline(
         for message in batch.messages:
             message.reply = deadline.late_reply
         state.exit_code = EXIT_BROKEN
+        # This thread may be away for twice PATIENCE: to answer, and to log
+        faulthandler.dump_traceback_later(2 * limit + 2 * PATIENCE, exit=True, file=2)
         give_up_call(batch)
 
     return enforce_deadline
@@ -3044,9 +3071,7 @@ def exit_with_stacks(code: int, reason: str) -> None:
 
 # --- Server
 
-GRACE = 0.25  # seconds in which a new connection may send its first message
 PAUSE = 1.0  # seconds between attempts to accept when no connection can be closed
-PATIENCE = 5.0  # seconds to wait at the end for peers that do not read and for threads
 HANG_LIMIT = 4.0  # seconds to wait for calls beside one that has lost the GPU context
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
