@@ -12,7 +12,7 @@ one reply, whatever the handler does:
     | N       | N bytes            |    N: big-endian unsigned 32 bits
     +---------+--------------------+    N bytes: one JSON object, UTF-8
 
-Map of this file; each section uses only those above it:
+Map of this file, from the parts to the whole:
 
     Library             the standard library as it is before user code runs: `import_library`
     Settings            environment variables, validated once: `Settings`
@@ -26,8 +26,13 @@ Map of this file; each section uses only those above it:
     Socket file         listen, and publish when ready: `open_listener`
     Signals             SIGTERM, and warnings about slow calls: `start_watch`
     Connections         one generator per connection: `serve_connection`
+<<<<<<< HEAD
     Queue, Deadline     batches, worker threads, and calls that do not end: `Queue`
     Metrics             measure each step, answer scrapers from a thread: `start_metrics`
+=======
+    Queue               messages for batches and worker threads: `Queue`
+    Deadline            end calls that run too long: `Deadline`, `make_enforce_deadline`
+>>>>>>> main
     Server              the epoll loop, accepting, draining: `serve`
     Command line        serve, --check, --ready, --call: `main`; as PID 1: `become_init`
 
@@ -35,6 +40,14 @@ Design: an epoll loop on the main thread moves bytes. Each connection is a gener
 waits for events. The handler also runs on the main thread, where it was imported and where
 sqlite, signal, asyncio and contextvars expect it; worker threads exist only with
 ASYA_CONCURRENCY above 1. Functions share state through closures and small records.
+
+A message takes one of three ways. The usual one is the shortest: its connection calls
+`answer` and sends the reply. With batches or workers, connections put messages into a
+`Queue`, which forms a `Batch` for each call, and send the replies in the order in which the
+messages came. With a deadline and neither of those, the server makes the call for the
+connection. A batch is then known by an object in `Deadline.began` while its call runs. Who
+removes it from there, the call or the watching thread, replies to its messages: so each gets
+one reply, also when the main thread never comes back.
 
 User code may do anything to its process. So this file imports what it needs before user code
 can run and keeps private copies of those modules; it uses C modules (`_socket`, `_thread`)
@@ -478,6 +491,7 @@ def get_text(error: BaseException) -> str:
 # --- JSON
 
 ORJSON_SINCE = (3, 9, 15)  # older ones crash on a message that is nested deeply
+MEMORY_IS_LIMITED = "standard library, because memory is limited"
 DEEP = 40  # levels of a small result; orjson 3.12 and 3.13 corrupt memory from 1,000 nested tuples
 GC_PAUSE = 65536  # bytes of a message that is decoded without collecting garbage in between
 SEARCH_TIME = 1.0  # seconds for finding the value that is not JSON-serializable
@@ -501,10 +515,8 @@ def choose_json(choice: str, memory_limit: float) -> "tuple[Any, str]":
             return None, "standard library, because ASYA_MEMORY_LIMIT is set"
         text = "ASYA_JSON=orjson: it crashes when memory is limited; set ASYA_JSON=auto"
         raise StartupError(text + ", or ASYA_MEMORY_LIMIT=0")
-    # orjson crashes where memory is refused
-    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-    if choice == "auto" and limits != [resource.RLIM_INFINITY] * 2:
-        return None, "standard library, because memory is limited"
+    if choice == "auto" and is_memory_limited():
+        return None, MEMORY_IS_LIMITED
     try:
         orjson = import_orjson()
         option = get_orjson_option(orjson)
@@ -521,6 +533,12 @@ def choose_json(choice: str, memory_limit: float) -> "tuple[Any, str]":
     if choice == "auto":
         return None, "standard library, because " + reason
     raise StartupError("ASYA_JSON=orjson: %s; %s or set ASYA_JSON=auto" % (reason, fix))
+
+
+def is_memory_limited() -> bool:
+    """Whether memory may be refused to this process: orjson ends in SIGSEGV there."""
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    return limits != [resource.RLIM_INFINITY] * 2
 
 
 def import_orjson() -> "Any":
@@ -1272,7 +1290,7 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
     """
     result = MemoryLimit()
     is_share = isinstance(limit, float)
-    folders = find_cgroups() if is_share else []
+    cgroups = find_cgroups() if is_share else []
     data, page = resource.RLIMIT_DATA, resource.getpagesize()
     getrlimit, setrlimit = resource.getrlimit, resource.setrlimit
     now, get_ident = time.monotonic, _thread.get_ident
@@ -1305,7 +1323,7 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
         mapped, used = read_mapped()
         uses = [(int(limit) - used, int(limit))]
         if is_share:
-            found = [use for use in map(read_cgroup, folders) if use is not None]
+            found = [use for use in (read_cgroup(*one) for one in cgroups) if use is not None]
             uses = [(int(limit * most) - used, int(limit * most)) for most, used in found]
         left, allowed = min(uses, default=(UNLIMITED, UNLIMITED))
         trimmed = min(trimmed, max(0, mapped - used - unused))
@@ -1318,7 +1336,7 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
 
     def trim() -> None:
         """Give free memory back. It stays mapped: it is used again where the limit sees nothing."""
-        nonlocal trimmed, unused
+        nonlocal trimmed, unused, until
         refresh()
         mapped, used = read_mapped()
         unused = mapped - used - trimmed
@@ -1326,6 +1344,7 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
         mapped, used = read_mapped()
         trimmed = max(0, mapped - used - unused)
         refresh()
+        until = 0.0  # after a memory error, the next call looks whether enough is left
 
     def check() -> None:
         """Repeat the reading; end the process if memory is lacking that no other call uses."""
@@ -1356,9 +1375,15 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
         thread = get_ident()
         calls.pop(thread, None)
         failures.pop(thread, None)
+        if not calls:
+            failures.clear()  # also that of the watch, while the call that it looked at ran on
         apply()
 
     def lift() -> None:
+        try:
+            setrlimit(data, usual)  # first: noting it needs memory
+        except (ValueError, OSError):
+            pass
         failures[get_ident()] = None
         apply()
 
@@ -1386,6 +1411,9 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
     if left >= UNLIMITED:
         log("%s: the container has no memory limit, so none applies; set one, or bytes" % name)
         return result
+    lift()  # up to 3.10, its first call needs memory for its frame
+    end()
+    until = 0.0  # the next call reads what is left after the import
     os.register_at_fork(after_in_child=lift_in_child)
     result.is_on, result.begin, result.end = True, begin, end
     result.lift, result.resume, result.trim = lift, resume, trim
@@ -1410,8 +1438,8 @@ def tune_malloc() -> "Callable[[int], object]":
         return int  # another C library, or no ctypes
 
 
-def find_cgroups() -> "list[str]":
-    """Return the directories of this process's memory cgroups: its own, and those it is in."""
+def find_cgroups() -> "list[tuple[str, tuple[str, str, str]]]":
+    """Return the memory cgroups that this process is in: the directory and the files of each."""
     paths: "dict[str, str]" = {}  # by controller; that of version 2 is ""
     folders: "list[str]" = []
     try:
@@ -1431,23 +1459,19 @@ def find_cgroups() -> "list[str]":
                     folders.append("/".join([folder, *names[:count]]))
     except (OSError, ValueError):
         pass  # what was found
-    limits = [files[0] for files in CGROUP_FILES]
-    return [one for one in folders if any(os.path.exists(one + "/" + name) for name in limits)]
+    both = [(folder, files) for folder in folders for files in CGROUP_FILES]
+    return [(folder, files) for folder, files in both if os.path.exists(folder + "/" + files[0])]
 
 
-def read_cgroup(folder: str) -> "tuple[int, int] | None":
+def read_cgroup(folder: str, files: "tuple[str, str, str]") -> "tuple[int, int] | None":
     """Return the limit of a cgroup and its memory in use; None if it has no limit."""
-    for limit, usage, cache in CGROUP_FILES:
-        try:
-            text = read_text("%s/%s" % (folder, limit)).strip()
-        except OSError:
-            continue
-        if text == "max" or int(text) >= UNLIMITED:
-            continue
-        statistics = read_text(folder + "/memory.stat")
-        number = ("\n" + statistics).partition("\n%s " % cache)[2].partition("\n")[0]
-        return int(text), int(read_text("%s/%s" % (folder, usage))) - int(number or 0)
-    return None
+    limit, usage, cache = files
+    text = read_text("%s/%s" % (folder, limit)).strip()
+    if text == "max" or int(text) >= UNLIMITED:
+        return None
+    statistics = read_text(folder + "/memory.stat")
+    number = ("\n" + statistics).partition("\n%s " % cache)[2].partition("\n")[0]
+    return int(text), int(read_text("%s/%s" % (folder, usage))) - int(number or 0)
 
 
 def read_text(path: str) -> str:
@@ -2353,7 +2377,7 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
             poll.register(reader, select.POLLIN)
             for _, event in poll.poll(1000 * pause + 1):
                 if event != select.POLLIN:
-                    time.sleep(PAUSE / 10)  # user code has closed it: `install` opens another
+                    time.sleep(0.1)  # user code has closed it: `install` opens another
                     break
                 for number in os.read(reader, 512):
                     if number in signals:
@@ -2364,8 +2388,14 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
             try:
                 watch()
             except BaseException as error:
-                log_traceback(error, "the watch over signals and slow calls failed")
-                time.sleep(1)
+                # RuntimeError: faulthandler gets no thread
+                is_limited = type(error) in (MemoryError, RuntimeError)
+                is_limited = is_limited and state.memory_limit.is_on
+                if is_limited:  # a call has all memory: look at it without the limit
+                    state.memory_limit.lift()
+                else:
+                    log_traceback(error, "the watch over signals and slow calls failed")
+                time.sleep(PAUSE / 100 if is_limited else PAUSE)
 
     def wake() -> None:
         os.write(writer, b"\0")
@@ -2397,9 +2427,9 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
 
 # --- Connections
 
-IDLE, READ, WRITE, NOW, REPLY, CALL, CLOSED = range(
-    7
-)  # what a connection waits for; see Connection
+# What a connection waits for; see Connection
+IDLE, READ, WRITE, NOW, REPLY, CALL, CLOSED = range(7)
+GRACE = 0.25  # seconds in which a new connection may send its first message
 FIRST_BUFFER = 65536  # size of the first buffer for what is larger than ASYA_CHUNK_SIZE
 POOLED_BUFFER = 4194304  # buffers up to this size are used again
 PIECE = 1048576  # a buffer doubles, by at most this: the allocator would keep larger ones
@@ -2413,6 +2443,7 @@ class Connection:
     """One connection: its socket, its generator and what that waits for."""
 
     __slots__ = (
+        "call",
         "conversation",
         "count",
         "fd",
@@ -2435,6 +2466,7 @@ class Connection:
         self.sock = sock
         self.fd = sock.fileno()
         self.message = Message(self)  # in work where it is read, or by CALL
+        self.call = Batch([self.message])
         self.messages: "list[Message]" = []  # in the queue, or answered and not yet sent
         self.received: "bytes | None" = None  # and not yet looked at
         self.frame: "Bytes" = b""  # to be sent now
@@ -2478,7 +2510,8 @@ def serve_connection(
 
     User code can raise an exception here at any call. So state changes in single steps after a
     call, and `keep_result` keeps what system calls return. After an exception the loop goes on
-    from this state.
+    from this state: each turn of the inner loop looks at the variables below and does what is
+    next. These steps are marked: queue, prefix, body, answer, send.
     """
     sock, message = connection.sock, connection.message
     no_memory = OUT_OF_MEMORY if settings.enable_oom_detection else UNPRINTABLE
@@ -2504,6 +2537,7 @@ def serve_connection(
     while True:
         try:
             while True:
+                # Queue: add the message that was read; take replies, or wait for them
                 if queue is not None and head is None:
                     messages = connection.messages
                     if added is not None:
@@ -2520,6 +2554,7 @@ def serve_connection(
                         yield
                         continue
                 if head is None and not asked:
+                    # Prefix, with as much of the body as comes with it
                     if got < 0:
                         if len(held) < start + 4:
                             if connection.received is None:
@@ -2560,6 +2595,7 @@ def serve_connection(
                                 buffer[: len(held) - start - 4] = held[start + 4 :]
                             rest = held[following:]
                             got, held, start = min(size, len(held) - start - 4), rest, 0
+                    # Body, of a message that did not come with its prefix or is over the limit
                     while 0 <= got < size:
                         try:
                             if connection.count:
@@ -2609,6 +2645,7 @@ def serve_connection(
                             buffer, got, asked = None, -1, True  # a large one can then be freed
                     if head is None and not asked:
                         continue
+                # Answer, without a queue
                 if asked:
                     if answer is not None:
                         reply = answer(message)
@@ -2626,6 +2663,7 @@ def serve_connection(
                         message.body = None
                         buffer_pool[:] = [keep]
                         keep = None
+                # Send
                 total = len(head) + len(tail)  # type: ignore[arg-type]
                 while sent < total:
                     try:
@@ -2737,18 +2775,22 @@ class Batch:
 
     def __init__(self, messages: "list[Message]") -> None:
         self.messages = messages
-        self.is_begun = False  # the handler may have seen them
-        self.is_late = False  # over the deadline: whatever it returns does not count
-        self.is_taken = False  # by the watch, which replies to it
-        self.thread = 0  # that answers it, with a deadline
+        self.is_begun = False  # the handler may have seen them: they are not given to it again
+        self.is_late = False  # over the deadline: what the call returns does not count
+        self.is_taken = False  # by the watching thread: it replies, and the call's thread parks
+        self.thread = 0  # the thread that answers it; with a deadline only
 
 
 class Queue:
     """Messages that wait for a call, and the calls that run, on up to `limit` threads.
 
-    With a limit of 1 they run on the main thread, in `submit`. An exception may arrive at any
-    point, so each batch is in `batches` until its replies are with the connections, and `claims`
-    says which thread answers it. `finished` has the answered ones; each is followed by `wake()`.
+    A message goes from `waiting` into a batch (`submit`). A batch is in `batches` until its
+    replies are with the connections (`release`). With a limit of 1 it is answered in `submit`, on
+    the main thread. Else it goes through `jobs` to a thread, which claims it in `claims`, and
+    `wake()` tells the server of each one that is added to `finished`.
+
+    An exception may arrive at any point and interrupt these steps. What is in `batches` shows
+    what is left to do: `repair`, `resubmit` and `work` do it, each batch once.
     """
 
     __slots__ = (
@@ -2936,11 +2978,16 @@ class Queue:
 # --- Deadline
 
 CANCEL_PATIENCE = 1.0  # seconds in which a coroutine has to end after its cancellation
+PATIENCE = 5.0  # seconds to wait at the end for peers that do not read and for threads
 MAX_LATE = 3  # calls over the deadline, one after the other, after which the process is restarted
 
 
 class Deadline:
-    """Calls that run, and how they end when they run too long."""
+    """Calls that run, and how they end when they run too long.
+
+    `began` has the batches of the calls that run. `run` and the watching thread both try to
+    remove a late one; who succeeds replies to it.
+    """
 
     __slots__ = ("began", "late_in_a_row", "late_reply", "limit", "state")
 
@@ -2965,6 +3012,7 @@ class Deadline:
         if not batch.is_late:
             self.late_in_a_row = 0
             return replies
+        batch.is_late = False  # for its next message
         self.late_in_a_row += 1
         if self.late_in_a_row == MAX_LATE:
             self.state.exit_reason = "%d calls in a row exceeded the deadline" % MAX_LATE
@@ -3017,6 +3065,8 @@ def make_enforce_deadline(
             message.reply = deadline.late_reply
             state.note_reply(deadline.late_reply)
         state.exit_code = EXIT_BROKEN
+        # This thread may be away for twice PATIENCE: to answer, and to log
+        faulthandler.dump_traceback_later(2 * limit + 2 * PATIENCE, exit=True, file=2)
         give_up_call(batch)
 
     return enforce_deadline
@@ -3552,9 +3602,7 @@ def start_metrics(settings: Settings, state: State) -> "Metrics | None":
 
 # --- Server
 
-GRACE = 0.25  # seconds in which a new connection may send its first message
 PAUSE = 1.0  # seconds between attempts to accept when no connection can be closed
-PATIENCE = 5.0  # seconds to wait at the end for peers that do not read and for threads
 HANG_LIMIT = 4.0  # seconds to wait for calls beside one that has lost the GPU context
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
@@ -3868,8 +3916,13 @@ def serve(
         )
 
     def answer_call(connection: Connection) -> None:
-        replies = answer_batch(Batch([connection.message]))
-        connection.message.reply = replies[0]
+        message, call = connection.message, connection.call
+        if call.is_taken:  # the main thread still has that one
+            call = connection.call = Batch([message])
+        message.reply = deadline.run(call, answer_one)[0]  # type: ignore[union-attr]
+
+    def answer_one(call: Batch) -> "list[Bytes]":
+        return [answer(call.messages[0])]
 
     def is_receiving() -> bool:
         """Whether a frame has begun, and a batch is to wait for it."""
@@ -4173,6 +4226,7 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         classify = make_classify() if settings.enable_oom_detection else lambda error: ""
         use_user_paths()
         orjson, state.json = choose_json(settings.json, settings.memory_limit)
+<<<<<<< HEAD
         codec, watch_call = make_codec(orjson, threads), watch.watch_call
         metrics = start_metrics(settings, state) if settings.metrics_port else None
         if metrics is not None:
@@ -4181,6 +4235,14 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         answers = make_answer(settings, codec, caller, watch_call, classify, state)
         if metrics is not None:
             answers = metrics.count(answers)
+=======
+        codec = make_codec(orjson, threads)
+        plain = make_codec(None, threads)
+        caller = make_caller(import_handler(settings, state), threads, state)
+        if orjson is not None and settings.json == "auto" and is_memory_limited():
+            codec, state.json = plain, MEMORY_IS_LIMITED  # by user code, in the import
+        answers = make_answer(settings, codec, caller, watch.watch_call, classify, state)
+>>>>>>> main
         reserve_std_fds()
         watch.install()
         if not file.is_open():

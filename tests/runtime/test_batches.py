@@ -388,23 +388,26 @@ def test_the_end_of_a_stream_comes_after_the_replies_to_its_messages(
     assert first.reply() == ok(-1)
 
 
-def test_a_connection_that_sends_without_end_does_not_hold_up_a_batch(
+def test_connections_that_send_without_end_do_not_hold_up_a_batch(
     start: Start, folder: Path
 ) -> None:
     (folder / "go").touch()
     process = start(HANDLER, "app.predict", ASYA_BATCH_SIZE="8", ASYA_MAX_MESSAGE_SIZE="1000")
-    flood = process.client()
-    flood.send(b"\xff\xff\xff\xff")
     done = threading.Event()
 
     def send() -> None:
+        flood = Client(process.socket)
+        flood.send(b"\xff\xff\xff\xff")
         while not done.is_set():
             flood.send(bytes(1_000_000))
+        flood.close()
 
-    thread = threading.Thread(target=send)
-    thread.start()
+    threads = [threading.Thread(target=send) for _ in range(5)]
+    for thread in threads:
+        thread.start()
     try:
         assert [process.call({"n": n}) for n in range(5)] == [ok(n) for n in range(5)]
     finally:
         done.set()
-        thread.join()
+        for thread in threads:
+            thread.join()

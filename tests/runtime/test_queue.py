@@ -205,8 +205,10 @@ def test_how_far_is_read_ahead(
 
 def test_a_batch_is_answered_and_forgotten(runtime: ModuleType, clock: Clock) -> None:
     bench = Bench(runtime, 2, 1)
-    bench.arrive("abc")
     queue = bench.queue
+    bench.arrive("a")
+    assert queue.get_delay(False, True) == pytest.approx(0.02)
+    bench.arrive("bc")
     assert queue.get_delay(False, True) == 0
     queue.submit()
     assert bench.numbers(queue.waiting) == [2]
@@ -227,6 +229,7 @@ def test_a_batch_is_answered_and_forgotten(runtime: ModuleType, clock: Clock) ->
 
 
 def take(bench: Bench) -> None:
+    assert not bench.queue.jobs.empty()  # it would wait for one
     bench.queue.answer_next()
 
 
@@ -272,6 +275,9 @@ MENDED: dict[str, tuple[int, Step, Step, int, int]] = {
     "a job that a thread has": (
         2, lambda b, x: b.queue.claims.update({x: -1}),
         lambda b, x: (b.queue.resubmit(), b.queue.jobs.empty() or take(b)), 0, 0),
+    "a job that this thread has answered": (
+        2, lambda b, x: (b.queue.jobs.put(x), take(b)),
+        lambda b, x: (b.queue.resubmit(), b.queue.jobs.empty() or take(b)), 1, 1),
     "nobody has begun it": (2, lambda b, x: None, lambda b, x: b.queue.abandon(), 1, 1),
     "a thread that hangs has it": (
         2, lambda b, x: b.queue.claims.update({x: -1}), lambda b, x: b.queue.abandon(), 0, 0),

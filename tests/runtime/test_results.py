@@ -548,9 +548,24 @@ def test_files_of_user_code_do_not_come_into_orjsons_import(start: Start, folder
     assert "JSON: orjson 3." in process.log()
 
 
-def test_auto_takes_the_standard_library_where_memory_is_limited(start: Start) -> None:
-    argv = ["sh", "-c", 'ulimit -v 4000000; exec "$@"', "sh", sys.executable, str(RUNTIME)]
-    start(argv=argv).logged("; JSON: standard library, because memory is limited\n")
+LIMITS = {
+    "ulimit": ["sh", "-c", 'ulimit -v 4000000; exec "$@"', "sh", sys.executable, str(RUNTIME)],
+    "RLIMIT_AS": None,
+    "RLIMIT_DATA": None,
+}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_auto_takes_the_standard_library_where_memory_is_limited(start: Start, limit: str) -> None:
+    """By what starts the process, or by user code in its import."""
+    source = f"""
+        import resource
+        def echo(message): return message["payload"]
+        if {limit != "ulimit"}: resource.setrlimit(resource.{limit}, (4_000_000_000, -1))
+    """
+    process = start(source, argv=LIMITS[limit])
+    process.logged("; JSON: standard library, because memory is limited\n")
+    assert process.call({"a": 1}) == ok({"a": 1})
 
 
 def test_the_standard_library_by_wish(start: Start) -> None:
