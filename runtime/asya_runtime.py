@@ -26,13 +26,9 @@ Map of this file, from the parts to the whole:
     Socket file         listen, and publish when ready: `open_listener`
     Signals             SIGTERM, and warnings about slow calls: `start_watch`
     Connections         one generator per connection: `serve_connection`
-<<<<<<< HEAD
-    Queue, Deadline     batches, worker threads, and calls that do not end: `Queue`
-    Metrics             measure each step, answer scrapers from a thread: `start_metrics`
-=======
     Queue               messages for batches and worker threads: `Queue`
     Deadline            end calls that run too long: `Deadline`, `make_enforce_deadline`
->>>>>>> main
+    Metrics             measure each step, answer scrapers from a thread: `start_metrics`
     Server              the epoll loop, accepting, draining: `serve`
     Command line        serve, --check, --ready, --call: `main`; as PID 1: `become_init`
 
@@ -3109,9 +3105,7 @@ def exit_with_stacks(code: int, reason: str) -> None:
 
 STEPS = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)  # seconds of decoding and encoding
 CALLS = (1e-3, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-MOST_RAW = (
-    120000  # a multiple of 6: values of one kind that wait to be folded; older ones are lost then
-)
+MOST_RAW = 120000  # values of one kind that wait, a multiple of 6; the oldest are lost then
 FOLD_PAUSE = 0.25  # seconds between two folds
 SCRAPER_TIME = 2.0  # seconds for one scraper
 SCRAPER_PAUSE = 0.02  # seconds between two events: many scrapers cannot take the handler's time
@@ -3231,12 +3225,8 @@ class Metrics:
         self, codec: "tuple[Decode, Encode, Encode]", watch_call: "Callable[[Caller], Call]"
     ) -> "tuple[tuple[Any, ...], Callable[[Caller], Call]]":
         """Return the same functions, which also note how long they took."""
-        clock, times, get_ident, running = (
-            time.monotonic,
-            self.times,
-            _thread.get_ident,
-            self.running,
-        )
+        clock, get_ident = time.monotonic, _thread.get_ident
+        times, running = self.times, self.running
         note_call, note_size = self.calls.append, self.sizes.append
         is_batch = self.settings.batch_size > 1
 
@@ -4226,23 +4216,17 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         classify = make_classify() if settings.enable_oom_detection else lambda error: ""
         use_user_paths()
         orjson, state.json = choose_json(settings.json, settings.memory_limit)
-<<<<<<< HEAD
         codec, watch_call = make_codec(orjson, threads), watch.watch_call
-        metrics = start_metrics(settings, state) if settings.metrics_port else None
-        if metrics is not None:
-            codec, watch_call = metrics.measure(codec, watch_call)
-        caller = make_caller(import_handler(settings, state), threads, state)
-        answers = make_answer(settings, codec, caller, watch_call, classify, state)
-        if metrics is not None:
-            answers = metrics.count(answers)
-=======
-        codec = make_codec(orjson, threads)
         plain = make_codec(None, threads)
+        metrics = start_metrics(settings, state) if settings.metrics_port else None
         caller = make_caller(import_handler(settings, state), threads, state)
         if orjson is not None and settings.json == "auto" and is_memory_limited():
             codec, state.json = plain, MEMORY_IS_LIMITED  # by user code, in the import
-        answers = make_answer(settings, codec, caller, watch.watch_call, classify, state)
->>>>>>> main
+        if metrics is not None:
+            codec, watch_call = metrics.measure(codec, watch_call)
+        answers = make_answer(settings, codec, caller, watch_call, classify, state)
+        if metrics is not None:
+            answers = metrics.count(answers)
         reserve_std_fds()
         watch.install()
         if not file.is_open():
