@@ -3909,10 +3909,7 @@ def serve(
         message, call = connection.message, connection.call
         if call.is_taken:  # the main thread still has that one
             call = connection.call = Batch([message])
-        message.reply = deadline.run(call, answer_one)[0]  # type: ignore[union-attr]
-
-    def answer_one(call: Batch) -> "list[Bytes]":
-        return [answer(call.messages[0])]
+        message.reply = deadline.run(call, answer_all)[0]  # type: ignore[union-attr]
 
     def is_receiving() -> bool:
         """Whether a frame has begun, and a batch is to wait for it."""
