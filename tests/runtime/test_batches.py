@@ -243,21 +243,34 @@ def fails(messages):
     stopped(process)
 
 
-def test_what_is_no_message_fails_alone_and_in_its_place(start: Start, folder: Path) -> None:
-    process = start(HANDLER, "app.predict", ASYA_BATCH_SIZE="8", ASYA_MAX_MESSAGE_SIZE="100000")
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_is_no_message_fails_alone_and_in_its_place(
+    start: Start, folder: Path, workers: str
+) -> None:
+    """Also behind a message in work; one of the replies is too large to be sent with others."""
+    process = start(
+        HANDLER,
+        "app.predict",
+        ASYA_BATCH_SIZE="8",
+        ASYA_CONCURRENCY=workers,
+        ASYA_MAX_MESSAGE_SIZE="70000",
+    )
     first = hold(process, folder)
-    client = process.client()
+    client, large = process.client(), "x" * 66000
     bodies: list[Any] = [
-        {"payload": {"n": 0}}, b"{", {"payload": 1}, {"payload": {"n": 1, "x": "x" * 80000}},
-        b" " * 100001, b"", {"payload": {"n": 2}},
+        {"payload": {"n": 0}}, b" " * 70001, b"{", {"payload": {"n": large}}, {"payload": 1},
+        {"payload": {"n": 1}}, b"",
     ]  # fmt: skip
-    client.send(b"".join(map(frame, bodies)))
+    for one in (client, first):
+        one.send(b"".join(map(frame, bodies)))
+    if workers == "2":
+        taken(first)
     (folder / "go").touch()
-    got = [client.reply() for _ in bodies]
-    assert [reply.get("error", reply.get("result")) for reply in got] == [
-        0, "invalid_json", "invalid_json", 1, "connection_error", "invalid_json", 2,
-    ]  # fmt: skip
+    due = [0, "connection_error", "invalid_json", large, "invalid_json", 1, "invalid_json"]
     assert first.reply() == ok(-1)
+    for one in (client, first):
+        got = [one.reply() for _ in bodies]
+        assert [reply.get("error", reply.get("result")) for reply in got] == due
 
 
 GPU = """

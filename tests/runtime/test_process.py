@@ -671,7 +671,9 @@ def test_texts_of_others_are_cut_and_escaped_in_the_log(start: Start) -> None:
     marks = "\x1b]0;title\x07\x1b[2J\x7f\x9b\r\u2028\u202e\ud800"
     for text in (marks, "a\nasya_runtime: forged by a text", "x" * 99999, marks * 9999):
         for kind in ("value", "key", "name", "memory"):
-            assert client.call({"payload": {"kind": kind, "text": text}})["status"] == "error"
+            reply = client.call({"payload": {"kind": kind, "text": text}})
+            assert reply["status"] == "error"
+            assert (len(reply["type"]) <= 200, len(reply["message"]) <= 2000) == (True, True)
     log = process.log_file.read_bytes().decode("utf-8")
     own = [line for line in log.split("\n") if line.startswith("asya_runtime: ")]
     assert [line for line in own if line[14:].startswith("forged")] == []

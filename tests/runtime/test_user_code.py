@@ -454,6 +454,7 @@ def test_a_peer_that_has_gone_does_not_end_a_process_whose_user_code_reset_sigpi
         client.close()
         assert process.call({}) == ok("x")
     stopped(process)
+    assert "exception" not in process.log()
 
 
 CLOSES = """
