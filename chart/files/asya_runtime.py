@@ -443,7 +443,7 @@ def error_reply(
         "error": code,
         "message": clean(message[:MESSAGE_LIMIT])[:MESSAGE_LIMIT],
     }
-    fields.update(type=clean(kind[:KIND_LIMIT]), severity=severity or usual)
+    fields.update(type=clean(kind[:KIND_LIMIT])[:KIND_LIMIT], severity=severity or usual)
     parts = ['"%s":%s' % (name, escape(value)) for name, value in fields.items() if value]
     if retry_after is not None:
         parts.append('"retry_after":%r' % retry_after)
@@ -1885,8 +1885,7 @@ def make_answer(
             is_own = isinstance(error, OWN_ERRORS) and not isinstance(error, MemoryError)
             if step == "decode" and is_own:
                 return describe("invalid_json", error), ""
-            unfit = step == "encode" and is_own
-            prefix = explain_unencodable(message) if unfit else ""
+            prefix = explain_unencodable(message, error, is_own) if step == "encode" else ""
             kind = classify(error)
             code = kind if kind in CODES else "processing_error"
             reply = describe(code, error, "" if kind else prefix)
@@ -1906,13 +1905,17 @@ def make_answer(
             release_frames(error)
         return reply, kind
 
-    def explain_unencodable(message: Message) -> str:
+    def explain_unencodable(message: Message, error: BaseException, is_own: bool) -> str:
+        if isinstance(error, MemoryError):
+            return ""
         try:
             where = find_unencodable(message.result)
         except MemoryError:
             return ""
-        except BaseException:
+        except BaseException:  # of a conversion, as `error` is
             where = ": "
+        if not (where or is_own):
+            return ""  # the result is good: the exception came from outside
         hint = "; await it in the handler" if where.endswith(": coroutine") else ""
         return "result is not JSON-serializable at result%s%s; " % (where, hint)
 
