@@ -35,13 +35,21 @@ import os, socket, struct, sys
 connection = socket.socket(socket.AF_UNIX)
 connection.connect(os.environ["ASYA_SOCKET_PATH"])
 stream = connection.makefile("rb")
+in_flight, ahead = int(sys.argv[1]) if sys.argv[1:] else 1, 0
+def receive():
+    prefix = stream.read(4)
+    if not prefix:
+        sys.exit()
+    print(stream.read(int.from_bytes(prefix, "big")).decode())
 for line in sys.stdin.buffer:
     body = line.rstrip(b"\\n")
     connection.sendall(struct.pack(">I", len(body)) + body)
-    prefix = stream.read(4)
-    if not prefix:
-        break
-    print(stream.read(int.from_bytes(prefix, "big")).decode())
+    ahead += 1
+    if ahead == in_flight:
+        receive()
+        ahead -= 1
+for _ in range(ahead):
+    receive()
 """
 
 
@@ -323,11 +331,12 @@ class Cluster:
 
         until("the container to be restarted", is_restarted, seconds=90)
 
-    def call(self, pod: Pod, *messages: Object) -> list[Object]:
-        """Send messages to the pod's actor from its sidecar."""
+    def call(self, pod: Pod, *messages: Object, in_flight: int = 1) -> list[Object]:
+        """Send messages to the pod's actor from its sidecar, over one connection."""
         lines = "".join(json.dumps(message) + "\n" for message in messages)
         words = ["-n", pod.metadata.namespace, "-c", SIDECAR, pod.metadata.name]
-        done = self.exec_python(*words, program=CLIENT, stdin=lines)
+        arguments = (str(in_flight),)
+        done = self.exec_python(*words, program=CLIENT, arguments=arguments, stdin=lines)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def reviews(self, webhook: str) -> int:

@@ -12,7 +12,7 @@ one reply, whatever the handler does:
     | N       | N bytes            |    N: big-endian unsigned 32 bits
     +---------+--------------------+    N bytes: one JSON object, UTF-8
 
-Map of this file; each section uses only those above it:
+Map of this file, from the parts to the whole:
 
     Library             the standard library as it is before user code runs: `import_library`
     Settings            environment variables, validated once: `Settings`
@@ -20,11 +20,15 @@ Map of this file; each section uses only those above it:
     Replies             error codes and error replies: `error_reply`, `describe`
     JSON                message bytes to objects, results to reply bytes: `make_codec`
     Memory errors       recognize them and free the memory: `make_classify`, `empty_caches`
+    Memory limit        memory errors in place of the kernel's kill: `make_memory_limit`
     Handler             import it and call it in any form: `load_handler`, `make_caller`
     Answer              one message to one reply, never an exception: `make_answer`
     Socket file         listen, and publish when ready: `open_listener`
     Signals             SIGTERM, and warnings about slow calls: `start_watch`
     Connections         one generator per connection: `serve_connection`
+    Queue               messages for batches and worker threads: `Queue`
+    Deadline            end calls that run too long: `Deadline`, `make_enforce_deadline`
+    Metrics             measure each step, answer scrapers from a thread: `start_metrics`
     Server              the epoll loop, accepting, draining: `serve`
     Command line        serve, --check, --ready, --call: `main`; as PID 1: `become_init`
 
@@ -32,6 +36,14 @@ Design: an epoll loop on the main thread moves bytes. Each connection is a gener
 waits for events. The handler also runs on the main thread, where it was imported and where
 sqlite, signal, asyncio and contextvars expect it; worker threads exist only with
 ASYA_CONCURRENCY above 1. Functions share state through closures and small records.
+
+A message takes one of three ways. The usual one is the shortest: its connection calls
+`answer` and sends the reply. With batches or workers, connections put messages into a
+`Queue`, which forms a `Batch` for each call, and send the replies in the order in which the
+messages came. With a deadline and neither of those, the server makes the call for the
+connection. A batch is then known by an object in `Deadline.began` while its call runs. Who
+removes it from there, the call or the watching thread, replies to its messages: so each gets
+one reply, also when the main thread never comes back.
 
 User code may do anything to its process. So this file imports what it needs before user code
 can run and keeps private copies of those modules; it uses C modules (`_socket`, `_thread`)
@@ -85,16 +97,25 @@ try:
         import traceback
         from functools import partial
         from importlib.machinery import PathFinder
-        from itertools import repeat
+        from itertools import repeat, starmap
         from json import encoder as json_encoder
         from json.decoder import JSONDecodeError, JSONDecoder
+        from operator import sub as subtract
 finally:
     sys.path[:] = saved_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket as Socket  # noqa: N812
-    from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping
+    from collections.abc import (
+        AsyncGenerator,
+        Callable,
+        Generator,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
     from typing import Any, TypeVar, Union
 
     T = TypeVar("T")
@@ -179,8 +200,10 @@ def get_attribute(thing: object, name: str) -> "Any":
         return None
 
 
+VERSION = "0.2.0"  # of the injector's package; written by `make sync`
 EXIT_CONFIG = 78  # EX_CONFIG: a setting, the socket path or the handler is wrong
-EXIT_BROKEN = 75  # EX_TEMPFAIL: a call does not end, or descriptors of the server are closed
+# EX_TEMPFAIL: a call does not end, memory has leaked, or descriptors of the server are closed
+EXIT_BROKEN = 75
 EXIT_POISONED = 70  # EX_SOFTWARE: the GPU context is lost; only a new process helps
 
 # --- Settings: one table, read once
@@ -236,6 +259,20 @@ parse_boolean = make_parser(
     "(?i)true|1|yes|false|0|no",
     lambda text: text.lower() in ("true", "1", "yes"),
 )
+LEAST_LEFT = 16777216  # bytes of memory before a call: with less, it would fail
+
+
+def parse_memory_limit(text: str) -> "int | float":
+    """Return a number of bytes, 0 for no limit, or a share of the container's limit as a float."""
+    match = re.fullmatch("([0-9]{1,15})(%?)", text)
+    number = int(match[1]) if match else -1
+    if match and match[2] and 1 <= number <= 100:
+        return number / 100
+    if match and not match[2] and (number == 0 or number >= LEAST_LEFT):
+        return number
+    raise ValueError("must be 0, at least %d bytes, or 1%% to 100%%" % LEAST_LEFT)
+
+
 parse_mode = make_parser("octal, 0 to 0777", "0*[0-7]{1,3}", lambda text: int(text, 8))
 
 # variable, default, parser; the attribute of Settings is the name in lower case without ASYA_
@@ -255,6 +292,8 @@ SETTINGS: "tuple[tuple[str, str, Callable[[str], object]], ...]" = (
     ("ASYA_BATCH_SIZE", "1", make_integer_parser(1, 1024)),
     ("ASYA_BATCH_WAIT", "0", make_seconds_parser("at least 0", 0)),
     ("ASYA_HANDLER_DEADLINE", "0", make_seconds_parser("at least 0", 0)),
+    ("ASYA_MEMORY_LIMIT", "0", parse_memory_limit),
+    ("ASYA_METRICS_PORT", "0", make_integer_parser(0, 65535)),
 )
 
 
@@ -300,16 +339,24 @@ class Message:
         self.arrived = 0.0  # in the queue
 
 
+ignore: "Callable[[Any], object]" = bool  # in C, so no exception from outside can arrive in it
+
+
 class State:
     """The state of the process, shared by signals, answers and the server."""
 
     __slots__ = (
         "batch_limit",
+        "connections",
         "exit_code",
         "exit_reason",
         "forked",
         "json",
         "limited_at",
+        "memory_limit",
+        "note_memory_error",
+        "note_reply",
+        "queue",
         "stopping",
         "wake",
     )
@@ -323,6 +370,12 @@ class State:
         self.forked = False  # this is a child process that user code forked
         self.wake: "Action | None" = None  # interrupts the server's wait; None before it serves
         self.json = ""  # which library, and why
+        self.memory_limit = MemoryLimit()
+        self.connections: "dict[int, Connection]" = {}  # by fd, while it serves
+        self.queue: "Queue | None" = None
+        # For the metrics: replies that no call has made, and kinds of memory errors
+        self.note_reply: "Callable[[Bytes], object]" = ignore
+        self.note_memory_error: "Callable[[str], object]" = ignore
 
 
 LOG_LIMIT = 20000  # characters
@@ -390,7 +443,7 @@ def error_reply(
         "error": code,
         "message": clean(message[:MESSAGE_LIMIT])[:MESSAGE_LIMIT],
     }
-    fields.update(type=clean(kind[:KIND_LIMIT]), severity=severity or usual)
+    fields.update(type=clean(kind[:KIND_LIMIT])[:KIND_LIMIT], severity=severity or usual)
     parts = ['"%s":%s' % (name, escape(value)) for name, value in fields.items() if value]
     if retry_after is not None:
         parts.append('"retry_after":%r' % retry_after)
@@ -434,6 +487,7 @@ def get_text(error: BaseException) -> str:
 # --- JSON
 
 ORJSON_SINCE = (3, 9, 15)  # older ones crash on a message that is nested deeply
+MEMORY_IS_LIMITED = "standard library, because memory is limited"
 DEEP = 40  # levels of a small result; orjson 3.12 and 3.13 corrupt memory from 1,000 nested tuples
 GC_PAUSE = 65536  # bytes of a message that is decoded without collecting garbage in between
 SEARCH_TIME = 1.0  # seconds for finding the value that is not JSON-serializable
@@ -444,17 +498,21 @@ DIGITS = b" " * 46 + b". " + b"0" * 10 + b" " * 198  # a table for translate()
 LARGE_INTEGER = b" " + b"0" * 19
 
 
-def choose_json(choice: str) -> "tuple[Any, str]":
+def choose_json(choice: str, memory_limit: float) -> "tuple[Any, str]":
     """Return orjson, or None for the standard library; and what the start line says about it.
 
-    `auto` takes orjson if it is installed and keeps the contract.
+    `auto` takes orjson if it is installed and keeps the contract. Where its memory is limited, it
+    does not: it crashes, or calls a message bad that it cannot decode.
     """
     if choice == "stdlib":
         return None, "standard library"
-    # orjson crashes where memory is refused. A setting that limits memory belongs here too
-    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-    if choice == "auto" and limits != [resource.RLIM_INFINITY] * 2:
-        return None, "standard library, because memory is limited"
+    if memory_limit:
+        if choice == "auto":
+            return None, "standard library, because ASYA_MEMORY_LIMIT is set"
+        text = "ASYA_JSON=orjson: it crashes when memory is limited; set ASYA_JSON=auto"
+        raise StartupError(text + ", or ASYA_MEMORY_LIMIT=0")
+    if choice == "auto" and is_memory_limited():
+        return None, MEMORY_IS_LIMITED
     try:
         orjson = import_orjson()
         option = get_orjson_option(orjson)
@@ -471,6 +529,12 @@ def choose_json(choice: str) -> "tuple[Any, str]":
     if choice == "auto":
         return None, "standard library, because " + reason
     raise StartupError("ASYA_JSON=orjson: %s; %s or set ASYA_JSON=auto" % (reason, fix))
+
+
+def is_memory_limited() -> bool:
+    """Whether memory may be refused to this process: orjson ends in SIGSEGV there."""
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    return limits != [resource.RLIM_INFINITY] * 2
 
 
 def import_orjson() -> "Any":
@@ -1179,6 +1243,239 @@ def log_traceback(error: BaseException, title: str) -> None:
         log(title + "; its traceback cannot be printed")
 
 
+# --- Memory limit: memory errors in place of the kernel's kill
+
+PROC = "/proc/self"
+READING_HOLDS = 0.1  # seconds
+LOW_TIME = 10.0  # seconds of too little memory, while other calls run, until the process ends
+# The names of a memory cgroup's files (version 2, version 1): limit, usage, and in memory.stat the
+# page cache that is given up first
+CGROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+M_ARENA_MAX = -8  # of mallopt()
+UNLIMITED = 1 << 62  # version 1 has a number near 2^63 in place of "max"
+
+
+class MemoryLimit:
+    """The soft RLIMIT_DATA of this process while calls run. As it is made here, it does nothing."""
+
+    __slots__ = ("begin", "end", "is_on", "lift", "resume", "trim")
+    begin: "Action"  # a call of this thread; sets `state.exit_code` if memory is lacking
+    end: "Action"  # of the call; of the last one that runs: no limit
+    lift: "Action"  # no limit while this thread looks at an exception
+    resume: "Action"  # after that, the limit again if calls run
+    trim: "Action"  # give free memory back to the system
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self.begin = self.end = self.lift = self.resume = self.trim = lambda: None
+
+
+def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
+    """Return the limit of `limit` bytes for this process, or of a share of its container's limit.
+
+    The kernel counts address space, so the limit is what the process has mapped plus what is left.
+    That sum stays the same while the process maps and frees memory. So a reading can hold for some
+    time: only the memory of other processes is missed until the next one, as it is during a call.
+
+    Calls may overlap in several threads, and an exception of user code may arrive anywhere. So
+    each function first notes what its thread does; then `apply` repeats the system call until
+    it matches the notes, whoever has changed them in between.
+    """
+    result = MemoryLimit()
+    is_share = isinstance(limit, float)
+    cgroups = find_cgroups() if is_share else []
+    data, page = resource.RLIMIT_DATA, resource.getpagesize()
+    getrlimit, setrlimit = resource.getrlimit, resource.setrlimit
+    now, get_ident = time.monotonic, _thread.get_ident
+    calls: "dict[int, None]" = {}  # the threads that run one
+    failures: "dict[int, None]" = {}  # the threads that look at an exception
+    usual = limited = getrlimit(data)
+    until = low_since = 0.0  # when the reading has to be repeated; since when memory is lacking
+    trimmed = unused = 0  # bytes that `trim` gave back; mapped ones that are not in use beside them
+
+    def apply() -> None:
+        while True:
+            wanted = limited if calls and not failures else usual
+            try:
+                setrlimit(data, wanted)
+            except (ValueError, OSError):
+                return  # user code has lowered the hard limit: its own limit holds
+            if wanted is (limited if calls and not failures else usual):
+                return
+
+    def read_mapped() -> "tuple[int, int]":
+        """Return the bytes that this process has mapped, and those in use (anonymous memory)."""
+        pages = [int(number) for number in read_text("/proc/self/statm").split()]
+        return pages[5] * page, (pages[1] - pages[2]) * page
+
+    def refresh() -> "tuple[int, int]":
+        """Return the bytes that are left, and that are allowed."""
+        nonlocal usual, limited, until, trimmed
+        if not calls:
+            usual = getrlimit(data)
+        mapped, used = read_mapped()
+        uses = [(int(limit) - used, int(limit))]
+        if is_share:
+            found = [use for use in (read_cgroup(*one) for one in cgroups) if use is not None]
+            uses = [(int(limit * most) - used, int(limit * most)) for most, used in found]
+        left, allowed = min(uses, default=(UNLIMITED, UNLIMITED))
+        trimmed = min(trimmed, max(0, mapped - used - unused))
+        soft = max(page, mapped + left - trimmed)
+        limited = usual  # which is lower, or the container's limit has been removed
+        if left < UNLIMITED and (usual[0] == resource.RLIM_INFINITY or soft < usual[0]):
+            limited = soft, usual[1]
+        until = now() + READING_HOLDS
+        return left, allowed
+
+    def trim() -> None:
+        """Give free memory back. It stays mapped: it is used again where the limit sees nothing."""
+        nonlocal trimmed, unused, until
+        refresh()
+        mapped, used = read_mapped()
+        unused = mapped - used - trimmed
+        malloc_trim(0)
+        mapped, used = read_mapped()
+        trimmed = max(0, mapped - used - unused)
+        refresh()
+        until = 0.0  # after a memory error, the next call looks whether enough is left
+
+    def check() -> None:
+        """Repeat the reading; end the process if memory is lacking that no other call uses."""
+        nonlocal low_since
+        left, allowed = refresh()
+        if left < LEAST_LEFT and not calls:
+            gc.collect()
+            trim()
+            left, allowed = refresh()
+        if left >= LEAST_LEFT:
+            low_since = 0.0
+            return
+        low_since = low_since or now()
+        if not calls or now() > low_since + LOW_TIME:
+            log(lacking % (name, LEAST_LEFT >> 20, max(0, left) >> 20, allowed >> 20))
+            state.exit_code = EXIT_BROKEN
+
+    def begin() -> None:
+        if now() >= until and not state.exit_code:
+            try:
+                check()
+            except (OSError, ValueError, MemoryError):
+                pass  # the reading before holds on
+        calls[get_ident()] = None
+        apply()
+
+    def end() -> None:
+        thread = get_ident()
+        calls.pop(thread, None)
+        failures.pop(thread, None)
+        if not calls:
+            failures.clear()  # also that of the watch, while the call that it looked at ran on
+        apply()
+
+    def lift() -> None:
+        try:
+            setrlimit(data, usual)  # first: noting it needs memory
+        except (ValueError, OSError):
+            pass
+        failures[get_ident()] = None
+        apply()
+
+    def resume() -> None:
+        failures.pop(get_ident(), None)
+        apply()
+
+    def lift_in_child() -> None:
+        calls.clear()
+        apply()
+
+    if not limit:
+        return result
+    malloc_trim = tune_malloc()
+    name = "ASYA_MEMORY_LIMIT=" + ("%d%%" % round(limit * 100) if is_share else "%d" % limit)
+    lacking = (
+        "%s: less than %d MiB are left before a call (%d of %d MiB); exiting to be restarted. "
+        "Look for a leak, or raise the limit"
+    )
+    try:
+        left = refresh()[0]
+    except (OSError, ValueError) as error:
+        log("%s: no limit applies, because the memory in use cannot be read: %s" % (name, error))
+        return result
+    if left >= UNLIMITED:
+        log("%s: the container has no memory limit, so none applies; set one, or bytes" % name)
+        return result
+    lift()  # up to 3.10, its first call needs memory for its frame
+    end()
+    until = 0.0  # the next call reads what is left after the import
+    os.register_at_fork(after_in_child=lift_in_child)
+    result.is_on, result.begin, result.end = True, begin, end
+    result.lift, result.resume, result.trim = lift, resume, trim
+    return result
+
+
+def tune_malloc() -> "Callable[[int], object]":
+    """Let glibc unmap what is freed, as it does in its first heap only; return its malloc_trim().
+
+    Other threads, and this one after the first memory error, would get further heaps. There,
+    memory that is given back stays mapped, and a limit of address space does not see it in use.
+    """
+
+    def tune(ctypes: "Any") -> "Callable[[int], object]":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_ARENA_MAX, 1)
+        return libc.malloc_trim  # type: ignore[no-any-return]
+
+    try:
+        return import_library("ctypes", tune)
+    except Exception:
+        return int  # another C library, or no ctypes
+
+
+def find_cgroups() -> "list[tuple[str, tuple[str, str, str]]]":
+    """Return the memory cgroups that this process is in: the directory and the files of each."""
+    paths: "dict[str, str]" = {}  # by controller; that of version 2 is ""
+    folders: "list[str]" = []
+    try:
+        for line in read_text(PROC + "/cgroup").splitlines():
+            _, controllers, path = line.split(":", 2)
+            paths.update((controller, path) for controller in controllers.split(","))
+        for line in read_text(PROC + "/mountinfo").splitlines():
+            mount, _, kind = line.partition(" - ")
+            root, folder = mount.split()[3:5]
+            system, _, options = kind.split()[:3]
+            if system == "cgroup2" or (system == "cgroup" and "memory" in options.split(",")):
+                path = paths.get("" if system == "cgroup2" else "memory", "")
+                root = root.rstrip("/")
+                inner = path[len(root) :] if (path + "/").startswith(root + "/") else ""
+                names = [name for name in inner.split("/") if name]
+                for count in range(len(names), -1, -1):
+                    folders.append("/".join([folder, *names[:count]]))
+    except (OSError, ValueError):
+        pass  # what was found
+    both = [(folder, files) for folder in folders for files in CGROUP_FILES]
+    return [(folder, files) for folder, files in both if os.path.exists(folder + "/" + files[0])]
+
+
+def read_cgroup(folder: str, files: "tuple[str, str, str]") -> "tuple[int, int] | None":
+    """Return the limit of a cgroup and its memory in use; None if it has no limit."""
+    limit, usage, cache = files
+    text = read_text("%s/%s" % (folder, limit)).strip()
+    if text == "max" or int(text) >= UNLIMITED:
+        return None
+    statistics = read_text(folder + "/memory.stat")
+    number = ("\n" + statistics).partition("\n%s " % cache)[2].partition("\n")[0]
+    return int(text), int(read_text("%s/%s" % (folder, usage))) - int(number or 0)
+
+
+def read_text(path: str) -> str:
+    """Return what a file of the kernel holds."""
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        return stream.read()
+
+
 # --- Handler
 
 FUNCTION = type(walk_chain)
@@ -1537,6 +1834,8 @@ def make_answer(
     detection, metadata = settings.enable_oom_detection, settings.include_metadata
     call, complete = watch_call(caller), caller.complete
     no_memory = OUT_OF_MEMORY if detection else UNPRINTABLE
+    memory_limit = state.memory_limit
+    lift_limit, resume_limit = memory_limit.lift, memory_limit.resume
 
     def read(message: Message) -> "Request":
         """Decode a message and check its form. An exception from outside is no error of it."""
@@ -1586,8 +1885,7 @@ def make_answer(
             is_own = isinstance(error, OWN_ERRORS) and not isinstance(error, MemoryError)
             if step == "decode" and is_own:
                 return describe("invalid_json", error), ""
-            unfit = step == "encode" and is_own
-            prefix = explain_unencodable(message) if unfit else ""
+            prefix = explain_unencodable(message, error, is_own) if step == "encode" else ""
             kind = classify(error)
             code = kind if kind in CODES else "processing_error"
             reply = describe(code, error, "" if kind else prefix)
@@ -1607,18 +1905,23 @@ def make_answer(
             release_frames(error)
         return reply, kind
 
-    def explain_unencodable(message: Message) -> str:
+    def explain_unencodable(message: Message, error: BaseException, is_own: bool) -> str:
+        if isinstance(error, MemoryError):
+            return ""
         try:
             where = find_unencodable(message.result)
         except MemoryError:
             return ""
-        except BaseException:
+        except BaseException:  # of a conversion, as `error` is
             where = ": "
+        if not (where or is_own):
+            return ""  # the result is good: the exception came from outside
         hint = "; await it in the handler" if where.endswith(": coroutine") else ""
         return "result is not JSON-serializable at result%s%s; " % (where, hint)
 
     def recover(kind: str) -> None:
         """Make the next call possible, or end the process if none can succeed."""
+        state.note_memory_error(kind)
         if kind == "sticky":
             log("the GPU context of this process is lost; exiting after this reply")
             state.exit_code = EXIT_POISONED
@@ -1626,6 +1929,7 @@ def make_answer(
         gc.collect()
         if settings.cuda_cleanup_on_oom:
             empty_caches()
+        memory_limit.trim()
 
     def end(message: Message, kind: str) -> None:
         """Release what a message held; after a memory error, where its exception is gone."""
@@ -1657,6 +1961,7 @@ def make_answer(
             step = "send"
             check_size(reply)
         except BaseException as error:  # SystemExit and KeyboardInterrupt are answered too
+            lift_limit()
             if state.forked:
                 exit_child(error)
             reply, kind = fail(error, step, message)
@@ -1669,12 +1974,12 @@ def make_answer(
 
     def answer_all(batch: "Batch") -> "list[Bytes]":
         if settings.batch_size == 1:
-            return [answer(message) for message in batch.messages]
+            return [answer_one(message) for message in batch.messages]
         replies: "dict[Message, Bytes]" = {}
         groups, fitted, failed = [batch.messages], 0, False
         while groups:
             group = groups.pop(0)
-            kind = answer_group(group, replies, batch)
+            kind = answer_together(group, replies, batch)
             rest = [message for message in group if message not in replies]
             if rest:  # to be tried again, in smaller calls
                 half = (len(rest) + 1) // 2
@@ -1706,8 +2011,10 @@ def make_answer(
                 calls.append(message)
                 message.body = body if len(group) > 1 else None
             except BaseException as error:
+                lift_limit()
                 replies[message], kind = fail(error, "decode", message)
                 end(message, kind)
+                resume_limit()
         body = None
         if not calls:
             return ""
@@ -1718,6 +2025,7 @@ def make_answer(
             if state.forked:
                 exit_child(None)
         except BaseException as error:
+            lift_limit()
             if state.forked:
                 exit_child(error)
             is_final = isinstance(error, UnfitResults) or has_verdict(error)
@@ -1745,12 +2053,36 @@ def make_answer(
                 step = "send"
                 check_size(replies[message])
             except BaseException as error:
+                lift_limit()
                 replies[message], kind = fail(error, step, message)
-                error_of_one = None
+                error_of_one, step = None, "failed"
             end(message, kind)
+            if step == "failed":
+                resume_limit()
         return ""
 
-    return answer, answer_all
+    def answer_with_limit(message: Message) -> "Bytes":
+        try:
+            memory_limit.begin()
+            return answer(message)
+        except MemoryError:  # before the limit was lifted
+            return no_memory
+        finally:
+            memory_limit.end()
+
+    def answer_group_with_limit(
+        group: "list[Message]", replies: "dict[Message, Bytes]", batch: "Batch"
+    ) -> str:
+        try:
+            memory_limit.begin()
+            return answer_group(group, replies, batch)
+        finally:
+            memory_limit.end()
+
+    is_limited = memory_limit.is_on
+    answer_one = answer_with_limit if is_limited else answer
+    answer_together = answer_group_with_limit if is_limited else answer_group
+    return answer_one, answer_all
 
 
 class UnfitResults(Exception):  # noqa: N818
@@ -2044,7 +2376,7 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
             poll.register(reader, select.POLLIN)
             for _, event in poll.poll(1000 * pause + 1):
                 if event != select.POLLIN:
-                    time.sleep(PAUSE / 10)  # user code has closed it: `install` opens another
+                    time.sleep(0.1)  # user code has closed it: `install` opens another
                     break
                 for number in os.read(reader, 512):
                     if number in signals:
@@ -2055,8 +2387,14 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
             try:
                 watch()
             except BaseException as error:
-                log_traceback(error, "the watch over signals and slow calls failed")
-                time.sleep(1)
+                # RuntimeError: faulthandler gets no thread
+                is_limited = type(error) in (MemoryError, RuntimeError)
+                is_limited = is_limited and state.memory_limit.is_on
+                if is_limited:  # a call has all memory: look at it without the limit
+                    state.memory_limit.lift()
+                else:
+                    log_traceback(error, "the watch over signals and slow calls failed")
+                time.sleep(PAUSE / 100 if is_limited else PAUSE)
 
     def wake() -> None:
         os.write(writer, b"\0")
@@ -2088,9 +2426,9 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
 
 # --- Connections
 
-IDLE, READ, WRITE, NOW, REPLY, CALL, CLOSED = range(
-    7
-)  # what a connection waits for; see Connection
+# What a connection waits for; see Connection
+IDLE, READ, WRITE, NOW, REPLY, CALL, CLOSED = range(7)
+GRACE = 0.25  # seconds in which a new connection may send its first message
 FIRST_BUFFER = 65536  # size of the first buffer for what is larger than ASYA_CHUNK_SIZE
 POOLED_BUFFER = 4194304  # buffers up to this size are used again
 PIECE = 1048576  # a buffer doubles, by at most this: the allocator would keep larger ones
@@ -2104,6 +2442,7 @@ class Connection:
     """One connection: its socket, its generator and what that waits for."""
 
     __slots__ = (
+        "call",
         "conversation",
         "count",
         "fd",
@@ -2126,6 +2465,7 @@ class Connection:
         self.sock = sock
         self.fd = sock.fileno()
         self.message = Message(self)  # in work where it is read, or by CALL
+        self.call = Batch([self.message])
         self.messages: "list[Message]" = []  # in the queue, or answered and not yet sent
         self.received: "bytes | None" = None  # and not yet looked at
         self.frame: "Bytes" = b""  # to be sent now
@@ -2158,6 +2498,7 @@ def serve_connection(
     buffer_pool: "list[bytearray]",
     answer: "Answer | None",
     queue: "Queue | None",
+    note_reply: "Callable[[Bytes], object]",
 ) -> "Conversation":
     """Serve one connection from accept to close; yield when `connection.waits_for` something.
 
@@ -2168,7 +2509,8 @@ def serve_connection(
 
     User code can raise an exception here at any call. So state changes in single steps after a
     call, and `keep_result` keeps what system calls return. After an exception the loop goes on
-    from this state.
+    from this state: each turn of the inner loop looks at the variables below and does what is
+    next. These steps are marked: queue, prefix, body, answer, send.
     """
     sock, message = connection.sock, connection.message
     no_memory = OUT_OF_MEMORY if settings.enable_oom_detection else UNPRINTABLE
@@ -2194,6 +2536,7 @@ def serve_connection(
     while True:
         try:
             while True:
+                # Queue: add the message that was read; take replies, or wait for them
                 if queue is not None and head is None:
                     messages = connection.messages
                     if added is not None:
@@ -2210,6 +2553,7 @@ def serve_connection(
                         yield
                         continue
                 if head is None and not asked:
+                    # Prefix, with as much of the body as comes with it
                     if got < 0:
                         if len(held) < start + 4:
                             if connection.received is None:
@@ -2250,6 +2594,7 @@ def serve_connection(
                                 buffer[: len(held) - start - 4] = held[start + 4 :]
                             rest = held[following:]
                             got, held, start = min(size, len(held) - start - 4), rest, 0
+                    # Body, of a message that did not come with its prefix or is over the limit
                     while 0 <= got < size:
                         try:
                             if connection.count:
@@ -2284,6 +2629,7 @@ def serve_connection(
                             if size > limit:
                                 text = "message of %d bytes exceeds the limit of %d bytes"
                                 reply = error_reply("connection_error", text % (size, limit))
+                            note_reply(reply)
                         if queue is not None:
                             new = Message(connection)
                             new.reply = reply
@@ -2298,6 +2644,7 @@ def serve_connection(
                             buffer, got, asked = None, -1, True  # a large one can then be freed
                     if head is None and not asked:
                         continue
+                # Answer, without a queue
                 if asked:
                     if answer is not None:
                         reply = answer(message)
@@ -2315,6 +2662,7 @@ def serve_connection(
                         message.body = None
                         buffer_pool[:] = [keep]
                         keep = None
+                # Send
                 total = len(head) + len(tail)  # type: ignore[arg-type]
                 while sent < total:
                     try:
@@ -2354,6 +2702,7 @@ def serve_connection(
                 continue
             if str(error):
                 reply = error_reply("connection_error", str(error))
+                note_reply(reply)
                 try:
                     sock.send(pack(len(reply)) + reply, NO_SIGNAL)
                 except OSError:
@@ -2425,18 +2774,22 @@ class Batch:
 
     def __init__(self, messages: "list[Message]") -> None:
         self.messages = messages
-        self.is_begun = False  # the handler may have seen them
-        self.is_late = False  # over the deadline: whatever it returns does not count
-        self.is_taken = False  # by the watch, which replies to it
-        self.thread = 0  # that answers it, with a deadline
+        self.is_begun = False  # the handler may have seen them: they are not given to it again
+        self.is_late = False  # over the deadline: what the call returns does not count
+        self.is_taken = False  # by the watching thread: it replies, and the call's thread parks
+        self.thread = 0  # the thread that answers it; with a deadline only
 
 
 class Queue:
     """Messages that wait for a call, and the calls that run, on up to `limit` threads.
 
-    With a limit of 1 they run on the main thread, in `submit`. An exception may arrive at any
-    point, so each batch is in `batches` until its replies are with the connections, and `claims`
-    says which thread answers it. `finished` has the answered ones; each is followed by `wake()`.
+    A message goes from `waiting` into a batch (`submit`). A batch is in `batches` until its
+    replies are with the connections (`release`). With a limit of 1 it is answered in `submit`, on
+    the main thread. Else it goes through `jobs` to a thread, which claims it in `claims`, and
+    `wake()` tells the server of each one that is added to `finished`.
+
+    An exception may arrive at any point and interrupt these steps. What is in `batches` shows
+    what is left to do: `repair`, `resubmit` and `work` do it, each batch once.
     """
 
     __slots__ = (
@@ -2494,16 +2847,17 @@ class Queue:
     def get_delay(self, hurry: bool, on_their_way: bool) -> "float | None":
         """Return the seconds until a batch is to begin; None: nothing waits, or no thread is free.
 
-        `on_their_way`: connections are inside a frame. `hurry`: nothing is waited for.
+        `hurry`: ASYA_BATCH_WAIT is over. `on_their_way`: more may come within BATCH_PATIENCE.
         """
         if not self.waiting or (self.size > 1 and len(self.batches) >= self.limit):
             return None
         if self.size > 1 and self.batches and not self.get_next():
             return None
-        if hurry or len(self.waiting) >= min(self.size, self.state.batch_limit):
+        is_full = len(self.waiting) >= min(self.size, self.state.batch_limit)
+        if is_full or (hurry and not on_their_way):
             return 0.0
         now = time.monotonic()
-        delay: float = next(iter(self.waiting)).arrived + self.wait - now
+        delay = 0.0 if hurry else next(iter(self.waiting)).arrived + self.wait - now
         if on_their_way:
             self.quiet_since = self.quiet_since or now
             delay = max(delay, self.quiet_since + BATCH_PATIENCE - now)
@@ -2568,6 +2922,7 @@ class Queue:
         for message in batch.messages:
             if message.reply is None:
                 message.reply = UNPRINTABLE
+                self.state.note_reply(UNPRINTABLE)
         self.finished.append(batch)
         if self.limit > 1:
             self.wake()
@@ -2622,11 +2977,16 @@ class Queue:
 # --- Deadline
 
 CANCEL_PATIENCE = 1.0  # seconds in which a coroutine has to end after its cancellation
+PATIENCE = 5.0  # seconds to wait at the end for peers that do not read and for threads
 MAX_LATE = 3  # calls over the deadline, one after the other, after which the process is restarted
 
 
 class Deadline:
-    """Calls that run, and how they end when they run too long."""
+    """Calls that run, and how they end when they run too long.
+
+    `began` has the batches of the calls that run. `run` and the watching thread both try to
+    remove a late one; who succeeds replies to it.
+    """
 
     __slots__ = ("began", "late_in_a_row", "late_reply", "limit", "state")
 
@@ -2651,10 +3011,13 @@ class Deadline:
         if not batch.is_late:
             self.late_in_a_row = 0
             return replies
+        batch.is_late = False  # for its next message
         self.late_in_a_row += 1
         if self.late_in_a_row == MAX_LATE:
             self.state.exit_reason = "%d calls in a row exceeded the deadline" % MAX_LATE
             self.state.exit_code = EXIT_BROKEN
+        for _ in batch.messages:
+            self.state.note_reply(self.late_reply)
         return [self.late_reply] * len(batch.messages)
 
 
@@ -2695,10 +3058,14 @@ def make_enforce_deadline(
         batch.is_taken = True
         if deadline.began.pop(batch, None) is None:
             return  # it has just ended
+        state.memory_limit.lift()  # which the call has on
         state.exit_reason = "a call does not end within the deadline of %g s" % limit
         for message in batch.messages:
             message.reply = deadline.late_reply
+            state.note_reply(deadline.late_reply)
         state.exit_code = EXIT_BROKEN
+        # This thread may be away for twice PATIENCE: to answer, and to log
+        faulthandler.dump_traceback_later(2 * limit + 2 * PATIENCE, exit=True, file=2)
         give_up_call(batch)
 
     return enforce_deadline
@@ -2737,11 +3104,498 @@ def exit_with_stacks(code: int, reason: str) -> None:
     os._exit(code)
 
 
+# --- Metrics
+
+STEPS = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)  # seconds of decoding and encoding
+CALLS = (1e-3, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+MOST_RAW = 120000  # values of one kind that wait, a multiple of 6; the oldest are lost then
+FOLD_PAUSE = 0.25  # seconds between two folds
+SCRAPER_TIME = 2.0  # seconds for one scraper
+SCRAPER_PAUSE = 0.02  # seconds between two events: many scrapers cannot take the handler's time
+MOST_SCRAPERS = 64
+TEXT_TIME = 0.5  # seconds for which a text is used again
+PORT_PAUSE = 5.0  # seconds between two attempts to get the port
+HEAD_LIMIT = 16384  # bytes of a request
+TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+KIND_LABELS = {"sticky": "gpu_context_lost"}
+# name: (type, help)
+METRICS = {
+    "asya_messages_total": ("counter", "Messages that were answered, by outcome: ok or the code."),
+    "asya_handler_seconds": ("histogram", "Duration of the calls of the handler."),
+    "asya_decode_seconds": ("histogram", "Duration of decoding, of messages that are JSON."),
+    "asya_encode_seconds": ("histogram", "Duration of encoding, of results that are JSON."),
+    "asya_batch_size": ("histogram", "Messages in a call; those above all bounds were full."),
+    "asya_received_bytes_total": ("counter", "Bytes of the messages that were to be handled."),
+    "asya_sent_bytes_total": ("counter", "Bytes of the replies."),
+    "asya_connections": ("gauge", "Open connections."),
+    "asya_connections_waiting": ("gauge", "Connections with a message that no call has begun."),
+    "asya_call_running_seconds": ("gauge", "How long the longest call has been running; or 0."),
+    "asya_memory_errors_total": ("counter", "Memory errors of calls, by kind."),
+    "asya_batch_limit": ("gauge", "Messages that a call may have now."),
+    "process_start_time_seconds": ("gauge", "Start of the process, as Unix time."),
+    "process_resident_memory_bytes": ("gauge", "Resident memory of the process."),
+    "asya_runtime_info": ("gauge", "Versions, JSON library and handler."),
+}
+
+
+class Raw:
+    """Values that the threads which serve append, and the thread of the metrics takes."""
+
+    __slots__ = ("append", "pop", "values")
+
+    def __init__(self) -> None:
+        self.values: "_collections.deque[Any]" = _collections.deque(maxlen=MOST_RAW)
+        self.append, self.pop = self.values.append, self.values.popleft
+
+    def take(self) -> "list[Any]":
+        """Return the values there are, in C: a loop here would cost as much as the messages."""
+        return list(starmap(self.pop, repeat((), len(self.values))))
+
+
+def transpose(records: "list[Any]") -> "Sequence[Any]":
+    """Return the columns of the records of messages."""
+    return tuple(zip(*records)) or ((),) * 6  # noqa: B905
+
+
+O_OF_OK = 111  # at this place of a reply, the 12th byte, an error has an "e"
+
+
+def summarize(reply: "Bytes") -> "int | tuple[int, str]":
+    """Return the size of a reply; with its code if it is an error."""
+    if reply[11] == O_OF_OK:
+        return len(reply)
+    head = bytes(reply[:64])
+    return len(reply), head[27 : head.find(b'"', 27)].decode("ascii", "replace")
+
+
+class Histogram:
+    """Observed values, counted by upper bounds."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: "Iterable[float]") -> None:
+        self.bounds, self.total = tuple(map(float, bounds)), 0.0
+        self.counts = [0] * (len(self.bounds) + 1)
+
+    def add(self, values: "Sequence[Any]") -> None:
+        """Count values, quickly where most of them are of one or two buckets."""
+        self.total += sum(values)
+        for at, bound in enumerate(self.bounds):
+            if not values:
+                return
+            if min(values) <= bound:
+                above = [] if max(values) <= bound else [one for one in values if one > bound]
+                self.counts[at] += len(values) - len(above)
+                values = above
+        self.counts[-1] += len(values)
+
+    def render(self, name: str) -> "Iterator[str]":
+        """Yield its lines."""
+        count = 0
+        for at, bound in enumerate((*self.bounds, "+Inf")):
+            count += self.counts[at]
+            yield '%s_bucket{le="%s"} %d' % (name, bound, count)
+        yield "%s_sum %r" % (name, self.total)
+        yield "%s_count %d" % (name, count)
+
+
+class Metrics:
+    """What is measured, and its text.
+
+    The path of a message only appends raw values; `fold` is called several times a second. Where a
+    message is answered as it is read, that is in one step, because this costs least.
+    """
+
+    def __init__(self, settings: Settings, state: State) -> None:
+        self.settings, self.state = settings, state
+        size = settings.batch_size
+        below = {2**power for power in range(10) if 2**power < size} | ({size - 1} - {0})
+        self.handler, self.batches = Histogram(CALLS), Histogram(sorted(below))
+        self.decode, self.encode = Histogram(STEPS), Histogram(STEPS)
+        # Six values a message, see `count_answer`; else seconds, sizes, results of `summarize`
+        self.records, self.times = Raw(), [0.0, 0.0]  # when the latest call began, and ended
+        self.calls, self.decodings, self.encodings, self.sizes = Raw(), Raw(), Raw(), Raw()
+        self.received, self.replies, self.kinds = Raw(), Raw(), Raw()
+        self.running: "dict[int, float]" = {}  # when the call of each thread began
+        self.outcomes = dict.fromkeys(("ok", *CODES), 0)
+        self.memory_errors = dict.fromkeys(("oom_error", "cuda_oom_error", "sticky"), 0)
+        self.received_bytes = self.sent_bytes = 0
+        self.started = read_start_time()
+        state.note_reply = lambda reply: self.replies.append(summarize(reply))
+        state.note_memory_error = self.kinds.append
+
+    def measure(
+        self, codec: "tuple[Decode, Encode, Encode]", watch_call: "Callable[[Caller], Call]"
+    ) -> "tuple[tuple[Any, ...], Callable[[Caller], Call]]":
+        """Return the same functions, which also note how long they took."""
+        clock, get_ident = time.monotonic, _thread.get_ident
+        times, running = self.times, self.running
+        note_call, note_size = self.calls.append, self.sizes.append
+        is_batch = self.settings.batch_size > 1
+
+        def measure_alone(caller: Caller) -> "Call":
+            call, complete = watch_call(caller), caller.complete
+
+            def measured_call(request: "Any") -> object:
+                times[0] = clock()
+                try:
+                    result = call(request)
+                    return result if type(result) in PLAIN else complete(result)
+                finally:
+                    times[1] = clock()
+
+            return measured_call
+
+        def measure_call(caller: Caller) -> "Call":
+            call, complete = watch_call(caller), caller.complete
+
+            def measured_call(request: "Any") -> object:
+                if is_batch:
+                    note_size(len(request))
+                own = get_ident()
+                running[own] = began = clock()
+                try:
+                    result = call(request)
+                    return result if type(result) in PLAIN else complete(result)
+                finally:
+                    note_call(clock() - began)
+                    running.pop(own, None)
+
+            return measured_call
+
+        def measure_step(work: "Any", note: "Callable[[float], None]") -> "Any":
+            def measured_step(message: Message) -> "Any":
+                began = clock()
+                result = work(message)
+                note(clock() - began)
+                return result
+
+            return measured_step
+
+        if not (is_batch or self.settings.concurrency > 1 or self.settings.handler_deadline):
+            return codec, measure_alone
+        decode, *encoders = codec
+        steps = [measure_step(encode, self.encodings.append) for encode in encoders]
+        return (measure_step(decode, self.decodings.append), *steps), measure_call
+
+    def count(self, answers: "tuple[Answer, AnswerAll]") -> "tuple[Answer, AnswerAll]":
+        """Return the same functions, which also note what they were given and have returned."""
+        answer, answer_all = answers
+        clock, times, note = time.monotonic, self.times, self.records.values.extend
+
+        def count_answer(message: Message) -> "Bytes":
+            began, size = clock(), len(message.body)  # type: ignore[arg-type]
+            try:
+                reply = answer(message)
+            except BaseException as error:  # from outside; the connection answers it like this
+                note((began, *times, clock(), size, summarize(interrupted(error))))
+                raise
+            summary = len(reply) if reply[11] == O_OF_OK else summarize(reply)
+            note((began, times[0], times[1], clock(), size, summary))
+            return reply
+
+        def count_answer_all(batch: Batch) -> "list[Bytes]":
+            self.received.values.extend([len(message.body or b"") for message in batch.messages])
+            replies = answer_all(batch)
+            if not batch.is_late:  # else another reply is sent
+                self.replies.values.extend(map(summarize, replies))
+            return replies
+
+        return count_answer, count_answer_all
+
+    def fold(self) -> None:
+        """Count the raw values: in C where there are no errors, because it costs CPU time too."""
+        values = self.records.take()
+        called: "Sequence[Any]" = [values[at::6] for at in range(6)]
+        good = called
+        self.add_sizes(called[4])
+        if not self.add_replies(called[5]):
+            some = [one for one in zip(*called) if one[1] >= one[0]]  # noqa: B905
+            called = transpose(some)
+            good = transpose([one for one in some if type(one[5]) is int])
+        self.decode.add(tuple(map(subtract, called[1], called[0])))
+        self.handler.add(tuple(map(subtract, called[2], called[1])))
+        self.encode.add(tuple(map(subtract, good[3], good[2])))
+        self.handler.add(self.calls.take())
+        self.decode.add(self.decodings.take())
+        self.encode.add(self.encodings.take())
+        if self.settings.batch_size == 1:
+            self.batches.counts = [sum(self.handler.counts)]
+            self.batches.total = float(self.batches.counts[0])
+        else:
+            self.batches.add(self.sizes.take())
+        self.add_sizes(self.received.take())
+        self.add_replies(self.replies.take())
+        for kind in self.kinds.take():
+            self.memory_errors[kind] = self.memory_errors.get(kind, 0) + 1
+
+    def add_sizes(self, sizes: "Sequence[int]") -> None:
+        """Count what was received: each message has a prefix of four bytes."""
+        self.received_bytes += sum(sizes) + 4 * len(sizes)
+
+    def add_replies(self, replies: "Sequence[Any]") -> bool:
+        """Count results of `summarize`. Return whether all are of successes."""
+        self.sent_bytes += 4 * len(replies)
+        try:
+            self.sent_bytes += sum(replies)
+        except TypeError:
+            for reply in replies:
+                size, code = reply if type(reply) is tuple else (reply, "ok")
+                self.sent_bytes += size
+                self.outcomes[code] = self.outcomes.get(code, 0) + 1
+            return False
+        self.outcomes["ok"] += len(replies)
+        return True
+
+    def get_running_time(self) -> float:
+        """Return for how long the longest call has been running; 0 if none does."""
+        began = list(self.running.values())
+        if self.times[0] > self.times[1]:
+            began.append(self.times[0])
+        now = time.monotonic()
+        return max(0.0, now - min(began, default=now))
+
+    def find_waiting(self) -> "tuple[int, int]":
+        """Return the numbers of connections, and of those with a message that no call has begun."""
+        connections = list(self.state.connections.values())
+        queue = self.state.queue
+        waiting = set() if queue is None else {one.connection for one in list(queue.waiting)}
+        for connection in connections:
+            try:
+                if connection.sock.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT):
+                    waiting.add(connection)
+            except OSError:
+                pass  # nothing is there, or it was closed
+        return len(connections), len(waiting)
+
+    def render(self) -> str:
+        """Return the text that Prometheus reads."""
+        self.fold()
+        connections, waiting = self.find_waiting()
+        values: "dict[str, Any]" = {
+            "asya_received_bytes_total": self.received_bytes,
+            "asya_sent_bytes_total": self.sent_bytes,
+            "asya_connections": connections,
+            "asya_connections_waiting": waiting,
+            "asya_call_running_seconds": "%.6f" % self.get_running_time(),
+            "asya_batch_limit": min(self.settings.batch_size, self.state.batch_limit),
+            "process_start_time_seconds": "%.2f" % self.started,
+            "process_resident_memory_bytes": read_resident_memory(),
+            "asya_messages_total": {"outcome": self.outcomes},
+            "asya_memory_errors_total": {"kind": self.memory_errors},
+            "asya_handler_seconds": self.handler,
+            "asya_decode_seconds": self.decode,
+            "asya_encode_seconds": self.encode,
+            "asya_batch_size": self.batches,
+        }
+        info = {
+            "version": VERSION,
+            "python": sys.version.split()[0],
+            "json": self.state.json.partition(",")[0],
+            "handler": self.settings.handler,
+        }
+        labels = ",".join('%s="%s"' % (name, quote_label(text)) for name, text in info.items())
+        lines = []
+        for name, (kind, about) in METRICS.items():
+            lines += ["# HELP %s %s" % (name, about), "# TYPE %s %s" % (name, kind)]
+            value = values.get(name)
+            if value is None:
+                lines.append("%s{%s} 1" % (name, labels))
+            elif isinstance(value, Histogram):
+                lines += value.render(name)
+            elif isinstance(value, dict):
+                for label, counts in value.items():
+                    for text, count in counts.items():
+                        text = quote_label(KIND_LABELS.get(text, text))
+                        lines.append('%s{%s="%s"} %d' % (name, label, text, count))
+            else:
+                lines.append("%s %s" % (name, value))
+        return "\n".join(lines) + "\n"
+
+
+def quote_label(text: str) -> str:
+    """Return the value of a label as Prometheus reads it."""
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def read_start_time() -> float:
+    """Return when this process began, as Unix time."""
+    try:
+        with open("/proc/self/stat", "rb") as stream:
+            ticks = int(stream.read().rpartition(b")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        age = 0.0
+    return time.time() - age
+
+
+def read_resident_memory() -> int:
+    """Return the bytes of memory that this process has; 0 if nobody knows."""
+    try:
+        with open("/proc/self/statm", "rb") as stream:
+            return int(stream.read().split()[1]) * resource.getpagesize()
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+class Scraper:
+    """One connection of a scraper."""
+
+    __slots__ = ("latest", "reply", "request", "sock")
+
+    def __init__(self, sock: "Socket") -> None:
+        self.sock, self.latest = sock, time.monotonic() + SCRAPER_TIME
+        self.request = self.reply = b""
+
+
+def start_metrics(settings: Settings, state: State) -> "Metrics | None":
+    """Measure from now on, and answer scrapers from a thread; None if it cannot be started.
+
+    What scrapers can take is bounded: they are accepted one at a time with a pause after each, and
+    where there are too many, the oldest goes.
+    """
+    metrics, port = Metrics(settings, state), settings.metrics_port
+    scrapers: "dict[int, Scraper]" = {}  # by fd, the oldest first
+    listener: "Any" = None
+    is_open: "Callable[[], bool]" = bool
+    next_attempt, is_known = 0.0, False  # to listen; that the port cannot be had
+    text, text_until = b"", 0.0
+
+    def listen() -> None:
+        nonlocal listener, is_open, next_attempt, is_known
+        reason = ""
+        for family, address in ((_socket.AF_INET6, "::"), (_socket.AF_INET, "0.0.0.0")):  # noqa: S104
+            sock = None
+            try:
+                sock = _socket.socket(family, _socket.SOCK_STREAM)
+                sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+                if family == _socket.AF_INET6:
+                    sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 0)
+                sock.bind((address, port))
+                sock.listen(128)
+                sock.setblocking(False)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                if sock is not None:
+                    sock.close()
+                continue
+            is_open, listener, is_known = make_is_open(sock.fileno()), sock, False
+            return
+        next_attempt = time.monotonic() + PORT_PAUSE
+        if not is_known:
+            is_known = True
+            form = "ASYA_METRICS_PORT=%d: %s; free it or set another port; trying again every %g s"
+            log(form % (port, reason, PORT_PAUSE))
+
+    def step() -> None:
+        """Count what there is; then answer scrapers, or wait for them."""
+        nonlocal listener
+        if listener is not None and not is_open():  # user code has closed it
+            listener.detach()
+            listener = None
+        if listener is None and time.monotonic() >= next_attempt:
+            listen()
+        metrics.fold()
+        poll = select.poll()
+        for fd, scraper in scrapers.items():
+            poll.register(fd, select.POLLOUT if scraper.reply else select.POLLIN)
+        if listener is not None:
+            poll.register(listener, select.POLLIN)
+        events = poll.poll(1000 * FOLD_PAUSE)
+        for fd, _ in events:
+            try:
+                if fd not in scrapers:
+                    accept()
+                elif advance(scrapers[fd]):
+                    drop(fd)
+            except OSError:  # it is gone, or there is no descriptor for it
+                drop(fd)
+        for fd, scraper in list(scrapers.items()):
+            if scraper.latest < time.monotonic():
+                drop(fd)
+        if events:
+            time.sleep(SCRAPER_PAUSE)
+
+    def accept() -> None:
+        fd = listener._accept()[0]
+        sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM, 0, fd)
+        sock.setblocking(False)
+        if len(scrapers) >= MOST_SCRAPERS:
+            drop(next(iter(scrapers)))
+        scrapers[fd] = Scraper(sock)
+
+    def advance(scraper: Scraper) -> bool:
+        """Receive or send a part. Return whether that was the last one."""
+        if not scraper.reply:
+            data = scraper.sock.recv(4096)
+            scraper.request = request = scraper.request + data
+            if b"\r\n\r\n" in request or len(request) >= HEAD_LIMIT:
+                scraper.reply = build_response(request)
+            elif not data:
+                return True
+        if scraper.reply:
+            scraper.reply = scraper.reply[scraper.sock.send(scraper.reply, NO_SIGNAL) :]
+            if not scraper.reply:
+                scraper.sock.shutdown(_socket.SHUT_WR)
+                return True
+        return False
+
+    def drop(fd: int) -> None:
+        scraper = scrapers.pop(fd, None)
+        if scraper is not None:
+            close_quietly(scraper.sock.close)
+
+    def build_response(request: bytes) -> bytes:
+        nonlocal text, text_until
+        method, _, rest = request.partition(b"\r\n")[0].partition(b" ")
+        target, _, version = rest.partition(b" ")
+        status, body = "200 OK", b""
+        if len(request) >= HEAD_LIMIT:
+            status = "431 Request Header Fields Too Large"
+        elif not version.startswith(b"HTTP/1."):
+            status = "400 Bad Request"
+        elif target.partition(b"?")[0] != b"/metrics":
+            status = "404 Not Found"
+        elif method not in (b"GET", b"HEAD"):
+            status = "405 Method Not Allowed"
+        else:
+            now = time.monotonic()
+            if now > text_until:
+                text, text_until = metrics.render().encode("utf-8", "replace"), now + TEXT_TIME
+            body = text
+        body = body or (status + "\n").encode()
+        form = "HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+        head = (form % (status, TEXT_TYPE, len(body))).encode()
+        return head if method == b"HEAD" else head + body
+
+    def serve_forever() -> None:
+        while True:
+            try:
+                while True:
+                    step()
+            except BaseException as error:
+                log_traceback(error, "answering a scraper failed; the metrics go on")
+                time.sleep(PAUSE)
+
+    def close_in_child() -> None:
+        if listener is not None and is_open():
+            close_quietly(listener.close)
+        for fd in list(scrapers):
+            drop(fd)
+
+    os.register_at_fork(after_in_child=close_in_child)
+    try:
+        start_thread(serve_forever)
+    except RuntimeError as error:
+        log("ASYA_METRICS_PORT=%d: there are no metrics, a thread cannot start: %s" % (port, error))
+        state.note_reply = state.note_memory_error = ignore
+        return None
+    return metrics
+
+
 # --- Server
 
-GRACE = 0.25  # seconds in which a new connection may send its first message
 PAUSE = 1.0  # seconds between attempts to accept when no connection can be closed
-PATIENCE = 5.0  # seconds to wait at the end for peers that do not read and for threads
 HANG_LIMIT = 4.0  # seconds to wait for calls beside one that has lost the GPU context
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
@@ -3043,21 +3897,26 @@ def serve(
         deadline, answer_here = Deadline(settings.handler_deadline, state), None
     if settings.concurrency > 1 or settings.batch_size > 1:
         queue = Queue(settings, answer_batch, waker.wake, state)
+    state.connections, state.queue = connections, queue
     turn = 0  # of the loop
     draining = 0.0  # since when
     is_damaged = False  # by an exception: `repair` is due
     getsignal, on_signal = _signal.getsignal, watch.on_signal
 
     def make_conversation(connection: Connection) -> "Conversation":
-        return serve_connection(connection, settings, buffer_pool, answer_here, queue)
+        return serve_connection(
+            connection, settings, buffer_pool, answer_here, queue, state.note_reply
+        )
 
     def answer_call(connection: Connection) -> None:
-        replies = answer_batch(Batch([connection.message]))
-        connection.message.reply = replies[0]
+        message, call = connection.message, connection.call
+        if call.is_taken:  # the main thread still has that one
+            call = connection.call = Batch([message])
+        message.reply = deadline.run(call, answer_all)[0]  # type: ignore[union-attr]
 
     def is_receiving() -> bool:
-        """Whether a frame has begun and is not complete."""
-        return any(connections[fd].waits_for == READ for fd in deadlines)
+        """Whether a frame has begun, and a batch is to wait for it."""
+        return not draining and any(connections[fd].waits_for == READ for fd in deadlines)
 
     def wait(timeout: "float | None") -> "list[tuple[int, int]]":
         """Return events; run background tasks of user code while there are none."""
@@ -3121,12 +3980,13 @@ def serve(
             run_queue(queue, bool(events or turns))
 
     def run_queue(queue: Queue, is_more: bool) -> None:
-        """Deliver the replies of finished batches; begin the next ones."""
+        """Deliver the replies of finished batches; begin the next ones.
+
+        `is_more`: this step has brought something, so the next one may bring more for a batch.
+        """
         deliver(queue)
         while queue.waiting:
-            if is_more and len(queue.waiting) < queue.size:
-                return  # look for more before a batch begins that is not full
-            if queue.get_delay(bool(draining), is_receiving()) != 0:
+            if queue.get_delay(bool(draining), is_more or is_receiving()) != 0:
                 return
             queue.submit()
             ready.extend(queue.stalled)
@@ -3172,6 +4032,8 @@ def serve(
     def drain(latest: float) -> None:
         """Answer what is left; without the calls beside one that lost the GPU context and hang."""
         while (connections or not server.backlog_is_empty) and time.monotonic() < latest:
+            if server.backlog_is_empty:
+                server.listen(listening, None)  # it is shut down, and so readable for good
             for connection in list(connections.values()):
                 if connection.fd not in server.leaving:
                     server.stop_reading(connection)
@@ -3255,7 +4117,7 @@ def serve(
         protect(lambda: protect(lambda: protect(run)))
     finally:
         close_all()
-    if state.exit_code == EXIT_BROKEN:
+    if state.exit_code == EXIT_BROKEN and state.exit_reason:
         exit_with_stacks(EXIT_BROKEN, state.exit_reason)
 
 
@@ -3345,6 +4207,7 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
     # large message is paged in again, which costs a third of the time. No page is touched here
     bytes(4194304)
     state, threads = State(), settings.concurrency > 1
+    state.memory_limit = make_memory_limit(settings.memory_limit, state)
     path, mode = settings.socket_path, settings.socket_mode
     file = open_listener(path, mode)
     try:
@@ -3352,10 +4215,18 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         watch = start_watch(settings.handler_timeout, state, lambda: file.remove())
         classify = make_classify() if settings.enable_oom_detection else lambda error: ""
         use_user_paths()
-        orjson, state.json = choose_json(settings.json)
-        codec = make_codec(orjson, threads)
+        orjson, state.json = choose_json(settings.json, settings.memory_limit)
+        codec, watch_call = make_codec(orjson, threads), watch.watch_call
+        plain = make_codec(None, threads)
+        metrics = start_metrics(settings, state) if settings.metrics_port else None
         caller = make_caller(import_handler(settings, state), threads, state)
-        answers = make_answer(settings, codec, caller, watch.watch_call, classify, state)
+        if orjson is not None and settings.json == "auto" and is_memory_limited():
+            codec, state.json = plain, MEMORY_IS_LIMITED  # by user code, in the import
+        if metrics is not None:
+            codec, watch_call = metrics.measure(codec, watch_call)
+        answers = make_answer(settings, codec, caller, watch_call, classify, state)
+        if metrics is not None:
+            answers = metrics.count(answers)
         reserve_std_fds()
         watch.install()
         if not file.is_open():
@@ -3373,7 +4244,7 @@ def check(settings: Settings) -> int:
     state = State()
     os.register_at_fork(after_in_child=lambda: setattr(state, "forked", True))
     use_user_paths()
-    choose_json(settings.json)
+    choose_json(settings.json, settings.memory_limit)
     make_caller(import_handler(settings, state), False, state)
     os.write(1, ("asya_runtime: %s can be served\n" % settings.handler).encode())
     return 0

@@ -43,10 +43,25 @@ SECONDS_FOR_HOOK = 3
 IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)  # reset in child processes
 
 
+LOG_LIMIT = 4000  # characters
+# What a terminal or a reader of logs would act on: controls, and marks that reverse text
+CONTROLS = {
+    number: "\\u%04x" % number
+    for marks in ((0, 32), (127, 160), (0x2028, 0x202F), (0x2066, 0x206A))
+    for number in range(*marks)
+}
+
+
 def log(text: str) -> None:
     """Write one line to fd 2."""
+    write_line("asya_entrypoint: " + text)
+
+
+def write_line(text: str) -> None:
+    """Write text of others to fd 2 as one line, cut and escaped."""
+    line = text[:LOG_LIMIT].translate(CONTROLS) + "\n"
     try:
-        os.write(2, ("asya_entrypoint: %s\n" % text).encode("utf-8", "backslashreplace"))
+        os.write(2, line.encode("utf-8", "backslashreplace"))
     except OSError:
         pass  # nobody reads it
 
@@ -234,7 +249,7 @@ def repeat_startup_error(runtime: str) -> int:
     except OSError:
         line = ""
     if line:
-        os.write(2, line.encode("utf-8", "replace"))
+        write_line(line.rstrip("\n"))
     else:
         child = spawn(make_runtime_argv(runtime) + ["--check"], set())
         if os.waitpid(child, 0)[1] == 0:

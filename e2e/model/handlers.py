@@ -121,10 +121,39 @@ def hog(message: Message) -> int:
     return len(b"x" * message["payload"]["bytes"])
 
 
+def pile(message: Message) -> int:
+    """Use `bytes` of the host's memory, in pieces of 10 MiB."""
+    pieces = [b"x" * (10 << 20) for _ in range(message["payload"]["bytes"] // (10 << 20))]
+    return len(pieces)
+
+
 def assert_on_device(message: Message) -> None:
     """Read beyond the end of a tensor, which loses the context."""
     torch.empty(4)[4]
     torch.cuda.synchronize()
+
+
+def hang(message: Message) -> None:
+    """Never return: `how` is sleep, spin, or keep, which keeps the interpreter's lock."""
+    if message["payload"]["how"] == "sleep":
+        time.sleep(1e9)
+    while message["payload"]["how"] == "spin":
+        pass
+    ctypes.PyDLL(None).pause()
+
+
+def batch(messages: list[Message]) -> list[dict[str, int]]:
+    """`number` of each, and the size of the batch; use `bytes` of the GPU for each of them.
+
+    The call fails if one of the messages has `fails`.
+    """
+    tensors = [
+        torch.empty(message["payload"].get("bytes", 1), dtype=torch.uint8, device="cuda")
+        for message in messages
+    ]
+    if any("fails" in message["payload"] for message in messages):
+        raise ValueError("a message of this batch is bad")
+    return [{"number": message["payload"]["number"], "batch": len(tensors)} for message in messages]
 
 
 def crash(message: Message) -> None:
@@ -135,8 +164,8 @@ def crash(message: Message) -> None:
 HANDLERS = {
     handler.__name__: handler
     for handler in (
-        echo, fan_out, slow, stream, whoami, allocate, chained, in_frames, beside, hog,
-        assert_on_device, crash, stats,
+        echo, fan_out, slow, stream, whoami, allocate, chained, in_frames, beside, hog, pile,
+        assert_on_device, crash, stats, hang,
     )
 }  # fmt: skip
 

@@ -33,9 +33,12 @@ done
 pythons=
 for version in "${versions[@]}"; do
   file=$root/opt/run-python$version
-  # shellcheck disable=SC2016  # the variables are those of the inner shell
-  printf '#!/bin/sh\nexec chroot "%s" /bin/sh -c '\''cd "$0" && exec python%s "$@"'\'' "$PWD" "$@"\n' \
-    "$root" "$version" >"$file"
+  # Some tests make PID namespaces: there, /proc is another one
+  cat >"$file" <<EOF
+#!/bin/sh
+[ /proc -ef "$root/proc" ] || mount --rbind /proc "$root/proc"
+exec chroot "$root" /bin/sh -c 'cd "\$0" && exec python$version "\$@"' "\$PWD" "\$@"
+EOF
   chmod +x "$file"
   pythons+=:$file
 done

@@ -29,6 +29,15 @@ def memory_error(kind: str, message: str, code: str = "oom_error") -> Reply:
     return error(kind, message, code, severity="recoverable", retry_after=seconds)
 
 
+RESTARTING = {
+    "status": "error",
+    "error": "processing_error",
+    "message": "the process is restarting",
+    "severity": "recoverable",
+    "retry_after": 1,
+}
+
+
 class Like:
     """Equal to each reply that has these fields, whatever else it has."""
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import Client, Process, Start, eventually, frame
-from .served import Reply, error, memory_error, ok, stopped
+from .conftest import RUNTIME, Client, Process, Start, eventually, frame, taken
+from .served import RESTARTING, Reply, error, memory_error, ok, stopped
 
 # Each call appends the number of its messages to the file `sizes`; it begins when `go` exists
 HANDLER = """
@@ -241,18 +243,184 @@ def fails(messages):
     stopped(process)
 
 
-def test_what_is_no_message_fails_alone_and_in_its_place(start: Start, folder: Path) -> None:
-    process = start(HANDLER, "app.predict", ASYA_BATCH_SIZE="8", ASYA_MAX_MESSAGE_SIZE="100000")
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_is_no_message_fails_alone_and_in_its_place(
+    start: Start, folder: Path, workers: str
+) -> None:
+    """Also behind a message in work; one of the replies is too large to be sent with others."""
+    process = start(
+        HANDLER,
+        "app.predict",
+        ASYA_BATCH_SIZE="8",
+        ASYA_CONCURRENCY=workers,
+        ASYA_MAX_MESSAGE_SIZE="70000",
+    )
+    first = hold(process, folder)
+    client, large = process.client(), "x" * 66000
+    bodies: list[Any] = [
+        {"payload": {"n": 0}}, b" " * 70001, b"{", {"payload": {"n": large}}, {"payload": 1},
+        {"payload": {"n": 1}}, b"",
+    ]  # fmt: skip
+    for one in (client, first):
+        one.send(b"".join(map(frame, bodies)))
+    if workers == "2":
+        taken(first)
+    (folder / "go").touch()
+    due = [0, "connection_error", "invalid_json", large, "invalid_json", 1, "invalid_json"]
+    assert first.reply() == ok(-1)
+    for one in (client, first):
+        got = [one.reply() for _ in bodies]
+        assert [reply.get("error", reply.get("result")) for reply in got] == due
+
+
+GPU = """
+def gpu(): raise RuntimeError("CUDA out of memory")
+def fails(messages):
+    note(messages)
+    ns = [message["payload"]["n"] for message in messages]
+    if -1 in ns: wait()
+    return gpu() if len(ns) > MOST or -1 in ns and ALONE else ns
+"""
+
+
+@pytest.mark.parametrize(
+    ("most", "alone", "later"),
+    [
+        pytest.param(4, False, [8, 4, 4, 4, 4], id="a batch that did not fit"),
+        pytest.param(8, True, [8, 8], id="a message that did not fit alone"),
+    ],
+)
+def test_what_has_fitted_into_memory_is_the_limit_of_later_batches(
+    start: Start, folder: Path, most: int, alone: bool, later: list[int]
+) -> None:
+    source = HANDLER + GPU.replace("MOST", str(most)).replace("ALONE", str(alone))
+    process = start(source, "app.fails", ASYA_BATCH_SIZE="8")
+    first = hold(process, folder)
+    clients = send_all(process, [{"n": n} for n in range(16)], 2)
+    (folder / "go").touch()
+    assert receive_all(clients, 16) == [ok(n) for n in range(16)]
+    full = memory_error("RuntimeError", "CUDA out of memory", "cuda_oom_error")
+    assert first.reply() == (full if alone else ok(-1))
+    assert sizes(folder) == [1, *later]
+
+
+def test_a_lost_gpu_context_is_told_to_the_whole_batch_and_ends_the_process(
+    start: Start, folder: Path
+) -> None:
+    """What waits behind the batch is told that the process restarts."""
+    source = (
+        HANDLER
+        + """
+def lost(messages):
+    if len(messages) == 1: return predict(messages)
+    note(messages)
+    raise RuntimeError("CUDA error: device-side assert triggered")
+"""
+    )
+    process = start(source, "app.lost", ASYA_BATCH_SIZE="4")
+    first = hold(process, folder)
+    clients = send_all(process, [{"n": n} for n in range(8)], 2)
+    (folder / "go").touch()
+    lost = error("RuntimeError", "CUDA error: device-side assert triggered")
+    assert first.reply() == ok(-1)
+    assert receive_all(clients, 8) in (
+        [lost] * 4 + [RESTARTING] * 4,  # each took two of each connection,
+        [lost, RESTARTING] * 4,  # or all of one
+        [RESTARTING, lost] * 4,
+    )
+    assert process.wait() == 70
+    assert sizes(folder) == [1, 4]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_batch_waits_for_more_until_it_is_full_or_the_process_is_to_end(
+    start: Start, folder: Path, workers: str
+) -> None:
+    (folder / "go").touch()
+    process = start(
+        HANDLER,
+        "app.predict",
+        ASYA_BATCH_SIZE="2",
+        ASYA_BATCH_WAIT="600",
+        ASYA_CONCURRENCY=workers,
+    )
+    one, two = process.client(), process.client()
+    one.send(frame({"payload": {"n": 1}}))
+    taken(one)
+    two.send(frame({"payload": {"n": 2}}))
+    assert (one.reply(), two.reply()) == (ok(1), ok(2))
+    one.send(frame({"payload": {"n": 3}}))
+    taken(one)
+    process.signal()
+    assert one.reply() == ok(3)
+    assert process.wait() == 0
+    assert sizes(folder) == [2, 1]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_message_whose_frame_has_begun_is_waited_for(
+    start: Start, folder: Path, workers: str
+) -> None:
+    """For 20 ms; here for longer, so that it is seen on a busy machine."""
+    source = RUNTIME.read_text()
+    patient = source.replace("\nBATCH_PATIENCE = 0.02 ", "\nBATCH_PATIENCE = 600 ")
+    assert patient != source
+    (folder / "patient.py").write_text(patient)
+    (folder / "go").touch()
+    process = start(
+        HANDLER,
+        "app.predict",
+        argv=[sys.executable, str(folder / "patient.py")],
+        ASYA_BATCH_SIZE="4",
+        ASYA_CONCURRENCY=workers,
+    )
+    slow, whole = process.client(), process.client()
+    data = frame({"payload": {"n": 1, "x": "x" * 500_000}})
+    slow.send(data[:9])
+    taken(slow)
+    whole.send(frame({"payload": {"n": 2}}))
+    taken(whole)
+    slow.send(data[9:])
+    assert (slow.reply(), whole.reply()) == (ok(1), ok(2))
+    assert sizes(folder) == [2]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_end_of_a_stream_comes_after_the_replies_to_its_messages(
+    start: Start, folder: Path, workers: str
+) -> None:
+    process = start(HANDLER, "app.predict", ASYA_BATCH_SIZE="2", ASYA_CONCURRENCY=workers)
     first = hold(process, folder)
     client = process.client()
-    bodies: list[Any] = [
-        {"payload": {"n": 0}}, b"{", {"payload": 1}, {"payload": {"n": 1, "x": "x" * 80000}},
-        b" " * 100001, b"", {"payload": {"n": 2}},
-    ]  # fmt: skip
-    client.send(b"".join(map(frame, bodies)))
+    client.send(b"".join(frame({"payload": {"n": n}}) for n in range(5)) + b"\0\0\0\x09{")
+    client.sock.shutdown(1)
     (folder / "go").touch()
-    got = [client.reply() for _ in bodies]
-    assert [reply.get("error", reply.get("result")) for reply in got] == [
-        0, "invalid_json", "invalid_json", 1, "connection_error", "invalid_json", 2,
-    ]  # fmt: skip
+    assert [client.reply() for _ in range(5)] == [ok(n) for n in range(5)]
+    assert client.reply()["error"] == "connection_error"
+    assert client.at_end()
     assert first.reply() == ok(-1)
+
+
+def test_connections_that_send_without_end_do_not_hold_up_a_batch(
+    start: Start, folder: Path
+) -> None:
+    (folder / "go").touch()
+    process = start(HANDLER, "app.predict", ASYA_BATCH_SIZE="8", ASYA_MAX_MESSAGE_SIZE="1000")
+    done = threading.Event()
+
+    def send() -> None:
+        flood = Client(process.socket)
+        flood.send(b"\xff\xff\xff\xff")
+        while not done.is_set():
+            flood.send(bytes(1_000_000))
+        flood.close()
+
+    threads = [threading.Thread(target=send) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert [process.call({"n": n}) for n in range(5)] == [ok(n) for n in range(5)]
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()

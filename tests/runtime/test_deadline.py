@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import faulthandler
 import time
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
 from .conftest import Start, eventually, frame
-from .served import error, ok, stopped
+from .served import RESTARTING, error, ok, stopped
 
 DEADLINE = 0.5
 LATE = error(
@@ -17,13 +20,6 @@ LATE = error(
     severity="recoverable",
     retry_after=1,
 )
-RESTARTING = {
-    "status": "error",
-    "error": "processing_error",
-    "message": "the process is restarting",
-    "severity": "recoverable",
-    "retry_after": 1,
-}
 HANDLERS = """
 import asyncio, ctypes, os, re, sys, threading, time
 def name(m): return m["payload"]["n"]
@@ -85,6 +81,7 @@ async def in_thread(m):
 def holds_the_lock(m):
     if late(m): ctypes.PyDLL(None).pause()
     return name(m)
+def batch(messages): return [sleeps(m) for m in messages]
 def regular_expression(m):
     if late(m): re.match("(a+)+$", "a" * 64 + "b")
     return name(m)
@@ -144,8 +141,9 @@ def test_a_late_coroutine_is_cancelled_and_the_process_goes_on(
 def test_three_late_coroutines_in_a_row_end_the_process(start: Start) -> None:
     process = start(HANDLERS, "app.awaits", ASYA_HANDLER_DEADLINE=str(DEADLINE))
     client = process.client()
-    got = [client.call({"payload": {"n": n, "late": True}}) for n in range(3)]
-    assert got == [LATE] * 3
+    late = [True, True, False, True, True, True]  # after the third, the count begins again
+    got = [client.call({"payload": {"n": n, "late": is_late}}) for n, is_late in enumerate(late)]
+    assert got == [LATE, LATE, ok(2), LATE, LATE, LATE]
     assert process.wait() == 75
 
 
@@ -169,13 +167,19 @@ def test_code_that_keeps_the_interpreters_lock_is_ended_after_twice_the_deadline
     assert "Timeout (0:00:01)!" in process.log()
 
 
-@pytest.mark.parametrize("concurrency", ["1", "2"])
-def test_what_has_arrived_is_answered_too(start: Start, concurrency: str) -> None:
+@pytest.mark.parametrize(
+    ("handler", "concurrency", "size", "second"),
+    [("sleeps", "1", "1", RESTARTING), ("sleeps", "2", "1", RESTARTING), ("batch", "1", "2", LATE)],
+)
+def test_what_has_arrived_is_answered_too(
+    start: Start, handler: str, concurrency: str, size: str, second: object
+) -> None:
     """One late call for each thread; the rest waits: on its connection, in the backlog."""
     process = start(
         HANDLERS,
-        "app.sleeps",
+        f"app.{handler}",
         ASYA_CONCURRENCY=concurrency,
+        ASYA_BATCH_SIZE=size,
         ASYA_HANDLER_DEADLINE=str(DEADLINE),
     )
     late = [process.client() for _ in range(int(concurrency))]
@@ -184,7 +188,7 @@ def test_what_has_arrived_is_answered_too(start: Start, concurrency: str) -> Non
     others = [process.client() for _ in range(20)]
     for client in others:
         client.send(frame({"payload": {"n": 3}}))
-    assert [(client.reply(), client.reply()) for client in late] == [(LATE, RESTARTING)] * len(late)
+    assert [(client.reply(), client.reply()) for client in late] == [(LATE, second)] * len(late)
     replies = [client.reply() for client in others]
     assert set(map(str, replies)) <= {str(RESTARTING), str(ok(3))}
     assert process.wait() == 75
@@ -224,6 +228,55 @@ def test_a_large_reply_under_way_is_completed(start: Start) -> None:
     assert late.reply()["type"] == "HandlerDeadlineExceeded"
     reader.exactly(30_000_000)
     assert process.wait() == 75
+
+
+@pytest.mark.parametrize("concurrency", ["1", "2"])
+def test_a_call_that_ends_after_its_deadline_is_answered_once(
+    start: Start, concurrency: str
+) -> None:
+    """It ends while the process waits for a peer that does not read its reply."""
+    source = """
+        import time
+        def predict(m):
+            if m["payload"].get("late"): time.sleep(1.5)
+            return "x" * m["payload"].get("size", 1)
+    """
+    process = start(
+        source,
+        "app.predict",
+        ASYA_CONCURRENCY=concurrency,
+        ASYA_HANDLER_DEADLINE=str(DEADLINE),
+    )
+    deaf, late = process.client(), process.client()
+    deaf.send(frame({"payload": {"size": 9_000_000}}))
+    deaf.exactly(4)
+    late.send(frame({"payload": {"late": True}}) + frame({"payload": {}}))
+    assert late.reply() == LATE
+    assert late.reply() == RESTARTING
+    assert late.at_end()
+    assert process.wait() == 75
+    assert "in park" in process.log()  # its thread, which would go on with the connections
+
+
+def test_a_call_that_has_just_ended_is_not_late(runtime: ModuleType) -> None:
+    """It ends between the look of the watch and its claim."""
+
+    class Ended(dict[Any, float]):
+        def pop(self, *arguments: Any) -> None:  # type: ignore[override]
+            return None
+
+    state = runtime.State()
+    deadline = runtime.Deadline(600.0, state)
+    batch = runtime.Batch([runtime.Message()])
+    deadline.began = Ended({batch: time.monotonic() - 601})
+    given_up: list[Any] = []
+    caller = SimpleNamespace(cancel=lambda thread: False)
+    enforce = runtime.make_enforce_deadline(deadline, caller, state, given_up.append)
+    try:
+        enforce()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    assert (given_up, batch.messages[0].reply, state.exit_code) == ([], None, 0)
 
 
 def test_the_deadline_holds_while_the_process_is_told_to_end(start: Start) -> None:
@@ -279,6 +332,7 @@ def test_a_blocked_log_does_not_keep_the_process(start: Start, folder: Path) -> 
     client.send(frame({"payload": {}}))
     eventually(lambda: process.popen.poll() is not None, "the end", 30)
     assert process.wait() == 75
+    assert client.reply() == LATE
 
 
 def test_calls_within_the_deadline_are_served_as_without_one(start: Start) -> None:

@@ -248,8 +248,8 @@ LATE = """
             error = ctypes.py_object(KINDS[payload["thread"]])
             def send():
                 time.sleep(0.02)
-                open("rang", "w").close()
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(main), error)
+                open("rang", "w").close()
             threading.Thread(target=send).start()
         return payload
     async def later(m): return predict(m)
@@ -279,18 +279,16 @@ def test_an_exception_that_comes_between_calls_is_logged_and_the_next_message_se
     client = process.client()
     for kind in KINDS:
         client.send(frame({"payload": {way: kind}}))
-        # An alarm that rings early, on a busy machine, is an error of its own call
-        assert client.reply() in (ok({way: kind}), *[Like(type=kind)] * (way == "alarm")), kind
+        # One that comes early, on a busy machine, is an error of its own call; of no other
+        early = [] if way == "user" else [Like(type=kind)]
+        assert client.reply() in (ok({way: kind}), *early), kind
         if way == "user":
             process.signal(signal.SIGUSR1)
-        # A thread's is raised when the main thread next runs: with the next event at the latest
+        # A thread's is raised when the main thread next runs, before it takes another message
         eventually((folder / "rang").exists, f"{kind} from user code")
         (folder / "rang").unlink()
-        if way == "thread":
-            process.client().close()
-            assert replies_to(process, [{}]) in ([ok({})], [Like(type=kind)])
         client.send(frame({"payload": {"a": 1}}))
-        assert client.reply() in (ok({"a": 1}), Like(type=kind)), kind
+        assert client.reply() == ok({"a": 1}), kind
         assert replies_to(process, [{}]) == [ok({})]
     if way == "user":
         for kind in KINDS:

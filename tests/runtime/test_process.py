@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import DEADLINE, RUNTIME, Process, Start, environment, eventually, frame
+from .conftest import DEADLINE, RUNTIME, Process, Start, environment, eventually, frame, taken
 
 SLOW = """
     import os, time
@@ -191,6 +191,24 @@ def test_sigterm_answers_what_waits_in_the_backlog(start: Start) -> None:
         client.send(frame({"payload": {}}))
     process.signal()
     assert [client.reply() for client in waiting] == [ONE] * 20
+    assert process.wait() == 0
+
+
+def test_a_process_that_waits_for_its_last_call_uses_no_processor(start: Start) -> None:
+    source = """
+        import os, time
+        def predict(message):
+            while os.path.exists(os.environ["ASYA_SOCKET_PATH"]): time.sleep(0.01)
+            before = time.process_time()
+            time.sleep(1)
+            return time.process_time() - before
+    """
+    process = start(source, "app.predict", ASYA_CONCURRENCY="2")
+    client = process.client()
+    client.send(frame({"payload": {}}))
+    taken(client)
+    process.signal()
+    assert client.reply()["result"] < 0.04
     assert process.wait() == 0
 
 
@@ -653,7 +671,9 @@ def test_texts_of_others_are_cut_and_escaped_in_the_log(start: Start) -> None:
     marks = "\x1b]0;title\x07\x1b[2J\x7f\x9b\r\u2028\u202e\ud800"
     for text in (marks, "a\nasya_runtime: forged by a text", "x" * 99999, marks * 9999):
         for kind in ("value", "key", "name", "memory"):
-            assert client.call({"payload": {"kind": kind, "text": text}})["status"] == "error"
+            reply = client.call({"payload": {"kind": kind, "text": text}})
+            assert reply["status"] == "error"
+            assert (len(reply["type"]) <= 200, len(reply["message"]) <= 2000) == (True, True)
     log = process.log_file.read_bytes().decode("utf-8")
     own = [line for line in log.split("\n") if line.startswith("asya_runtime: ")]
     assert [line for line in own if line[14:].startswith("forged")] == []

@@ -13,7 +13,7 @@ import sys
 import textwrap
 import uuid
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -320,15 +320,16 @@ values = st.recursive(
 
 
 def codec(runtime: ModuleType, library: str) -> Any:
-    return runtime.make_codec(runtime.choose_json(library)[0], False)
+    return runtime.make_codec(runtime.choose_json(library, 0)[0], False)
 
 
 def written(runtime: ModuleType, library: str, value: Any) -> tuple[str, Any, str]:
     """Encode a result: ("ok", what it reads as, ""), or ("bad", the place, the error)."""
     message = runtime.Message()
     message.result = value
+    encode = codec(runtime, library)[1]
     try:
-        reply = codec(runtime, library)[1](message)
+        reply = encode(message)
     except Exception as problem:
         place = "result" + runtime.find_unencodable(value)
         return "bad", place, f"{type(problem).__name__}: {problem}"
@@ -373,8 +374,9 @@ documents = st.recursive(
 def read(runtime: ModuleType, library: str, body: Any) -> tuple[str, str]:
     message = runtime.Message()
     message.body = body
+    decode = codec(runtime, library)[0]
     try:
-        return "ok", repr(codec(runtime, library)[0](message))
+        return "ok", repr(decode(message))
     except Exception as problem:
         return type(problem).__name__, str(problem)
 
@@ -487,6 +489,39 @@ def test_a_deep_result_is_answered(
     assert written(runtime, "orjson", value)[0] == written(runtime, "stdlib", value)[0]
 
 
+def test_what_orjson_would_write_in_its_own_way_is_left_to_the_standard_library(
+    runtime: ModuleType,
+) -> None:
+    class Twice(dict[str, int]):
+        def items(self) -> Any:
+            return [("a", 1), ("a", 2)]
+
+    deep: Any = ()
+    for _ in range(50):
+        deep = (deep,)
+    for value in (Twice(a=1), deep):
+        replies = []
+        for library in ("orjson", "stdlib"):
+            message = runtime.Message()
+            message.result = value
+            replies.append(bytes(codec(runtime, library)[1](message)))
+        assert replies[0] == replies[1]
+    orjson = runtime.choose_json("orjson", 0)[0]
+    given: list[Any] = []
+    spy = SimpleNamespace(**vars(orjson))
+
+    def dumps(*arguments: Any) -> Any:
+        given.append(arguments)
+        return orjson.dumps(*arguments)
+
+    spy.dumps = dumps
+    for value in ((((),),), deep):
+        message = runtime.Message()
+        message.result = value
+        runtime.make_codec(spy, False)[1](message)
+    assert len(given) == 1  # it corrupts memory for deep ones
+
+
 def test_the_search_for_the_place_ends(runtime: ModuleType, monkeypatch: Any) -> None:
     monkeypatch.setattr(runtime, "SEARCH_TIME", 0.0)
     value = {"a": [1, 2, float("nan")]}
@@ -548,9 +583,24 @@ def test_files_of_user_code_do_not_come_into_orjsons_import(start: Start, folder
     assert "JSON: orjson 3." in process.log()
 
 
-def test_auto_takes_the_standard_library_where_memory_is_limited(start: Start) -> None:
-    argv = ["sh", "-c", 'ulimit -v 4000000; exec "$@"', "sh", sys.executable, str(RUNTIME)]
-    start(argv=argv).logged("; JSON: standard library, because memory is limited\n")
+LIMITS = {
+    "ulimit": ["sh", "-c", 'ulimit -v 4000000; exec "$@"', "sh", sys.executable, str(RUNTIME)],
+    "RLIMIT_AS": None,
+    "RLIMIT_DATA": None,
+}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_auto_takes_the_standard_library_where_memory_is_limited(start: Start, limit: str) -> None:
+    """By what starts the process, or by user code in its import."""
+    source = f"""
+        import resource
+        def echo(message): return message["payload"]
+        if {limit != "ulimit"}: resource.setrlimit(resource.{limit}, (4_000_000_000, -1))
+    """
+    process = start(source, argv=LIMITS[limit])
+    process.logged("; JSON: standard library, because memory is limited\n")
+    assert process.call({"a": 1}) == ok({"a": 1})
 
 
 def test_the_standard_library_by_wish(start: Start) -> None:

@@ -39,6 +39,11 @@ WRONG = [
     ("ASYA_BATCH_SIZE", "1025", "must be a whole number from 1 to 1024"),
     ("ASYA_BATCH_WAIT", "-0.1", "must be a number of seconds, at least 0"),
     ("ASYA_HANDLER_DEADLINE", "1m", "must be a number of seconds, at least 0"),
+    *[
+        ("ASYA_MEMORY_LIMIT", text, "must be 0, at least 16777216 bytes, or 1% to 100%")
+        for text in ("90", "16777215", "512Mi", "0%", "101%", "9.5%", "%", "-1", "90 %", "9" * 99)
+    ],
+    ("ASYA_METRICS_PORT", "65536", "must be a whole number from 0 to 65535"),
 ]
 RIGHT = [
     ("ASYA_HANDLER", "a.b.C.d", "a.b.C.d"),
@@ -50,6 +55,9 @@ RIGHT = [
     ("ASYA_CHUNK_SIZE", "", 4096),
     ("ASYA_HANDLER_TIMEOUT", "0.5", 0.5),
     ("ASYA_SOCKET_MODE", "666", 0o666),
+    ("ASYA_MEMORY_LIMIT", "16777216", 16777216),
+    ("ASYA_MEMORY_LIMIT", "90%", 0.9),
+    ("ASYA_MEMORY_LIMIT", "100%", 1.0),
 ]
 
 
@@ -87,6 +95,8 @@ def test_defaults(runtime: ModuleType) -> None:
         "batch_size": 1,
         "batch_wait": 0.0,
         "handler_deadline": 0.0,
+        "memory_limit": 0,
+        "metrics_port": 0,
     }
 
 
@@ -99,8 +109,13 @@ def test_defaults(runtime: ModuleType) -> None:
             {"ASYA_JSON": "orjson"},
             "ASYA_JSON=orjson: orjson is not installed; install it or set ASYA_JSON=auto",
         ),
+        (
+            {"ASYA_JSON": "orjson", "ASYA_MEMORY_LIMIT": "999999999"},
+            "ASYA_JSON=orjson: it crashes when memory is limited; set ASYA_JSON=auto, or "
+            "ASYA_MEMORY_LIMIT=0",
+        ),
     ],
-    ids=["unset", "wrong", "no-orjson"],
+    ids=["unset", "wrong", "no-orjson", "orjson-with-memory-limit"],
 )
 def test_the_process_says_one_line_and_exits_78(
     start: Start, folder: Path, environ: dict[str, str], line: str

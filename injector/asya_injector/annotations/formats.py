@@ -86,6 +86,24 @@ def seconds(*, zero: bool) -> Format:
     return parse
 
 
+_LEAST_MEMORY = 16777216  # bytes; the runtime needs as much before each call
+
+
+@with_schema(
+    pattern="^([0-9]{1,15}|[0-9]{1,3}%)$",
+    value={"type": ["integer", "string"], "minimum": 0, "pattern": "^([0-9]{1,15}|[0-9]{1,3}%)$"},
+)
+def memory_limit(text: str) -> str:
+    """0, a number of bytes, or a whole percentage."""
+    match = re.fullmatch(r"([0-9]{1,15})(%?)", text)
+    number = int(match[1]) if match else -1
+    if match and match[2] and 1 <= number <= 100:
+        return f"{number}%"
+    if match and not match[2] and (number == 0 or number >= _LEAST_MEMORY):
+        return str(number)
+    raise ValueError(f"0, at least {_LEAST_MEMORY} bytes, or 1% to 100%")
+
+
 def choice(*words: str) -> Format:
     """Exactly one of the words."""
 

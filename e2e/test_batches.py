@@ -1,0 +1,89 @@
+"""Batches that do not fit, messages that fail alone, and calls that never end."""
+
+import pytest
+
+from e2e.harness import Cluster, Object, Pod, until, workload
+
+MIB = 1 << 20
+APP = ["python3", "-m", "app"]
+# name: (command, annotations, how the call hangs, whether it is answered, container restarts)
+HANGS: dict[str, tuple[list[str] | None, Object, str, bool, int]] = {
+    "wrap-sleep": (APP, {}, "sleep", True, 1),
+    "wrap-spin": (APP, {}, "spin", True, 1),
+    "wrap-keep": (APP, {}, "keep", False, 1),
+    "hook-sleep": (None, {}, "sleep", True, 0),
+    "runtime-sleep": (None, {"asya.sh/mode": "runtime"}, "sleep", True, 1),
+}
+
+
+@pytest.mark.timeout(300)
+def test_a_batch_that_does_not_fit_is_answered_by_halves(cluster: Cluster, namespace: str) -> None:
+    annotations = {
+        "asya.sh/handler": "handlers.batch",
+        "asya.sh/batch-size": "8",
+        "asya.sh/batch-wait": "0.5",
+    }
+    cluster.apply(
+        workload("batched", cluster.model_image, command=APP, template=annotations),
+        namespace=namespace,
+    )
+    pod = cluster.ready_pod(namespace, "batched")
+
+    def messages(count: int, **more: int) -> list[Object]:
+        return [{"payload": {"number": number, **more}} for number in range(count)]
+
+    # The GPU has 4 GiB and something: eight of 768 MiB do not fit, four do
+    replies = cluster.call(pod, *messages(8, bytes=768 * MIB), in_flight=8)
+    results = [{"number": number, "batch": 4} for number in range(8)]
+    assert replies == [{"status": "ok", "result": result} for result in results]
+    # The limit is known now, and the next batches keep to it
+    replies = cluster.call(pod, *messages(8), in_flight=8)
+    assert replies == [{"status": "ok", "result": result} for result in results]
+
+    # One of fifty fails, and no other one with it
+    many = messages(1000)
+    for number in range(0, 1000, 50):
+        many[number]["payload"]["fails"] = True
+    replies = cluster.call(pod, *many, in_flight=64)
+    good = [reply["result"]["number"] for reply in replies if reply["status"] == "ok"]
+    assert good == [number for number in range(1000) if number % 50]
+    assert {reply["type"] for reply in replies if reply["status"] != "ok"} == {"ValueError"}
+
+
+@pytest.mark.timeout(300)
+def test_a_call_that_never_ends_is_answered_and_the_actor_serves_again(
+    cluster: Cluster, namespace: str
+) -> None:
+    annotations = {"asya.sh/handler": "handlers.call", "asya.sh/handler-deadline": "2"}
+    cluster.apply(
+        *(
+            workload(name, cluster.model_image, command=command, template=annotations | more)
+            for name, (command, more, *_) in HANGS.items()
+        ),
+        namespace=namespace,
+    )
+    pods = {name: cluster.ready_pod(namespace, name, seconds=180) for name in HANGS}
+    for name, (_, _, how, is_answered, _) in HANGS.items():
+        replies = cluster.call(pods[name], {"payload": {"call": "hang", "how": how}})
+        late = [("HandlerDeadlineExceeded", "recoverable", 1)] * is_answered
+        got = [(each["type"], each["severity"], each["retry_after"]) for each in replies]
+        assert got == late, name
+
+    def serves(pod: Pod) -> bool:
+        words = ["-n", namespace, "exec", pod.metadata.name, "-c", "asya-sidecar", "--"]
+        ready = cluster.kubectl(*words, "python3", "-c", PROBE, check=False)
+        return ready.returncode == 0
+
+    for name, (*_, restarts) in HANGS.items():
+        until(f"{name} to serve again", lambda name=name: serves(pods[name]), seconds=60)  # type: ignore[misc]
+        (reply,) = cluster.call(pods[name], {"payload": {"call": "echo"}})
+        assert reply == {"status": "ok", "result": {"call": "echo"}}
+        (pod,) = cluster.pods(namespace, name)
+        status = next(one for one in pod.status.container_statuses if one.name == "model")
+        assert (name, status.restart_count) == (name, restarts)
+
+
+PROBE = """
+import os, socket
+socket.socket(socket.AF_UNIX).connect(os.environ["ASYA_SOCKET_PATH"])
+"""
