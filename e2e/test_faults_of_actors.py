@@ -14,8 +14,10 @@ from asya_injector.tls.authority import KeyPair
 
 from e2e.harness import SYSTEM, Pod, until
 from e2e.load.faults import (
+    ERRORS,
     HOOK,
     KILLS,
+    LIMITED,
     NOTHING,
     SMALL,
     WRAP,
@@ -55,14 +57,25 @@ def test_a_container_over_its_memory_limit_is_restarted(
     status = next(each for each in pod.status.container_statuses if each.name == "model")
     ended = status.last_state.terminated
     assert ended is None or ended.exit_code == 137  # removed by the kubelet: test_gpu.py
-    assert count_cut(scene, pod) == 1
+    assert count_messages(scene, pod, State.CUT) == 1
 
 
-def count_cut(scene: Scene, pod: Pod) -> int:
-    """The number of messages of a pod's sidecar that were cut."""
+def test_a_message_over_the_memory_limit_of_its_actor_is_answered(
+    scene: Scene, record_property: Property
+) -> None:
+    before, pod = scene.restarts(LIMITED), scene.pod(LIMITED)
+    with fault(scene, record_property, "memory exhausted, with a memory limit", messages=ERRORS):
+        send_long_message(scene.cluster, pod, signal.SIGUSR2)
+        until("the error", lambda: count_messages(scene, pod, State.REJECTED, "oom_error") == 1)
+    assert scene.restarts(LIMITED) == before
+    assert count_messages(scene, pod, State.CUT) == 0
+
+
+def count_messages(scene: Scene, pod: Pod, state: State, detail: str | None = None) -> int:
+    """The number of messages of a pod's sidecar that were in a state, with a detail if given."""
     histories = scene.messages.ledger().histories
     return sum(
-        any(event.state == State.CUT for event in history)
+        any(event.state == state and detail in (None, event.detail) for event in history)
         for item, history in histories.items()
         if item.startswith(f"{pod.metadata.name}-kept")
     )

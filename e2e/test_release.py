@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(not os.environ.get("REGISTRY"), reason="`make e2e-release` starts one"),
 ]
-IN_REGISTRY = "--key cosign.pub --private-infrastructure --allow-http-registry"
+IN_REGISTRY = "--key cosign.pub --insecure-ignore-tlog --allow-http-registry"
 UV = os.environ.get("UV", "uv")
 MODEL = """\
 apiVersion: v1

@@ -40,7 +40,7 @@ def build_all(folder: Path, left_out: dict[str, str]) -> Iterator[Build]:
         layers = json.loads(
             run("docker", "image", "inspect", "--format", "{{json .RootFS.Layers}}", own_base)
         )
-        yield Build(platform, saved, frozenset(layers if "@" in own_base else ()))
+        yield Build(platform, saved, frozenset(layers), published="@" in own_base)
 
 
 def find_foreign_base(platform: str, base: str) -> str:

@@ -31,12 +31,14 @@ _KEPT = ("User", "Env", "Entrypoint", "Cmd", "WorkingDir", "ExposedPorts", "Stop
 class Build:
     """An image that Docker has built and saved.
 
-    published: layers that a registry has too, by the digest of their content; they are not changed.
+    base: layers of the base image, by the digest of their content. published: a registry has them
+    too, so that they are not changed.
     """
 
     platform: str
     saved: Path
-    published: frozenset[str] = frozenset()
+    base: frozenset[str] = frozenset()
+    published: bool = False
 
 
 def write_layout(builds: list[Build], layout: Path, *, epoch: int, about: Mapping[str, str]) -> str:
@@ -63,7 +65,14 @@ def _write_image(build: Build, layout: Path, epoch: int, about: Mapping[str, str
         (listed,) = _read_json(saved, "manifest.json")
         old = _read_json(saved, listed["Config"])
         layers = [
-            _write_layer(saved, name, layout, epoch, published=digest in build.published)
+            _write_layer(
+                saved,
+                name,
+                layout,
+                epoch,
+                is_base=digest in build.base,
+                published=digest in build.base and build.published,
+            )
             for name, digest in zip(listed["Layers"], old["rootfs"]["diff_ids"], strict=True)
         ]
     os, _, architecture = build.platform.partition("/")
@@ -87,16 +96,21 @@ def _write_image(build: Build, layout: Path, epoch: int, about: Mapping[str, str
 
 
 def _write_layer(
-    saved: tarfile.TarFile, name: str, layout: Path, epoch: int, *, published: bool
+    saved: tarfile.TarFile,
+    name: str,
+    layout: Path,
+    epoch: int,
+    *,
+    is_base: bool,
+    published: bool,
 ) -> tuple[str, Json]:
     """Write a layer; returns the digest of its content and its descriptor."""
     with _open(saved, name) as stream, tempfile.TemporaryFile() as plain:
         if published:
             shutil.copyfileobj(stream, plain)
         else:
-            # The base image's compiled files refer to the times of others, which are older than
-            # this commit; those of this project do not.
-            archives.normalize(stream, plain, epoch=epoch, exact=_is_ours(saved, name))
+            # The base image's compiled files refer to the times of others.
+            archives.normalize(stream, plain, epoch=epoch, exact=not is_base)
         plain.seek(0)
         content = hashlib.file_digest(plain, "sha256").hexdigest()
         plain.seek(0)
@@ -107,12 +121,6 @@ def _write_layer(
     path = temporary.replace(temporary.with_name(digest))
     descriptor = {"mediaType": _LAYER, "digest": f"sha256:{digest}", "size": path.stat().st_size}
     return f"sha256:{content}", descriptor
-
-
-def _is_ours(saved: tarfile.TarFile, name: str) -> bool:
-    """Whether all files of a layer are this project's: those in /app."""
-    with _open(saved, name) as stream, tarfile.open(fileobj=stream) as layer:
-        return all(entry.name.removeprefix("./").split("/")[0] == "app" for entry in layer)
 
 
 def _write_blob(content: bytes, layout: Path, kind: str) -> Json:

@@ -50,7 +50,7 @@ class Signer:
                 f"--certificate-identity-regexp '^{workflow}' "
                 "--certificate-oidc-issuer https://token.actions.githubusercontent.com"
             )
-        options = "--key cosign.pub --private-infrastructure"
+        options = "--key cosign.pub --insecure-ignore-tlog"
         return f"{options} --allow-http-registry" if registry and self.plain_http else options
 
     def _registry(self) -> list[str]:

@@ -28,6 +28,7 @@ Map of this file, from the parts to the whole:
     Connections         one generator per connection: `serve_connection`
     Queue               messages for batches and worker threads: `Queue`
     Deadline            end calls that run too long: `Deadline`, `make_enforce_deadline`
+    Metrics             measure each step, answer scrapers from a thread: `start_metrics`
     Server              the epoll loop, accepting, draining: `serve`
     Command line        serve, --check, --ready, --call: `main`; as PID 1: `become_init`
 
@@ -96,16 +97,25 @@ try:
         import traceback
         from functools import partial
         from importlib.machinery import PathFinder
-        from itertools import repeat
+        from itertools import repeat, starmap
         from json import encoder as json_encoder
         from json.decoder import JSONDecodeError, JSONDecoder
+        from operator import sub as subtract
 finally:
     sys.path[:] = saved_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket as Socket  # noqa: N812
-    from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping
+    from collections.abc import (
+        AsyncGenerator,
+        Callable,
+        Generator,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
     from typing import Any, TypeVar, Union
 
     T = TypeVar("T")
@@ -190,6 +200,7 @@ def get_attribute(thing: object, name: str) -> "Any":
         return None
 
 
+VERSION = "0.2.0"  # of the injector's package; written by `make sync`
 EXIT_CONFIG = 78  # EX_CONFIG: a setting, the socket path or the handler is wrong
 # EX_TEMPFAIL: a call does not end, memory has leaked, or descriptors of the server are closed
 EXIT_BROKEN = 75
@@ -282,6 +293,7 @@ SETTINGS: "tuple[tuple[str, str, Callable[[str], object]], ...]" = (
     ("ASYA_BATCH_WAIT", "0", make_seconds_parser("at least 0", 0)),
     ("ASYA_HANDLER_DEADLINE", "0", make_seconds_parser("at least 0", 0)),
     ("ASYA_MEMORY_LIMIT", "0", parse_memory_limit),
+    ("ASYA_METRICS_PORT", "0", make_integer_parser(0, 65535)),
 )
 
 
@@ -327,17 +339,24 @@ class Message:
         self.arrived = 0.0  # in the queue
 
 
+ignore: "Callable[[Any], object]" = bool  # in C, so no exception from outside can arrive in it
+
+
 class State:
     """The state of the process, shared by signals, answers and the server."""
 
     __slots__ = (
         "batch_limit",
+        "connections",
         "exit_code",
         "exit_reason",
         "forked",
         "json",
         "limited_at",
         "memory_limit",
+        "note_memory_error",
+        "note_reply",
+        "queue",
         "stopping",
         "wake",
     )
@@ -352,6 +371,11 @@ class State:
         self.wake: "Action | None" = None  # interrupts the server's wait; None before it serves
         self.json = ""  # which library, and why
         self.memory_limit = MemoryLimit()
+        self.connections: "dict[int, Connection]" = {}  # by fd, while it serves
+        self.queue: "Queue | None" = None
+        # For the metrics: replies that no call has made, and kinds of memory errors
+        self.note_reply: "Callable[[Bytes], object]" = ignore
+        self.note_memory_error: "Callable[[str], object]" = ignore
 
 
 LOG_LIMIT = 20000  # characters
@@ -1262,7 +1286,7 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
     """
     result = MemoryLimit()
     is_share = isinstance(limit, float)
-    folders = find_cgroups() if is_share else []
+    cgroups = find_cgroups() if is_share else []
     data, page = resource.RLIMIT_DATA, resource.getpagesize()
     getrlimit, setrlimit = resource.getrlimit, resource.setrlimit
     now, get_ident = time.monotonic, _thread.get_ident
@@ -1295,7 +1319,7 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
         mapped, used = read_mapped()
         uses = [(int(limit) - used, int(limit))]
         if is_share:
-            found = [use for use in map(read_cgroup, folders) if use is not None]
+            found = [use for use in (read_cgroup(*one) for one in cgroups) if use is not None]
             uses = [(int(limit * most) - used, int(limit * most)) for most, used in found]
         left, allowed = min(uses, default=(UNLIMITED, UNLIMITED))
         trimmed = min(trimmed, max(0, mapped - used - unused))
@@ -1308,7 +1332,7 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
 
     def trim() -> None:
         """Give free memory back. It stays mapped: it is used again where the limit sees nothing."""
-        nonlocal trimmed, unused
+        nonlocal trimmed, unused, until
         refresh()
         mapped, used = read_mapped()
         unused = mapped - used - trimmed
@@ -1316,6 +1340,7 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
         mapped, used = read_mapped()
         trimmed = max(0, mapped - used - unused)
         refresh()
+        until = 0.0  # after a memory error, the next call looks whether enough is left
 
     def check() -> None:
         """Repeat the reading; end the process if memory is lacking that no other call uses."""
@@ -1346,9 +1371,15 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
         thread = get_ident()
         calls.pop(thread, None)
         failures.pop(thread, None)
+        if not calls:
+            failures.clear()  # also that of the watch, while the call that it looked at ran on
         apply()
 
     def lift() -> None:
+        try:
+            setrlimit(data, usual)  # first: noting it needs memory
+        except (ValueError, OSError):
+            pass
         failures[get_ident()] = None
         apply()
 
@@ -1376,6 +1407,9 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
     if left >= UNLIMITED:
         log("%s: the container has no memory limit, so none applies; set one, or bytes" % name)
         return result
+    lift()  # up to 3.10, its first call needs memory for its frame
+    end()
+    until = 0.0  # the next call reads what is left after the import
     os.register_at_fork(after_in_child=lift_in_child)
     result.is_on, result.begin, result.end = True, begin, end
     result.lift, result.resume, result.trim = lift, resume, trim
@@ -1400,8 +1434,8 @@ def tune_malloc() -> "Callable[[int], object]":
         return int  # another C library, or no ctypes
 
 
-def find_cgroups() -> "list[str]":
-    """Return the directories of this process's memory cgroups: its own, and those it is in."""
+def find_cgroups() -> "list[tuple[str, tuple[str, str, str]]]":
+    """Return the memory cgroups that this process is in: the directory and the files of each."""
     paths: "dict[str, str]" = {}  # by controller; that of version 2 is ""
     folders: "list[str]" = []
     try:
@@ -1421,23 +1455,19 @@ def find_cgroups() -> "list[str]":
                     folders.append("/".join([folder, *names[:count]]))
     except (OSError, ValueError):
         pass  # what was found
-    limits = [files[0] for files in CGROUP_FILES]
-    return [one for one in folders if any(os.path.exists(one + "/" + name) for name in limits)]
+    both = [(folder, files) for folder in folders for files in CGROUP_FILES]
+    return [(folder, files) for folder, files in both if os.path.exists(folder + "/" + files[0])]
 
 
-def read_cgroup(folder: str) -> "tuple[int, int] | None":
+def read_cgroup(folder: str, files: "tuple[str, str, str]") -> "tuple[int, int] | None":
     """Return the limit of a cgroup and its memory in use; None if it has no limit."""
-    for limit, usage, cache in CGROUP_FILES:
-        try:
-            text = read_text("%s/%s" % (folder, limit)).strip()
-        except OSError:
-            continue
-        if text == "max" or int(text) >= UNLIMITED:
-            continue
-        statistics = read_text(folder + "/memory.stat")
-        number = ("\n" + statistics).partition("\n%s " % cache)[2].partition("\n")[0]
-        return int(text), int(read_text("%s/%s" % (folder, usage))) - int(number or 0)
-    return None
+    limit, usage, cache = files
+    text = read_text("%s/%s" % (folder, limit)).strip()
+    if text == "max" or int(text) >= UNLIMITED:
+        return None
+    statistics = read_text(folder + "/memory.stat")
+    number = ("\n" + statistics).partition("\n%s " % cache)[2].partition("\n")[0]
+    return int(text), int(read_text("%s/%s" % (folder, usage))) - int(number or 0)
 
 
 def read_text(path: str) -> str:
@@ -1891,6 +1921,7 @@ def make_answer(
 
     def recover(kind: str) -> None:
         """Make the next call possible, or end the process if none can succeed."""
+        state.note_memory_error(kind)
         if kind == "sticky":
             log("the GPU context of this process is lost; exiting after this reply")
             state.exit_code = EXIT_POISONED
@@ -2356,8 +2387,14 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
             try:
                 watch()
             except BaseException as error:
-                log_traceback(error, "the watch over signals and slow calls failed")
-                time.sleep(1)
+                # RuntimeError: faulthandler gets no thread
+                is_limited = type(error) in (MemoryError, RuntimeError)
+                is_limited = is_limited and state.memory_limit.is_on
+                if is_limited:  # a call has all memory: look at it without the limit
+                    state.memory_limit.lift()
+                else:
+                    log_traceback(error, "the watch over signals and slow calls failed")
+                time.sleep(PAUSE / 100 if is_limited else PAUSE)
 
     def wake() -> None:
         os.write(writer, b"\0")
@@ -2405,6 +2442,7 @@ class Connection:
     """One connection: its socket, its generator and what that waits for."""
 
     __slots__ = (
+        "call",
         "conversation",
         "count",
         "fd",
@@ -2427,6 +2465,7 @@ class Connection:
         self.sock = sock
         self.fd = sock.fileno()
         self.message = Message(self)  # in work where it is read, or by CALL
+        self.call = Batch([self.message])
         self.messages: "list[Message]" = []  # in the queue, or answered and not yet sent
         self.received: "bytes | None" = None  # and not yet looked at
         self.frame: "Bytes" = b""  # to be sent now
@@ -2459,6 +2498,7 @@ def serve_connection(
     buffer_pool: "list[bytearray]",
     answer: "Answer | None",
     queue: "Queue | None",
+    note_reply: "Callable[[Bytes], object]",
 ) -> "Conversation":
     """Serve one connection from accept to close; yield when `connection.waits_for` something.
 
@@ -2589,6 +2629,7 @@ def serve_connection(
                             if size > limit:
                                 text = "message of %d bytes exceeds the limit of %d bytes"
                                 reply = error_reply("connection_error", text % (size, limit))
+                            note_reply(reply)
                         if queue is not None:
                             new = Message(connection)
                             new.reply = reply
@@ -2661,6 +2702,7 @@ def serve_connection(
                 continue
             if str(error):
                 reply = error_reply("connection_error", str(error))
+                note_reply(reply)
                 try:
                     sock.send(pack(len(reply)) + reply, NO_SIGNAL)
                 except OSError:
@@ -2880,6 +2922,7 @@ class Queue:
         for message in batch.messages:
             if message.reply is None:
                 message.reply = UNPRINTABLE
+                self.state.note_reply(UNPRINTABLE)
         self.finished.append(batch)
         if self.limit > 1:
             self.wake()
@@ -2968,10 +3011,13 @@ class Deadline:
         if not batch.is_late:
             self.late_in_a_row = 0
             return replies
+        batch.is_late = False  # for its next message
         self.late_in_a_row += 1
         if self.late_in_a_row == MAX_LATE:
             self.state.exit_reason = "%d calls in a row exceeded the deadline" % MAX_LATE
             self.state.exit_code = EXIT_BROKEN
+        for _ in batch.messages:
+            self.state.note_reply(self.late_reply)
         return [self.late_reply] * len(batch.messages)
 
 
@@ -3016,6 +3062,7 @@ def make_enforce_deadline(
         state.exit_reason = "a call does not end within the deadline of %g s" % limit
         for message in batch.messages:
             message.reply = deadline.late_reply
+            state.note_reply(deadline.late_reply)
         state.exit_code = EXIT_BROKEN
         # This thread may be away for twice PATIENCE: to answer, and to log
         faulthandler.dump_traceback_later(2 * limit + 2 * PATIENCE, exit=True, file=2)
@@ -3055,6 +3102,495 @@ def exit_with_stacks(code: int, reason: str) -> None:
     except BaseException:
         pass
     os._exit(code)
+
+
+# --- Metrics
+
+STEPS = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)  # seconds of decoding and encoding
+CALLS = (1e-3, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+MOST_RAW = 120000  # values of one kind that wait, a multiple of 6; the oldest are lost then
+FOLD_PAUSE = 0.25  # seconds between two folds
+SCRAPER_TIME = 2.0  # seconds for one scraper
+SCRAPER_PAUSE = 0.02  # seconds between two events: many scrapers cannot take the handler's time
+MOST_SCRAPERS = 64
+TEXT_TIME = 0.5  # seconds for which a text is used again
+PORT_PAUSE = 5.0  # seconds between two attempts to get the port
+HEAD_LIMIT = 16384  # bytes of a request
+TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+KIND_LABELS = {"sticky": "gpu_context_lost"}
+# name: (type, help)
+METRICS = {
+    "asya_messages_total": ("counter", "Messages that were answered, by outcome: ok or the code."),
+    "asya_handler_seconds": ("histogram", "Duration of the calls of the handler."),
+    "asya_decode_seconds": ("histogram", "Duration of decoding, of messages that are JSON."),
+    "asya_encode_seconds": ("histogram", "Duration of encoding, of results that are JSON."),
+    "asya_batch_size": ("histogram", "Messages in a call; those above all bounds were full."),
+    "asya_received_bytes_total": ("counter", "Bytes of the messages that were to be handled."),
+    "asya_sent_bytes_total": ("counter", "Bytes of the replies."),
+    "asya_connections": ("gauge", "Open connections."),
+    "asya_connections_waiting": ("gauge", "Connections with a message that no call has begun."),
+    "asya_call_running_seconds": ("gauge", "How long the longest call has been running; or 0."),
+    "asya_memory_errors_total": ("counter", "Memory errors of calls, by kind."),
+    "asya_batch_limit": ("gauge", "Messages that a call may have now."),
+    "process_start_time_seconds": ("gauge", "Start of the process, as Unix time."),
+    "process_resident_memory_bytes": ("gauge", "Resident memory of the process."),
+    "asya_runtime_info": ("gauge", "Versions, JSON library and handler."),
+}
+
+
+class Raw:
+    """Values that the threads which serve append, and the thread of the metrics takes."""
+
+    __slots__ = ("append", "pop", "values")
+
+    def __init__(self) -> None:
+        self.values: "_collections.deque[Any]" = _collections.deque(maxlen=MOST_RAW)
+        self.append, self.pop = self.values.append, self.values.popleft
+
+    def take(self) -> "list[Any]":
+        """Return the values there are, in C: a loop here would cost as much as the messages."""
+        return list(starmap(self.pop, repeat((), len(self.values))))
+
+
+def transpose(records: "list[Any]") -> "Sequence[Any]":
+    """Return the columns of the records of messages."""
+    return tuple(zip(*records)) or ((),) * 6  # noqa: B905
+
+
+O_OF_OK = 111  # at this place of a reply, the 12th byte, an error has an "e"
+
+
+def summarize(reply: "Bytes") -> "int | tuple[int, str]":
+    """Return the size of a reply; with its code if it is an error."""
+    if reply[11] == O_OF_OK:
+        return len(reply)
+    head = bytes(reply[:64])
+    return len(reply), head[27 : head.find(b'"', 27)].decode("ascii", "replace")
+
+
+class Histogram:
+    """Observed values, counted by upper bounds."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: "Iterable[float]") -> None:
+        self.bounds, self.total = tuple(map(float, bounds)), 0.0
+        self.counts = [0] * (len(self.bounds) + 1)
+
+    def add(self, values: "Sequence[Any]") -> None:
+        """Count values, quickly where most of them are of one or two buckets."""
+        self.total += sum(values)
+        for at, bound in enumerate(self.bounds):
+            if not values:
+                return
+            if min(values) <= bound:
+                above = [] if max(values) <= bound else [one for one in values if one > bound]
+                self.counts[at] += len(values) - len(above)
+                values = above
+        self.counts[-1] += len(values)
+
+    def render(self, name: str) -> "Iterator[str]":
+        """Yield its lines."""
+        count = 0
+        for at, bound in enumerate((*self.bounds, "+Inf")):
+            count += self.counts[at]
+            yield '%s_bucket{le="%s"} %d' % (name, bound, count)
+        yield "%s_sum %r" % (name, self.total)
+        yield "%s_count %d" % (name, count)
+
+
+class Metrics:
+    """What is measured, and its text.
+
+    The path of a message only appends raw values; `fold` is called several times a second. Where a
+    message is answered as it is read, that is in one step, because this costs least.
+    """
+
+    def __init__(self, settings: Settings, state: State) -> None:
+        self.settings, self.state = settings, state
+        size = settings.batch_size
+        below = {2**power for power in range(10) if 2**power < size} | ({size - 1} - {0})
+        self.handler, self.batches = Histogram(CALLS), Histogram(sorted(below))
+        self.decode, self.encode = Histogram(STEPS), Histogram(STEPS)
+        # Six values a message, see `count_answer`; else seconds, sizes, results of `summarize`
+        self.records, self.times = Raw(), [0.0, 0.0]  # when the latest call began, and ended
+        self.calls, self.decodings, self.encodings, self.sizes = Raw(), Raw(), Raw(), Raw()
+        self.received, self.replies, self.kinds = Raw(), Raw(), Raw()
+        self.running: "dict[int, float]" = {}  # when the call of each thread began
+        self.outcomes = dict.fromkeys(("ok", *CODES), 0)
+        self.memory_errors = dict.fromkeys(("oom_error", "cuda_oom_error", "sticky"), 0)
+        self.received_bytes = self.sent_bytes = 0
+        self.started = read_start_time()
+        state.note_reply = lambda reply: self.replies.append(summarize(reply))
+        state.note_memory_error = self.kinds.append
+
+    def measure(
+        self, codec: "tuple[Decode, Encode, Encode]", watch_call: "Callable[[Caller], Call]"
+    ) -> "tuple[tuple[Any, ...], Callable[[Caller], Call]]":
+        """Return the same functions, which also note how long they took."""
+        clock, get_ident = time.monotonic, _thread.get_ident
+        times, running = self.times, self.running
+        note_call, note_size = self.calls.append, self.sizes.append
+        is_batch = self.settings.batch_size > 1
+
+        def measure_alone(caller: Caller) -> "Call":
+            call, complete = watch_call(caller), caller.complete
+
+            def measured_call(request: "Any") -> object:
+                times[0] = clock()
+                try:
+                    result = call(request)
+                    return result if type(result) in PLAIN else complete(result)
+                finally:
+                    times[1] = clock()
+
+            return measured_call
+
+        def measure_call(caller: Caller) -> "Call":
+            call, complete = watch_call(caller), caller.complete
+
+            def measured_call(request: "Any") -> object:
+                if is_batch:
+                    note_size(len(request))
+                own = get_ident()
+                running[own] = began = clock()
+                try:
+                    result = call(request)
+                    return result if type(result) in PLAIN else complete(result)
+                finally:
+                    note_call(clock() - began)
+                    running.pop(own, None)
+
+            return measured_call
+
+        def measure_step(work: "Any", note: "Callable[[float], None]") -> "Any":
+            def measured_step(message: Message) -> "Any":
+                began = clock()
+                result = work(message)
+                note(clock() - began)
+                return result
+
+            return measured_step
+
+        if not (is_batch or self.settings.concurrency > 1 or self.settings.handler_deadline):
+            return codec, measure_alone
+        decode, *encoders = codec
+        steps = [measure_step(encode, self.encodings.append) for encode in encoders]
+        return (measure_step(decode, self.decodings.append), *steps), measure_call
+
+    def count(self, answers: "tuple[Answer, AnswerAll]") -> "tuple[Answer, AnswerAll]":
+        """Return the same functions, which also note what they were given and have returned."""
+        answer, answer_all = answers
+        clock, times, note = time.monotonic, self.times, self.records.values.extend
+
+        def count_answer(message: Message) -> "Bytes":
+            began, size = clock(), len(message.body)  # type: ignore[arg-type]
+            try:
+                reply = answer(message)
+            except BaseException as error:  # from outside; the connection answers it like this
+                note((began, *times, clock(), size, summarize(interrupted(error))))
+                raise
+            summary = len(reply) if reply[11] == O_OF_OK else summarize(reply)
+            note((began, times[0], times[1], clock(), size, summary))
+            return reply
+
+        def count_answer_all(batch: Batch) -> "list[Bytes]":
+            self.received.values.extend([len(message.body or b"") for message in batch.messages])
+            replies = answer_all(batch)
+            if not batch.is_late:  # else another reply is sent
+                self.replies.values.extend(map(summarize, replies))
+            return replies
+
+        return count_answer, count_answer_all
+
+    def fold(self) -> None:
+        """Count the raw values: in C where there are no errors, because it costs CPU time too."""
+        values = self.records.take()
+        called: "Sequence[Any]" = [values[at::6] for at in range(6)]
+        good = called
+        self.add_sizes(called[4])
+        if not self.add_replies(called[5]):
+            some = [one for one in zip(*called) if one[1] >= one[0]]  # noqa: B905
+            called = transpose(some)
+            good = transpose([one for one in some if type(one[5]) is int])
+        self.decode.add(tuple(map(subtract, called[1], called[0])))
+        self.handler.add(tuple(map(subtract, called[2], called[1])))
+        self.encode.add(tuple(map(subtract, good[3], good[2])))
+        self.handler.add(self.calls.take())
+        self.decode.add(self.decodings.take())
+        self.encode.add(self.encodings.take())
+        if self.settings.batch_size == 1:
+            self.batches.counts = [sum(self.handler.counts)]
+            self.batches.total = float(self.batches.counts[0])
+        else:
+            self.batches.add(self.sizes.take())
+        self.add_sizes(self.received.take())
+        self.add_replies(self.replies.take())
+        for kind in self.kinds.take():
+            self.memory_errors[kind] = self.memory_errors.get(kind, 0) + 1
+
+    def add_sizes(self, sizes: "Sequence[int]") -> None:
+        """Count what was received: each message has a prefix of four bytes."""
+        self.received_bytes += sum(sizes) + 4 * len(sizes)
+
+    def add_replies(self, replies: "Sequence[Any]") -> bool:
+        """Count results of `summarize`. Return whether all are of successes."""
+        self.sent_bytes += 4 * len(replies)
+        try:
+            self.sent_bytes += sum(replies)
+        except TypeError:
+            for reply in replies:
+                size, code = reply if type(reply) is tuple else (reply, "ok")
+                self.sent_bytes += size
+                self.outcomes[code] = self.outcomes.get(code, 0) + 1
+            return False
+        self.outcomes["ok"] += len(replies)
+        return True
+
+    def get_running_time(self) -> float:
+        """Return for how long the longest call has been running; 0 if none does."""
+        began = list(self.running.values())
+        if self.times[0] > self.times[1]:
+            began.append(self.times[0])
+        now = time.monotonic()
+        return max(0.0, now - min(began, default=now))
+
+    def find_waiting(self) -> "tuple[int, int]":
+        """Return the numbers of connections, and of those with a message that no call has begun."""
+        connections = list(self.state.connections.values())
+        queue = self.state.queue
+        waiting = set() if queue is None else {one.connection for one in list(queue.waiting)}
+        for connection in connections:
+            try:
+                if connection.sock.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT):
+                    waiting.add(connection)
+            except OSError:
+                pass  # nothing is there, or it was closed
+        return len(connections), len(waiting)
+
+    def render(self) -> str:
+        """Return the text that Prometheus reads."""
+        self.fold()
+        connections, waiting = self.find_waiting()
+        values: "dict[str, Any]" = {
+            "asya_received_bytes_total": self.received_bytes,
+            "asya_sent_bytes_total": self.sent_bytes,
+            "asya_connections": connections,
+            "asya_connections_waiting": waiting,
+            "asya_call_running_seconds": "%.6f" % self.get_running_time(),
+            "asya_batch_limit": min(self.settings.batch_size, self.state.batch_limit),
+            "process_start_time_seconds": "%.2f" % self.started,
+            "process_resident_memory_bytes": read_resident_memory(),
+            "asya_messages_total": {"outcome": self.outcomes},
+            "asya_memory_errors_total": {"kind": self.memory_errors},
+            "asya_handler_seconds": self.handler,
+            "asya_decode_seconds": self.decode,
+            "asya_encode_seconds": self.encode,
+            "asya_batch_size": self.batches,
+        }
+        info = {
+            "version": VERSION,
+            "python": sys.version.split()[0],
+            "json": self.state.json.partition(",")[0],
+            "handler": self.settings.handler,
+        }
+        labels = ",".join('%s="%s"' % (name, quote_label(text)) for name, text in info.items())
+        lines = []
+        for name, (kind, about) in METRICS.items():
+            lines += ["# HELP %s %s" % (name, about), "# TYPE %s %s" % (name, kind)]
+            value = values.get(name)
+            if value is None:
+                lines.append("%s{%s} 1" % (name, labels))
+            elif isinstance(value, Histogram):
+                lines += value.render(name)
+            elif isinstance(value, dict):
+                for label, counts in value.items():
+                    for text, count in counts.items():
+                        text = quote_label(KIND_LABELS.get(text, text))
+                        lines.append('%s{%s="%s"} %d' % (name, label, text, count))
+            else:
+                lines.append("%s %s" % (name, value))
+        return "\n".join(lines) + "\n"
+
+
+def quote_label(text: str) -> str:
+    """Return the value of a label as Prometheus reads it."""
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def read_start_time() -> float:
+    """Return when this process began, as Unix time."""
+    try:
+        with open("/proc/self/stat", "rb") as stream:
+            ticks = int(stream.read().rpartition(b")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        age = 0.0
+    return time.time() - age
+
+
+def read_resident_memory() -> int:
+    """Return the bytes of memory that this process has; 0 if nobody knows."""
+    try:
+        with open("/proc/self/statm", "rb") as stream:
+            return int(stream.read().split()[1]) * resource.getpagesize()
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+class Scraper:
+    """One connection of a scraper."""
+
+    __slots__ = ("latest", "reply", "request", "sock")
+
+    def __init__(self, sock: "Socket") -> None:
+        self.sock, self.latest = sock, time.monotonic() + SCRAPER_TIME
+        self.request = self.reply = b""
+
+
+def start_metrics(settings: Settings, state: State) -> "Metrics | None":
+    """Measure from now on, and answer scrapers from a thread; None if it cannot be started.
+
+    What scrapers can take is bounded: they are accepted one at a time with a pause after each, and
+    where there are too many, the oldest goes.
+    """
+    metrics, port = Metrics(settings, state), settings.metrics_port
+    scrapers: "dict[int, Scraper]" = {}  # by fd, the oldest first
+    listener: "Any" = None
+    is_open: "Callable[[], bool]" = bool
+    next_attempt, is_known = 0.0, False  # to listen; that the port cannot be had
+    text, text_until = b"", 0.0
+
+    def listen() -> None:
+        nonlocal listener, is_open, next_attempt, is_known
+        reason = ""
+        for family, address in ((_socket.AF_INET6, "::"), (_socket.AF_INET, "0.0.0.0")):  # noqa: S104
+            sock = None
+            try:
+                sock = _socket.socket(family, _socket.SOCK_STREAM)
+                sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+                if family == _socket.AF_INET6:
+                    sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 0)
+                sock.bind((address, port))
+                sock.listen(128)
+                sock.setblocking(False)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                if sock is not None:
+                    sock.close()
+                continue
+            is_open, listener, is_known = make_is_open(sock.fileno()), sock, False
+            return
+        next_attempt = time.monotonic() + PORT_PAUSE
+        if not is_known:
+            is_known = True
+            form = "ASYA_METRICS_PORT=%d: %s; free it or set another port; trying again every %g s"
+            log(form % (port, reason, PORT_PAUSE))
+
+    def step() -> None:
+        """Count what there is; then answer scrapers, or wait for them."""
+        nonlocal listener
+        if listener is not None and not is_open():  # user code has closed it
+            listener.detach()
+            listener = None
+        if listener is None and time.monotonic() >= next_attempt:
+            listen()
+        metrics.fold()
+        poll = select.poll()
+        for fd, scraper in scrapers.items():
+            poll.register(fd, select.POLLOUT if scraper.reply else select.POLLIN)
+        if listener is not None:
+            poll.register(listener, select.POLLIN)
+        events = poll.poll(1000 * FOLD_PAUSE)
+        for fd, _ in events:
+            try:
+                if fd not in scrapers:
+                    accept()
+                elif advance(scrapers[fd]):
+                    drop(fd)
+            except OSError:  # it is gone, or there is no descriptor for it
+                drop(fd)
+        for fd, scraper in list(scrapers.items()):
+            if scraper.latest < time.monotonic():
+                drop(fd)
+        if events:
+            time.sleep(SCRAPER_PAUSE)
+
+    def accept() -> None:
+        fd = listener._accept()[0]
+        sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM, 0, fd)
+        sock.setblocking(False)
+        if len(scrapers) >= MOST_SCRAPERS:
+            drop(next(iter(scrapers)))
+        scrapers[fd] = Scraper(sock)
+
+    def advance(scraper: Scraper) -> bool:
+        """Receive or send a part. Return whether that was the last one."""
+        if not scraper.reply:
+            data = scraper.sock.recv(4096)
+            scraper.request = request = scraper.request + data
+            if b"\r\n\r\n" in request or len(request) >= HEAD_LIMIT:
+                scraper.reply = build_response(request)
+            elif not data:
+                return True
+        if scraper.reply:
+            scraper.reply = scraper.reply[scraper.sock.send(scraper.reply, NO_SIGNAL) :]
+            if not scraper.reply:
+                scraper.sock.shutdown(_socket.SHUT_WR)
+                return True
+        return False
+
+    def drop(fd: int) -> None:
+        scraper = scrapers.pop(fd, None)
+        if scraper is not None:
+            close_quietly(scraper.sock.close)
+
+    def build_response(request: bytes) -> bytes:
+        nonlocal text, text_until
+        method, _, rest = request.partition(b"\r\n")[0].partition(b" ")
+        target, _, version = rest.partition(b" ")
+        status, body = "200 OK", b""
+        if len(request) >= HEAD_LIMIT:
+            status = "431 Request Header Fields Too Large"
+        elif not version.startswith(b"HTTP/1."):
+            status = "400 Bad Request"
+        elif target.partition(b"?")[0] != b"/metrics":
+            status = "404 Not Found"
+        elif method not in (b"GET", b"HEAD"):
+            status = "405 Method Not Allowed"
+        else:
+            now = time.monotonic()
+            if now > text_until:
+                text, text_until = metrics.render().encode("utf-8", "replace"), now + TEXT_TIME
+            body = text
+        body = body or (status + "\n").encode()
+        form = "HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+        head = (form % (status, TEXT_TYPE, len(body))).encode()
+        return head if method == b"HEAD" else head + body
+
+    def serve_forever() -> None:
+        while True:
+            try:
+                while True:
+                    step()
+            except BaseException as error:
+                log_traceback(error, "answering a scraper failed; the metrics go on")
+                time.sleep(PAUSE)
+
+    def close_in_child() -> None:
+        if listener is not None and is_open():
+            close_quietly(listener.close)
+        for fd in list(scrapers):
+            drop(fd)
+
+    os.register_at_fork(after_in_child=close_in_child)
+    try:
+        start_thread(serve_forever)
+    except RuntimeError as error:
+        log("ASYA_METRICS_PORT=%d: there are no metrics, a thread cannot start: %s" % (port, error))
+        state.note_reply = state.note_memory_error = ignore
+        return None
+    return metrics
 
 
 # --- Server
@@ -3361,17 +3897,22 @@ def serve(
         deadline, answer_here = Deadline(settings.handler_deadline, state), None
     if settings.concurrency > 1 or settings.batch_size > 1:
         queue = Queue(settings, answer_batch, waker.wake, state)
+    state.connections, state.queue = connections, queue
     turn = 0  # of the loop
     draining = 0.0  # since when
     is_damaged = False  # by an exception: `repair` is due
     getsignal, on_signal = _signal.getsignal, watch.on_signal
 
     def make_conversation(connection: Connection) -> "Conversation":
-        return serve_connection(connection, settings, buffer_pool, answer_here, queue)
+        return serve_connection(
+            connection, settings, buffer_pool, answer_here, queue, state.note_reply
+        )
 
     def answer_call(connection: Connection) -> None:
-        replies = answer_batch(Batch([connection.message]))
-        connection.message.reply = replies[0]
+        message, call = connection.message, connection.call
+        if call.is_taken:  # the main thread still has that one
+            call = connection.call = Batch([message])
+        message.reply = deadline.run(call, answer_all)[0]  # type: ignore[union-attr]
 
     def is_receiving() -> bool:
         """Whether a frame has begun, and a batch is to wait for it."""
@@ -3675,12 +4216,17 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         classify = make_classify() if settings.enable_oom_detection else lambda error: ""
         use_user_paths()
         orjson, state.json = choose_json(settings.json, settings.memory_limit)
-        codec = make_codec(orjson, threads)
+        codec, watch_call = make_codec(orjson, threads), watch.watch_call
         plain = make_codec(None, threads)
+        metrics = start_metrics(settings, state) if settings.metrics_port else None
         caller = make_caller(import_handler(settings, state), threads, state)
         if orjson is not None and settings.json == "auto" and is_memory_limited():
             codec, state.json = plain, MEMORY_IS_LIMITED  # by user code, in the import
-        answers = make_answer(settings, codec, caller, watch.watch_call, classify, state)
+        if metrics is not None:
+            codec, watch_call = metrics.measure(codec, watch_call)
+        answers = make_answer(settings, codec, caller, watch_call, classify, state)
+        if metrics is not None:
+            answers = metrics.count(answers)
         reserve_std_fds()
         watch.install()
         if not file.is_open():

@@ -10,6 +10,7 @@ this chart there, under runtime.defaults.
                                                                `python3 -m app`; without a program, the runtime alone
   include "asya-runtime.readinessProbe" (list . "python3" "-m" "app")
                                                                its readiness probe, for the same program
+  include "asya-runtime.ports" .                               its container ports: that of the metrics, or nothing
   include "asya-runtime.sidecar.volumeMounts" .                volume mounts of the sidecar that sends the messages
   include "asya-runtime.sidecar.env" .                         its environment variables
 */}}
@@ -37,6 +38,16 @@ this chart there, under runtime.defaults.
   readOnly: true
 {{- end }}
 {{ include "asya-runtime.sidecar.volumeMounts" . }}
+{{- end }}
+
+{{- define "asya-runtime.ports" -}}
+{{- $values := fromJson (include "asya-runtime.actor" .) -}}
+{{- $port := get $values.defaults "metrics-port" -}}
+{{- if ne $port "0" -}}
+- name: asya-metrics
+  containerPort: {{ $port }}
+  protocol: TCP
+{{- end }}
 {{- end }}
 
 {{- define "asya-runtime.sidecar.volumeMounts" -}}

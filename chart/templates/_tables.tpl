@@ -15,13 +15,14 @@
     {"name": "batch-size", "env": "ASYA_BATCH_SIZE"},
     {"name": "batch-wait", "env": "ASYA_BATCH_WAIT"},
     {"name": "handler-deadline", "env": "ASYA_HANDLER_DEADLINE"},
-    {"name": "memory-limit", "env": "ASYA_MEMORY_LIMIT"}
+    {"name": "memory-limit", "env": "ASYA_MEMORY_LIMIT"},
+    {"name": "metrics-port", "env": "ASYA_METRICS_PORT"}
   ],
   "initPrograms": ["catatonit", "docker-init", "dumb-init", "tini", "tini-static"],
   "initOptionsWithValue": ["--rewrite", "-e", "-p", "-r"],
   "launchers": ["azure-keyvault-env", "k8s-secret-injector", "secret-init", "secrets-init", "vault-env"],
   "interpreter": "^[^$]*/(python|pypy)[0-9]*(\\.[0-9]+)*t?$",
   "handler": "^[A-Za-z_][A-Za-z0-9_]*(\\.[A-Za-z_][A-Za-z0-9_]*)+$",
-  "defaults": {"sidecars": "asya-sidecar", "mode": "auto", "python": "python3", "mount-path": "/opt/asya", "probe": "true", "socket-path": "/tmp/sockets/app.sock", "include-metadata": "false", "chunk-size": "4096", "handler-timeout": "0", "enable-oom-detection": "true", "cuda-cleanup-on-oom": "true", "concurrency": "1", "max-message-size": "4294967295", "read-timeout": "60", "json": "auto", "batch-size": "1", "batch-wait": "0", "handler-deadline": "0", "memory-limit": "0"}
+  "defaults": {"sidecars": "asya-sidecar", "mode": "auto", "python": "python3", "mount-path": "/opt/asya", "probe": "true", "socket-path": "/tmp/sockets/app.sock", "include-metadata": "false", "chunk-size": "4096", "handler-timeout": "0", "enable-oom-detection": "true", "cuda-cleanup-on-oom": "true", "concurrency": "1", "max-message-size": "4294967295", "read-timeout": "60", "json": "auto", "batch-size": "1", "batch-wait": "0", "handler-deadline": "0", "memory-limit": "0", "metrics-port": "0"}
 }
 {{- end }}

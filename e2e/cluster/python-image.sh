@@ -26,7 +26,7 @@ build() {
 }
 
 # The name contains a hash of the recipe: a changed recipe makes a new image.
-recipe=$(declare -f build debian_root | sha256sum | cut -c 1-8)
+recipe=$({ declare -f build debian_root; echo "$IMAGE_EPOCH"; } | sha256sum | cut -c 1-8)
 built=asya/python:$version-$recipe
 tar=$cache/python-$version-$recipe.tar
 

@@ -19,9 +19,10 @@ from e2e.load.ledger import Row, State, Tolerance
 from e2e.load.traffic import APP, Messages, PodRequests, actor, generate_load
 
 NODE = f"{os.environ.get('CLUSTER', 'asya')}-control-plane"
-WRAP, HOOK, SMALL = "wrap", "hook", "small"
+WRAP, HOOK, SMALL, LIMITED = "wrap", "hook", "small", "limited"
 NOTHING = Tolerance()
 KILLS = Tolerance(cuts=True)
+ERRORS = Tolerance(rejections=True)
 Property = Callable[[str, object], None]
 
 
@@ -63,7 +64,7 @@ class Scene:
 
 @contextlib.contextmanager
 def staged(cluster: Cluster) -> Iterator[Scene]:
-    """A namespace under load: an actor in each mode, and one with little memory."""
+    """A namespace under load: an actor in each mode, and two with little memory."""
     namespace = f"e2e-faults-{os.urandom(3).hex()}"
     cluster.make_namespace(namespace)
     image = cluster.model_image
@@ -71,6 +72,7 @@ def staged(cluster: Cluster) -> Iterator[Scene]:
         actor(WRAP, image, command=APP),
         actor(HOOK, image, command=None),
         actor(SMALL, image, command=APP, memory="96Mi"),
+        actor(LIMITED, image, command=APP, memory="256Mi", memory_limit="90%"),
     ]
     with generate_load(cluster, namespace, *actors) as (messages, pod_requests):
         yield Scene(cluster, namespace, messages, pod_requests)
@@ -85,7 +87,7 @@ def fault(
     *,
     messages: Tolerance = NOTHING,
     pods: Tolerance = NOTHING,
-    apps: tuple[str, ...] = (WRAP, HOOK, SMALL),
+    apps: tuple[str, ...] = (WRAP, HOOK, SMALL, LIMITED),
 ) -> Iterator[None]:
     """Do a fault in the context; then wait until all are served again, and judge the load."""
     began = time.time()

@@ -40,9 +40,14 @@ def actor(
     command: Sequence[str] | None,
     pause: float = 0.1,
     memory: str | None = None,
+    memory_limit: str = "0",
 ) -> Object:
-    """An actor and its sidecar, whose clients pause for `pause` seconds between two messages."""
-    item = workload(name, image, template=HANDLER, command=list(command) if command else None)
+    """An actor and its sidecar, whose clients pause for `pause` seconds between two messages.
+
+    memory: the container's limit; memory_limit: the setting.
+    """
+    template = HANDLER | {"asya.sh/memory-limit": memory_limit}
+    item = workload(name, image, template=template, command=list(command) if command else None)
     spec = item["spec"]["template"]["spec"]
     spec["terminationGracePeriodSeconds"] = 12
     spec["volumes"] = [{"name": "code", "configMap": {"name": "code"}}]

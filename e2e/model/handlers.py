@@ -121,6 +121,12 @@ def hog(message: Message) -> int:
     return len(b"x" * message["payload"]["bytes"])
 
 
+def pile(message: Message) -> int:
+    """Use `bytes` of the host's memory, in pieces of 10 MiB."""
+    pieces = [b"x" * (10 << 20) for _ in range(message["payload"]["bytes"] // (10 << 20))]
+    return len(pieces)
+
+
 def assert_on_device(message: Message) -> None:
     """Read beyond the end of a tensor, which loses the context."""
     torch.empty(4)[4]
@@ -158,7 +164,7 @@ def crash(message: Message) -> None:
 HANDLERS = {
     handler.__name__: handler
     for handler in (
-        echo, fan_out, slow, stream, whoami, allocate, chained, in_frames, beside, hog,
+        echo, fan_out, slow, stream, whoami, allocate, chained, in_frames, beside, hog, pile,
         assert_on_device, crash, stats, hang,
     )
 }  # fmt: skip

@@ -22,6 +22,7 @@ class Reason(StrEnum):
     INTERNAL_ERROR = "InternalError"
     MOUNT_CONFLICT = "MountConflict"
     OBJECT_INVALID = "ObjectInvalid"
+    PORT_CONFLICT = "PortConflict"
     REVIEW_TOO_LARGE = "ReviewTooLarge"
     RUNTIME_CONFIGMAP_CONFLICT = "RuntimeConfigMapConflict"
     RUNTIME_CONFIGMAP_UNAVAILABLE = "RuntimeConfigMapUnavailable"

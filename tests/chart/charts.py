@@ -129,6 +129,9 @@ CASES: dict[str, tuple[str, Object]] = {
                 "port": 9090,
                 "service": {"annotations": {"example.com/scrape": "true"}},
                 "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+                "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+                "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
+                "dashboard": {"enabled": True, "labels": {"grafana_folder": "asya"}},
             },
             "networkPolicy": {
                 "enabled": True,

@@ -48,9 +48,12 @@ PROMETHEUS_OPERATOR = "github.com/prometheus-operator/prometheus-operator@v0.85.
 CRDS = (
     (CERT_MANAGER, "deploy/crds/cert-manager.io_certificates.yaml"),
     (CERT_MANAGER, "deploy/crds/cert-manager.io_issuers.yaml"),
-    (
-        PROMETHEUS_OPERATOR,
-        "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml",
+    *(
+        (
+            PROMETHEUS_OPERATOR,
+            f"example/prometheus-operator-crd/monitoring.coreos.com_{name}.yaml",
+        )
+        for name in ("podmonitors", "prometheusrules", "servicemonitors")
     ),
 )
 # Extensions of Kubernetes to JSON Schema that the tests use.

@@ -68,6 +68,7 @@ def injected(spec: Object, command: list[str], defaults: Object) -> Object:
     for container in (model, sidecar):
         del container["env"], container["volumeMounts"]
     del model["readinessProbe"], model["command"]
+    model.pop("ports", None)
     if command:
         model["command"] = command
     else:
@@ -86,6 +87,7 @@ def injected(spec: Object, command: list[str], defaults: Object) -> Object:
 APP = ["python3", "-m", "app"]
 SETTINGS: list[Object] = [
     {},
+    {"metrics-port": 9464},
     {"handler-timeout": 0, "concurrency": 4, "chunk-size": 1048576, "json": "orjson"},
     {"socket-path": "/run/actor/a.sock", "mount-path": "/opt/actor", "python": "pypy3"},
     {"mount-path": "/app/asya_runtime.py"},

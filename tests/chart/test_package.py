@@ -6,6 +6,7 @@ import re
 import shutil
 import tarfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -14,12 +15,26 @@ from asya_injector.runtime_files import RuntimeFiles
 
 from tests.chart.charts import CHART, REPOSITORY, RUNTIME_FILES, SYSTEM, load_objects, render, run
 
+# Of Artifact Hub.
+CATEGORIES = {
+    "ai-machine-learning",
+    "database",
+    "integration-delivery",
+    "monitoring-logging",
+    "networking",
+    "security",
+    "storage",
+    "streaming-messaging",
+    "skip-prediction",
+}
 CONTENTS = {
     "Chart.yaml",
     "README.md",
     "values.yaml",
     "values.schema.json",
     "checks/one_message.py",
+    "monitoring/dashboard.json",
+    "monitoring/rules.yaml",
     *(f"files/{name}" for name in RUNTIME_FILES),
 }
 
@@ -100,3 +115,20 @@ def test_chart_injector_and_documented_commands_have_one_version() -> None:
 
 def test_the_required_kubernetes_version_allows_vendor_suffixes() -> None:
     assert yaml.safe_load((CHART / "Chart.yaml").read_text())["kubeVersion"].endswith("-0")
+
+
+def test_the_metadata_is_what_chart_catalogs_ask_for() -> None:
+    about = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert about["home"] in about["sources"]
+    assert all({"name", "url"} <= each.keys() for each in about["maintainers"])
+    icon = REPOSITORY / about["icon"].partition("/main/")[2]
+    assert ElementTree.parse(icon).getroot().tag.endswith("}svg")
+    annotations = about["annotations"]
+    assert all(isinstance(text, str) for text in annotations.values())
+    assert annotations["artifacthub.io/category"] in CATEGORIES
+    links = yaml.safe_load(annotations["artifacthub.io/links"])
+    assert links
+    for link in links:
+        path = re.sub(r".*/(?:blob|tree)/main/", "", link["url"])
+        assert link["name"]
+        assert (REPOSITORY / path).exists() or link["url"].endswith("/issues")

@@ -354,7 +354,7 @@ def test_a_release_with_another_checksum_is_not_used(run: Run, tmp_path: Path) -
     assert not (tmp_path / "checkout/.tools/bin/kind").exists()
 
 
-HELM_VERSIONS = {"3.17.0": ("helm",), "4.0.0": ("helm", "helm4"), "3.16.9": ()}
+HELM_VERSIONS = {"3.17": ("helm",), "3.17.0": ("helm",), "4.0.0": ("helm", "helm4"), "3.16.9": ()}
 
 
 @pytest.mark.parametrize("version", HELM_VERSIONS)
@@ -400,3 +400,59 @@ step "making tea" "4 min" pour"""
     assert lines[0] == "making tea (usually 4 min) ... "
     assert lines[1].startswith("making tea (usually 4 min) ... 1s  cup ")
     assert re.fullmatch(r"making tea \(usually 4 min\) \.\.\. done in \ds", lines[-1])
+
+
+NODE = """case "$1 $2" in
+  "image ls") echo asya/node:v1.34.4-12345678 ;;
+  "version "*) ;;
+  *) exit 1 ;;
+esac"""
+RUNNING = DOCKER_WITH_NODE.format(mount="/kind/asya-runtime")
+
+
+@pytest.mark.parametrize(
+    ("programs", "lines", "duration"),
+    [
+        pytest.param(
+            {"docker": "exit 1", "dockerd": ""},
+            {
+                "Docker": "missing: starts it (5s)",
+                "Python packages": "missing: installs them into .venv (20s)",
+                "kind": "missing: downloads its official release, or builds it with Go (20s)",
+                "helm": "missing: downloads its official release, or builds it with Go (2m0s)",
+                "node image": "missing: pulls it (1 min), or builds it if no image registry answers"
+                " (11m0s)",
+                "cluster": "missing: creates it (15s)",
+            },
+            "14m45s",
+            id="nothing",
+        ),
+        pytest.param(
+            TOOLS | {"docker": NODE},
+            {
+                "Docker": "running",
+                "kind": "found",
+                "node image": "Kubernetes 1.34",
+                "cluster": "missing: creates it (15s)",
+            },
+            "1m20s",
+            id="tools and node image",
+        ),
+        pytest.param(
+            TOOLS | {"docker": RUNNING},
+            {"Docker": "running", "cluster": "asya, with Kubernetes v1.34.4"},
+            "1m5s",
+            id="a cluster",
+        ),
+    ],
+)
+def test_the_plan_of_the_demo_says_what_is_found_and_what_takes_time(
+    run: Run, programs: dict[str, str], lines: dict[str, str], duration: str
+) -> None:
+    result = run("./plan.sh", programs_=programs)
+    assert result.returncode == 0
+    first, *table, last = result.stderr.splitlines()
+    assert first.startswith("make demo turns a function of a small web application into an actor")
+    found = {line[2:20].strip(): line[21:] for line in table}
+    assert found | lines == found
+    assert f"takes about {duration}." in last

@@ -90,6 +90,8 @@ def test_only_a_tag_publishes_after_the_same_tests_as_on_a_pull_request() -> Non
         "id-token": "write",
         "attestations": "write",
     }
+    (setup,) = [step for step in publish["steps"] if step.get("uses") == "./.github/actions/setup"]
+    assert setup["with"] == {"cache": "false"}
     commands = "".join(step.get("run", "") for step in publish["steps"])
     assert 'make release REGISTRY="${REGISTRY,,}" PUSH=1 KEYLESS=1' in commands
     assert "OWNER" not in commands

@@ -28,6 +28,7 @@ _REGION = re.compile(
 )
 _SCHEMA_DEFAULTS = re.compile(r'^(?P<indent> *)"defaults": \{\n.*?^(?P=indent)\}', re.M | re.S)
 _VERSION = re.compile(r'^((?:appV|v)ersion: "?)[0-9][^"\n]*', re.M)
+_RUNTIME_VERSION = re.compile(r'^(VERSION = ")[^"\n]*', re.M)
 # The part of an address that changes with the owner of the repository.
 _OWNER = re.compile(r"((?:github|raw\.githubusercontent)\.com/)[^/\s]+(/asya-runtime)")
 _DOCUMENTED = re.compile(r"((?:asya-injector:|charts/asya-runtime --version )v?)\d[\w.]*\b")
@@ -44,7 +45,11 @@ def sync(root: Path = ROOT) -> list[Path]:
 def wanted(root: Path = ROOT) -> dict[Path, str]:
     """What each file with something generated should hold."""
     chart = root / "chart"
-    files = {chart / "files" / name: _read(root / "runtime" / name) for name in RUNTIME_FILES}
+    files: dict[Path, str] = {}
+    for name in RUNTIME_FILES:
+        source = root / "runtime" / name
+        text = _RUNTIME_VERSION.sub(rf"\g<1>{__version__}", _read(source))
+        files |= {source: text, chart / "files" / name: text}
     files[chart / "templates/_tables.tpl"] = tables.helper_tables()
     about = chart / "Chart.yaml"
     for path in (about, root / "examples/gitops/helm-plugin/plugin.yaml"):

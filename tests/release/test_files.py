@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -61,13 +62,22 @@ BASE: Files = {
 }
 APP: Files = {
     "app/asya_injector/__init__.py": (b"", 0o644),
+    "tmp": (b"", 0o777),  # as Docker's RUN leaves it in a layer
     "app/site-packages/pyyaml-6.0.dist-info/METADATA": (METADATA.encode(), 0o644),
 }
 
 
+def base_layer() -> bytes:
+    return tar(BASE, time=EPOCH - 10_000, user="base")
+
+
+def base_digest() -> frozenset[str]:
+    return frozenset({f"sha256:{hashlib.sha256(base_layer()).hexdigest()}"})
+
+
 def save_image(path: Path, *, time: int, user: str, order: int = 1) -> Path:
     """An image as `docker save` writes it."""
-    layers = [tar(files, time=time, user=user, order=order) for files in (BASE, APP)]
+    layers = [base_layer(), tar(APP, time=time, user=user, order=order)]
     config = {
         "architecture": "amd64",
         "container": user,
@@ -102,9 +112,9 @@ def blob(layout: Path, descriptor: Any) -> bytes:
 
 def test_an_image_depends_on_its_content_and_not_on_the_moment_of_its_build(tmp_path: Path) -> None:
     found = []
-    for name, time, order in (("one", EPOCH + 5, 1), ("two", EPOCH + 99, -1)):
+    for name, time, order in (("one", EPOCH + 5, 1), ("two", EPOCH - 99, -1)):
         saved = save_image(tmp_path / f"{name}.tar", time=time, user=name, order=order)
-        build = image.Build("linux/amd64", saved)
+        build = image.Build("linux/amd64", saved, base_digest())
         digest = image.write_layout([build], tmp_path / name, epoch=EPOCH, about=ABOUT)
         found.append((digest, contents(tmp_path / name)))
     assert found[0] == found[1]
@@ -112,7 +122,7 @@ def test_an_image_depends_on_its_content_and_not_on_the_moment_of_its_build(tmp_
 
 def test_a_layout_is_an_index_of_valid_images_with_all_that_the_image_does(tmp_path: Path) -> None:
     saved = save_image(tmp_path / "saved.tar", time=EPOCH + 5, user="root")
-    builds = [image.Build(f"linux/{each}", saved) for each in ("amd64", "arm64")]
+    builds = [image.Build(f"linux/{each}", saved, base_digest()) for each in ("amd64", "arm64")]
     layout = tmp_path / "layout"
     digest = image.write_layout(builds, layout, epoch=EPOCH, about=ABOUT)
     text = (layout / "index.json").read_bytes()
@@ -134,25 +144,24 @@ def test_a_layout_is_an_index_of_valid_images_with_all_that_the_image_does(tmp_p
             "diff_ids": [f"sha256:{hashlib.sha256(each).hexdigest()}" for each in layers],
         },
     }
-    for layer, files in zip(layers, (BASE, APP), strict=True):
+    times = (EPOCH - 10_000, EPOCH)
+    for layer, files, time in zip(layers, (BASE, APP), times, strict=True):
         with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
             found = {each.name: (read(archive, each), each.mode) for each in archive}
             assert found == files
             for entry in archive:
                 kept = {"SCHILY.xattr.security.capability": "x"}
-                assert (entry.mtime, entry.uname, entry.pax_headers) == (EPOCH, "", kept)
+                assert (entry.mtime, entry.uname, entry.pax_headers) == (time, "", kept)
 
 
 def test_a_published_layer_is_not_changed(tmp_path: Path) -> None:
     saved = save_image(tmp_path / "saved.tar", time=EPOCH + 5, user="root")
-    base = tar(BASE, time=EPOCH + 5, user="root")
-    published = frozenset({f"sha256:{hashlib.sha256(base).hexdigest()}"})
     layout = tmp_path / "layout"
-    build = image.Build("linux/amd64", saved, published)
+    build = image.Build("linux/amd64", saved, base_digest(), published=True)
     image.write_layout([build], layout, epoch=EPOCH, about=ABOUT)
     index = json.loads((layout / "index.json").read_text())
     manifest = json.loads(blob(layout, index["manifests"][0]))
-    assert gzip.decompress(blob(layout, manifest["layers"][0])) == base
+    assert gzip.decompress(blob(layout, manifest["layers"][0])) == base_layer()
 
 
 def test_the_base_keeps_the_times_that_its_compiled_files_refer_to() -> None:
@@ -161,6 +170,13 @@ def test_the_base_keeps_the_times_that_its_compiled_files_refer_to() -> None:
     new.seek(0)
     with tarfile.open(fileobj=new) as archive:
         assert {entry.mtime for entry in archive} == {EPOCH - 9}
+
+
+def test_the_header_of_gzip_names_no_time_and_no_file(tmp_path: Path) -> None:
+    with (tmp_path / "name").open("wb") as stream:
+        archives.compress(io.BytesIO(b"content"), stream)
+    flags, time = (tmp_path / "name").read_bytes()[3:4], (tmp_path / "name").read_bytes()[4:8]
+    assert (flags, time) == (b"\0", bytes(4))
 
 
 def test_a_hard_link_follows_its_file(tmp_path: Path) -> None:
@@ -189,16 +205,19 @@ def test_the_chart_of_a_release_needs_no_values(
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/helm").symlink_to(helm(tool))
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    shutil.copytree(CHART, tmp_path / "older")
+    for path in (tmp_path / "older").rglob("*"):
+        os.utime(path, (EPOCH - 99, EPOCH - 99))
     packed = [
         chart.package(
-            CHART,
+            source,
             tmp_path / folder,
             image="registry.example.com/team/asya-injector",
             digest=DIGEST,
             annotations={"artifacthub.io/images": "- name: a\n"},
             epoch=EPOCH,
         )
-        for folder in ("one", "two")
+        for source, folder in ((CHART, "one"), (tmp_path / "older", "two"))
     ]
     assert packed[0].name == f"asya-runtime-{__version__}.tgz"
     assert packed[0].read_bytes() == packed[1].read_bytes()
@@ -326,14 +345,16 @@ def test_an_old_python_is_named_by_the_plugin(program: Path) -> None:
 def test_the_plugin_is_reproducible_and_in_its_archive(program: Path, tmp_path: Path) -> None:
     write_plugin(tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == program.read_bytes()
+    with zipfile.ZipFile(program) as archive:
+        assert archive.namelist() == sorted(archive.namelist())
     found = []
     for name in ("one.tar.gz", "two.tar.gz"):
         licenses = {"LICENSE": REPOSITORY / "LICENSE"}
         plugin.write_archive(tmp_path / name, program, licenses, epoch=EPOCH)
         found.append((tmp_path / name).read_bytes())
     assert found[0] == found[1]
-    with tarfile.open(tmp_path / "one.tar.gz") as archive:
-        assert {each.name: each.mode for each in archive} == {
+    with tarfile.open(tmp_path / "one.tar.gz") as files:
+        assert {each.name: each.mode for each in files} == {
             "LICENSE": 0o644,
             "kubectl-asya": 0o755,
         }

@@ -137,10 +137,10 @@ def test_the_summary_names_what_a_client_needs_without_tls_and_with_a_key(tmp_pa
         "--plain-http --namespace asya-system --create-namespace --wait\n"
     ) in text
     assert (
-        "cosign verify --key cosign.pub --private-infrastructure --allow-http-registry "
+        "cosign verify --key cosign.pub --insecure-ignore-tlog --allow-http-registry "
         "localhost:5000/team/asya-injector@sha256:1\n"
     ) in text
-    assert "verify-blob --key cosign.pub --private-infrastructure --bundle" in text
+    assert "verify-blob --key cosign.pub --insecure-ignore-tlog --bundle" in text
 
 
 def test_the_summary_of_a_keyless_release_names_the_workflow(tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def test_a_call_that_has_just_ended_is_not_late(runtime: ModuleType) -> None:
     """It ends between the look of the watch and its claim."""
 
     class Ended(dict[Any, float]):
-        def pop(self, *arguments: Any) -> None:
+        def pop(self, *arguments: Any) -> None:  # type: ignore[override]
             return None
 
     state = runtime.State()

@@ -228,12 +228,12 @@ def test_a_batch_is_answered_and_forgotten(runtime: ModuleType, clock: Clock) ->
 # --- after exceptions, which may arrive anywhere ---------------------------------------
 
 
-def take(bench: Bench) -> None:
+def take(bench: Bench) -> Any:
     assert not bench.queue.jobs.empty()  # it would wait for one
     bench.queue.answer_next()
 
 
-def work(bench: Bench) -> None:
+def work(bench: Bench) -> Any:
     """Be a worker until there is nothing to do."""
 
     def stop(*arguments: object) -> None:
@@ -250,7 +250,7 @@ class Stop(BaseException):
     pass
 
 
-def begin(bench: Bench, batch: Any) -> None:
+def begin(bench: Bench, batch: Any) -> Any:
     batch.is_begun = True
 
 

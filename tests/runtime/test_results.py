@@ -509,7 +509,12 @@ def test_what_orjson_would_write_in_its_own_way_is_left_to_the_standard_library(
     orjson = runtime.choose_json("orjson", 0)[0]
     given: list[Any] = []
     spy = SimpleNamespace(**vars(orjson))
-    spy.dumps = lambda *arguments: given.append(arguments) or orjson.dumps(*arguments)
+
+    def dumps(*arguments: Any) -> Any:
+        given.append(arguments)
+        return orjson.dumps(*arguments)
+
+    spy.dumps = dumps
     for value in ((((),),), deep):
         message = runtime.Message()
         message.result = value

@@ -43,6 +43,7 @@ WRONG = [
         ("ASYA_MEMORY_LIMIT", text, "must be 0, at least 16777216 bytes, or 1% to 100%")
         for text in ("90", "16777215", "512Mi", "0%", "101%", "9.5%", "%", "-1", "90 %", "9" * 99)
     ],
+    ("ASYA_METRICS_PORT", "65536", "must be a whole number from 0 to 65535"),
 ]
 RIGHT = [
     ("ASYA_HANDLER", "a.b.C.d", "a.b.C.d"),
@@ -95,6 +96,7 @@ def test_defaults(runtime: ModuleType) -> None:
         "batch_wait": 0.0,
         "handler_deadline": 0.0,
         "memory_limit": 0,
+        "metrics_port": 0,
     }
 
 

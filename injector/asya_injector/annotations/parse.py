@@ -72,6 +72,12 @@ def invalid_value(name: str, value: str, rule: str) -> InjectionError:
     )
 
 
+def find_deprecated(merged: Mapping[str, str]) -> list[str]:
+    """Warnings about annotations that a later version removes."""
+    found = [(key, BY_KEY[key].deprecated) for key in sorted(merged.keys() & BY_KEY.keys())]
+    return [f"{key}: is deprecated; {instead}" for key, instead in found if instead]
+
+
 def parse_values(merged: Mapping[str, str]) -> dict[str, str]:
     """The canonical values of annotations, by name.
 

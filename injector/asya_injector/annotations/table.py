@@ -24,6 +24,7 @@ class Annotation:
     default: the value where neither the annotation nor a chart value sets one; None: the injector
         chooses by the pod.
     env: the variable of the runtime that it sets, if any.
+    deprecated: what to use instead, and the version that removes it; users get it as a warning.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Annotation:
     default: str | None
     description: str
     env: str | None = None
+    deprecated: str | None = None
 
     @property
     def key(self) -> str:
@@ -103,6 +105,9 @@ TABLE = (
         "memory in bytes, or as a percentage of the container's limit such as 90%, from which a "
         "handler call gets a memory error instead of being killed; requires the standard "
         "library's JSON; 0 disables the limit"),
+    _runtime_setting("metrics-port", formats.integer(0, 65535), "0",
+        "port of the actor's Prometheus metrics, declared as the container port asya-metrics; 0 "
+        "disables them"),
 )  # fmt: skip
 BY_NAME: Mapping[str, Annotation] = {entry.name: entry for entry in TABLE}
 BY_KEY: Mapping[str, Annotation] = {entry.key: entry for entry in TABLE}
@@ -119,6 +124,7 @@ def build_schema() -> dict[str, Any]:
             "type": "string",
             "description": entry.description,
             **({} if entry.default is None else {"default": entry.default}),
+            **({"deprecated": True} if entry.deprecated else {}),
             **entry.parse.schema,
         }
         for entry in TABLE

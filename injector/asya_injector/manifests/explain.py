@@ -83,6 +83,10 @@ def render_lines(found: ManifestObject, explanation: Object) -> list[str]:
         rows += [(f"in {container}", "")]
         rows += [("  mount", _render_mount(mount)) for mount in change.get("mounts", [])]
         rows += [("  env", f"{name}={value}") for name, value in change.get("env", {}).items()]
+        rows += [
+            ("  port", f"{port['name']} {port['containerPort']}")
+            for port in change.get("ports", [])
+        ]
         rows += [(f"  {field}", command) for field, command in _render_commands(change)]
     return [
         f"{found.label}: becomes an actor",
@@ -106,6 +110,7 @@ def build_schema() -> Object:
     change = _object(
         env={"type": "object", "additionalProperties": text},
         mounts={"type": "array", "items": {"type": "object"}},
+        ports={"type": "array", "items": {"type": "object"}},
         **{field: {"description": "the field after the injection"} for field in _FIELDS},
     )
     actor = _object(
@@ -193,13 +198,17 @@ def _explain_settings(injection: Injection) -> Object:
 def _explain_container(original: Object, after: Object) -> Object:
     before = find_by_name(all_containers(original), get_name(after)) or {}
     env = {item["name"]: item["value"] for item in _find_added(before, after, "env")}
-    mounts = _find_added(before, after, "volumeMounts")
+    lists = {
+        "mounts": _find_added(before, after, "volumeMounts"),
+        "ports": _find_added(before, after, "ports"),
+    }
     fields = {
         field: after[field]
         for field in _FIELDS
         if field in after and after[field] != before.get(field)
     }
-    return {**({"env": env} if env else {}), **({"mounts": mounts} if mounts else {}), **fields}
+    shown = {name: items for name, items in lists.items() if items}
+    return {**({"env": env} if env else {}), **shown, **fields}
 
 
 def _find_added(before: Object, after: Object, field: str) -> list[Object]:

@@ -8,7 +8,12 @@ settings, is first un-injected by its record.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from asya_injector.annotations.parse import is_switched_off, merge, parse_values
+from asya_injector.annotations.parse import (
+    find_deprecated,
+    is_switched_off,
+    merge,
+    parse_values,
+)
 from asya_injector.annotations.settings import ClusterDefaults, Decision, Settings
 from asya_injector.annotations.table import BY_NAME, INJECTED
 from asya_injector.kube_objects import (
@@ -20,7 +25,7 @@ from asya_injector.kube_objects import (
     get_name,
     shallow_copy,
 )
-from asya_injector.mutation import containers, environment, volumes
+from asya_injector.mutation import containers, environment, ports, volumes
 from asya_injector.mutation.injection_record import (
     SOCKET_VOLUME,
     Additions,
@@ -126,8 +131,10 @@ def _inject(
     for sidecar in sidecars:
         environment.set_sidecar_env(sidecar, path=path)
     mode = modes.choose_mode(target, settings, record.mode if record else "")
-    warnings = modes.configure_startup(pod, target, settings, mode=mode.value, python=python)
+    warnings = find_deprecated(merge(get_annotations(given)))
+    warnings += modes.configure_startup(pod, target, settings, mode=mode.value, python=python)
     warnings += probe.add_probe(target, settings, python)
+    warnings += ports.declare_metrics_port(pod, target, ports.find_value(settings, own))
     new_record = InjectionRecord(
         container=get_name(target),
         mode=mode.value,

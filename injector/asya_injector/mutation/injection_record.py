@@ -29,8 +29,11 @@ SOCKET_VOLUME = "asya-socket"
 SOCKET_SOURCE = {"medium": "Memory", "sizeLimit": "1Mi"}
 # Only containers that mount the injector's emptyDir can reach the socket, whatever their user ids.
 SHARED_SOCKET_MODE = {"name": "ASYA_SOCKET_MODE", "value": "0666"}
-_CONTAINER_FIELDS = ("env", "volumeMounts", "command", "args", "lifecycle", "readinessProbe")
-_LISTS = ("env", "volumeMounts")
+METRICS_PORT = "asya-metrics"
+_CONTAINER_FIELDS = (
+    "env", "volumeMounts", "ports", "command", "args", "lifecycle", "readinessProbe",
+)  # fmt: skip
+_LISTS = ("env", "volumeMounts", "ports")
 _VARIABLES = frozenset({*(entry.env for entry in ENV), SHARED_SOCKET_MODE["name"]})
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -135,6 +138,7 @@ def find_additions(container: Object, *, is_target: bool) -> list[str]:
     """
     found = [identify_variable(item) for item in get_items(container, "env")]
     found += [identify_mount(item) for item in get_items(container, "volumeMounts")]
+    found += [identify_port(item) for item in get_items(container, "ports")]
     if has_wrapper(container):
         found.append("wrapper")
     elif is_target:
@@ -171,6 +175,19 @@ def identify_mount(item: Object) -> str:
     if "subPathExpr" in item:
         return ""
     return f"mount {get_name(item)}:{get_string(item, 'mountPath')}"
+
+
+def identify_port(item: Object) -> str:
+    """The identifier of a port; empty if it cannot be an addition."""
+    return f"port {METRICS_PORT}:{item['containerPort']}" if is_metrics_port(item) else ""
+
+
+def is_metrics_port(item: Object) -> bool:
+    """Whether a port has the form of the port of the metrics."""
+    number = item.get("containerPort")
+    rest = item.keys() - {"name", "containerPort", "protocol"}
+    is_tcp = item.get("protocol") in (None, "TCP")
+    return get_name(item) == METRICS_PORT and type(number) is int and is_tcp and not rest
 
 
 def identify_command(command: list[str]) -> str:

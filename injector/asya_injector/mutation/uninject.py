@@ -24,6 +24,7 @@ from asya_injector.mutation.injection_record import (
     find_additions,
     identify_command,
     identify_mount,
+    identify_port,
     identify_variable,
     restore_empty_fields,
 )
@@ -81,7 +82,11 @@ def _remove_additions(container: Object, listed: Collection[str]) -> None:
     present = set(find_additions(container, is_target=True)).intersection(listed)
     if not present:
         return
-    for name, identify in (("env", identify_variable), ("volumeMounts", identify_mount)):
+    for name, identify in (
+        ("env", identify_variable),
+        ("volumeMounts", identify_mount),
+        ("ports", identify_port),
+    ):
         items = get_items(container, name)
         kept = [item for item in items if identify(item) not in present]
         if kept != items:

@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import jsonschema
 import pytest
@@ -13,6 +14,7 @@ from asya_injector.annotations.parse import (
     parse_values,
     select_own,
 )
+from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.annotations.table import (
     BY_KEY,
     INHERITED,
@@ -22,6 +24,7 @@ from asya_injector.annotations.table import (
     build_schema,
 )
 from asya_injector.errors import InjectionError, Reason
+from asya_injector.mutation.inject import inject
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -308,3 +311,25 @@ def test_the_schema_accepts_any_text_in_the_format(text: str, entry: Annotation)
 )
 def test_the_schema_rejects_what_it_can_express(annotations: dict[str, Any]) -> None:
     assert not SCHEMA.is_valid(annotations)
+
+
+@pytest.mark.parametrize("inherited", [False, True])
+def test_a_deprecated_annotation_works_and_causes_a_warning(
+    inherited: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An annotation of the pod, and one of its workload."""
+    key, instead = "asya.sh/mode", "use asya.sh/start, because 2.0 removes it"
+    old = replace(BY_KEY[key], deprecated=instead)
+    monkeypatch.setitem(cast(dict[str, Annotation], BY_KEY), key, old)
+    own = {**HANDLER, key: "wrap"}
+    annotations = {INHERITED: json.dumps(own)} if inherited else own
+    container = {"name": "model", "image": "m", "command": ["serve"]}
+    sidecar = {"name": "asya-sidecar", "image": "s"}
+    pod = {
+        "metadata": {"annotations": annotations},
+        "spec": {"containers": [container, sidecar]},
+    }
+    injection = inject(pod, ClusterDefaults("0123456789", {}))
+    assert injection
+    assert injection.warnings == (f"{key}: is deprecated; {instead}",)
+    assert injection.mode.value == "wrap"

@@ -87,6 +87,52 @@ def container(given: Object, defaults: ClusterDefaults = DEFAULTS, name: str = "
     return next(item for item in everyone if item["name"] == name)
 
 
+@pytest.mark.parametrize(
+    ("given", "values", "ports"),
+    [
+        ({}, {}, None),
+        ({}, {"metrics-port": "9464"}, [9464]),
+        ({"annotations": {"asya.sh/metrics-port": "9465"}}, {"metrics-port": "9464"}, [9465]),
+        ({"annotations": {"asya.sh/metrics-port": "0"}}, {"metrics-port": "9464"}, None),
+        ({"env": [{"name": "ASYA_METRICS_PORT", "value": "9466"}]}, {}, [9466]),
+        (
+            {"env": [{"name": "ASYA_METRICS_PORT", "valueFrom": {"fieldRef": {"fieldPath": "a"}}}]},
+            {"metrics-port": "9464"},
+            None,
+        ),
+        ({"ports": [{"containerPort": 80}]}, {"metrics-port": "9464"}, [80, 9464]),
+        ({"hostNetwork": True}, {"metrics-port": "9464"}, None),
+    ],
+)
+def test_declares_the_port_of_the_metrics(
+    given: Object, values: dict[str, str], ports: list[int] | None
+) -> None:
+    fields = {key: value for key, value in given.items() if key in ("env", "ports")}
+    more = {key: value for key, value in given.items() if key not in fields}
+    result = injected(pod(model(**fields), **more), ClusterDefaults(HASH, values))
+    found = result.pod["spec"]["containers"][0].get("ports")
+    assert found == (
+        None
+        if ports is None
+        else [
+            {"containerPort": 80}
+            if number == 80
+            else {"name": "asya-metrics", "containerPort": number, "protocol": "TCP"}
+            for number in ports
+        ]
+    )
+    warned = [line for line in result.warnings if "metrics is not declared" in line]
+    assert len(warned) == ("hostNetwork" in given)
+
+
+def test_moves_the_port_of_the_metrics_when_the_setting_changes() -> None:
+    first = injected(pod(model(), annotations={"asya.sh/metrics-port": "9464"})).pod
+    first["metadata"]["annotations"]["asya.sh/metrics-port"] = "9465"
+    assert injected(first).pod["spec"]["containers"][0]["ports"] == [
+        {"name": "asya-metrics", "containerPort": 9465, "protocol": "TCP"}
+    ]
+
+
 def reject(given: Object) -> InjectionError:
     with pytest.raises(InjectionError) as caught:
         inject(given, DEFAULTS)

@@ -118,7 +118,7 @@ def test_a_large_object_takes_no_long_time(build: Callable[[], Object]) -> None:
 
 
 def test_each_mount_of_a_sidecar_takes_few_calls() -> None:
-    """A pod with 7,000 sidecars and 49,000 mounts takes a bounded number of calls for each mount."""
+    """So 7,000 sidecars with 49,000 mounts take a bounded number of calls."""
     given, profile = with_mounts(700), cProfile.Profile()
     profile.enable()
     inject(given, DEFAULTS)

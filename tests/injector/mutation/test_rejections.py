@@ -127,6 +127,34 @@ REJECTED = [
                    Reason.HOOK_CONFLICT, "nor a valid sleep hook", id=f"hook-sleep-{sleep}")
       for sleep in ({}, {"seconds": -1}, {"seconds": "1"}, {"seconds": True},
                     {"seconds": 10**9})),
+    # Ports
+    *(pytest.param(pod(model(ports=[port]), annotations={"asya.sh/metrics-port": "9464"}),
+                   Reason.PORT_CONFLICT, words, id=f"port-{name}")
+      for name, port, words in (
+          ("taken", {"name": "web", "containerPort": 9464}, 'the port 9464 already as "web"; '
+           'choose another port, or name it "asya-metrics"'),
+          ("taken-without-a-name", {"containerPort": 9464, "protocol": "TCP"},
+           "the port 9464 already; choose"),
+          ("name-taken", {"name": "asya-metrics", "containerPort": 80},
+           'has another port named "asya-metrics"; rename'),
+          ("tuned", {"name": "asya-metrics", "containerPort": 9464, "hostPort": 1},
+           "has another port named"),
+          ("of-udp", {"name": "asya-metrics", "containerPort": 9464, "protocol": "UDP"},
+           "has another port named"),
+      )),
+    *(pytest.param(pod(model(), annotations={"asya.sh/metrics-port": "9464"}, **more),
+                   Reason.PORT_CONFLICT, 'container "side" has the port 9464 already', id=name)
+      for name, more in (
+          ("port-of-a-native-sidecar", {"initContainers": [
+              {"name": "side", "restartPolicy": "Always", "ports": [{"containerPort": 9464}]}]}),
+      )),
+    pytest.param(pod(model(), {"name": "side", "ports": [{"containerPort": 9464}]},
+                     annotations={"asya.sh/metrics-port": "9464"}),
+                 Reason.PORT_CONFLICT, 'container "side" has the port 9464 already',
+                 id="port-of-another-container"),
+    pytest.param(pod(model(env=[{"name": "ASYA_METRICS_PORT", "valueFrom": VALUE_FROM}]),
+                     annotations={"asya.sh/metrics-port": "9464"}),
+                 Reason.ENV_CONFLICT, "is set with valueFrom", id="port-with-value-from"),
     # Values and keys
     pytest.param(pod(model(), annotations={"asya.sh/chunk-size": "4k"}), Reason.ANNOTATION_INVALID,
                  'asya.sh/chunk-size: "4k" is not valid; must be a whole number', id="value"),

@@ -66,6 +66,10 @@ ORIGINALS = [
     pytest.param(pod(model(command=[*WRAPPER, "--", "serve"])), id="users-wrapper"),
     pytest.param(pod(model(), initContainers=[{"name": "asya-sidecar", "restartPolicy": "Always"}]),
                  id="native-sidecar"),
+    *(pytest.param(pod(model(ports=ports), annotations={"asya.sh/metrics-port": "9464"}),
+                   id=f"metrics-port-beside-{len(ports)}-{ports[:1]}")
+      for ports in ([], [{"containerPort": 80}], [{"name": "asya-metrics", "containerPort": 9464}],
+                    [{"containerPort": 9464, "protocol": "UDP"}])),
 ]  # fmt: skip
 
 
