@@ -54,9 +54,8 @@ def receive_all(clients: list[Client], count: int) -> list[Reply]:
 
 
 @pytest.mark.parametrize("connections", [1, 3, 20])
-@pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_batch_takes_what_has_arrived_while_the_call_before_it_ran(
-    start: Start, folder: Path, connections: int, workers: str
+    start: Start, folder: Path, connections: int
 ) -> None:
     source = HANDLER.replace("wait()\n    return", "if len(messages) == 1: wait()\n    return")
     process = start(source, "app.predict", ASYA_BATCH_SIZE="8", ASYA_CONCURRENCY="1")
@@ -66,6 +65,20 @@ def test_a_batch_takes_what_has_arrived_while_the_call_before_it_ran(
     assert receive_all(clients, 20) == [ok(n) for n in range(20)]
     assert first.reply() == ok(-1)
     assert sizes(folder) == [1, 8, 8, 4]
+    stopped(process)
+
+
+def test_connections_that_waited_for_room_are_read_on(start: Start, folder: Path) -> None:
+    process = start(HANDLER, "app.predict", ASYA_BATCH_SIZE="2", ASYA_CONCURRENCY="2")
+    busy = [hold(process, folder), process.client()]
+    busy[1].send(frame({"payload": {"n": -2}}))
+    eventually(lambda: sizes(folder) == [1, 1], "the second call")
+    clients = send_all(process, [{"n": n} for n in range(20)], 20)
+    for client in clients[:4]:
+        taken(client)
+    (folder / "go").touch()
+    assert receive_all(clients, 20) == [ok(n) for n in range(20)]
+    assert [client.reply() for client in busy] == [ok(-1), ok(-2)]
     stopped(process)
 
 

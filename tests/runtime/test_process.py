@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -598,6 +599,7 @@ def test_call_sends_one_message_and_prints_the_reply(start: Start, folder: Path)
     assert command(folder, "--call", "no-such-file")[0] == 1
 
 
+DRIP = b"without end"
 PEERS: dict[str, tuple[bytes | None, int, str]] = {
     "escapes": (
         frame(b'{"status":"ok","result":"\x1b[31m\xc2\x9b\xe2\x80\xae\r\n\x7f\xff\xc3\xa4"}'),
@@ -606,6 +608,11 @@ PEERS: dict[str, tuple[bytes | None, int, str]] = {
     ),
     "nothing": (b"", 1, "asya_runtime: {path}: connection closed with no reply\n"),
     "half": (b"\0\0\0\x09abc", 1, "asya_runtime: {path}: connection closed with 3 of 9 bytes\n"),
+    "a byte at a time": (
+        DRIP,
+        1,
+        "asya_runtime: {path}: no complete reply within 0.3 s; --timeout sets another limit\n",
+    ),
     "silence": (
         None,
         1,
@@ -625,13 +632,21 @@ def test_call_trusts_no_peer(folder: Path, sent: bytes | None, status: int, outp
             peer, _ = listener.accept()
             with peer:
                 peer.recv(4096)  # prefix and body come together
+                if sent is DRIP:
+                    peer.sendall(b"\0\xff\xff\xff")
+                    with contextlib.suppress(BrokenPipeError):
+                        while True:  # until the other side gives up
+                            peer.sendall(b"x")
+                            time.sleep(0.02)
+                    return
                 peer.sendall(b"\0\0\0\x09" if sent is None else sent)
                 while sent is None and peer.recv(4096):  # until the other side gives up
                     pass
 
         thread = threading.Thread(target=serve)
         thread.start()
-        got = command(folder, "--call", "--timeout", "0.3" if sent is None else "20", stdin=b"{}")
+        seconds = "0.3" if sent in (None, DRIP) else "20"
+        got = command(folder, "--call", "--timeout", seconds, stdin=b"{}")
         thread.join(DEADLINE)
     assert got == (status, output.replace("{path}", str(path)))
 

@@ -302,7 +302,7 @@ FAILURES: dict[str, tuple[str, str]] = {
     "boom(ValueError('a\\x1b[31m\\x00\\x7f\\x9b\\r\\n\\tb\\u202e'))": (
         "a\\u001b[31m\\u0000\\u007f\\u009b\\u000d\n\tb\\u202e", "ValueError"),
     "boom(type('E\\n\\x1b' + 'x' * 300, (Exception,), {})('long'))": (
-        "long", "E\n\\u001b" + "x" * 197),
+        "long", "E\n\\u001b" + "x" * 192),
     "boom(ValueError())": ("ValueError", "ValueError"),
     "boom(Rude())": ("Rude", "Rude"),
     "boom(Ruder())": ("Ruder", "Ruder"),
