@@ -41,9 +41,9 @@ A message takes one of three ways. The usual one is the shortest: its connection
 `answer` and sends the reply. With batches or workers, connections put messages into a
 `Queue`, which forms a `Batch` for each call, and send the replies in the order in which the
 messages came. With a deadline and neither of those, the server makes the call for the
-connection. A batch is then known by an object in `Deadline.began` while its call runs. Who
-removes it from there, the call or the watching thread, replies to its messages: so each gets
-one reply, also when the main thread never comes back.
+connection. A call with a deadline has its batch in `Deadline.began`. At its end the call
+removes it there, and after the deadline the watching thread does. The one that succeeds
+replies to the messages: so each gets one reply, also when the call never comes back.
 
 User code may do anything to its process. So this file imports what it needs before user code
 can run and keeps private copies of those modules; it uses C modules (`_socket`, `_thread`)
