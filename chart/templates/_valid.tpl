@@ -33,7 +33,8 @@ templates include it first, because Helm does not define the order in which it r
   "webhook.timeoutSeconds" "webhook.port" "certificates.mode" "certificates.certManager.duration"
   "certificates.certManager.renewBefore" "certificates.existingSecret" "serviceAccount.create" "rbac.create"
   "prune.enabled" "prune.schedule" "networkPolicy.enabled" "metrics.port" "metrics.service.enabled"
-  "metrics.serviceMonitor.enabled" "metrics.serviceMonitor.interval" "tests.enabled" }}
+  "metrics.serviceMonitor.enabled" "metrics.serviceMonitor.interval" "metrics.podMonitor.enabled"
+  "metrics.podMonitor.interval" "metrics.prometheusRule.enabled" "metrics.dashboard.enabled" "tests.enabled" }}
 {{- range $path := $required }}
 {{- $found := $.Values }}
 {{- range $key := splitList "." $path }}
@@ -87,8 +88,10 @@ templates include it first, because Helm does not define the order in which it r
 {{- range $key := keys (.podAnnotations | default dict) | sortAlpha }}
 {{- include "asya-runtime.valid.annotation" (list "injector.podAnnotations" $key) }}
 {{- end }}
-{{- range $key := keys ($.Values.metrics.serviceMonitor.labels | default dict) | sortAlpha }}
-{{- include "asya-runtime.valid.label" (list "metrics.serviceMonitor.labels" $key) }}
+{{- range $object := list "serviceMonitor" "podMonitor" "prometheusRule" "dashboard" }}
+{{- range $key := keys ((get $.Values.metrics $object).labels | default dict) | sortAlpha }}
+{{- include "asya-runtime.valid.label" (list (printf "metrics.%s.labels" $object) $key) }}
+{{- end }}
 {{- end }}
 {{- $seen := list "INJECTOR_NAMESPACE" }}
 {{- range $name := keys (fromJson (include "asya-runtime.environment" $)) | sortAlpha }}
