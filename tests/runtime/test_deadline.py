@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import sys
 import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -94,11 +95,7 @@ CANCELLED = ["awaits", "catches", "raises", "future", "in_thread"]
 SILENT = ["holds_the_lock", "regular_expression"]
 
 
-@pytest.mark.parametrize("handler", ENDS)
-@pytest.mark.parametrize("concurrency", ["1", "2"])
-def test_a_late_call_is_answered_and_the_process_ends(
-    start: Start, python: str, handler: str, concurrency: str
-) -> None:
+def check_end(start: Start, handler: str, concurrency: str, python: str = sys.executable) -> None:
     process = start(
         HANDLERS,
         f"app.{handler}",
@@ -117,10 +114,22 @@ def test_a_late_call_is_answered_and_the_process_ends(
     assert client.at_end()
 
 
-@pytest.mark.parametrize("handler", CANCELLED)
-@pytest.mark.parametrize("concurrency", ["1", "2"])
-def test_a_late_coroutine_is_cancelled_and_the_process_goes_on(
-    start: Start, python: str, handler: str, concurrency: str
+@pytest.mark.parametrize("handler", ENDS)
+def test_a_late_call_is_answered_and_the_process_ends(
+    start: Start, python: str, handler: str
+) -> None:
+    check_end(start, handler, "1", python)
+
+
+@pytest.mark.parametrize("handler", ENDS)
+def test_a_late_call_of_a_worker_is_answered_and_the_process_ends(
+    start: Start, handler: str
+) -> None:
+    check_end(start, handler, "2")
+
+
+def check_cancellation(
+    start: Start, handler: str, concurrency: str, python: str = sys.executable
 ) -> None:
     process = start(
         HANDLERS,
@@ -136,6 +145,18 @@ def test_a_late_coroutine_is_cancelled_and_the_process_goes_on(
     assert "a task is here:" in process.log()
     if handler != "in_thread":  # its thread still sleeps
         stopped(process)
+
+
+@pytest.mark.parametrize("handler", CANCELLED)
+def test_a_late_coroutine_is_cancelled_and_the_process_goes_on(
+    start: Start, python: str, handler: str
+) -> None:
+    check_cancellation(start, handler, "1", python)
+
+
+@pytest.mark.parametrize("handler", CANCELLED)
+def test_a_late_coroutine_beside_others_is_cancelled(start: Start, handler: str) -> None:
+    check_cancellation(start, handler, "2")
 
 
 def test_three_late_coroutines_in_a_row_end_the_process(start: Start) -> None:

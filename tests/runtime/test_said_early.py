@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import contextlib
 import os
 import signal
 import subprocess
@@ -344,9 +345,11 @@ def test_orphans_are_reaped_by_a_runtime_that_is_pid_1(start: Start, python: str
     pid = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
 
     def states(parent: str) -> list[str]:
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        found = [Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1] for child in children]
-        return [state.split()[0] for state in found]
+        found = []
+        for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+            with contextlib.suppress(OSError):  # reaped between the two reads
+                found.append(Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[0])
+        return found
 
     def no_zombies() -> bool:
         return "Z" not in states(pid)
