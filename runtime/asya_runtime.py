@@ -831,7 +831,7 @@ def simplify(value: "Any") -> object:
 
 
 def unfit(value: object) -> TypeError:
-    """Return the error for a value that has no JSON."""
+    """Return the error for a value that cannot be written as JSON."""
     return TypeError("Object of type %s is not JSON serializable" % type(value).__name__)
 
 
@@ -1282,7 +1282,7 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
 
     Calls may overlap in several threads, and an exception of user code may arrive anywhere. So
     each function first notes what its thread does; then `apply` repeats the system call until
-    it matches the notes, whoever has changed them in between.
+    it matches the notes, which other threads can change in between.
     """
     result = MemoryLimit()
     is_share = isinstance(limit, float)
@@ -1460,7 +1460,7 @@ def find_cgroups() -> "list[tuple[str, tuple[str, str, str]]]":
 
 
 def read_cgroup(folder: str, files: "tuple[str, str, str]") -> "tuple[int, int] | None":
-    """Return the limit of a cgroup and its memory in use; None if it has no limit."""
+    """Return the limit of a cgroup and its memory in use; None for an unlimited one."""
     limit, usage, cache = files
     text = read_text("%s/%s" % (folder, limit)).strip()
     if text == "max" or int(text) >= UNLIMITED:
@@ -1605,7 +1605,7 @@ class Caller:
     call: "Call"
     cancel: "Callable[[int], bool]"  # the coroutine that a thread waits for, if there is one
     complete: "Callable[[object], object]"
-    has_background_tasks: "Callable[[], bool] | None"  # None: there is no loop
+    has_background_tasks: "Callable[[], bool] | None"  # None until a loop is used
     run_until_readable: "Callable[[int, float | None], None]"
 
 
@@ -1838,7 +1838,7 @@ def make_answer(
     lift_limit, resume_limit = memory_limit.lift, memory_limit.resume
 
     def read(message: Message) -> "Request":
-        """Decode a message and check its form. An exception from outside is no error of it."""
+        """Decode a message and check its form; again after an exception from outside."""
         request: "Any" = None
         retries = 0
         while request is None:
@@ -2465,7 +2465,7 @@ class Connection:
         self.sock = sock
         self.fd = sock.fileno()
         self.message = Message(self)  # in work where it is read, or by CALL
-        self.call = Batch([self.message])
+        self.call: "Batch | None" = None  # of `message`, with a deadline
         self.messages: "list[Message]" = []  # in the queue, or answered and not yet sent
         self.received: "bytes | None" = None  # and not yet looked at
         self.frame: "Bytes" = b""  # to be sent now
@@ -3304,7 +3304,7 @@ class Metrics:
         return count_answer, count_answer_all
 
     def fold(self) -> None:
-        """Count the raw values: in C where there are no errors, because it costs CPU time too."""
+        """Count the raw values: in C if all replies are successes, because it costs CPU time."""
         values = self.records.take()
         called: "Sequence[Any]" = [values[at::6] for at in range(6)]
         good = called
@@ -3508,7 +3508,7 @@ def start_metrics(settings: Settings, state: State) -> "Metrics | None":
                     accept()
                 elif advance(scrapers[fd]):
                     drop(fd)
-            except OSError:  # it is gone, or there is no descriptor for it
+            except OSError:  # it has left, or the process has used up its descriptors
                 drop(fd)
         for fd, scraper in list(scrapers.items()):
             if scraper.latest < time.monotonic():
@@ -3910,7 +3910,7 @@ def serve(
 
     def answer_call(connection: Connection) -> None:
         message, call = connection.message, connection.call
-        if call.is_taken:  # the main thread still has that one
+        if call is None or call.is_taken:  # the main thread still has one that was taken
             call = connection.call = Batch([message])
         message.reply = deadline.run(call, answer_all)[0]  # type: ignore[union-attr]
 
