@@ -100,28 +100,24 @@ def image_subject(repository: str, version: str, digest: str) -> Component:
     """An image as the subject of a bill of materials."""
     name = repository.rpartition("/")[2]
     url = PackageURL("oci", None, name, digest, {"repository_url": repository, "tag": version})
-    hashes = [HashType(alg=HashAlgorithm.SHA_256, content=digest.removeprefix("sha256:"))]
-    return Component(
-        type=ComponentType.CONTAINER,
-        name=name,
-        version=version,
-        purl=url,
-        bom_ref=url.to_string(),
-        hashes=hashes,
-    )
+    return _subject(ComponentType.CONTAINER, url, version, digest.removeprefix("sha256:"))
 
 
 def package_subject(name: str, version: str, sha256: str) -> Component:
     """A Python package as the subject of a bill of materials."""
-    url = PackageURL("pypi", None, name, version)
-    hashes = [HashType(alg=HashAlgorithm.SHA_256, content=sha256)]
+    return _subject(
+        ComponentType.APPLICATION, PackageURL("pypi", None, name, version), version, sha256
+    )
+
+
+def _subject(kind: ComponentType, url: PackageURL, version: str, sha256: str) -> Component:
     return Component(
-        type=ComponentType.APPLICATION,
-        name=name,
+        type=kind,
+        name=url.name,
         version=version,
         purl=url,
         bom_ref=url.to_string(),
-        hashes=hashes,
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=sha256)],
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Start, eventually, frame
+from .conftest import Process, Start, eventually, frame
 from .served import RESTARTING, error, ok, stopped
 
 DEADLINE = 0.5
@@ -95,14 +95,19 @@ CANCELLED = ["awaits", "catches", "raises", "future", "in_thread"]
 SILENT = ["holds_the_lock", "regular_expression"]
 
 
-def check_end(start: Start, handler: str, concurrency: str, python: str = sys.executable) -> None:
-    process = start(
+def serve(start: Start, handler: str, concurrency: str, **more: str) -> Process:
+    """Serve one of the handlers, with the deadline."""
+    return start(
         HANDLERS,
         f"app.{handler}",
-        python=python,
         ASYA_CONCURRENCY=concurrency,
         ASYA_HANDLER_DEADLINE=str(DEADLINE),
+        **more,
     )
+
+
+def check_end(start: Start, handler: str, concurrency: str, python: str = sys.executable) -> None:
+    process = serve(start, handler, concurrency, python=python)
     client = process.client()
     assert client.call({"payload": {"n": 1}}) == ok([1] if handler == "generator" else 1)
     assert client.call({"payload": {"n": 2, "late": True}}) == LATE
@@ -131,13 +136,7 @@ def test_a_late_call_of_a_worker_is_answered_and_the_process_ends(
 def check_cancellation(
     start: Start, handler: str, concurrency: str, python: str = sys.executable
 ) -> None:
-    process = start(
-        HANDLERS,
-        f"app.{handler}",
-        python=python,
-        ASYA_CONCURRENCY=concurrency,
-        ASYA_HANDLER_DEADLINE=str(DEADLINE),
-    )
+    process = serve(start, handler, concurrency, python=python)
     client = process.client()
     for n in range(2):
         assert client.call({"payload": {"n": n, "late": True}}) == LATE
@@ -173,12 +172,7 @@ def test_three_late_coroutines_in_a_row_end_the_process(start: Start) -> None:
 def test_code_that_keeps_the_interpreters_lock_is_ended_after_twice_the_deadline(
     start: Start, handler: str, concurrency: str
 ) -> None:
-    process = start(
-        HANDLERS,
-        f"app.{handler}",
-        ASYA_CONCURRENCY=concurrency,
-        ASYA_HANDLER_DEADLINE=str(DEADLINE),
-    )
+    process = serve(start, handler, concurrency)
     client = process.client()
     began = time.monotonic()
     client.send(frame({"payload": {"n": 1, "late": True}}))
@@ -196,13 +190,7 @@ def test_what_has_arrived_is_answered_too(
     start: Start, handler: str, concurrency: str, size: str, second: object
 ) -> None:
     """One late call for each thread; the rest waits: on its connection, in the backlog."""
-    process = start(
-        HANDLERS,
-        f"app.{handler}",
-        ASYA_CONCURRENCY=concurrency,
-        ASYA_BATCH_SIZE=size,
-        ASYA_HANDLER_DEADLINE=str(DEADLINE),
-    )
+    process = serve(start, handler, concurrency, ASYA_BATCH_SIZE=size)
     late = [process.client() for _ in range(int(concurrency))]
     for client in late:
         client.send(frame({"payload": {"n": 1, "late": True}}) + frame({"payload": {"n": 2}}))
