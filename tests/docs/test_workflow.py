@@ -159,6 +159,7 @@ def test_the_long_targets_run_by_schedule_or_label() -> None:
         ["fuzz"],
         ["soak"],
         ["e2e-cert-manager"],
+        ["e2e-keda"],
     ]
     for job in loaded["jobs"].values():
         assert job["if"] == (
