@@ -585,6 +585,12 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
             raise OverflowError
         return number
 
+    def parse_finite(text: str) -> float:
+        try:
+            return parse_float(text)
+        except OverflowError:
+            raise ValueError("number too large for a double") from None
+
     # Early 3.9 and 3.10 have no limit, and need time quadratic in the number of digits
     parse_int = None if hasattr(sys, "set_int_max_str_digits") else parse_integer
     # Calling a function for each float doubles the time of many; searching all for infinity
@@ -663,7 +669,7 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
             object_pairs_hook=reader.read_object,
             parse_constant=reject_constant,
             parse_int=parse_int,
-            parse_float=parse_float,
+            parse_float=parse_finite,
         ).scan_once  # type: ignore[attr-defined]
         text = str(view[:end], "utf-8")
         try:
@@ -672,11 +678,6 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
             if at != len(text):
                 raise JSONDecodeError("Extra data", text, at)
             reader.check_end()
-        except OverflowError:
-            plain = Message()
-            plain.body = bytes(view[:end])
-            decode(plain)  # names the place
-            raise ValueError("number too large for a double") from None
         finally:
             reader.rest = None  # the decoder may be freed late
         if len(body) > POOLED_BUFFER:
