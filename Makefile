@@ -50,7 +50,9 @@ lock: $(if $(findstring .tools,$(UV)),$(UV)) ## update requirements*.txt (ARGS=-
 	compile pyproject.toml -o requirements.txt; \
 	compile pyproject.toml --group dev -o requirements-dev.txt; \
 	compile bench/requirements.in -o requirements-bench.txt; \
-	compile bench/requirements-models.in -o requirements-bench-models.txt
+	compile bench/requirements-models.in -o requirements-bench-models.txt; \
+	compile examples/queue/sidecar/requirements.in -o examples/queue/sidecar/requirements.txt; \
+	compile examples/queue/model/requirements.in -o examples/queue/model/requirements.txt
 
 .PHONY: fmt
 fmt: deps ## format the code and fix what ruff can fix
