@@ -240,12 +240,13 @@ class Cluster:
 
         until(f"{replicas} replicas of the injector and no other", are_settled, seconds=90)
 
-    def admits(self, namespace: str) -> bool:
-        """Whether an annotated pod would be admitted now.
+    def admits(self, namespace: str, **annotations: str) -> bool:
+        """Whether an annotated pod would be admitted now. annotations: more, without their prefix.
 
         Ready pods are not enough: the node's rules and the CA in the webhooks may come later.
         """
-        pod = bare_pod("requested", self.model_image, {"asya.sh/handler": "handlers.echo"})
+        wanted = {f"asya.sh/{key}": value for key, value in annotations.items()}
+        pod = bare_pod("requested", self.model_image, {"asya.sh/handler": "handlers.echo"} | wanted)
         return not self.create(pod, "-n", namespace, "--dry-run=server", check=False).returncode
 
     def copies(self, namespace: str) -> list[Object]:
