@@ -155,8 +155,12 @@ demo-plan:
 demo: demo-plan deps cluster ## turn a web application into an actor with one annotation
 	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/python -m examples.demo
 
+.PHONY: demo-queue
+demo-queue: deps cluster ## send files through RabbitMQ and two actors, which have a model
+	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" QUEUE_IMAGES="$$(e2e/cluster/queue-images.sh)" PYTHONPATH="$$PYTHONPATH:examples/queue/sidecar" $(bin)/python -m examples.queue.demo
+
 .PHONY: demo-clean
-demo-clean: deps ## delete what the demo installed
+demo-clean: deps ## delete what the demos installed
 	@$(bin)/python -m examples.demo --clean
 
 .PHONY: e2e

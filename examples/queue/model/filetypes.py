@@ -1,4 +1,4 @@
-"""What kind of file some bytes are, by the model Magika. `python3 -m filetypes` serves it over HTTP."""
+"""What kind of file some bytes are, by the model Magika. `python3 -m filetypes` serves HTTP."""
 
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -32,7 +32,7 @@ def try_file(file: dict[str, Any]) -> dict[str, Any] | Exception:
 class Page(BaseHTTPRequestHandler):
     """The image's own interface: answers a posted file with its type."""
 
-    def do_POST(self) -> None:  # noqa: N802 (the library's name)
+    def do_POST(self) -> None:
         """Answer with one line."""
         data = self.rfile.read(int(self.headers["Content-Length"]))
         body = f"{magika.identify_bytes(data).output.label}\n".encode()
