@@ -49,10 +49,23 @@ class RuntimeImage:
         return (digest or hashlib.sha256(self.reference.encode()).hexdigest())[:10]
 
 
-def choose_hash(image: RuntimeImage | None, *, own: str, packaged: str) -> str:
-    """The hash that stands for the runtime of new pods.
+@dataclass(frozen=True)
+class Delivery:
+    """What new pods mount.
 
-    image: what they mount; None: a ConfigMap. own: the reference of an image with this program.
-    packaged: hash of this program's runtime files.
+    image: None: a ConfigMap. own: reference of the injector's image, which has the runtime files of
+    its version; empty if it is unknown.
     """
-    return packaged if image is None or image.reference == own else image.identify()
+
+    image: RuntimeImage | None = None
+    own: str = ""
+
+    def choose_hash(self, packaged: str) -> str:
+        """The hash that stands for the runtime of these pods. packaged: of the runtime files."""
+        if self.image is None or self.image.reference == self.own:
+            return packaged
+        return self.image.identify()
+
+    def list_hashes(self, packaged: str) -> set[str]:
+        """All hashes of such pods: manifests may have been injected without knowing `own`."""
+        return {self.choose_hash(packaged)} | ({self.image.identify()} if self.image else set())

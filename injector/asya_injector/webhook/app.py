@@ -16,7 +16,6 @@ import kopf
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.kube_client import ApiClient, ApiException, HTTPError, call, describe_error
 from asya_injector.runtime_files import RuntimeFiles
-from asya_injector.runtime_image import choose_hash
 from asya_injector.tls.rotator import CertRotator
 from asya_injector.tls.watcher import CertificatePair, CertWatcher, read_directory
 from asya_injector.webhook.admission import HANDLED, Webhook, build_registry
@@ -35,8 +34,8 @@ _MAX_PAUSE = 10.0
 def serve(config: Config, api: ApiClient) -> None:
     """Run until SIGTERM or SIGINT; raises OSError, KeyError or InjectionError."""
     runtime_files = RuntimeFiles.load(config.runtime_directory)
-    runtime_hash = choose_hash(config.runtime_image, own=config.image, packaged=runtime_files.hash)
-    defaults = ClusterDefaults(runtime_hash, config.defaults, image=config.runtime_image)
+    runtime_hash = config.delivery.choose_hash(runtime_files.hash)
+    defaults = ClusterDefaults(runtime_hash, config.defaults, image=config.delivery.image)
     metrics = Metrics()
     configmaps = RuntimeConfigMapWriter(runtime_files, api, metrics)
     handlers = build_registry(Webhook(defaults, configmaps, ImageVolumeSupport(api)))

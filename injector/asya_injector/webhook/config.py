@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
-from asya_injector.runtime_image import DEFAULT_PULL_POLICY, PULL_POLICIES, RuntimeImage
+from asya_injector.runtime_image import DEFAULT_PULL_POLICY, PULL_POLICIES, Delivery, RuntimeImage
 
 T = TypeVar("T")
 
@@ -30,9 +30,8 @@ class Config:
         `files`.
     runtime_directory: `INJECTOR_RUNTIME_DIRECTORY`, the runtime files: a mounted ConfigMap, or a
         folder of this process's image.
-    runtime_image: `INJECTOR_RUNTIME_IMAGE` with `INJECTOR_RUNTIME_PULL_POLICY`, the image that pods
-        mount; None if they mount a ConfigMap.
-    image: `INJECTOR_IMAGE`, the image of this process. Only with a runtime image.
+    delivery: `INJECTOR_RUNTIME_IMAGE` with `INJECTOR_RUNTIME_PULL_POLICY`, the image that pods
+        mount, if they do not mount a ConfigMap; then `INJECTOR_IMAGE` is that of this process.
     defaults: `INJECTOR_DEFAULTS`, JSON object of annotation names (without prefix) and values.
     webhook_port, http_port: `INJECTOR_WEBHOOK_PORT`, TLS for the API server; `INJECTOR_HTTP_PORT`,
         plain HTTP for probes and metrics.
@@ -46,8 +45,7 @@ class Config:
     tls_secret: str
     tls_directory: Path
     runtime_directory: Path
-    runtime_image: RuntimeImage | None
-    image: str
+    delivery: Delivery
     defaults: Mapping[str, str]
     webhook_port: int
     http_port: int
@@ -75,7 +73,7 @@ class Config:
         tls_mode = read("INJECTOR_TLS_MODE", _tls_mode, "self")
         unused = None if tls_mode == "self" else "-"
         pull_policy = read("INJECTOR_RUNTIME_PULL_POLICY", _pull_policy, DEFAULT_PULL_POLICY)
-        runtime_image = read(
+        image = read(
             "INJECTOR_RUNTIME_IMAGE",
             lambda text: RuntimeImage(text, pull_policy) if text else None,
             "",
@@ -88,8 +86,7 @@ class Config:
             tls_secret=read("INJECTOR_TLS_SECRET", str, unused),
             tls_directory=read("INJECTOR_TLS_DIRECTORY", Path, "/tls"),
             runtime_directory=read("INJECTOR_RUNTIME_DIRECTORY", Path, "/etc/asya-runtime"),
-            runtime_image=runtime_image,
-            image=read("INJECTOR_IMAGE", str, None if runtime_image else "-"),
+            delivery=Delivery(image, read("INJECTOR_IMAGE", str)) if image else Delivery(),
             defaults=read("INJECTOR_DEFAULTS", _defaults, "{}"),
             webhook_port=read("INJECTOR_WEBHOOK_PORT", _port, "9443"),
             http_port=read("INJECTOR_HTTP_PORT", _port, "8080"),

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from asya_injector.runtime_image import RuntimeImage
+from asya_injector.runtime_image import Delivery, RuntimeImage
 from asya_injector.webhook.config import Config, ConfigError
 
 REQUIRED = {
@@ -23,8 +23,7 @@ def test_unset_settings_have_defaults() -> None:
         tls_secret="asya-runtime-tls",
         tls_directory=Path("/tls"),
         runtime_directory=Path("/etc/asya-runtime"),
-        runtime_image=None,
-        image="-",
+        delivery=Delivery(),
         defaults={},
         webhook_port=9443,
         http_port=8080,
@@ -56,8 +55,8 @@ def test_a_runtime_image_needs_the_name_of_the_injectors_image() -> None:
     with pytest.raises(ConfigError, match=r"^INJECTOR_IMAGE is not set"):
         Config.from_env(environ)
     environ |= {"INJECTOR_IMAGE": "injector:1", "INJECTOR_RUNTIME_PULL_POLICY": "Always"}
-    config = Config.from_env(environ)
-    assert (config.runtime_image, config.image) == (RuntimeImage("files:1", "Always"), "injector:1")
+    delivery = Config.from_env(environ).delivery
+    assert delivery == Delivery(RuntimeImage("files:1", "Always"), "injector:1")
 
 
 @pytest.mark.parametrize(
