@@ -164,6 +164,9 @@ runtime.defaults as a JSON object of strings. Helm reads numbers in values files
   "INJECTOR_LOG_LEVEL" .Values.injector.logLevel
   "INJECTOR_WEBHOOK_PORT" (toString (int .Values.webhook.port))
   "INJECTOR_HTTP_PORT" (toString (int .Values.metrics.port)) }}
+{{- if .Values.sidecar.container }}
+{{- $_ := set $env "INJECTOR_SIDECAR" (include "asya-runtime.sidecar" .) }}
+{{- end }}
 {{- if eq .Values.certificates.mode "self" }}
 {{- $_ := set $env "INJECTOR_TLS_MODE" "self" }}
 {{- $_ := set $env "INJECTOR_TLS_SECRET" (include "asya-runtime.tlsSecret" .) }}

@@ -13,6 +13,7 @@ templates include it first, because Helm does not define the order in which it r
 {{- range $key := keys (.Values.commonAnnotations | default dict) | sortAlpha }}
 {{- include "asya-runtime.valid.annotation" (list "commonAnnotations" $key) }}
 {{- end }}
+{{- include "asya-runtime.valid.sidecar" . }}
 {{- if .Values.injector.enabled }}
 {{- include "asya-runtime.valid.injector" . }}
 {{- end }}
@@ -27,7 +28,8 @@ templates include it first, because Helm does not define the order in which it r
 {{/* A value is missing if it is set to null, or after an upgrade with --reuse-values from a chart without it. */}}
 {{- define "asya-runtime.valid.complete" -}}
 {{- $required := list
-  "runtime.configMap.create" "runtime.configMap.name" "runtime.defaults" "injector.enabled" "injector.image.repository"
+  "runtime.configMap.create" "runtime.configMap.name" "runtime.defaults" "sidecar.native" "injector.enabled"
+  "injector.image.repository"
   "injector.image.pullPolicy" "injector.replicas" "injector.podDisruptionBudget.enabled"
   "injector.podDisruptionBudget.maxUnavailable" "injector.logLevel" "injector.hostNetwork" "webhook.failurePolicy"
   "webhook.timeoutSeconds" "webhook.port" "certificates.mode" "certificates.certManager.duration"

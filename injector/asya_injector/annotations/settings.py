@@ -4,11 +4,12 @@ import hashlib
 import json
 import posixpath
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from asya_injector.annotations.formats import SOCKET_PATH_RULE, find_use
 from asya_injector.annotations.parse import invalid_value, parse_value
+from asya_injector.annotations.sidecar import SidecarTemplate
 from asya_injector.annotations.table import BY_NAME
 from asya_injector.runtime_files import RUNTIME_FILE, RUNTIME_VOLUME
 
@@ -27,13 +28,15 @@ class Decision:
 class ClusterDefaults:
     """The runtime's hash and the chart's values, by annotation name.
 
-    stream: suffix of the runtime ConfigMap's name, for manifests that bring their own.
+    stream: suffix of the runtime ConfigMap's name, for manifests that bring their own. sidecar: the
+        container to add to pods; None if there is none.
     Raises InjectionError for an invalid value, KeyError for an unknown name.
     """
 
     runtime_hash: str
     values: Mapping[str, str]
     stream: str = ""
+    sidecar: SidecarTemplate | None = None
 
     def __post_init__(self) -> None:
         canonical = {name: parse_value(name, text) for name, text in self.values.items()}
@@ -55,6 +58,11 @@ class ClusterDefaults:
         )
 
     @cached_property
+    def declared(self) -> frozenset[str]:
+        """The keys of the annotations that the sidecar declares."""
+        return frozenset(self.sidecar.declared if self.sidecar else ())
+
+    @cached_property
     def config_map(self) -> str:
         """The name of the runtime ConfigMap that pods mount."""
         return "-".join(filter(None, (RUNTIME_VOLUME, self.runtime_hash, self.stream)))
@@ -66,11 +74,13 @@ class Settings:
 
     annotated: canonical values of the annotations, by name.
     inherited: keys of the annotations that come from the workload.
+    parameters: values of the annotations that the sidecar declares, by key.
     """
 
     annotated: Mapping[str, str]
     defaults: ClusterDefaults
     inherited: Collection[str] = ()
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> str:
         """The value of a setting; empty where there is none and no default."""
@@ -88,6 +98,8 @@ class Settings:
     def digest(self) -> str:
         """Ten hex digits that differ where an annotation or a default differs."""
         content = [self.defaults.runtime_hash, dict(self.defaults.values), dict(self.annotated)]
+        if self.defaults.sidecar:
+            content += [self.defaults.sidecar.digest, dict(self.parameters)]
         return hashlib.sha256(_encode(content).encode()).hexdigest()[:10]
 
     @cached_property

@@ -81,7 +81,8 @@ def _default_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "values_file",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         metavar="FILE",
-        help="Chart values, of which runtime.defaults is used. The options below take precedence.",
+        help="Chart values, of which runtime.defaults and sidecar are used. The options below take "
+        "precedence.",
     )(command)
 
 
@@ -206,8 +207,8 @@ def _read_defaults(
 ) -> ClusterDefaults:
     given = {name.replace("_", "-"): text for name, text in options.items() if text is not None}
     try:
-        values = chart_values.read_values(values_file) if values_file else {}
-        return ClusterDefaults(runtime.hash, values | given)
+        values, sidecar = chart_values.read_values(values_file) if values_file else ({}, None)
+        return ClusterDefaults(runtime.hash, values | given, sidecar=sidecar)
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(str(error)) from None
     except InjectionError as error:

@@ -33,7 +33,7 @@ _MAX_PAUSE = 10.0
 def serve(config: Config, api: ApiClient) -> None:
     """Run until SIGTERM or SIGINT; raises OSError, KeyError or InjectionError."""
     runtime_files = RuntimeFiles.load(config.runtime_directory)
-    defaults = ClusterDefaults(runtime_files.hash, config.defaults)
+    defaults = ClusterDefaults(runtime_files.hash, config.defaults, sidecar=config.sidecar)
     metrics = Metrics()
     configmaps = RuntimeConfigMapWriter(runtime_files, api, metrics)
     handlers = build_registry(Webhook(defaults, configmaps))

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
+from asya_injector.annotations.sidecar import SidecarError, SidecarTemplate
+
 T = TypeVar("T")
+SIDECAR_VARIABLE = "INJECTOR_SIDECAR"
 
 
 class ConfigError(Exception):
@@ -28,6 +31,7 @@ class Config:
         `files`.
     runtime_directory: `INJECTOR_RUNTIME_DIRECTORY`, mounted ConfigMap with the runtime files.
     defaults: `INJECTOR_DEFAULTS`, JSON object of annotation names (without prefix) and values.
+    sidecar: `INJECTOR_SIDECAR`, JSON object of the chart's value `sidecar`; None without one.
     webhook_port, http_port: `INJECTOR_WEBHOOK_PORT`, TLS for the API server; `INJECTOR_HTTP_PORT`,
         plain HTTP for probes and metrics.
     log_level: `INJECTOR_LOG_LEVEL`, a level of Python's `logging` in any case.
@@ -41,6 +45,7 @@ class Config:
     tls_directory: Path
     runtime_directory: Path
     defaults: Mapping[str, str]
+    sidecar: SidecarTemplate | None
     webhook_port: int
     http_port: int
     log_level: str
@@ -75,10 +80,20 @@ class Config:
             tls_directory=read("INJECTOR_TLS_DIRECTORY", Path, "/tls"),
             runtime_directory=read("INJECTOR_RUNTIME_DIRECTORY", Path, "/etc/asya-runtime"),
             defaults=read("INJECTOR_DEFAULTS", _defaults, "{}"),
+            sidecar=_read_sidecar(environ.get(SIDECAR_VARIABLE) or "{}"),
             webhook_port=read("INJECTOR_WEBHOOK_PORT", _port, "9443"),
             http_port=read("INJECTOR_HTTP_PORT", _port, "8080"),
             log_level=read("INJECTOR_LOG_LEVEL", _log_level, "info"),
         )
+
+
+def _read_sidecar(text: str) -> SidecarTemplate | None:
+    try:
+        return SidecarTemplate.parse(json.loads(text))
+    except SidecarError as error:
+        raise ConfigError(f"{SIDECAR_VARIABLE}: {error}") from None
+    except ValueError:
+        raise ConfigError(f"{SIDECAR_VARIABLE}: is not JSON; the chart sets it") from None
 
 
 def _port(text: str) -> int:

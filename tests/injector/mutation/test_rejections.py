@@ -9,6 +9,8 @@ from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.errors import InjectionError, Reason
 from asya_injector.mutation.inject import inject
 
+from tests.injector.mutation import test_sidecar
+
 Object = dict[str, Any]
 
 PAGE = Path(__file__).parents[3] / "docs" / "troubleshooting.md"
@@ -33,9 +35,9 @@ def affinity(*terms: Object) -> Object:
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
 
 
-def reject(given: Object) -> InjectionError:
+def reject(given: Object, defaults: ClusterDefaults = DEFAULTS) -> InjectionError:
     with pytest.raises(InjectionError) as caught:
-        inject(given, DEFAULTS)
+        inject(given, defaults)
     assert str(caught.value).isascii()
     assert str(caught.value).isprintable()
     return caught.value
@@ -296,8 +298,14 @@ SECTIONS = dict(
 )
 
 
-def test_the_table_has_each_reason_that_a_pod_can_cause() -> None:
-    assert {case.values[1] for case in REJECTED} == set(Reason) - OF_THE_CLUSTER
+# Each pod that is rejected, with its reason and the cluster defaults.
+ALL_REJECTED = [(*case.values[:2], DEFAULTS) for case in REJECTED] + [
+    (*case.values[:2], case.values[3]) for case in test_sidecar.ALL_REJECTED
+]
+
+
+def test_the_tables_have_each_reason_that_a_pod_can_cause() -> None:
+    assert {reason for _, reason, _ in ALL_REJECTED} == set(Reason) - OF_THE_CLUSTER
 
 
 @pytest.mark.parametrize("reason", sorted(OF_THE_CLUSTER))
@@ -321,5 +329,5 @@ def test_each_section_has_a_meaning_an_example_and_a_fix(reason: Reason) -> None
 @pytest.mark.parametrize("reason", sorted(set(Reason) - OF_THE_CLUSTER))
 def test_each_example_is_a_line_that_the_injector_writes(reason: Reason) -> None:
     example = SECTIONS[str(reason)].partition("```text\n")[2].partition("\n```")[0]
-    lines = {str(reject(case.values[0])) for case in REJECTED if case.values[1] == reason}  # type: ignore[arg-type]
+    lines = {str(reject(given, defaults)) for given, why, defaults in ALL_REJECTED if why == reason}  # type: ignore[arg-type]
     assert example in lines

@@ -23,6 +23,7 @@ def test_unset_settings_have_defaults() -> None:
         tls_directory=Path("/tls"),
         runtime_directory=Path("/etc/asya-runtime"),
         defaults={},
+        sidecar=None,
         webhook_port=9443,
         http_port=8080,
         log_level="INFO",
