@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
-from asya_injector.annotations.sidecar import SidecarError, SidecarTemplate
+from asya_injector.annotations.sidecar import SIDECAR_VARIABLE, SidecarError, SidecarTemplate
 
 T = TypeVar("T")
-SIDECAR_VARIABLE = "INJECTOR_SIDECAR"
 
 
 class ConfigError(Exception):
