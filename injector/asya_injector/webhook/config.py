@@ -91,7 +91,7 @@ def _read_sidecar(text: str) -> SidecarTemplate | None:
         return SidecarTemplate.parse(json.loads(text))
     except SidecarError as error:
         raise ConfigError(f"{SIDECAR_VARIABLE}: {error}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigError(f"{SIDECAR_VARIABLE}: is not JSON; the chart sets it") from None
 
 
