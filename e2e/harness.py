@@ -192,12 +192,14 @@ class Cluster:
         namespace: str = SYSTEM,
         verb: str = "install",
         chart: Path = REPOSITORY / "chart",
+        file: Path | None = None,
     ) -> None:
-        """`helm install` as in the README, with the image under test."""
+        """`helm install` as in the README, with the image under test. file: of values."""
         repository, tag = self.injector_image.rsplit(":", 1)
         image = f"injector.image.repository={repository},injector.image.tag={tag}"
         words = [RELEASE, str(chart), "--namespace", namespace, "--create-namespace", "--wait"]
         settings = [word for value in (image, *values) for word in ("--set", value)]
+        settings += ["-f", str(file)] if file else []
         run("helm", verb, *words, "--timeout", "3m", *settings, timeout=200)
 
     def uninstall(self) -> None:

@@ -134,7 +134,7 @@ def test_injects_updates_and_restores_a_manifest(values: Path) -> None:
         ("image: queue:1", "imag: queue:1", 'sidecar.container: unknown name "imag"; did you'),
         ("name: ca, mountPath", "name: cb, mountPath", "sidecar.container.volumeMounts: the vol"),
         ("asya.sh/queue", "asya.sh/handler", "sidecar.annotations: asya.sh/handler is a key of"),
-        (VALUES, "[1]", "chart values must be a mapping"),
+        (VALUES, "- 1", "chart values must be a mapping"),
     ],
 )
 def test_a_value_that_the_chart_rejects_is_rejected_with_one_line(
