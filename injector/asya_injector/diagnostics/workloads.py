@@ -27,18 +27,22 @@ def check_pods(
     current: Collection[str],
     sidecar: ChartSidecar,
     disabled: Collection[str],
+    knows_image: bool = True,
 ) -> Iterator[Finding]:
     """Check that annotated pods have the runtime and the sidecar; report problems by owner.
 
     current: hashes of the current runtime. sidecar: of the chart. disabled: namespaces where
-    injection is disabled.
+        injection is disabled.
+    knows_image: `current` tells whether an image is the current one; without an injector, only the
+        manifests do.
     """
     problems: Counter[tuple[str, str, str]] = Counter()
     healthy = 0
     for pod in pods:
         if not _should_be_actor(pod, disabled):
             continue
-        problem = _find_problem(pod, current) or sidecar.find_problem(pod)
+        problem = _find_problem(pod, current, knows_image=knows_image)
+        problem = problem or sidecar.find_problem(pod)
         if problem:
             namespace = str(get_mapping(pod, "metadata").get("namespace"))
             problems[namespace, _find_owner(pod), problem] += 1
@@ -101,11 +105,13 @@ def _should_be_actor(pod: Object, disabled: Collection[str]) -> bool:
         return True
 
 
-def _find_problem(pod: Object, current: Collection[str]) -> str:
+def _find_problem(pod: Object, current: Collection[str], *, knows_image: bool) -> str:
     version = get_mapping(pod, "metadata", "labels").get(RUNTIME_HASH_LABEL)
-    volumes = get_items(get_mapping(pod, "spec"), "volumes")
-    if not version or not find_by_name(volumes, RUNTIME_VOLUME):
+    volume = find_by_name(get_items(get_mapping(pod, "spec"), "volumes"), RUNTIME_VOLUME)
+    if not version or not volume:
         return "is annotated, but runs without the runtime"
+    if "image" in volume and not knows_image:
+        return ""
     return "" if version in current else f"runs the old runtime {version}"
 
 

@@ -14,14 +14,20 @@ DEFAULTS: tuple[Annotation, ...] = tuple(
 )
 
 
+def load_values(path: Path) -> Any:
+    """The content of a file; of several documents, the last. Raises OSError or ManifestError."""
+    values: Any = {}
+    for document in read_documents(str(path), path.read_text("utf-8"), read_all=True):
+        values = document.value or {}
+    return values
+
+
 def read_values(path: Path) -> tuple[dict[str, str], SidecarTemplate | None]:
     """Read a file: the defaults as strings by name, and the sidecar.
 
     Raises OSError or ManifestError.
     """
-    values: Any = {}
-    for document in read_documents(str(path), path.read_text("utf-8"), read_all=True):
-        values = document.value or {}
+    values = load_values(path)
     if not isinstance(values, dict):
         raise ManifestError(f"{path}: chart values must be a mapping")
     try:

@@ -251,10 +251,14 @@ def _describe_value(variable: Object) -> str:
 
 def _render_volume(volume: Object) -> str:
     config_map = get_mapping(volume, "configMap").get("name")
+    image = get_mapping(volume, "image").get("reference")
     if volume["name"] == SOCKET_VOLUME:
         return f"{volume['name']}, in memory"
-    sources = ", ".join(key for key in volume if key != "name")
-    return f"{volume['name']}, " + (f"ConfigMap {config_map}" if config_map else sources)
+    if config_map:
+        return f"{volume['name']}, ConfigMap {config_map}"
+    if image:
+        return f"{volume['name']}, image {image}"
+    return f"{volume['name']}, " + ", ".join(key for key in volume if key != "name")
 
 
 def _render_mount(mount: Object) -> str:
