@@ -194,7 +194,7 @@ class Cluster:
         chart: Path = REPOSITORY / "chart",
         options: Iterable[str] = (),
     ) -> None:
-        """`helm install` as in the README, with the image under test."""
+        """`helm install` as in the README, with the image under test and further options."""
         repository, tag = self.injector_image.rsplit(":", 1)
         image = f"injector.image.repository={repository},injector.image.tag={tag}"
         words = [RELEASE, str(chart), "--namespace", namespace, "--create-namespace", "--wait"]
@@ -241,13 +241,12 @@ class Cluster:
 
         until(f"{replicas} replicas of the injector and no other", are_settled, seconds=90)
 
-    def admits(self, namespace: str, **annotations: str) -> bool:
-        """Whether an annotated pod would be admitted now. annotations: more, without their prefix.
+    def admits(self, namespace: str) -> bool:
+        """Whether an annotated pod would be admitted now.
 
         Ready pods are not enough: the node's rules and the CA in the webhooks may come later.
         """
-        wanted = {f"asya.sh/{key}": value for key, value in annotations.items()}
-        pod = bare_pod("requested", self.model_image, {"asya.sh/handler": "handlers.echo"} | wanted)
+        pod = bare_pod("requested", self.model_image, {"asya.sh/handler": "handlers.echo"})
         return not self.create(pod, "-n", namespace, "--dry-run=server", check=False).returncode
 
     def copies(self, namespace: str) -> list[Object]:

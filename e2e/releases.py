@@ -58,22 +58,11 @@ class Release:
         done = run(self.tool, *words, "--namespace", self.namespace, check=check, timeout=200)
         return done.stdout + done.stderr
 
-    def change(
-        self,
-        verb: str,
-        *values: str,
-        chart: Path = CHART,
-        name: str = RELEASE,
-        files: tuple[Path, ...] = (),
-    ) -> str:
-        """Install or upgrade, with the image under test and these values alone.
-
-        files: files with more values.
-        """
+    def change(self, verb: str, *values: str, chart: Path = CHART, name: str = RELEASE) -> str:
+        """Install or upgrade, with the image under test and these values alone."""
         repository, tag = self.cluster.injector_image.rsplit(":", 1)
         image = (f"injector.image.repository={repository}", f"injector.image.tag={tag}")
         settings = [word for value in (*image, *values) for word in ("--set", value)]
-        settings += [word for file in files for word in ("--values", str(file))]
         return self.helm(verb, name, str(chart), "--wait", "--timeout", "2m", *settings)
 
 

@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 from e2e.harness import REPOSITORY, Cluster, Object, container, until
-from e2e.releases import Release
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(500)]
 
@@ -132,10 +131,8 @@ def actor(keda: None, free: Cluster, namespace: str) -> Iterator[Actor]:
     """A release with the sidecar of the example, a broker, an actor and its ScaledObject."""
     cluster = free
     images = dict(line.split() for line in os.environ["QUEUE_IMAGES"].splitlines())
-    Release(cluster).change(
-        "install", f"sidecar.container.image={images['sidecar']}", files=(EXAMPLE / "values.yaml",)
-    )
-    until("a pod to be admitted", lambda: cluster.admits(namespace, queue=WORK))
+    image = f"sidecar.container.image={images['sidecar']}"
+    cluster.install(image, options=("--values", str(EXAMPLE / "values.yaml")))
     url = f"amqp://asya:asya@broker.{namespace}.svc:5672/"
     secret = {"username": "asya", "password": "asya", "url": url}
     broker = read_example("broker/broker.yaml")
