@@ -145,8 +145,9 @@ def actor(keda: None, free: Cluster, namespace: str) -> Iterator[Actor]:
         namespace=namespace,
     )
     found = Actor(cluster, namespace)
-    words = ["-n", namespace, "wait", "--timeout=90s", "--for=condition=Ready"]
-    cluster.kubectl(*words, "pod", "-l", "app in (broker, client)")
+    words = ["-n", namespace, "wait", "--timeout=90s"]
+    cluster.kubectl(*words, "deployment/broker", "--for=condition=Available")
+    cluster.kubectl(*words, "pod/client", "--for=condition=Ready")
     # The first pod creates the queue.
     until("a pod to take messages", lambda: found.consumers() == 1)
     cluster.apply(*scaled_object(), namespace=namespace)
@@ -163,7 +164,7 @@ def client(image: str) -> Object:
     only = container("client", image, ["python3", "-c", sleep])
     reference = {"secretKeyRef": {"name": "amqp", "key": "url"}}
     only["env"] = [{"name": "AMQP_URL", "valueFrom": reference}]
-    metadata = {"name": "client", "labels": {"app": "client"}}
+    metadata = {"name": "client"}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [only]}}
 
 
