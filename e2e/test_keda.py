@@ -154,8 +154,9 @@ def actor(keda: None, free: Cluster, namespace: str) -> Iterator[Actor]:
     try:
         found.rest()
         yield found
-    finally:  # needs KEDA
-        cluster.kubectl("-n", namespace, "delete", "scaledobjects", "--all", "--timeout=60s")
+    finally:  # KEDA has to remove its finalizers
+        kinds = "scaledobjects,triggerauthentications"
+        cluster.kubectl("-n", namespace, "delete", kinds, "--all", "--timeout=60s")
 
 
 def client(image: str) -> Object:
