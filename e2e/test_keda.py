@@ -118,9 +118,9 @@ def keda(cluster: Cluster) -> Iterator[None]:
     objects = ["-f", os.environ["KEDA"]]
     cluster.kubectl("apply", "--server-side", *objects)
     try:
-        words = ["--for=condition=Available", "--timeout=120s"]
-        cluster.kubectl("-n", "keda", "wait", "deployment", "--all", *words, timeout=150)
-        cluster.kubectl("wait", "apiservice/v1beta1.external.metrics.k8s.io", *words, timeout=150)
+        words = ["--for=condition=Available", "--timeout=240s"]
+        cluster.kubectl("-n", "keda", "wait", "deployment", "--all", *words, timeout=250)
+        cluster.kubectl("wait", "apiservice/v1beta1.external.metrics.k8s.io", *words, timeout=250)
         yield
     finally:
         cluster.kubectl("delete", "--ignore-not-found", *objects)
