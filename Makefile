@@ -176,7 +176,7 @@ e2e-cert-manager: deps cluster ## test with cert-manager, which is built once (a
 	@CERT_MANAGER="$$(e2e/cluster/cert-manager.sh)" INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e/test_cert_manager.py $(ARGS)
 
 .PHONY: e2e-keda
-e2e-keda: deps cluster helm4 ## test autoscaling by KEDA, which is built once (about 15 min)
+e2e-keda: deps cluster helm4 ## test autoscaling by KEDA, which is built once (about 15 min), for 3 min
 	@KEDA="$$(e2e/cluster/keda.sh)" QUEUE_IMAGES="$$(e2e/cluster/queue-images.sh)" INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e/test_keda.py $(ARGS)
 
 .PHONY: e2e-queue
