@@ -2996,7 +2996,8 @@ def serve_connection(
                 return
             interruptions += 1
             receiving = got < 0 and not asked and head is None
-            is_memory_error = receiving and type(error) is MemoryError
+            needs_memory = receiving or type(tail) is Parts
+            is_memory_error = needs_memory and type(error) is MemoryError
             if interruptions > (MAX_RETRIES if is_memory_error else MAX_INTERRUPTIONS):
                 raise
             log_traceback(error, "an exception arrived between calls; the server goes on")

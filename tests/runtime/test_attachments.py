@@ -738,6 +738,22 @@ def test_a_handler_may_write_over_what_it_has_returned(
                 assert set(got["result"]["data"]) == {number}
 
 
+def test_a_reply_that_cannot_be_kept_for_lack_of_memory_ends_its_connection(
+    start: Start, folder: Path
+) -> None:
+    source, copy = RUNTIME.read_text(), "self.pieces[number] = self.pieces[number].tobytes()"
+    assert copy in source
+    (folder / "runtime.py").write_text(source.replace(copy, "raise MemoryError  #"))
+    process = start(WRITER, "app.predict", argv=[sys.executable, str(folder / "runtime.py")])
+    client, other = process.client(), process.client()
+    client.send(frame(body_of({"payload": {"n": 65, "as": "view", "how": "in-place"}})))
+    taken(client)
+    assert other.call({"payload": {}})["error"] == "processing_error"
+    with pytest.raises(EOFError):
+        reply(client)
+    assert 1 < process.log().count("MemoryError") < 9
+
+
 # --- Memory ----------------------------------------------------------------------------
 
 
