@@ -790,7 +790,7 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
         if len(body) >= GC_PAUSE and gc.isenabled():
             return run_without_collection(decode_orjson, message)
         if 0 in body if type(body) is bytes else find_zero(body) >= 0:
-            return decode(message)
+            return decode_attached_orjson(message)
         message.reads_attachments = False
         try:
             value = loads(body)
@@ -800,6 +800,27 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
             return value  # as below, for most messages
         # orjson makes floats of large integers: the standard library decides
         return decode(message) if may_hold_large_integer(body) else value
+
+    def decode_attached_orjson(message: Message) -> object:
+        """Decode with orjson what has no attachments, and leave all else to `decode_attached`.
+
+        orjson does not tell equal keys, but then what it read has fewer colons than the message.
+        """
+        body: "Any" = message.body
+        data, end = (body if type(body) is bytes else body.obj), find_zero(body)
+        has_bytes = end != len(body) - 1 or data.find(b'"$bytes"', 0, end) >= 0
+        if not has_bytes and data.find(b"\\u", 0, end) < 0:  # which could be a colon
+            try:
+                message.body = body[:end]
+                value = decode_orjson(message)
+                if dumps(value).count(b":") == data.count(b":", 0, end):
+                    return value
+            except TypeError:
+                pass  # it cannot write what the standard library has read
+            finally:
+                message.reads_attachments = True
+            message.body = body
+        return decode(message)
 
     return decode_orjson, encode_orjson, encode_orjson, encode_attached
 
@@ -4245,7 +4266,7 @@ def serve(
         else:
             events = wait(timeout)
         if now:
-            if deadlines:
+            if deadlines and nearest <= now:
                 server.expire(now, {fd for fd, _ in events}, settings.read_timeout)
             if server.paused and server.paused <= now:
                 server.paused = 0.0
