@@ -41,7 +41,8 @@ tar c --hard-dereference --owner=0 --group=0 --mode=u=rwX,go=rX -C "$context" . 
     >"$log" 2>&1 || { tail -n 5 "$log" >&2; die "building $name failed (log: $log)"; }
 id=$(<"$idfile")
 id=${id#sha256:}
-image=$name:${id:0:12}
+# The letters keep Helm from reading a tag of digits only as a number.
+image=$name:sha-${id:0:12}
 docker tag "$id" "$image"
 
 in_node() { docker exec "$node" ctr --namespace k8s.io images list -q; }

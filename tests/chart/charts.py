@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from asya_injector.runtime_image import MIN_KUBERNETES
 
 Object = dict[str, Any]
 # By kind, namespace and name.
@@ -28,6 +29,35 @@ EXAMPLE = REPOSITORY / "examples/chart-with-helpers"
 WITH_IMAGE = ("-f", str(Path(__file__).parent / "image.yaml"))
 CA = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 
+# The value `sidecar`, with most kinds of fields.
+SIDECAR: Object = {
+    "container": {
+        "name": "asya-sidecar",
+        "image": "registry.example.com/queue:1",
+        "args": ["--url=$(URL)", "--literal=$$(URL)"],
+        "env": [
+            {"name": "URL", "valueFrom": {"secretKeyRef": {"name": "broker", "key": "url"}}},
+            {"name": "PREFETCH", "value": "10"},
+        ],
+        "ports": [{"name": "queue-metrics", "containerPort": 9000}],
+        "lifecycle": {"preStop": {"exec": {"command": ["kill", "-USR1", "1"]}}},
+        "resources": {"requests": {"cpu": 0.5, "memory": "32Mi"}, "limits": {"memory": 67108864}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": [{"name": "broker-ca", "mountPath": "/ca", "readOnly": True}],
+    },
+    "annotations": {
+        "asya.sh/queue": {"env": "QUEUE", "required": True},
+        "asya.sh/prefetch": {"env": "PREFETCH"},
+    },
+    "volumes": [{"name": "broker-ca", "secret": {"secretName": "broker-ca"}}],
+    "imagePullSecrets": [{"name": "pull.example.com"}],
+}
 # Installations by name: namespace of the release, and values. Each has a golden rendering.
 CASES: dict[str, tuple[str, Object]] = {
     "defaults": (SYSTEM, {}),
@@ -46,6 +76,26 @@ CASES: dict[str, tuple[str, Object]] = {
                     "pullSecrets": [{"name": "pull"}],
                 }
             }
+        },
+    ),
+    "runtime-from-image": (
+        SYSTEM,
+        {"runtime": {"delivery": "image"}, "prune": {"enabled": True}},
+    ),
+    "runtime-from-another-image": (
+        SYSTEM,
+        {
+            "runtime": {
+                "delivery": "image",
+                "image": {
+                    "repository": "images.example.com/runtime-files",
+                    "tag": "3",
+                    "digest": "sha256:" + "fedcba9876543210" * 4,
+                    "pullPolicy": "Always",
+                },
+                "configMap": {"create": False},
+            },
+            "certificates": {"mode": "certManager"},
         },
     ),
     "scheduling": (
@@ -77,6 +127,7 @@ CASES: dict[str, tuple[str, Object]] = {
             }
         },
     ),
+    "sidecar": (SYSTEM, {"sidecar": SIDECAR}),
     "parent-chart": (SYSTEM, {"enabled": True, "global": {"imageRegistry": "example.com"}}),
     "no-injector": (
         SYSTEM,
@@ -229,12 +280,22 @@ def render(
     namespace: str = SYSTEM,
     release: str = "asya-runtime",
     tool: str = "helm",
-    kubernetes: str = "1.30.0",
+    kubernetes: str = "",
 ) -> str:
-    """Render the chart with `helm template`; raises HelmError."""
+    """Render the chart with `helm template`; raises HelmError.
+
+    kubernetes: the version; by default, the first that supports the values.
+    """
+    kubernetes = kubernetes or find_kubernetes(values)
     # Without a server, Helm renders for the given version of Kubernetes.
     words = ["-n", namespace, "--kube-version", kubernetes, *WITH_IMAGE, "-f", "-"]
     return run("template", release, chart, *words, stdin=yaml.safe_dump(values), tool=tool)
+
+
+def find_kubernetes(values: Object) -> str:
+    """The first version of Kubernetes that supports the values."""
+    delivery = (values.get("runtime") or {}).get("delivery")
+    return f"{'.'.join(map(str, MIN_KUBERNETES))}.0" if delivery == "image" else "1.30.0"
 
 
 @functools.cache

@@ -236,6 +236,26 @@ def test_an_existing_image_is_used_without_network_access(run: Run) -> None:
     assert result.stderr == ""
 
 
+def test_the_tag_of_an_image_is_never_a_number_to_helm(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").touch()
+    docker = """case "$1" in
+      build)
+        while [[ $1 != --iidfile ]]; do shift; done
+        echo sha256:440144456663 >"$2"
+        cat >/dev/null ;;
+      tag) ;;
+      *) exit 1 ;;
+    esac"""
+    result = run(
+        "./image.sh",
+        "app",
+        str(tmp_path),
+        programs_={"docker": docker},
+        env={"PYTHON_IMAGE": "python"},
+    )
+    assert (result.returncode, result.stdout) == (0, "app:sha-440144456663\n"), result.stderr
+
+
 def test_a_step_reports_its_usual_and_its_actual_duration(run: Run) -> None:
     result = run("bash", "-c", '. ./lib.sh; steps=2; step "making tea" "4 min" echo noise')
     assert (result.returncode, result.stdout) == (0, "")

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from asya_injector.annotations.table import PREFIX
-from asya_injector.diagnostics import injector, workloads
+from asya_injector.diagnostics import delivery, injector, workloads
 from asya_injector.diagnostics.results import OK, UNKNOWN, WRONG, CheckResult, Finding
+from asya_injector.diagnostics.sidecar import ChartSidecar
 from asya_injector.kube_client import ApiException, Cluster, describe_error
 from asya_injector.kube_objects import WORKLOAD_KINDS, Object, find_by_name, get_mapping
 from asya_injector.mutation.workload import DISABLED
@@ -15,6 +16,7 @@ from asya_injector.runtime_files import (
     RUNTIME_HASH_LABEL,
     RuntimeFiles,
 )
+from asya_injector.runtime_image import Delivery
 
 _SERVICE_LABEL = "kubernetes.io/service-name"
 
@@ -32,6 +34,8 @@ def check(
     for name, run in {
         "webhook": checks.check_webhook,
         "injector": checks.check_deployments,
+        "delivery": checks.check_delivery,
+        "nodes": checks.check_nodes,
         "endpoints": checks.check_endpoints,
         "certificate": checks.check_certificate,
         "admission": checks.check_admission,
@@ -62,7 +66,9 @@ class _Checks:
         self._configuration: Object = {}
         self._release = self._service = ""
         self._deployments: list[Object] = []
+        self._delivery = Delivery()
         self._current = {installed.hash}
+        self._sidecar = ChartSidecar()
 
     def check_webhook(self) -> Iterator[Finding]:
         """Check the webhook configuration; it names the Service and the release's namespace."""
@@ -81,7 +87,19 @@ class _Checks:
                     "apps/v1", "deployments", namespace=self._release, labels=INJECTOR
                 )
             )
+            self._sidecar = ChartSidecar(self._deployments)
             yield from injector.check_deployments(self._deployments)
+
+    def check_delivery(self) -> Iterator[Finding]:
+        """Report what pods mount, which the Deployment tells."""
+        self._delivery = delivery.find_delivery(self._deployments)
+        if self._deployments:
+            yield delivery.check_delivery(self._delivery)
+
+    def check_nodes(self) -> Iterator[Finding]:
+        """Check the nodes, if pods mount an image."""
+        if self._delivery.image:
+            yield from delivery.check_nodes(self._cluster.list("v1", "nodes"))
 
     def check_endpoints(self) -> Iterator[Finding]:
         if self._configuration:
@@ -115,7 +133,8 @@ class _Checks:
             if namespace in self._disabled:
                 yield Finding(f"injection is disabled by a label of namespace {namespace}")
             else:
-                yield _try_admission(self._cluster, namespace)
+                pod = _build_probe(has_sidecar=self._sidecar.template is not None)
+                yield _try_admission(self._cluster, namespace, pod)
 
     def check_versions(self) -> Iterator[Finding]:
         """Check the chart's ConfigMaps; those of the release have the current versions.
@@ -131,11 +150,19 @@ class _Checks:
                 str(get_mapping(item, "metadata", "annotations")[CHART_SHA256])[:10]
                 for item in charts
             }
+        hashes = (self._delivery.list_hashes(packaged) for packaged in self._current)
+        self._current = set().union(*hashes)
         yield from injector.check_versions(charts, self._installed)
 
     def check_pods(self) -> Iterator[Finding]:
         pods = self._cluster.list("v1", "pods", namespace=self._namespace)
-        yield from workloads.check_pods(pods, current=self._current, disabled=self._disabled)
+        yield from workloads.check_pods(
+            pods,
+            current=self._current,
+            sidecar=self._sidecar,
+            disabled=self._disabled,
+            knows_image=bool(self._configuration),
+        )
 
     def check_workloads(self) -> Iterator[Finding]:
         items = (
@@ -143,7 +170,9 @@ class _Checks:
             for kind in WORKLOAD_KINDS
             for item in self._cluster.list(kind.api_version, kind.plural, namespace=self._namespace)
         )
-        yield from workloads.check_workloads(items, disabled=self._disabled)
+        yield from workloads.check_workloads(
+            items, disabled=self._disabled, declared=self._sidecar.declared
+        )
 
 
 def _list_disabled_namespaces(cluster: Cluster) -> list[str]:
@@ -169,11 +198,11 @@ def _find_secret(deployments: list[Object]) -> str:
     return ""
 
 
-def _try_admission(cluster: Cluster, namespace: str) -> Finding:
+def _try_admission(cluster: Cluster, namespace: str, probe: Object) -> Finding:
     """Create an annotated pod in a dry run, to test the whole path."""
     pod = f"an annotated pod in namespace {namespace}"
     try:
-        admitted = cluster.dry_run_create("v1", "pods", _build_probe(), namespace=namespace)
+        admitted = cluster.dry_run_create("v1", "pods", probe, namespace=namespace)
     except ApiException as error:
         message = describe_error(error)
         if error.status == 403 and "cannot create resource" in message:
@@ -188,8 +217,14 @@ def _try_admission(cluster: Cluster, namespace: str) -> Finding:
     )
 
 
-def _build_probe() -> Object:
-    """An annotated pod that every security policy admits."""
+def _build_probe(*, has_sidecar: bool) -> Object:
+    """An annotated pod that every security policy admits.
+
+    has_sidecar: the chart has a sidecar, which may need annotations that this pod does not have.
+    """
+    annotations = {PREFIX + "handler": "check.handler"}
+    if has_sidecar:
+        annotations[PREFIX + "sidecar"] = "false"
     container = {
         "name": "check",
         "image": "asya-injector-check",
@@ -209,7 +244,7 @@ def _build_probe() -> Object:
         "kind": "Pod",
         "metadata": {
             "generateName": "asya-injector-check-",
-            "annotations": {PREFIX + "handler": "check.handler"},
+            "annotations": annotations,
         },
         "spec": {"containers": [container], "automountServiceAccountToken": False},
     }

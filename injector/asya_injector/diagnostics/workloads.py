@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from asya_injector.annotations.parse import is_switched_off, merge, select_own
 from asya_injector.annotations.table import INHERITED
 from asya_injector.diagnostics.results import Finding
+from asya_injector.diagnostics.sidecar import ChartSidecar
 from asya_injector.errors import InjectionError
 from asya_injector.kube_objects import (
     POD,
@@ -21,18 +22,27 @@ from asya_injector.runtime_files import RUNTIME_HASH_LABEL, RUNTIME_VOLUME
 
 
 def check_pods(
-    pods: Iterable[Object], *, current: Collection[str], disabled: Collection[str]
+    pods: Iterable[Object],
+    *,
+    current: Collection[str],
+    sidecar: ChartSidecar,
+    disabled: Collection[str],
+    knows_image: bool = True,
 ) -> Iterator[Finding]:
-    """Check that annotated pods have the runtime; report problems by owner.
+    """Check that annotated pods have the runtime and the sidecar; report problems by owner.
 
-    current: hashes of the current runtime. disabled: namespaces where injection is disabled.
+    current: hashes of the current runtime. sidecar: of the chart. disabled: namespaces where
+        injection is disabled.
+    knows_image: `current` tells whether an image is the current one; without an injector, only the
+        manifests do.
     """
     problems: Counter[tuple[str, str, str]] = Counter()
     healthy = 0
     for pod in pods:
         if not _should_be_actor(pod, disabled):
             continue
-        problem = _find_problem(pod, current)
+        problem = _find_problem(pod, current, knows_image=knows_image)
+        problem = problem or sidecar.find_problem(pod)
         if problem:
             namespace = str(get_mapping(pod, "metadata").get("namespace"))
             problems[namespace, _find_owner(pod), problem] += 1
@@ -45,14 +55,17 @@ def check_pods(
             f"{restart}; if the manifest was injected, inject it again",
         )
     if not problems:
-        yield Finding(f"actors with the current runtime: {healthy}")
+        what = "runtime and sidecar" if sidecar.template else "runtime"
+        yield Finding(f"actors with the current {what}: {healthy}")
 
 
-def check_workloads(items: Iterable[Object], *, disabled: Collection[str]) -> Iterator[Finding]:
+def check_workloads(
+    items: Iterable[Object], *, disabled: Collection[str], declared: Collection[str] = frozenset()
+) -> Iterator[Finding]:
     """Check that annotations of workloads are propagated to their pod templates.
 
     items: of all kinds, each with its `kind` and `apiVersion`. disabled: namespaces where injection
-    is disabled.
+    is disabled. declared: keys that the chart's sidecar declares.
     """
     healthy = failed = 0
     for item in items:
@@ -60,7 +73,7 @@ def check_workloads(items: Iterable[Object], *, disabled: Collection[str]) -> It
         namespace = str(metadata.get("namespace"))
         if find_skip_reason(item, namespace, disabled) or not select_own(get_annotations(item)):
             continue
-        if _read_propagated(propagate(item)) == _read_propagated(item):
+        if _read_propagated(propagate(item, declared)) == _read_propagated(item):
             healthy += 1
             continue
         failed += 1
@@ -92,11 +105,13 @@ def _should_be_actor(pod: Object, disabled: Collection[str]) -> bool:
         return True
 
 
-def _find_problem(pod: Object, current: Collection[str]) -> str:
+def _find_problem(pod: Object, current: Collection[str], *, knows_image: bool) -> str:
     version = get_mapping(pod, "metadata", "labels").get(RUNTIME_HASH_LABEL)
-    volumes = get_items(get_mapping(pod, "spec"), "volumes")
-    if not version or not find_by_name(volumes, RUNTIME_VOLUME):
+    volume = find_by_name(get_items(get_mapping(pod, "spec"), "volumes"), RUNTIME_VOLUME)
+    if not version or not volume:
         return "is annotated, but runs without the runtime"
+    if "image" in volume and not knows_image:
+        return ""
     return "" if version in current else f"runs the old runtime {version}"
 
 

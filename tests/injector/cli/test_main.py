@@ -193,6 +193,8 @@ def test_options_take_precedence_over_a_values_file(tmp_path: Path) -> None:
         ),
         ("runtime: {defaults: [1]}", "runtime.defaults must be a mapping of names and values"),
         ("runtime: {defaults: {concurrency: 0}}", 'asya.sh/concurrency: "0" is not valid'),
+        # A file in JSON is read too.
+        ('{"runtime": {"defaults": {"concurrency": 0}}}', 'asya.sh/concurrency: "0" is not valid'),
         ("a: [", "expected node content"),
     ],
 )
@@ -229,7 +231,7 @@ def test_explains_an_actor_whole() -> None:
     assert {name: each["from"] for name, each in actor["settings"].items()} == {
         entry.name: "default"
         for entry in TABLE
-        if entry.name not in ("inject", "container", "mode")
+        if entry.name not in ("inject", "container", "mode", "sidecar")
     } | {
         "handler": "workload",
         "concurrency": "workload",

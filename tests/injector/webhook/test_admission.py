@@ -11,8 +11,10 @@ from unittest import mock
 import kopf
 import pytest
 from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.annotations.sidecar import SidecarTemplate
 from asya_injector.errors import InjectionError, Reason
 from asya_injector.mutation.inject import inject
+from asya_injector.runtime_image import RuntimeImage
 from asya_injector.webhook.admission import PODS, WORKLOADS, Webhook, build_registry
 from asya_injector.webhook.review import Review, current_review
 
@@ -43,11 +45,15 @@ def make_review(item: Any, **fields: Any) -> Review:
 
 
 class Handlers:
-    """The handlers by path, and the calls for a ConfigMap."""
+    """The handlers by path, and the calls for a ConfigMap and for the API server's version."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, image: RuntimeImage | None = None, sidecar: SidecarTemplate | None = None
+    ) -> None:
         self.configmaps = mock.AsyncMock()
-        webhook = Webhook(ClusterDefaults("0123456789", {}), self.configmaps)
+        self.image_volumes = mock.AsyncMock()
+        defaults = ClusterDefaults("0123456789", {}, image=image, sidecar=sidecar)
+        webhook = Webhook(defaults, self.configmaps, self.image_volumes)
         registry = build_registry(webhook)
         self._functions: dict[Any, Any] = {
             handler.id: handler.fn for handler in registry._webhooks.get_all_handlers()
@@ -103,6 +109,25 @@ def test_answers_at_once_without_a_configmap(
     handlers.configmaps.ensure.assert_not_called()
 
 
+@pytest.mark.parametrize(
+    ("item", "path", "fields", "is_actor"),
+    [
+        (POD, PODS, {}, True),
+        (POD, PODS, {"dry_run": True}, True),
+        (DEPLOYMENT, WORKLOADS, {}, True),
+        (POD | {"metadata": {}}, PODS, {}, False),
+        (DEPLOYMENT | {"metadata": {}}, WORKLOADS, {}, False),
+    ],
+)
+async def test_with_an_image_only_the_version_of_the_api_server_is_checked(
+    item: Any, path: str, fields: Any, is_actor: bool
+) -> None:
+    handlers = Handlers(RuntimeImage("asya/injector:1"))
+    await handlers.admit(make_review(item, **fields), path)
+    assert handlers.image_volumes.ensure.await_count == is_actor
+    handlers.configmaps.ensure.assert_not_called()
+
+
 @pytest.mark.parametrize("error", [UNAVAILABLE, ZeroDivisionError()])
 async def test_a_rejection_has_no_patch(handlers: Handlers, error: Exception) -> None:
     handlers.configmaps.ensure.side_effect = error
@@ -127,3 +152,40 @@ async def test_injects_large_objects_in_a_thread(
     monkeypatch.setattr("asya_injector.webhook.admission.inject", record)
     await handlers.admit(make_review(item, is_large=is_large), path)
     assert (threads != [threading.get_ident()]) is is_large
+
+
+# --- The sidecar of the chart
+
+# As many as a workload may have beside those of the table.
+DECLARED = {f"asya.sh/key-{number}": {"env": f"KEY_{number}"} for number in range(50)}
+QUEUE = {"asya.sh/key-0": {"env": "KEY_0", "required": True}}
+SIDECAR = SidecarTemplate.parse(
+    {
+        "container": {"name": "asya-sidecar", "image": "queue:1"},
+        "annotations": DECLARED | QUEUE,
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "rejection"),
+    [
+        (dict.fromkeys(DECLARED, "x"), ""),
+        ({"asya.sh/key-0": "x", "asya.sh/sidecar-env": "KEY_1=x"}, "SidecarEnvConflict"),
+        ({"asya.sh/key-1": "x"}, "AnnotationMissing"),
+        (dict.fromkeys(DECLARED, "x") | {"asya.sh/kee-0": "x"}, "AnnotationUnknown"),
+    ],
+)
+async def test_a_workload_is_checked_for_the_sidecar(
+    annotations: dict[str, str], rejection: str
+) -> None:
+    metadata = {"name": "d", "annotations": HANDLER | annotations}
+    review = make_review(DEPLOYMENT | {"metadata": metadata})
+    handlers = Handlers(sidecar=SIDECAR)
+    if rejection:
+        with pytest.raises(kopf.AdmissionError, match=rejection):
+            await handlers.admit(review, WORKLOADS)
+    else:
+        await handlers.admit(review, WORKLOADS)
+        assert "asya.sh/key-49" in base64.b64decode(review.patch).decode()
+    assert review.reason == rejection

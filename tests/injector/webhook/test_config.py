@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from asya_injector.runtime_image import Delivery, RuntimeImage
 from asya_injector.webhook.config import Config, ConfigError
 
 REQUIRED = {
@@ -22,7 +23,9 @@ def test_unset_settings_have_defaults() -> None:
         tls_secret="asya-runtime-tls",
         tls_directory=Path("/tls"),
         runtime_directory=Path("/etc/asya-runtime"),
+        delivery=Delivery(),
         defaults={},
+        sidecar=None,
         webhook_port=9443,
         http_port=8080,
         log_level="INFO",
@@ -48,9 +51,20 @@ def test_a_mounted_certificate_needs_neither_secret_nor_webhook_configuration() 
     assert config.dns_names[0] == "asya-runtime.asya-system.svc"
 
 
+def test_a_runtime_image_needs_the_name_of_the_injectors_image() -> None:
+    environ = {**REQUIRED, "INJECTOR_RUNTIME_IMAGE": "files:1"}
+    with pytest.raises(ConfigError, match=r"^INJECTOR_IMAGE is not set"):
+        Config.from_env(environ)
+    environ |= {"INJECTOR_IMAGE": "injector:1", "INJECTOR_RUNTIME_PULL_POLICY": "Always"}
+    delivery = Config.from_env(environ).delivery
+    assert delivery == Delivery(RuntimeImage("files:1", "Always"), "injector:1")
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
+        ("INJECTOR_RUNTIME_IMAGE", "files:1 "),
+        ("INJECTOR_RUNTIME_PULL_POLICY", "Sometimes"),
         ("INJECTOR_WEBHOOK_PORT", "0"),
         ("INJECTOR_WEBHOOK_PORT", "65536"),
         ("INJECTOR_HTTP_PORT", "http"),
@@ -64,3 +78,28 @@ def test_a_mounted_certificate_needs_neither_secret_nor_webhook_configuration() 
 def test_rejects_an_invalid_setting_and_says_what_is_valid(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=f"^{name}: .* is not valid; must be "):
         Config.from_env({**REQUIRED, name: text})
+
+
+def test_the_sidecar_is_read_from_json() -> None:
+    text = '{"container": {"name": "asya-sidecar", "image": "queue:1"}, "native": false}'
+    sidecar = Config.from_env({**REQUIRED, "INJECTOR_SIDECAR": text}).sidecar
+    assert sidecar is not None
+    assert (sidecar.name, sidecar.native) == ("asya-sidecar", False)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("{", "is not JSON; the chart sets it"),
+        ("[" * 100_000, "is not JSON; the chart sets it"),
+        ("[]", "sidecar: is not a mapping; see the chart's README"),
+        (
+            '{"container": {"name": "a"}}',
+            "sidecar.container.image: is required; set it to an image",
+        ),
+    ],
+)
+def test_rejects_an_invalid_sidecar_with_its_line(text: str, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_env({**REQUIRED, "INJECTOR_SIDECAR": text})
+    assert str(caught.value) == f"INJECTOR_SIDECAR: {line}"
