@@ -77,7 +77,7 @@ def with_sidecar(changing: Cluster, file: Path) -> Cluster:
 
 def upgrade(cluster: Cluster, file: Path, sidecar: Object) -> None:
     file.write_text(json.dumps({"sidecar": sidecar}))
-    cluster.install(verb="upgrade", file=file)
+    cluster.install(verb="upgrade", options=("--values", str(file)))
     cluster.settle()
 
 
