@@ -20,7 +20,7 @@ import pytest_asyncio
 from asya_injector.tls import authority
 from asya_queue.messages import decode, encode, forward, to_frame
 
-from tests.examples.rabbitmq import Queues, Server, find_programs, free_port
+from tests.support.rabbitmq import Queues, Server, find_programs, free_port
 
 REPO = Path(__file__).parents[2]
 SIDECAR = REPO / "examples/queue/sidecar"
