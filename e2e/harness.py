@@ -194,7 +194,7 @@ class Cluster:
         chart: Path = REPOSITORY / "chart",
         options: Iterable[str] = (),
     ) -> None:
-        """`helm install` as in the README, with the image under test."""
+        """`helm install` as in the README, with the image under test and further options."""
         repository, tag = self.injector_image.rsplit(":", 1)
         image = f"injector.image.repository={repository},injector.image.tag={tag}"
         words = [RELEASE, str(chart), "--namespace", namespace, "--create-namespace", "--wait"]
