@@ -623,15 +623,16 @@ async def test_messages_with_bytes_reach_a_handler_in_batches(
     try:
         await queues.declare(name)
         await queues.declare(f"{name}.next")
-        await queues.send(name, *(encode({"payload": {"data": data}}) for data in sent))
+        bodies = [encode({"id": n, "payload": {"data": data}}) for n, data in enumerate(sent)]
+        await queues.send(name, *bodies)
         async with start(environment(server, queues, path, NEXT=f"{name}.next")):
             results = [await queues.receive(f"{name}.next") for _ in range(128)]
     finally:
         runtime.kill()
         await runtime.wait()
-    payloads = [decode(each.body)["payload"] for each in results]
-    received: dict[int, bytes] = {}
-    for payload in payloads:
-        received[payload["part"][0]] = received.get(payload["part"][0], b"") + payload["part"]
-    assert [received[n] for n in range(64)] == sent
-    assert max(payload["batch"] for payload in payloads) > 1
+    messages = [decode(each.body) for each in results]
+    received = [b""] * 64
+    for message in messages:
+        received[message["id"]] += message["payload"]["part"]
+    assert received == sent
+    assert max(message["payload"]["batch"] for message in messages) > 1
