@@ -204,6 +204,11 @@ def test_what_has_arrived_is_answered_at_the_end(start: Start) -> None:
 DEEP = b'{"payload":{"a":' + b"[" * 300 + b'{"$bytes":2}' + b"]" * 300 + b"}}\0xy"
 VALID: dict[str, tuple[bytes, Any]] = {
     "nothing-behind": (b'{"a":1}\0', {"a": 1}),
+    "nothing-behind-colons": (
+        b'{"a:":"::\\u003a","b": [0.5, {"c":":"}]}\0',
+        {"a:": ":::", "b": [0.5, {"c": ":"}]},
+    ),
+    "nothing-behind-a-large-number": (b'{"a":18446744073709551616}\0', {"a": 2**64}),
     "two": (b'{"a":{"$bytes":1},"b":[{"$bytes":2}]}\0xyz', {"a": b"x", "b": [b"yz"]}),
     "none-of-a-size": (b'{"a":{"$bytes":0}}\0', {"a": b""}),
     "minus-zero": (b'{"a":{"$bytes":-0}}\0', {"a": b""}),
@@ -274,6 +279,16 @@ INVALID: dict[str, tuple[bytes, str, str]] = {
         "ValueError",
         'the key "k" appears twice in an object',
     ),
+    "a-key-twice-with-nothing-behind": (
+        b'{"a":{"k":"x:y","k":2}}\0',
+        "ValueError",
+        'the key "k" appears twice in an object',
+    ),
+    "a-key-twice-and-a-hidden-colon": (
+        b'{"a":1,"a":2,"b":"\\u003a"}\0',
+        "ValueError",
+        'the key "a" appears twice in an object',
+    ),
     "a-long-key-twice": (
         b'{"%s":1,"%s":2}\0' % (b"k" * 99, b"k" * 99),
         "ValueError",
@@ -338,7 +353,8 @@ def test_what_is_no_request_with_attachments(
 ) -> None:
     with pytest.raises((ValueError, RecursionError)) as caught:
         decoded(runtime, library, body, is_large=is_large)
-    assert (type(caught.value).__name__, text or str(caught.value)) == (kind, str(caught.value))
+    said = str(caught.value)
+    assert (type(caught.value).__name__, said[: len(text)]) == (kind, text)
 
 
 def test_a_wrong_request_is_invalid_json_and_the_connection_stays(
@@ -736,6 +752,22 @@ def test_a_handler_may_write_over_what_it_has_returned(
                 assert got["status"] == "ok", got
                 assert got["result"]["n"] == number
                 assert set(got["result"]["data"]) == {number}
+
+
+def test_a_reply_that_cannot_be_kept_for_lack_of_memory_ends_its_connection(
+    start: Start, folder: Path
+) -> None:
+    source, copy = RUNTIME.read_text(), "self.pieces[number] = self.pieces[number].tobytes()"
+    assert copy in source
+    (folder / "runtime.py").write_text(source.replace(copy, "raise MemoryError  #"))
+    process = start(WRITER, "app.predict", argv=[sys.executable, str(folder / "runtime.py")])
+    client, other = process.client(), process.client()
+    client.send(frame(body_of({"payload": {"n": 65, "as": "view", "how": "in-place"}})))
+    taken(client)
+    assert other.call({"payload": {}})["error"] == "processing_error"
+    with pytest.raises(EOFError):
+        reply(client)
+    assert 1 < process.log().count("MemoryError") < 9
 
 
 # --- Memory ----------------------------------------------------------------------------
