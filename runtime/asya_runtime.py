@@ -3915,12 +3915,13 @@ class Waker:
 
     def wake(self) -> None:
         """Interrupt the wait."""
-        if self.writer < 0:
+        writer = self.writer
+        if writer < 0:
             return
         try:
-            os.write(self.writer, b"!")
+            os.write(writer, b"!")
         except OSError as error:
-            if error.errno == errno.EBADF:
+            if error.errno == errno.EBADF and self.writer == writer:  # else it was just closed
                 give_up("user code has closed descriptors of the server")
             # else it is full, and so readable
 
