@@ -348,7 +348,8 @@ def test_a_waker_that_the_server_closes_while_a_thread_uses_it_ends_nothing(
     runtime: ModuleType, monkeypatch: pytest.MonkeyPatch, is_closed_by_user: bool, given_up: int
 ) -> None:
     """The watch may wake the server just when it has drained and closes all."""
-    waker, reasons = runtime.Waker(), []
+    waker = runtime.Waker()
+    reasons: list[str] = []
     write, close = runtime.os.write, runtime.os.close
 
     def write_late(fd: int, data: bytes) -> int:
