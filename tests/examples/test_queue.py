@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -320,7 +321,7 @@ async def test_messages_end_in_the_queues_that_their_replies_say(
         await queues.until(f"{name}.dead", (5, 0))
         await queues.until(name, (0, 1))
         await queues.until(f"{name}.next", (2, 0))
-        assert sidecar.metrics() == {
+        expected = {
             'asya_queue_messages_total{outcome="ok"}': 3.0,
             'asya_queue_messages_total{outcome="dead"}': 5.0,
             'asya_queue_messages_total{outcome="retried"}': 3.0,
@@ -330,6 +331,10 @@ async def test_messages_end_in_the_queues_that_their_replies_say(
             'asya_queue_connected{to="actor"}': 1.0,
             'asya_queue_connected{to="broker"}': 1.0,
         }
+        deadline = time.monotonic() + 10  # the last acknowledgement may be under way
+        while (found_metrics := sidecar.metrics()) != expected and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        assert found_metrics == expected
         sidecar.process.send_signal(signal.SIGTERM)
         assert await sidecar.end() == 0
 
