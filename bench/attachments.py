@@ -114,9 +114,9 @@ def measure_peak(contender: Contender, size: int) -> float:
 
 
 def compare(figures: dict[str, Figures], others: list[str]) -> float:
-    """The rate of attachments as a multiple of the best of the others."""
+    """The rate of attachments as a multiple of the best of the others, by ratios in each round."""
     ours = next(one.label for one in BYTES_CONTENDERS if one.form == ATTACHMENT)
-    return figures[ours].rate / max(figures[label].rate for label in others)
+    return figures[ours].ratio / max(figures[label].ratio for label in others)
 
 
 def bytes_goals(figures: dict[str, Figures], peak: float) -> list[Goal]:

@@ -570,6 +570,13 @@ def test_each_error_of_a_result_is_of_its_own_message(
     assert [reply(client) for _ in cases] == [expected for *_, expected in cases]
 
 
+def test_bytes_are_not_the_results_of_a_batch(runtime: ModuleType) -> None:
+    for value in (b"ab", bytearray(b"ab"), memoryview(b"ab")):
+        text = f"the handler returned {type(value).__name__} for 2 messages; "
+        with pytest.raises(runtime.UnfitResults, match=text):
+            runtime.list_results(value, 2)
+
+
 def test_a_reply_has_a_zero_byte_only_with_attachments(start: Start) -> None:
     client = start().client()
     client.send(frame(b'{"payload":{"a":1}}\0'))
@@ -712,10 +719,10 @@ WRITER = """
     data, views = bytearray(3_000_000), []
     def fill(payload):
         byte = payload["n"]
-        if payload["how"] == "in-place": data[:] = bytes([byte]) * len(data)
+        if payload["how"] == "in-place": data[:] = bytes([byte]) * 3_000_000
         else:
             data.clear()
-            data.extend(bytes([byte]) * (3_000_000 + byte))
+            data.extend(bytes([byte]) * payload.get("size", 3_000_000))
     def predict(message):
         payload = message["payload"]
         fill(payload)
@@ -743,6 +750,10 @@ def test_a_handler_may_write_over_what_it_has_returned(
     start: Start, handler: str, environ: dict[str, str]
 ) -> None:
     process = start(WRITER, f"app.{handler}", **environ)
+    client = process.client()
+    for number in range(3):  # replies that the socket takes at once
+        payload = {"n": number, "as": "bytearray", "how": "resize", "size": 100_000}
+        assert set(call(client, payload)["result"]["data"]) == {number}
     for kind in ("bytearray", "view", "readonly"):
         for how in ("in-place", "resize") if kind == "bytearray" else ("in-place",):
             clients = [process.client() for _ in range(3)]
