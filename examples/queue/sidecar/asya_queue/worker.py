@@ -55,7 +55,7 @@ def say(text: str) -> None:
 
 
 class Stop:
-    """The request to take no more messages, and whether none are taken."""
+    """The request to take no more messages, and whether it is done."""
 
     def __init__(self) -> None:
         self.requested, self.is_idle = asyncio.Event(), asyncio.Event()
@@ -69,7 +69,10 @@ class Stop:
             await self.is_idle.wait()
             writer.close()
 
-        await asyncio.start_unix_server(answer, path)
+        try:
+            await asyncio.start_unix_server(answer, path)
+        except OSError as error:  # with hostNetwork, another pod may have it
+            say(f"--stop does not work: {describe(error)}")
 
 
 class RejectedError(Exception):
