@@ -28,12 +28,13 @@ def package(
     stage = folder / "chart"
     shutil.copytree(source, stage)
     values = stage / "values.yaml"
-    text = values.read_text()
+    # Those of `runtime.image` stay empty: it defaults to the injector's image.
+    before, mark, text = values.read_text().partition("\ninjector:\n")
     for key, default in (("repository", image), ("digest", digest)):
         text, found = re.subn(rf'^( +{key}): ""$', rf"\1: {default}", text, flags=re.MULTILINE)
         if found != 1:
-            raise ValueError(f'{values}: expected one line `{key}: ""`, found {found}')
-    values.write_text(text)
+            raise ValueError(f'{values}: expected one line `{key}: ""` of injector, found {found}')
+    values.write_text(before + mark + text)
     about = stage / "Chart.yaml"
     chart = yaml.safe_load(about.read_text())
     chart["annotations"] = chart.get("annotations", {}) | annotations

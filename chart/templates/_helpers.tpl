@@ -102,8 +102,13 @@ annotations:
 {{- end }}
 
 {{- define "asya-runtime.image" -}}
-{{- with .Values.injector.image }}
-{{- printf "%s:%s" .repository (.tag | default $.Chart.AppVersion) }}
+{{- include "asya-runtime.reference" (list . .Values.injector.image) }}
+{{- end }}
+
+{{/* The reference of an image. Arguments: the root context, and repository, tag and digest. */}}
+{{- define "asya-runtime.reference" -}}
+{{- with index . 1 }}
+{{- printf "%s:%s" .repository (.tag | default (index $ 0).Chart.AppVersion) }}
 {{- with .digest }}@{{ . }}{{ end }}
 {{- end }}
 {{- end }}
@@ -159,11 +164,16 @@ runtime.defaults as a JSON object of strings. Helm reads numbers in values files
 {{- define "asya-runtime.environment" -}}
 {{- $env := dict
   "INJECTOR_SERVICE" (include "asya-runtime.name" .)
-  "INJECTOR_RUNTIME_DIRECTORY" "/etc/asya-runtime"
+  "INJECTOR_RUNTIME_DIRECTORY" (ternary "/asya-runtime" "/etc/asya-runtime" (ne (include "asya-runtime.mountsImage" .) ""))
   "INJECTOR_DEFAULTS" (include "asya-runtime.defaults" .Values)
   "INJECTOR_LOG_LEVEL" .Values.injector.logLevel
   "INJECTOR_WEBHOOK_PORT" (toString (int .Values.webhook.port))
   "INJECTOR_HTTP_PORT" (toString (int .Values.metrics.port)) }}
+{{- if include "asya-runtime.mountsImage" . }}
+{{- $_ := set $env "INJECTOR_IMAGE" (include "asya-runtime.image" .) }}
+{{- $_ := set $env "INJECTOR_RUNTIME_IMAGE" (include "asya-runtime.runtimeImage" .) }}
+{{- $_ := set $env "INJECTOR_RUNTIME_PULL_POLICY" (.Values.runtime.image.pullPolicy | default .Values.injector.image.pullPolicy) }}
+{{- end }}
 {{- if eq .Values.certificates.mode "self" }}
 {{- $_ := set $env "INJECTOR_TLS_MODE" "self" }}
 {{- $_ := set $env "INJECTOR_TLS_SECRET" (include "asya-runtime.tlsSecret" .) }}

@@ -4,9 +4,6 @@ templates include it first, because Helm does not define the order in which it r
 */}}
 {{- define "asya-runtime.valid" -}}
 {{- include "asya-runtime.valid.complete" . }}
-{{- if not (or .Values.runtime.configMap.create (not .Values.injector.enabled)) }}
-{{- fail "runtime.configMap.create must be true if injector.enabled is true: the injector mounts this ConfigMap" }}
-{{- end }}
 {{- range $key := keys (.Values.commonLabels | default dict) | sortAlpha }}
 {{- include "asya-runtime.valid.label" (list "commonLabels" $key) }}
 {{- end }}
@@ -14,6 +11,7 @@ templates include it first, because Helm does not define the order in which it r
 {{- include "asya-runtime.valid.annotation" (list "commonAnnotations" $key) }}
 {{- end }}
 {{- if .Values.injector.enabled }}
+{{- include "asya-runtime.valid.delivery" . }}
 {{- include "asya-runtime.valid.injector" . }}
 {{- end }}
 {{- end }}
@@ -27,7 +25,8 @@ templates include it first, because Helm does not define the order in which it r
 {{/* A value is missing if it is set to null, or after an upgrade with --reuse-values from a chart without it. */}}
 {{- define "asya-runtime.valid.complete" -}}
 {{- $required := list
-  "runtime.configMap.create" "runtime.configMap.name" "runtime.defaults" "injector.enabled" "injector.image.repository"
+  "runtime.configMap.create" "runtime.configMap.name" "runtime.delivery" "runtime.image.repository"
+  "runtime.defaults" "injector.enabled" "injector.image.repository"
   "injector.image.pullPolicy" "injector.replicas" "injector.podDisruptionBudget.enabled"
   "injector.podDisruptionBudget.maxUnavailable" "injector.logLevel" "injector.hostNetwork" "webhook.failurePolicy"
   "webhook.timeoutSeconds" "webhook.port" "certificates.mode" "certificates.certManager.duration"

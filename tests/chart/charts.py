@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from asya_injector.runtime_image import MIN_KUBERNETES
 
 Object = dict[str, Any]
 # By kind, namespace and name.
@@ -46,6 +47,26 @@ CASES: dict[str, tuple[str, Object]] = {
                     "pullSecrets": [{"name": "pull"}],
                 }
             }
+        },
+    ),
+    "runtime-from-image": (
+        SYSTEM,
+        {"runtime": {"delivery": "image"}, "prune": {"enabled": True}},
+    ),
+    "runtime-from-another-image": (
+        SYSTEM,
+        {
+            "runtime": {
+                "delivery": "image",
+                "image": {
+                    "repository": "images.example.com/runtime-files",
+                    "tag": "3",
+                    "digest": "sha256:" + "fedcba9876543210" * 4,
+                    "pullPolicy": "Always",
+                },
+                "configMap": {"create": False},
+            },
+            "certificates": {"mode": "certManager"},
         },
     ),
     "scheduling": (
@@ -229,12 +250,22 @@ def render(
     namespace: str = SYSTEM,
     release: str = "asya-runtime",
     tool: str = "helm",
-    kubernetes: str = "1.30.0",
+    kubernetes: str = "",
 ) -> str:
-    """Render the chart with `helm template`; raises HelmError."""
+    """Render the chart with `helm template`; raises HelmError.
+
+    kubernetes: the version; by default, the first that supports the values.
+    """
+    kubernetes = kubernetes or find_kubernetes(values)
     # Without a server, Helm renders for the given version of Kubernetes.
     words = ["-n", namespace, "--kube-version", kubernetes, *WITH_IMAGE, "-f", "-"]
     return run("template", release, chart, *words, stdin=yaml.safe_dump(values), tool=tool)
+
+
+def find_kubernetes(values: Object) -> str:
+    """The first version of Kubernetes that supports the values."""
+    delivery = (values.get("runtime") or {}).get("delivery")
+    return f"{'.'.join(map(str, MIN_KUBERNETES))}.0" if delivery == "image" else "1.30.0"
 
 
 @functools.cache

@@ -97,18 +97,22 @@ class Api:
     """The state of the server. Tests read and change it while they hold `lock`.
 
     objects: by resource, namespace and name.
-    calls: verb, resource, namespace and name of each call, in order.
+    calls: verb, resource, namespace and name of each call, in order, but not of discovery.
+    discovered: the path of each call of discovery.
     fault: called with verb, resource, namespace and name before each call; may sleep, raise an
         Answer, or return.
     time: the server's clock as Unix time; None for the real time.
+    version: its major and minor version.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.objects: dict[tuple[str, str, str], Object] = {}
         self.calls: list[tuple[str, str, str, str]] = []
+        self.discovered: list[str] = []
         self.fault: Callable[[str, str, str, str], None] = lambda *_: None
         self.time: float | None = None
+        self.version = ("1", "34")
         self.kubeconfig = Path()
         self._versions = 0
 
@@ -146,8 +150,10 @@ class Api:
     def answer(self, method: str, path: str, body: Object) -> Answer:
         path = path.rstrip("/")
         if path in DISCOVERY:
+            with self.lock:
+                self.discovered.append(path)
             self.fault("get", path, "", "")
-            return Answer(200, DISCOVERY[path])
+            return Answer(200, DISCOVERY[path] | self._describe_version(path))
         resource, namespace, name = _split(path)
         verb = VERBS[method]
         with self.lock:
@@ -157,6 +163,10 @@ class Api:
             raise failure(403, "Forbidden", f'{resource} "{name}" is forbidden: no right to {verb}')
         with self.lock:
             return getattr(self, f"_{verb}")(resource, namespace, name, body)  # type: ignore[no-any-return]
+
+    def _describe_version(self, path: str) -> Object:
+        major, minor = self.version
+        return {"major": major, "minor": minor} if path == "/version" else {}
 
     def _found(self, resource: str, namespace: str, name: str) -> Object:
         found = self.objects.get((resource, namespace, name))

@@ -10,7 +10,9 @@ from functools import cached_property
 from asya_injector.annotations.formats import SOCKET_PATH_RULE, find_use
 from asya_injector.annotations.parse import invalid_value, parse_value
 from asya_injector.annotations.table import BY_NAME
+from asya_injector.errors import InjectionError, Reason, quote
 from asya_injector.runtime_files import RUNTIME_FILE, RUNTIME_VOLUME
+from asya_injector.runtime_image import RuntimeImage
 
 _encode = json.JSONEncoder(sort_keys=True).encode
 
@@ -23,23 +25,39 @@ class Decision:
     reason: str
 
 
+def reject_file(mount_path: str) -> None:
+    """Reject a mount path that is a file: of an image, only directories can be mounted."""
+    if mount_path.endswith(".py"):
+        raise InjectionError(
+            BY_NAME["mount-path"].key,
+            f"{quote(mount_path)} is a file, but an image volume mounts only directories",
+            fix=f"choose a directory, such as {quote(BY_NAME['mount-path'].default)}",
+            reason=Reason.MOUNT_PATH_UNSUPPORTED,
+        )
+
+
 @dataclass(frozen=True)
 class ClusterDefaults:
     """The runtime's hash and the chart's values, by annotation name.
 
+    runtime_hash: for an image with other files than this program's, what `identify` returns.
     stream: suffix of the runtime ConfigMap's name, for manifests that bring their own.
+    image: what pods mount in place of a ConfigMap.
     Raises InjectionError for an invalid value, KeyError for an unknown name.
     """
 
     runtime_hash: str
     values: Mapping[str, str]
     stream: str = ""
+    image: RuntimeImage | None = None
 
     def __post_init__(self) -> None:
         canonical = {name: parse_value(name, text) for name, text in self.values.items()}
         socket_path = canonical.get("socket-path", "")
         if socket_path and find_use(posixpath.dirname(socket_path)):
             raise invalid_value("socket-path", socket_path, SOCKET_PATH_RULE)
+        if self.image:
+            reject_file(canonical.get("mount-path", ""))
         object.__setattr__(self, "values", canonical)
 
     @cached_property
@@ -87,7 +105,11 @@ class Settings:
     @cached_property
     def digest(self) -> str:
         """Ten hex digits that differ where an annotation or a default differs."""
-        content = [self.defaults.runtime_hash, dict(self.defaults.values), dict(self.annotated)]
+        content: list[object] = [
+            self.defaults.runtime_hash, dict(self.defaults.values), dict(self.annotated)
+        ]  # fmt: skip
+        if self.defaults.image:
+            content.append(vars(self.defaults.image))
         return hashlib.sha256(_encode(content).encode()).hexdigest()[:10]
 
     @cached_property

@@ -20,8 +20,10 @@ from asya_injector.documents.document import (
 from asya_injector.errors import InjectionError
 from asya_injector.manifests import chart_values, transform
 from asya_injector.manifests import explain as explanations
+from asya_injector.manifests.delivery import DeliveryError, choose_delivery
 from asya_injector.manifests.objects import iter_objects
 from asya_injector.runtime_files import RuntimeFiles
+from asya_injector.runtime_image import CONFIG_MAP, DELIVERIES, RUNTIME_FOLDER, Delivery
 
 # What keeps an object that is no longer in the manifests, by tool.
 _KEEP = {
@@ -40,6 +42,8 @@ Examples:
   kustomize build . | asya-injector inject -n models
   # with the values of a cluster's chart
   asya-injector inject -f model.yaml --values values.yaml
+  # without ConfigMaps: pods mount the runtime from an image
+  asya-injector inject -f model.yaml --delivery image --runtime-image example.com/asya-injector:1
 {EXIT_STATUS}"""
 _UNINJECT_EPILOG = f"""
 \b
@@ -81,7 +85,23 @@ def _default_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "values_file",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         metavar="FILE",
-        help="Chart values, of which runtime.defaults is used. The options below take precedence.",
+        help="Chart values, of which runtime.defaults and runtime.delivery are used. The options "
+        "below take precedence.",
+    )(_delivery_options(command))
+
+
+def _delivery_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    command = click.option(
+        "--runtime-image",
+        metavar="REFERENCE",
+        help="With --delivery image: the image with the runtime files in its folder "
+        f"/{RUNTIME_FOLDER}. Default: in the values, runtime.image or injector.image.",
+    )(command)
+    return click.option(
+        "--delivery",
+        type=click.Choice(DELIVERIES),
+        help="What pods mount: a ConfigMap of their namespace, or an image, which requires "
+        f"Kubernetes 1.36 and no ConfigMap. Default: {CONFIG_MAP}.",
     )(command)
 
 
@@ -110,6 +130,8 @@ def inject(
     keep_with: str | None,
     require: int,
     values_file: Path | None,
+    delivery: str | None,
+    runtime_image: str | None,
     **defaults: str | None,
 ) -> None:
     """Inject the runtime into pods and workloads.
@@ -117,12 +139,13 @@ def inject(
     Reads YAML and JSON, also with several documents and with lists, and writes all of it to
     standard output. Annotated pods, workloads and pod templates in other kinds are changed as the
     webhook would change their pods. The runtime ConfigMap of each namespace is added before its
-    first actor. Everything else is written as it was, including comments and order. If an object
-    is rejected, all errors are reported and no output is written. Objects that were injected before
-    are updated.
+    first actor, unless pods mount an image. Everything else is written as it was, including
+    comments and order. If an object is rejected, all errors are reported and no output is written.
+    Objects that were injected before are updated.
     """
     runtime = _load_runtime()
-    settings = _read_defaults(runtime, values_file, defaults)
+    chosen = _choose_delivery(values_file, delivery, runtime_image)
+    settings = _read_defaults(runtime, values_file, defaults, chosen)
     documents = _read_input(filenames)
     added = None if no_configmap else runtime
     kept = _KEEP[keep_with] if keep_with else {}
@@ -156,11 +179,14 @@ def uninject(filenames: Sequence[str], namespace: str) -> None:
 @click.option("--schema", is_flag=True, help="Print the JSON schema of -o json, and exit.")
 @_default_options
 def explain(
+    *,
     filenames: Sequence[str],
     namespace: str,
     output: str,
     schema: bool,
     values_file: Path | None,
+    delivery: str | None,
+    runtime_image: str | None,
     **defaults: str | None,
 ) -> None:
     """Show what would change in each object, and why.
@@ -172,7 +198,8 @@ def explain(
     if schema:
         click.echo(json.dumps(explanations.build_schema(), indent=2))
         return
-    settings = _read_defaults(_load_runtime(), values_file, defaults)
+    chosen = _choose_delivery(values_file, delivery, runtime_image)
+    settings = _read_defaults(_load_runtime(), values_file, defaults, chosen)
     documents = _read_input(filenames)
     disabled = transform.list_disabled_namespaces(documents)
     outcomes = [
@@ -201,13 +228,26 @@ def _load_runtime() -> RuntimeFiles:
         ) from None
 
 
+def _choose_delivery(
+    values_file: Path | None, delivery: str | None, runtime_image: str | None
+) -> Delivery:
+    try:
+        return choose_delivery(values_file, delivery=delivery, reference=runtime_image)
+    except (OSError, UnicodeDecodeError, DeliveryError) as error:
+        raise CommandError(str(error)) from None
+
+
 def _read_defaults(
-    runtime: RuntimeFiles, values_file: Path | None, options: dict[str, str | None]
+    runtime: RuntimeFiles,
+    values_file: Path | None,
+    options: dict[str, str | None],
+    delivery: Delivery,
 ) -> ClusterDefaults:
     given = {name.replace("_", "-"): text for name, text in options.items() if text is not None}
     try:
         values = chart_values.read_values(values_file) if values_file else {}
-        return ClusterDefaults(runtime.hash, values | given)
+        runtime_hash = delivery.choose_hash(runtime.hash)
+        return ClusterDefaults(runtime_hash, values | given, image=delivery.image)
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(str(error)) from None
     except InjectionError as error:

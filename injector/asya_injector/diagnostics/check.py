@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from asya_injector.annotations.table import PREFIX
-from asya_injector.diagnostics import injector, workloads
+from asya_injector.diagnostics import delivery, injector, workloads
 from asya_injector.diagnostics.results import OK, UNKNOWN, WRONG, CheckResult, Finding
 from asya_injector.kube_client import ApiException, Cluster, describe_error
 from asya_injector.kube_objects import WORKLOAD_KINDS, Object, find_by_name, get_mapping
@@ -15,6 +15,7 @@ from asya_injector.runtime_files import (
     RUNTIME_HASH_LABEL,
     RuntimeFiles,
 )
+from asya_injector.runtime_image import Delivery
 
 _SERVICE_LABEL = "kubernetes.io/service-name"
 
@@ -32,6 +33,8 @@ def check(
     for name, run in {
         "webhook": checks.check_webhook,
         "injector": checks.check_deployments,
+        "delivery": checks.check_delivery,
+        "nodes": checks.check_nodes,
         "endpoints": checks.check_endpoints,
         "certificate": checks.check_certificate,
         "admission": checks.check_admission,
@@ -62,6 +65,7 @@ class _Checks:
         self._configuration: Object = {}
         self._release = self._service = ""
         self._deployments: list[Object] = []
+        self._delivery = Delivery()
         self._current = {installed.hash}
 
     def check_webhook(self) -> Iterator[Finding]:
@@ -82,6 +86,17 @@ class _Checks:
                 )
             )
             yield from injector.check_deployments(self._deployments)
+
+    def check_delivery(self) -> Iterator[Finding]:
+        """Report what pods mount, which the Deployment tells."""
+        self._delivery = delivery.find_delivery(self._deployments)
+        if self._deployments:
+            yield delivery.check_delivery(self._delivery)
+
+    def check_nodes(self) -> Iterator[Finding]:
+        """Check the nodes, if pods mount an image."""
+        if self._delivery.image:
+            yield from delivery.check_nodes(self._cluster.list("v1", "nodes"))
 
     def check_endpoints(self) -> Iterator[Finding]:
         if self._configuration:
@@ -131,11 +146,18 @@ class _Checks:
                 str(get_mapping(item, "metadata", "annotations")[CHART_SHA256])[:10]
                 for item in charts
             }
+        hashes = (self._delivery.list_hashes(packaged) for packaged in self._current)
+        self._current = set().union(*hashes)
         yield from injector.check_versions(charts, self._installed)
 
     def check_pods(self) -> Iterator[Finding]:
         pods = self._cluster.list("v1", "pods", namespace=self._namespace)
-        yield from workloads.check_pods(pods, current=self._current, disabled=self._disabled)
+        yield from workloads.check_pods(
+            pods,
+            current=self._current,
+            disabled=self._disabled,
+            knows_image=bool(self._configuration),
+        )
 
     def check_workloads(self) -> Iterator[Finding]:
         items = (

@@ -21,18 +21,24 @@ from asya_injector.runtime_files import RUNTIME_HASH_LABEL, RUNTIME_VOLUME
 
 
 def check_pods(
-    pods: Iterable[Object], *, current: Collection[str], disabled: Collection[str]
+    pods: Iterable[Object],
+    *,
+    current: Collection[str],
+    disabled: Collection[str],
+    knows_image: bool = True,
 ) -> Iterator[Finding]:
     """Check that annotated pods have the runtime; report problems by owner.
 
     current: hashes of the current runtime. disabled: namespaces where injection is disabled.
+    knows_image: `current` tells whether an image is the current one; without an injector, only the
+        manifests do.
     """
     problems: Counter[tuple[str, str, str]] = Counter()
     healthy = 0
     for pod in pods:
         if not _should_be_actor(pod, disabled):
             continue
-        problem = _find_problem(pod, current)
+        problem = _find_problem(pod, current, knows_image=knows_image)
         if problem:
             namespace = str(get_mapping(pod, "metadata").get("namespace"))
             problems[namespace, _find_owner(pod), problem] += 1
@@ -92,11 +98,13 @@ def _should_be_actor(pod: Object, disabled: Collection[str]) -> bool:
         return True
 
 
-def _find_problem(pod: Object, current: Collection[str]) -> str:
+def _find_problem(pod: Object, current: Collection[str], *, knows_image: bool) -> str:
     version = get_mapping(pod, "metadata", "labels").get(RUNTIME_HASH_LABEL)
-    volumes = get_items(get_mapping(pod, "spec"), "volumes")
-    if not version or not find_by_name(volumes, RUNTIME_VOLUME):
+    volume = find_by_name(get_items(get_mapping(pod, "spec"), "volumes"), RUNTIME_VOLUME)
+    if not version or not volume:
         return "is annotated, but runs without the runtime"
+    if "image" in volume and not knows_image:
+        return ""
     return "" if version in current else f"runs the old runtime {version}"
 
 

@@ -13,11 +13,17 @@ DEFAULTS: tuple[Annotation, ...] = tuple(
 )
 
 
-def read_values(path: Path) -> dict[str, str]:
-    """Read the defaults in a file, as strings by name; raises OSError or ManifestError."""
+def load_values(path: Path) -> Any:
+    """The content of a file; of several documents, the last. Raises OSError or ManifestError."""
     values: Any = {}
     for document in read_documents(str(path), path.read_text("utf-8"), read_all=True):
         values = document.value or {}
+    return values
+
+
+def read_values(path: Path) -> dict[str, str]:
+    """Read the defaults in a file, as strings by name; raises OSError or ManifestError."""
+    values = load_values(path)
     for step in ("runtime", "defaults"):
         values = (values.get(step) if isinstance(values, dict) else values) or {}
     if not isinstance(values, dict):

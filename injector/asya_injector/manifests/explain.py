@@ -218,7 +218,9 @@ def _find_added(before: Object, after: Object, field: str) -> list[Object]:
 
 def _render_volume(volume: Object) -> str:
     config_map = get_mapping(volume, "configMap").get("name")
-    return f"{volume['name']}, " + (f"ConfigMap {config_map}" if config_map else "in memory")
+    image = get_mapping(volume, "image").get("reference")
+    source = f"ConfigMap {config_map}" if config_map else f"image {image}" if image else "in memory"
+    return f"{volume['name']}, {source}"
 
 
 def _render_mount(mount: Object) -> str:

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from asya_injector.annotations.settings import ClusterDefaults
-from asya_injector.documents.document import Document
+from asya_injector.documents.document import Document, remove_documents
 from asya_injector.errors import InjectionError, Reason, quote
 from asya_injector.kube_objects import Object, get_in
 from asya_injector.manifests.objects import ManifestObject, iter_objects
+from asya_injector.mutation.workload import is_runtime_configmap
 from asya_injector.runtime_files import FROM_MANIFEST, RuntimeFiles
 
 _HOOK = "helm.sh/hook"
@@ -77,6 +78,34 @@ class RuntimeConfigMaps:
             **({"annotations": dict(annotations)} if annotations else {}),
         }
         return [configmap | {"metadata": metadata}]
+
+
+def is_added_configmap(item: Object) -> bool:
+    """Whether an object is a runtime ConfigMap that an injection of manifests has added."""
+    labels = get_in(item, "metadata", "labels")
+    return is_runtime_configmap(item) and FROM_MANIFEST.items() <= labels.items()
+
+
+def remove_unused(documents: Sequence[Document]) -> list[Document]:
+    """Remove the added ConfigMaps that no object names; those in lists stay.
+
+    An object that is left alone may still mount one, because it was injected before.
+    """
+    added = [
+        isinstance(document.value, dict) and is_added_configmap(document.value)
+        for document in documents
+    ]
+    others = [
+        document.text for document, is_added in zip(documents, added, strict=True) if not is_added
+    ]
+
+    def is_named(document: Document) -> bool:
+        return any(str(document.value["metadata"]["name"]) in text for text in others)
+
+    return remove_documents(
+        (document, None if is_added and not is_named(document) else document)
+        for document, is_added in zip(documents, added, strict=True)
+    )
 
 
 def _get_hook(item: Object) -> str:

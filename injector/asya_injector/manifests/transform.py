@@ -27,7 +27,11 @@ from asya_injector.kube_objects import (
     replace_template,
 )
 from asya_injector.manifests.objects import ManifestObject, is_list, iter_objects
-from asya_injector.manifests.runtime_configmaps import RuntimeConfigMaps
+from asya_injector.manifests.runtime_configmaps import (
+    RuntimeConfigMaps,
+    is_added_configmap,
+    remove_unused,
+)
 from asya_injector.manifests.templates import (
     find_ineffective_keys,
     find_operator,
@@ -40,9 +44,8 @@ from asya_injector.mutation.workload import (
     change_object,
     find_namespace_skip_reason,
     is_disabled_namespace,
-    is_runtime_configmap,
 )
-from asya_injector.runtime_files import FROM_MANIFEST, RuntimeFiles
+from asya_injector.runtime_files import RuntimeFiles
 
 
 @dataclass
@@ -112,9 +115,11 @@ def inject_all(
     """Inject all annotated pods and workloads; raises RejectedError.
 
     runtime: what the runtime ConfigMaps contain; one per namespace is added before the first object
-    that needs it. None adds none. namespace: of objects that name none. annotations: of the added
+    that needs it. None adds none; and with an image, those of an earlier injection are removed if
+    no object mounts them any more. namespace: of objects that name none. annotations: of the added
     ConfigMaps.
     """
+    runtime = None if defaults.image else runtime
     disabled = list_disabled_namespaces(documents)
     configmaps = RuntimeConfigMaps(documents, runtime, namespace, annotations or {})
     output = Output([], [])
@@ -137,6 +142,8 @@ def inject_all(
         summary = output.summarize(len(error.lines))
         raise RejectedError([*error.lines, f"{summary}; no output was written"]) from None
     output.documents = [each for group in outputs for each in group]
+    if defaults.image:
+        output.documents = remove_unused(output.documents)
     return output
 
 
@@ -145,8 +152,7 @@ def uninject_all(documents: Sequence[Document], *, namespace: str = "") -> Outpu
     warnings: list[str] = []
 
     def restore(found: ManifestObject) -> list[Object]:
-        labels = get_in(found.value, "metadata", "labels")
-        if is_runtime_configmap(found.value) and FROM_MANIFEST.items() <= labels.items():
+        if is_added_configmap(found.value):
             return []
         after = uninject_object(found.value) if find_kind(found.value) else found.value
         for each in _split(found):

@@ -20,7 +20,8 @@ from asya_injector.kube_objects import (
     get_string,
     get_strings,
 )
-from asya_injector.runtime_files import RUNTIME_VOLUME, is_runtime_configmap_name
+from asya_injector.mutation.runtime_volume import is_runtime_volume
+from asya_injector.runtime_files import RUNTIME_VOLUME
 from asya_injector.startup.hooks import HOOKS, get_hook_command
 from asya_injector.startup.probe import is_added_probe
 from asya_injector.startup.wrapper import has_wrapper, is_wrapped
@@ -194,14 +195,6 @@ def identify_command(command: list[str]) -> str:
     """The identifier of a command; empty if it cannot be an addition."""
     is_runtime = len(command) == 2 and command[1].startswith("/") and command[1].endswith(".py")
     return f"command {' '.join(command)}" if is_runtime else ""
-
-
-def is_runtime_volume(volume: Object) -> bool:
-    """Whether a volume holds the runtime files of any release."""
-    if get_name(volume) != RUNTIME_VOLUME:
-        return False
-    source = get_mapping(volume, "configMap")
-    return is_runtime_configmap_name(get_string(source, "name")) and not source.get("items")
 
 
 def is_socket_volume(volume: Object) -> bool:

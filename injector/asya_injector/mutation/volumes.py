@@ -19,8 +19,15 @@ from asya_injector.mutation import environment, hidden_paths
 from asya_injector.mutation.injection_record import (
     SOCKET_SOURCE,
     SOCKET_VOLUME,
-    is_runtime_volume,
     is_socket_volume,
+)
+from asya_injector.mutation.runtime_volume import (
+    build_mounts,
+    build_volume,
+    is_directory_mount,
+    is_runtime_volume,
+    is_used_as_added,
+    update_volume,
 )
 from asya_injector.runtime_files import RUNTIME_FILE, RUNTIME_VOLUME
 
@@ -57,15 +64,13 @@ def mount_runtime(pod: Object, target: Object, settings: Settings, python: str) 
     """Mount the runtime files in the target. python: their interpreter."""
     if hidden_paths.is_at_or_below(python, settings.directory):
         raise _hiding("mount-path", target, settings.directory, quote(python))
-    config_map = {"name": settings.defaults.config_map, "defaultMode": 0o444}
-    _add_volume(pod, {"name": RUNTIME_VOLUME, "configMap": config_map})
-    mount = {"name": RUNTIME_VOLUME, "mountPath": settings.directory, "readOnly": True}
+    _add_volume(pod, build_volume(settings.defaults))
     volumes = _Volumes(pod)
-    _add_runtime_mount(volumes, target, mount)
-    if settings.is_one_file:
+    directory, *one_file = build_mounts(settings)
+    _add_runtime_mount(volumes, target, directory, f"{settings.directory}/{RUNTIME_FILE}")
+    for mount in one_file:
         _reject_hidden_handler(settings)
-        one_file = {"mountPath": settings.runtime_file, "subPath": RUNTIME_FILE}
-        _add_runtime_mount(volumes, target, mount | one_file)
+        _add_runtime_mount(volumes, target, mount, settings.runtime_file)
 
 
 def mount_socket(pod: Object, target: Object, sidecars: list[Object], path: str) -> Decision:
@@ -131,9 +136,9 @@ def _add_volume(pod: Object, volume: Object) -> None:
     present = find_by_name(volumes, volume["name"])
     if present is None:
         spec["volumes"] = [*volumes, volume]
-    elif is_runtime_volume(present):  # a copied pod may mount the runtime of another release
-        source = {**present["configMap"], "name": volume["configMap"]["name"]}
-        updated = {**present, "configMap": source}
+    elif is_runtime_volume(present) and ("configMap" in present or is_used_as_added(pod)):
+        # A copied pod may mount the runtime of another release.
+        updated = update_volume(present, volume)
         spec["volumes"] = [updated if item is present else item for item in volumes]
     elif not is_socket_volume(present):
         raise InjectionError(
@@ -144,16 +149,21 @@ def _add_volume(pod: Object, volume: Object) -> None:
         )
 
 
-def _add_runtime_mount(volumes: _Volumes, target: Object, mount: Object) -> None:
+def _add_runtime_mount(volumes: _Volumes, target: Object, mount: Object, own: str) -> None:
+    """Add a mount of the runtime files, or use the one that is there. own: as in `_add_mount`."""
     path = mount["mountPath"]
-    for present in get_items(target, "volumeMounts") + get_items(target, "volumeDevices"):
+    mounts = get_items(target, "volumeMounts")
+    for present in mounts + get_items(target, "volumeDevices"):
         where = _get_path(present)
         if where == path and _get_source(present) == _get_source(mount):
             return
+        if where == path and is_directory_mount(present) and is_directory_mount(mount):
+            # Of a pod that was copied from one with the other form of the volume.
+            target["volumeMounts"] = [mount if item is present else item for item in mounts]
+            return
         if where == path or _is_within(where, path):
             raise _conflict("mount-path", target, present)
-    is_one_file = "subPath" in mount
-    _add_mount(volumes, target, mount, path if is_one_file else f"{path}/{RUNTIME_FILE}")
+    _add_mount(volumes, target, mount, own)
 
 
 def _add_mount(volumes: _Volumes, container: Object, mount: Object, own: str) -> None:

@@ -12,6 +12,7 @@ from asya_injector.errors import InjectionError
 from asya_injector.kube_objects import POD, WORKLOAD_KINDS, Object, get_template
 from asya_injector.mutation.inject import inject
 from asya_injector.mutation.workload import find_overridden, propagate
+from asya_injector.webhook.image_volumes import ImageVolumeSupport
 from asya_injector.webhook.review import Review, current_review
 from asya_injector.webhook.runtime_configmap import RuntimeConfigMapWriter
 
@@ -30,16 +31,23 @@ HANDLED = {
 class Webhook:
     """Admits pods and workloads. Dry runs have no side effects."""
 
-    def __init__(self, defaults: ClusterDefaults, configmaps: RuntimeConfigMapWriter) -> None:
+    def __init__(
+        self,
+        defaults: ClusterDefaults,
+        configmaps: RuntimeConfigMapWriter,
+        image_volumes: ImageVolumeSupport,
+    ) -> None:
         self._defaults = defaults
         self._configmaps = configmaps
+        self._image_volumes = image_volumes
 
     def admit_pod(self, review: Review, warnings: list[str]) -> Object:
         """The pod to admit, injected if it asks for it; raises InjectionError."""
         injection = inject(review.object, self._defaults)
         if injection is None:
             return review.object
-        review.mounts_configmap = True
+        review.mounts_image = self._defaults.image is not None
+        review.mounts_configmap = not review.mounts_image
         warnings.extend(injection.warnings)
         return injection.pod
 
@@ -48,13 +56,23 @@ class Webhook:
         workload = propagate(review.object)
         injection = inject(get_template(workload), self._defaults)
         warnings.extend(find_overridden(review.object))
-        warnings.extend(injection.warnings if injection else ())
+        if injection:
+            review.mounts_image = self._defaults.image is not None
+            warnings.extend(injection.warnings)
         return workload
 
-    async def ensure_configmap(self, review: Review) -> None:
-        """Return once the pod's namespace holds the runtime ConfigMap; raises InjectionError."""
-        if review.mounts_configmap and not review.dry_run:
-            within = review.deadline - asyncio.get_running_loop().time()
+    async def ensure_runtime(self, review: Review) -> None:
+        """Return once pods can mount the runtime files; raises InjectionError.
+
+        The namespace of the pod holds the runtime ConfigMap, or the API server knows image volumes.
+        """
+        is_written = review.mounts_configmap and not review.dry_run
+        if not (is_written or review.mounts_image):
+            return
+        within = review.deadline - asyncio.get_running_loop().time()
+        if review.mounts_image:
+            await self._image_volumes.ensure(within=within)
+        else:
             await self._configmaps.ensure(review.namespace, within=within, caller=review.caller)
 
 
@@ -83,7 +101,7 @@ def _make_handler(
             else:
                 review.admit(admit(review, warnings))
             review.drop_object()  # before a wait: it may be large
-            await webhook.ensure_configmap(review)
+            await webhook.ensure_runtime(review)
         except InjectionError as error:
             review.reject(str(error), error.reason)
             raise kopf.AdmissionError(review.rejection, code=422) from None

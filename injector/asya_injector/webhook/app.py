@@ -20,6 +20,7 @@ from asya_injector.tls.rotator import CertRotator
 from asya_injector.tls.watcher import CertificatePair, CertWatcher, read_directory
 from asya_injector.webhook.admission import HANDLED, Webhook, build_registry
 from asya_injector.webhook.config import Config
+from asya_injector.webhook.image_volumes import ImageVolumeSupport
 from asya_injector.webhook.runtime_configmap import RuntimeConfigMapWriter
 from asya_injector.webhook.server import Answer, Server
 from asya_injector.webhook.telemetry import Metrics, serve_operations
@@ -33,14 +34,15 @@ _MAX_PAUSE = 10.0
 def serve(config: Config, api: ApiClient) -> None:
     """Run until SIGTERM or SIGINT; raises OSError, KeyError or InjectionError."""
     runtime_files = RuntimeFiles.load(config.runtime_directory)
-    defaults = ClusterDefaults(runtime_files.hash, config.defaults)
+    runtime_hash = config.delivery.choose_hash(runtime_files.hash)
+    defaults = ClusterDefaults(runtime_hash, config.defaults, image=config.delivery.image)
     metrics = Metrics()
     configmaps = RuntimeConfigMapWriter(runtime_files, api, metrics)
-    handlers = build_registry(Webhook(defaults, configmaps))
-    logger.info("starting", extra={"runtime": runtime_files.hash, "namespace": config.namespace})
+    handlers = build_registry(Webhook(defaults, configmaps, ImageVolumeSupport(api)))
+    logger.info("starting", extra={"runtime": runtime_hash, "namespace": config.namespace})
     with tempfile.TemporaryDirectory(prefix="asya-injector-") as directory:
         watcher = CertWatcher(Path(directory), name=config.dns_names[0])
-        metrics.describe(runtime_hash=runtime_files.hash, watcher=watcher)
+        metrics.describe(runtime_hash=runtime_hash, watcher=watcher)
         asyncio.run(Process(config, api, watcher, metrics).run(handlers))
     logger.info("stopped")
 

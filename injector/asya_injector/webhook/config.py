@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
+from asya_injector.runtime_image import DEFAULT_PULL_POLICY, PULL_POLICIES, Delivery, RuntimeImage
+
 T = TypeVar("T")
 
 
@@ -26,7 +28,10 @@ class Config:
     tls_secret: `INJECTOR_TLS_SECRET`, Secret with CA and certificate. Only with `self`.
     tls_directory: `INJECTOR_TLS_DIRECTORY`, mounted Secret with `tls.crt` and `tls.key`. Only with
         `files`.
-    runtime_directory: `INJECTOR_RUNTIME_DIRECTORY`, mounted ConfigMap with the runtime files.
+    runtime_directory: `INJECTOR_RUNTIME_DIRECTORY`, the runtime files: a mounted ConfigMap, or a
+        folder of this process's image.
+    delivery: `INJECTOR_RUNTIME_IMAGE` with `INJECTOR_RUNTIME_PULL_POLICY`, the image that pods
+        mount, if they do not mount a ConfigMap; then `INJECTOR_IMAGE` is that of this process.
     defaults: `INJECTOR_DEFAULTS`, JSON object of annotation names (without prefix) and values.
     webhook_port, http_port: `INJECTOR_WEBHOOK_PORT`, TLS for the API server; `INJECTOR_HTTP_PORT`,
         plain HTTP for probes and metrics.
@@ -40,6 +45,7 @@ class Config:
     tls_secret: str
     tls_directory: Path
     runtime_directory: Path
+    delivery: Delivery
     defaults: Mapping[str, str]
     webhook_port: int
     http_port: int
@@ -66,6 +72,12 @@ class Config:
 
         tls_mode = read("INJECTOR_TLS_MODE", _tls_mode, "self")
         unused = None if tls_mode == "self" else "-"
+        pull_policy = read("INJECTOR_RUNTIME_PULL_POLICY", _pull_policy, DEFAULT_PULL_POLICY)
+        image = read(
+            "INJECTOR_RUNTIME_IMAGE",
+            lambda text: RuntimeImage(text, pull_policy) if text else None,
+            "",
+        )
         return cls(
             namespace=read("INJECTOR_NAMESPACE", str),
             tls_mode=tls_mode,
@@ -74,6 +86,7 @@ class Config:
             tls_secret=read("INJECTOR_TLS_SECRET", str, unused),
             tls_directory=read("INJECTOR_TLS_DIRECTORY", Path, "/tls"),
             runtime_directory=read("INJECTOR_RUNTIME_DIRECTORY", Path, "/etc/asya-runtime"),
+            delivery=Delivery(image, read("INJECTOR_IMAGE", str)) if image else Delivery(),
             defaults=read("INJECTOR_DEFAULTS", _defaults, "{}"),
             webhook_port=read("INJECTOR_WEBHOOK_PORT", _port, "9443"),
             http_port=read("INJECTOR_HTTP_PORT", _port, "8080"),
@@ -91,6 +104,12 @@ def _tls_mode(text: str) -> str:
     if text in {"self", "files"}:
         return text
     raise ValueError("self or files")
+
+
+def _pull_policy(text: str) -> str:
+    if text in PULL_POLICIES:
+        return text
+    raise ValueError(", ".join(PULL_POLICIES))
 
 
 def _log_level(text: str) -> str:

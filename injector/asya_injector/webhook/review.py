@@ -39,6 +39,7 @@ class Review:
     reason, rejection: code and text of a rejection.
     patch: JSON patch that injects the object, in base64; empty if nothing changes.
     mounts_configmap: the object is a pod that mounts the runtime ConfigMap.
+    mounts_image: the object is a pod that mounts the runtime image, or a workload of such pods.
     """
 
     uid: str
@@ -58,6 +59,7 @@ class Review:
     rejection: str = ""
     patch: str = ""
     mounts_configmap: bool = False
+    mounts_image: bool = False
 
     @classmethod
     def parse(cls, body: Any) -> Self:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from asya_injector.diagnostics import injector, workloads
+from asya_injector.diagnostics import delivery, injector, workloads
 from asya_injector.diagnostics.check import check
 from asya_injector.diagnostics.results import OK, UNKNOWN, WRONG, Finding
 from asya_injector.mutation.workload import propagate
 from asya_injector.runtime_files import RuntimeFiles
+from asya_injector.runtime_image import RuntimeImage
 from asya_injector.tls.authority import create
 
 from tests.injector.paged_api import NOW, Object, PagedApi, serve_paged_api
@@ -218,6 +219,27 @@ PART_OF = {"app.kubernetes.io/part-of": "asya-runtime"}
 WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 RELEASE_CONFIGMAPS = "/api/v1/namespaces/s/configmaps"
 RELEASE_PODS = "/api/v1/namespaces/s/pods"
+DEPLOYMENTS = "/apis/apps/v1/namespaces/s/deployments"
+NODES = "/api/v1/nodes"
+
+
+IMAGE = "registry.example.com/asya/injector:1"
+
+
+def mount_image(server: PagedApi, reference: str = IMAGE, own: str = IMAGE) -> None:
+    """Let the installation be one with `runtime.delivery: image`, on two nodes."""
+    (deployment,) = server.lists[DEPLOYMENTS]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    container["env"] += [
+        {"name": "INJECTOR_IMAGE", "value": own},
+        {"name": "INJECTOR_RUNTIME_IMAGE", "value": reference},
+    ]
+    server.lists[NODES] = [node("a"), node("b")]
+
+
+def node(name: str, runtime: str = "containerd://2.3.7", kubelet: str = "v1.36.0") -> Object:
+    info = {"containerRuntimeVersion": runtime, "kubeletVersion": kubelet}
+    return {"metadata": {"name": name}, "status": {"nodeInfo": info}}
 
 
 def install(server: PagedApi) -> None:
@@ -276,6 +298,7 @@ def test_a_healthy_installation_passes_all_checks(server: PagedApi) -> None:
         (
             "webhook",
             "injector",
+            "delivery",
             "endpoints",
             "certificate",
             "admission",
@@ -385,3 +408,88 @@ def test_the_admission_of_a_pod(server: PagedApi) -> None:
         "injection is disabled by a label of namespace off",
         "",
     )
+
+
+# --- The runtime from an image
+
+
+def test_with_an_image_the_nodes_are_checked_and_no_copy_is_needed(server: PagedApi) -> None:
+    install(server)
+    mount_image(server)
+    results = run_check(server)
+    assert {state for state, _, _ in results.values()} == {OK}
+    assert (
+        results["delivery"][1] == f"pods mount image {IMAGE}; copies of the ConfigMap: none needed"
+    )
+    assert results["nodes"][1] == "nodes that can mount images: 2"
+    server.denied = {f"GET {NODES}": 403}
+    assert run_check(server)["nodes"] == (
+        UNKNOWN,
+        f"{NODES} is forbidden",
+        "rerun with an account that has permission",
+    )
+
+
+@pytest.mark.parametrize(
+    ("runtime", "kubelet", "problem"),
+    [
+        ("containerd://2.2.0", "v1.35.0", ""),
+        ("containerd://2.10.1+vendor", "v1.36.1-eks-1", ""),
+        ("cri-o://1.33.0", "v1.37.0", ""),
+        ("containerd://2.1.9", "v1.36.0", "container runtime containerd 2.1.9"),
+        ("containerd://1.7.24~ds1", "v1.36.0", "container runtime containerd 1.7.24~ds1"),
+        ("cri-o://1.32.9", "v1.36.0", "container runtime cri-o 1.32.9"),
+        ("docker://27.0.1", "v1.36.0", "container runtime docker 27.0.1"),
+        ("containerd://unreadable", "v1.36.0", "container runtime containerd unreadable"),
+        ("", "", "container runtime unknown"),
+        ("containerd://2.2.0", "v1.34.9", "kubelet v1.34.9"),
+    ],
+)
+def test_nodes_that_cannot_mount_images_are_reported_by_version(
+    runtime: str, kubelet: str, problem: str
+) -> None:
+    windows = node("w", "containerd://1.7.0")
+    windows["status"]["nodeInfo"]["operatingSystem"] = "windows"
+    nodes = [node("a"), node("b", runtime, kubelet), node("c", runtime, kubelet), windows]
+    (finding,) = delivery.check_nodes(nodes)
+    assert (finding.text, bool(finding.fix)) == (
+        (f'nodes with {problem}, where actors do not start: "b", "c"', True)
+        if problem
+        else ("nodes that can mount images: 3", False)
+    )
+
+
+FOREIGN = "files:1@sha256:" + "fedcba9876543210" * 4
+
+
+@pytest.mark.parametrize(
+    ("reference", "label", "state"),
+    [
+        (IMAGE, RUNTIME.hash, OK),
+        # Of a manifest that was injected with the reference only.
+        (IMAGE, RuntimeImage(IMAGE).identify(), OK),
+        (IMAGE, "fedcba9876", WRONG),
+        (FOREIGN, "fedcba9876", OK),
+        (FOREIGN, RUNTIME.hash, WRONG),
+    ],
+)
+def test_the_image_tells_which_runtime_is_current(
+    server: PagedApi, reference: str, label: str, state: str
+) -> None:
+    install(server)
+    mount_image(server, reference)
+    server.lists["/api/v1/pods"] = [pod(label)]
+    assert run_check(server)["pods"][0] == state
+
+
+def test_without_an_injector_only_the_manifest_knows_which_image_is_current(
+    server: PagedApi,
+) -> None:
+    install(server)
+    server.lists[WEBHOOKS] = []
+    mounting = pod(OLD)
+    mounting["spec"]["volumes"] = [{"name": "asya-runtime", "image": {"reference": IMAGE}}]
+    server.lists["/api/v1/pods"] = [mounting]
+    assert run_check(server)["pods"][:2] == (OK, "actors with the current runtime: 1")
+    server.lists["/api/v1/pods"] = [pod(OLD)]
+    assert run_check(server)["pods"][0] == WRONG

@@ -108,7 +108,7 @@ def test_the_webhook_accepts_such_a_pod_and_gives_it_its_own_configmap() -> None
         uid="u", resource=("", "v1", "pods"), subresource="", operation="CREATE", namespace="m",
         dry_run=False, object=copy.deepcopy(pod),
     )  # fmt: skip
-    webhook = Webhook(ClusterDefaults(RUNTIME.hash, {}), mock.AsyncMock())
+    webhook = Webhook(ClusterDefaults(RUNTIME.hash, {}), mock.AsyncMock(), mock.AsyncMock())
     admitted = webhook.admit_pod(review, [])
     assert mounted(admitted) == f"asya-runtime-{RUNTIME.hash}"
     assert admitted["spec"]["containers"] == pod["spec"]["containers"]

@@ -135,7 +135,7 @@ def test_a_pod_is_changed_as_by_the_webhook(command: list[str] | None) -> None:
     item = pod(namespace="models")
     item["spec"]["containers"][0] = {"name": "model", **({"command": command} if command else {})}
     policy = ClusterDefaults(RUNTIME.hash, {"concurrency": "4"})
-    admitted = Webhook(policy, mock.AsyncMock()).admit_pod(review(item), [])
+    admitted = Webhook(policy, mock.AsyncMock(), mock.AsyncMock()).admit_pod(review(item), [])
     words = ["inject", "--no-configmap", "--concurrency", "4"]
     assert json.loads(asya(*words, stdin=json.dumps(item)).out) == admitted
     assert read(asya(*words, stdin=yaml.safe_dump(item)).out) == [admitted]
@@ -162,7 +162,7 @@ def test_a_pod_template_is_changed_as_a_pod_by_both_webhooks(
 ) -> None:
     item = workload(kind, own, template)
     policy = ClusterDefaults(RUNTIME.hash, {})
-    admitted = Webhook(policy, mock.AsyncMock()).admit_workload(review(item), [])
+    admitted = Webhook(policy, mock.AsyncMock(), mock.AsyncMock()).admit_workload(review(item), [])
     injection = inject(get_template(admitted), policy)
     assert injection is not None
     (out,) = read(asya("inject", "--no-configmap", stdin=yaml.safe_dump(item)).out)

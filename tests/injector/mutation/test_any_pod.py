@@ -16,6 +16,8 @@ from asya_injector.mutation.workload import find_overridden, propagate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.deliveries import check_both_deliveries, from_image
+
 Object = dict[str, Any]
 
 settings.register_profile(
@@ -31,7 +33,8 @@ DEFAULTS = ClusterDefaults("0123456789", {})
 OTHER = ClusterDefaults(
     "ffffffffff", {"chunk-size": "8192", "mount-path": "/srv/other", "json": "auto"}
 )
-ANY_DEFAULTS = st.sampled_from([DEFAULTS, OTHER])
+FROM_IMAGE = from_image(DEFAULTS)
+ANY_DEFAULTS = st.sampled_from([DEFAULTS, OTHER, FROM_IMAGE])
 
 HANDLER = "my_app.handler.predict"
 NAMES = st.sampled_from(["model", "other", "asya-sidecar", "proxy"])
@@ -172,6 +175,16 @@ def tidy(node: Any) -> Any:
 def test_injection_is_idempotent(given: Object, defaults: ClusterDefaults) -> None:
     once = done(given, defaults)
     assert once is None or json.dumps(done(once, defaults)) == json.dumps(once)
+
+
+@ANY
+@given(PODS)
+def test_the_runtime_from_an_image_changes_only_the_volume_and_its_mount(given: Object) -> None:
+    injected = done(given)
+    if injected is None:
+        assert done(given, FROM_IMAGE) is None
+    else:
+        check_both_deliveries(given, injected, DEFAULTS)
 
 
 @ANY

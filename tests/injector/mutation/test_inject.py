@@ -9,6 +9,8 @@ from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.errors import InjectionError, Reason
 from asya_injector.mutation.inject import Injection, inject
 
+from tests.support.deliveries import check_both_deliveries, from_image
+
 Object = dict[str, Any]
 
 HASH = "0123456789"
@@ -69,7 +71,10 @@ def model(**fields: Any) -> Object:
 
 
 def injected(given: Object, defaults: ClusterDefaults = DEFAULTS) -> Injection:
-    """The injection; checks that it keeps the input, and that a second one changes nothing."""
+    """The injection; checks that it keeps the input, and that a second one changes nothing.
+
+    For a pod that was not injected before, also that it is the same with the other delivery.
+    """
     before = copy.deepcopy(given)
     result = inject(given, defaults)
     assert result is not None
@@ -78,6 +83,10 @@ def injected(given: Object, defaults: ClusterDefaults = DEFAULTS) -> Injection:
     assert again is not None
     assert again.pod == result.pod
     assert again.mode.value == result.mode.value
+    names = [each["name"] for each in given["spec"].get("volumes") or ()]
+    is_new = "asya.sh/injected" not in given["metadata"]["annotations"]
+    if is_new and "asya-runtime" not in names and not defaults.image:
+        check_both_deliveries(given, result.pod, defaults)
     return result
 
 
@@ -527,6 +536,15 @@ def test_moves_an_unrecorded_volume_of_another_release_and_keeps_its_mode() -> N
         {"name": "asya-runtime", "configMap": source | {"name": f"asya-runtime-{HASH}"}},
         SOCKET_VOLUME,
     ]
+
+
+def test_moves_an_unrecorded_volume_of_the_other_delivery_with_its_mount() -> None:
+    image = from_image(DEFAULTS)
+    for first, second in ((DEFAULTS, image), (image, DEFAULTS)):
+        given = injected(pod(model()), first).pod
+        del given["metadata"]["annotations"]["asya.sh/injected"]
+        fresh = injected(pod(model()), second).pod
+        assert injected(given, second).pod["spec"] == fresh["spec"]
 
 
 def test_overwrites_a_forged_record() -> None:

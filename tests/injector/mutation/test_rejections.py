@@ -8,11 +8,13 @@ import pytest
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.errors import InjectionError, Reason
 from asya_injector.mutation.inject import inject
+from asya_injector.runtime_image import RuntimeImage
 
 Object = dict[str, Any]
 
 PAGE = Path(__file__).parents[3] / "docs" / "troubleshooting.md"
 DEFAULTS = ClusterDefaults("0123456789", {})
+FROM_IMAGE = ClusterDefaults("0123456789", {}, image=RuntimeImage("asya/injector:1"))
 WRAPPER = ["python3", "-I", "-S", "/opt/asya/asya_entrypoint.py"]
 
 
@@ -33,9 +35,9 @@ def affinity(*terms: Object) -> Object:
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
 
 
-def reject(given: Object) -> InjectionError:
+def reject(given: Object, defaults: ClusterDefaults = DEFAULTS) -> InjectionError:
     with pytest.raises(InjectionError) as caught:
-        inject(given, DEFAULTS)
+        inject(given, defaults)
     assert str(caught.value).isascii()
     assert str(caught.value).isprintable()
     return caught.value
@@ -256,9 +258,34 @@ REJECTED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("given", "reason", "text"), REJECTED)
-def test_rejects_with_the_reason_code(given: Object, reason: Reason, text: str) -> None:
-    error = reject(given)
+# Only where the runtime comes from an image.
+REJECTED_FROM_IMAGE = [
+    *(pytest.param(pod(model(), annotations={"asya.sh/mount-path": path}),
+                   Reason.MOUNT_PATH_UNSUPPORTED, f'asya.sh/mount-path: "{path}" is a file',
+                   id=f"a-file-{path}")
+      for path in ("/app/asya_runtime.py", "/opt/asya/asya_runtime.py")),
+    pytest.param(pod(model(volumeMounts=[{"name": "asya-runtime", "mountPath": "/x"}]),
+                     volumes=[{"name": "asya-runtime", "image": {"reference": "mine:1"}}]),
+                 Reason.VOLUME_CONFLICT, 'volume "asya-runtime"', id="users-image-volume"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "reason", "text", "defaults"),
+    [
+        pytest.param(*case.values, defaults, id=f"{case.id}-{defaults.image and 'image'}")
+        for cases, deliveries in (
+            (REJECTED, (DEFAULTS, FROM_IMAGE)),
+            (REJECTED_FROM_IMAGE, (FROM_IMAGE,)),
+        )
+        for case in cases
+        for defaults in deliveries
+    ],
+)
+def test_rejects_with_the_reason_code(
+    given: Object, reason: Reason, text: str, defaults: ClusterDefaults
+) -> None:
+    error = reject(given, defaults)
     assert error.reason == reason
     assert text in str(error)
     assert str(error).endswith(f" ({reason})")
@@ -282,9 +309,10 @@ def test_accepts_a_pod_that_may_run_on_linux(rules: list[Object]) -> None:
 # --- The troubleshooting page
 
 # Not caused by a pod: faults of the injector and of the namespace (http/test_body.py,
-# webhook/test_server.py, webhook/test_runtime_configmap.py).
+# webhook/test_server.py, webhook/test_runtime_configmap.py, webhook/test_image_volumes.py).
 OF_THE_CLUSTER = {
     Reason.INTERNAL_ERROR,
+    Reason.KUBERNETES_UNSUPPORTED,
     Reason.REVIEW_TOO_LARGE,
     Reason.RUNTIME_CONFIGMAP_CONFLICT,
     Reason.RUNTIME_CONFIGMAP_UNAVAILABLE,
@@ -297,7 +325,8 @@ SECTIONS = dict(
 
 
 def test_the_table_has_each_reason_that_a_pod_can_cause() -> None:
-    assert {case.values[1] for case in REJECTED} == set(Reason) - OF_THE_CLUSTER
+    cases = REJECTED + REJECTED_FROM_IMAGE
+    assert {case.values[1] for case in cases} == set(Reason) - OF_THE_CLUSTER
 
 
 @pytest.mark.parametrize("reason", sorted(OF_THE_CLUSTER))
@@ -321,5 +350,10 @@ def test_each_section_has_a_meaning_an_example_and_a_fix(reason: Reason) -> None
 @pytest.mark.parametrize("reason", sorted(set(Reason) - OF_THE_CLUSTER))
 def test_each_example_is_a_line_that_the_injector_writes(reason: Reason) -> None:
     example = SECTIONS[str(reason)].partition("```text\n")[2].partition("\n```")[0]
-    lines = {str(reject(case.values[0])) for case in REJECTED if case.values[1] == reason}  # type: ignore[arg-type]
+    lines = {
+        str(reject(case.values[0], defaults))  # type: ignore[arg-type]
+        for cases, defaults in ((REJECTED, DEFAULTS), (REJECTED_FROM_IMAGE, FROM_IMAGE))
+        for case in cases
+        if case.values[1] == reason
+    }
     assert example in lines

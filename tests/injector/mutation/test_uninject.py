@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from asya_injector.kube_objects import replace_template
 from asya_injector.mutation.inject import inject
 from asya_injector.mutation.uninject import uninject, uninject_object
 from asya_injector.mutation.workload import propagate
+
+from tests.support.deliveries import from_image
 
 Object = dict[str, Any]
 DEFAULTS = ClusterDefaults("0123456789", {})
@@ -73,12 +76,18 @@ ORIGINALS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("defaults", [DEFAULTS, ClusterDefaults("ffffffffff", {"json": "auto"})])
+@pytest.mark.parametrize(
+    "defaults",
+    [DEFAULTS, ClusterDefaults("ffffffffff", {"json": "auto"}), from_image(DEFAULTS)],
+    ids=["defaults", "others", "image"],
+)
 @pytest.mark.parametrize("original", ORIGINALS)
 def test_restores_the_original(original: Object, defaults: ClusterDefaults) -> None:
     if original["spec"]["containers"][0].get("command", [""])[0] == "python3":
         # A wrapper written by hand is updated in place, so its path may change with the defaults.
-        defaults = DEFAULTS
+        defaults = replace(DEFAULTS, image=defaults.image)
+    if original["metadata"]["annotations"].get("asya.sh/mount-path", "").endswith(".py"):
+        defaults = replace(defaults, image=None)  # which the image form rejects
     result = injected(original, defaults)
     before = copy.deepcopy(result)
     assert uninject(result) == original

@@ -13,6 +13,7 @@ import pytest
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.errors import InjectionError, Reason
 from asya_injector.mutation.inject import inject
+from asya_injector.runtime_image import RuntimeImage
 from asya_injector.webhook.admission import PODS, WORKLOADS, Webhook, build_registry
 from asya_injector.webhook.review import Review, current_review
 
@@ -43,11 +44,13 @@ def make_review(item: Any, **fields: Any) -> Review:
 
 
 class Handlers:
-    """The handlers by path, and the calls for a ConfigMap."""
+    """The handlers by path, and the calls for a ConfigMap and for the API server's version."""
 
-    def __init__(self) -> None:
+    def __init__(self, image: RuntimeImage | None = None) -> None:
         self.configmaps = mock.AsyncMock()
-        webhook = Webhook(ClusterDefaults("0123456789", {}), self.configmaps)
+        self.image_volumes = mock.AsyncMock()
+        defaults = ClusterDefaults("0123456789", {}, image=image)
+        webhook = Webhook(defaults, self.configmaps, self.image_volumes)
         registry = build_registry(webhook)
         self._functions: dict[Any, Any] = {
             handler.id: handler.fn for handler in registry._webhooks.get_all_handlers()
@@ -100,6 +103,25 @@ def test_answers_at_once_without_a_configmap(
     with pytest.raises(StopIteration):
         handlers.admit(review, path).send(None)
     assert review.object == {}
+    handlers.configmaps.ensure.assert_not_called()
+
+
+@pytest.mark.parametrize(
+    ("item", "path", "fields", "is_actor"),
+    [
+        (POD, PODS, {}, True),
+        (POD, PODS, {"dry_run": True}, True),
+        (DEPLOYMENT, WORKLOADS, {}, True),
+        (POD | {"metadata": {}}, PODS, {}, False),
+        (DEPLOYMENT | {"metadata": {}}, WORKLOADS, {}, False),
+    ],
+)
+async def test_with_an_image_only_the_version_of_the_api_server_is_checked(
+    item: Any, path: str, fields: Any, is_actor: bool
+) -> None:
+    handlers = Handlers(RuntimeImage("asya/injector:1"))
+    await handlers.admit(make_review(item, **fields), path)
+    assert handlers.image_volumes.ensure.await_count == is_actor
     handlers.configmaps.ensure.assert_not_called()
 
 

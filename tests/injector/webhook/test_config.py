@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from asya_injector.runtime_image import Delivery, RuntimeImage
 from asya_injector.webhook.config import Config, ConfigError
 
 REQUIRED = {
@@ -22,6 +23,7 @@ def test_unset_settings_have_defaults() -> None:
         tls_secret="asya-runtime-tls",
         tls_directory=Path("/tls"),
         runtime_directory=Path("/etc/asya-runtime"),
+        delivery=Delivery(),
         defaults={},
         webhook_port=9443,
         http_port=8080,
@@ -48,9 +50,20 @@ def test_a_mounted_certificate_needs_neither_secret_nor_webhook_configuration() 
     assert config.dns_names[0] == "asya-runtime.asya-system.svc"
 
 
+def test_a_runtime_image_needs_the_name_of_the_injectors_image() -> None:
+    environ = {**REQUIRED, "INJECTOR_RUNTIME_IMAGE": "files:1"}
+    with pytest.raises(ConfigError, match=r"^INJECTOR_IMAGE is not set"):
+        Config.from_env(environ)
+    environ |= {"INJECTOR_IMAGE": "injector:1", "INJECTOR_RUNTIME_PULL_POLICY": "Always"}
+    delivery = Config.from_env(environ).delivery
+    assert delivery == Delivery(RuntimeImage("files:1", "Always"), "injector:1")
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
+        ("INJECTOR_RUNTIME_IMAGE", "files:1 "),
+        ("INJECTOR_RUNTIME_PULL_POLICY", "Sometimes"),
         ("INJECTOR_WEBHOOK_PORT", "0"),
         ("INJECTOR_WEBHOOK_PORT", "65536"),
         ("INJECTOR_HTTP_PORT", "http"),

@@ -113,6 +113,40 @@ def test_injects_a_pod_and_creates_the_runtime_configmap_in_its_namespace(
     ]
 
 
+@pytest.mark.parametrize("minor", ["36", "35"])
+def test_with_an_image_pods_mount_it_and_the_injector_writes_no_configmap(
+    minor: str, start: Start, api: Api
+) -> None:
+    api.version = ("1", minor)
+    image = {"reference": "example.com/asya/injector:1@sha256:" + "a" * 64, "pullPolicy": "Always"}
+    injector = start(
+        INJECTOR_IMAGE=image["reference"],
+        INJECTOR_RUNTIME_IMAGE=image["reference"],
+        INJECTOR_RUNTIME_PULL_POLICY=image["pullPolicy"],
+    )
+    injector.wait_until_ready()
+    caller = Caller(injector, read_bundle(api))
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "d", "namespace": "models", "annotations": {}},
+        "spec": {"template": POD},
+    }
+    for item, is_dry_run in ((POD, False), (POD, True), (deployment, False)):
+        answer = caller(item, dryRun=is_dry_run)
+        assert answer["allowed"] == (minor == "36")
+        if answer["allowed"]:
+            patch = json.loads(base64.b64decode(answer.get("patch", "W10=")))
+            admitted = JsonPatch(patch).apply(copy.deepcopy(item))
+            if item is POD:
+                assert admitted["spec"]["volumes"][0] == {"name": "asya-runtime", "image": image}
+                assert admitted["metadata"]["labels"] == {"asya.sh/runtime-hash": HASH}
+        else:
+            assert answer["status"]["message"].endswith("(KubernetesUnsupported)")
+    assert "configmaps" not in {resource for _, resource, _, _ in api.calls}
+    assert "Traceback" not in injector.text
+
+
 def test_a_review_is_answered_with_warnings(start: Start, api: Api) -> None:
     injector = start()
     injector.wait_until_ready()
