@@ -14,8 +14,9 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from asya_injector.runtime_image import MIN_KUBERNETES
 
-from e2e.harness import MADE_HERE, REPOSITORY, SYSTEM, Cluster, connect, run
+from e2e.harness import IMAGE_DELIVERY, MADE_HERE, REPOSITORY, SYSTEM, Cluster, connect, run
 from e2e.load import ledger, trend
 from e2e.load.faults import Scene, staged
 from tests.support.tables import Table, write_section
@@ -66,7 +67,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         markers = [item.get_closest_marker("timeout") for item in unit]
         longest = sum(float(marker.args[0]) for marker in markers if marker)
         fixtures = getattr(unit[0], "fixturenames", ())
-        return is_alone(unit[0]), "changing" in fixtures, "free" in fixtures, -longest
+        changes = not {"changing", "image_release"}.isdisjoint(fixtures)
+        return is_alone(unit[0]), changes, "free" in fixtures, -longest
 
     ordered = sorted(units.values(), key=order)
     single = [unit for unit in ordered if len(unit) == 1 and not is_alone(unit[0])]
@@ -106,7 +108,7 @@ def cluster() -> Cluster:
 @pytest.fixture(autouse=True)
 def usual_release(cluster: Cluster, request: pytest.FixtureRequest) -> None:
     """Restore the usual release if an earlier test changed it."""
-    if "free" in request.fixturenames:
+    if not {"free", "image_release"}.isdisjoint(request.fixturenames):
         return
     with CHANGED.with_name("e2e.changed.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -135,6 +137,27 @@ def free(changing: Cluster) -> Cluster:
     """The cluster without a release, for a test marked `alone`."""
     changing.uninstall()
     return changing
+
+
+@pytest.fixture(scope="session")
+def image_volumes(cluster: Cluster) -> None:
+    """Skips a test where pods cannot mount images, before anything is created."""
+    version = cluster.version()
+    if version < MIN_KUBERNETES:
+        wanted, found = (".".join(map(str, each)) for each in (MIN_KUBERNETES, version))
+        pytest.skip(f"image volumes need Kubernetes {wanted}, and this is {found}")
+
+
+@pytest.fixture(scope="module")
+def image_release(cluster: Cluster, image_volumes: None) -> Cluster:
+    """The cluster with a release whose pods mount the runtime from the injector's image.
+
+    For tests marked `alone`; a test that changes the release restores it.
+    """
+    CHANGED.touch()
+    cluster.uninstall()
+    cluster.install(IMAGE_DELIVERY)
+    return cluster
 
 
 @pytest.fixture
