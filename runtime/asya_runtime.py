@@ -10,7 +10,8 @@ one reply, whatever the handler does:
      0         4                    4 + N
     +---------+--------------------+
     | N       | N bytes            |    N: big-endian unsigned 32 bits
-    +---------+--------------------+    N bytes: one JSON object, UTF-8
+    +---------+--------------------+    N bytes: one JSON object, UTF-8; or that, a zero byte,
+                                        and the bytes of its attachments
 
 Map of this file, from the parts to the whole:
 
@@ -19,6 +20,7 @@ Map of this file, from the parts to the whole:
     State               the records that the sections below share: `Message`, `State`
     Replies             error codes and error replies: `error_reply`, `describe`
     JSON                message bytes to objects, results to reply bytes: `make_codec`
+    Attachments         bytes beside JSON, both ways: `AttachmentReader`, `Parts`
     Memory errors       recognize them and free the memory: `make_classify`, `empty_caches`
     Memory limit        memory errors in place of the kernel's kill: `make_memory_limit`
     Handler             import it and call it in any form: `load_handler`, `make_caller`
@@ -124,9 +126,11 @@ if TYPE_CHECKING:
     Request = dict[str, object]
     Call = Callable[[Request], object]
     Decode = Callable[["Message"], object]
-    Encode = Callable[["Message"], Bytes]
-    Answer = Callable[["Message"], Bytes]
-    AnswerAll = Callable[["Batch"], list[Bytes]]
+    Reply = Union[Bytes, "Parts"]
+    Encode = Callable[["Message"], Reply]
+    Codec = tuple[Decode, Encode, Encode, Encode]
+    Answer = Callable[["Message"], Reply]
+    AnswerAll = Callable[["Batch"], list[Reply]]
     Conversation = Generator[None, None, None]
 else:
     # User code may replace functions of modules, and builtins: below, these names are copies
@@ -137,6 +141,7 @@ else:
 
 MODULES, MAX_FLOAT = sys.modules, sys.float_info.max
 getrecursionlimit, setrecursionlimit = sys.getrecursionlimit, sys.setrecursionlimit
+getrefcount = sys.getrefcount
 current_frames = sys._current_frames
 CLEAR_ENDS_GENERATORS = sys.version_info < (3, 13)  # frame.clear() does
 OWN_MODULES = {name: sys.modules[name] for name in set(sys.modules) - PRELOADED}
@@ -328,14 +333,15 @@ class Message:
     the next part.
     """
 
-    __slots__ = ("arrived", "body", "connection", "reply", "result")
+    __slots__ = ("arrived", "body", "connection", "reads_attachments", "reply", "result")
     body: "Bytes | None"  # as received
     result: "Any"  # what the handler returned
-    reply: "Bytes | None"  # for messages in the queue
+    reply: "Reply | None"  # for messages in the queue
 
     def __init__(self, connection: "Any" = None) -> None:
         self.connection = connection  # None where the message is not in the queue
         self.body = self.result = self.reply = None
+        self.reads_attachments = False  # its sender does, as the zero byte behind the JSON says
         self.arrived = 0.0  # in the queue
 
 
@@ -374,7 +380,7 @@ class State:
         self.connections: "dict[int, Connection]" = {}  # by fd, while it serves
         self.queue: "Queue | None" = None
         # For the metrics: replies that no call has made, and kinds of memory errors
-        self.note_reply: "Callable[[Bytes], object]" = ignore
+        self.note_reply: "Callable[[Reply], object]" = ignore
         self.note_memory_error: "Callable[[str], object]" = ignore
 
 
@@ -556,11 +562,13 @@ def get_orjson_option(orjson: "Any") -> int:
     return option | orjson.OPT_PASSTHROUGH_DATETIME  # type: ignore[no-any-return]
 
 
-def make_codec(orjson: "Any", threads: bool) -> "tuple[Decode, Encode, Encode]":
-    """Return `decode(message)`, `encode(message)` and the latter for large messages.
+def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec":
+    """Return `decode(message)` and `encode(message)`; the latter for large messages, and for those
+    whose sender reads attachments.
 
     `decode` consumes the body and returns the request. `encode` consumes the result and returns
     the complete success reply. `orjson`: that module, or None for the standard library.
+    `is_queued`: a reply may wait while the handler runs again.
     """
 
     def reject_constant(word: str) -> object:
@@ -576,6 +584,12 @@ def make_codec(orjson: "Any", threads: bool) -> "tuple[Decode, Encode, Encode]":
         if number - number:  # infinity
             raise OverflowError
         return number
+
+    def parse_finite(text: str) -> float:
+        try:
+            return parse_float(text)
+        except OverflowError:
+            raise ValueError("number too large for a double") from None
 
     # Early 3.9 and 3.10 have no limit, and need time quadratic in the number of digits
     parse_int = None if hasattr(sys, "set_int_max_str_digits") else parse_integer
@@ -616,6 +630,10 @@ def make_codec(orjson: "Any", threads: bool) -> "tuple[Decode, Encode, Encode]":
         if size >= GC_PAUSE and gc.isenabled():
             body = None  # its memory may be needed
             return run_without_collection(decode, message)
+        if 0 in body if type(body) is bytes else find_zero(body) >= 0:
+            body = None
+            return decode_attached(message)
+        message.reads_attachments = False
         text = str(body, "utf-8")
         if size > POOLED_BUFFER:
             message.body = body = None
@@ -638,6 +656,32 @@ def make_codec(orjson: "Any", threads: bool) -> "tuple[Decode, Encode, Encode]":
             if colon:
                 place = " at " + place.lstrip(".") if what in ("inf", "-inf") else ""
                 raise ValueError("number too large for a double" + place)
+        return value
+
+    def decode_attached(message: Message) -> object:
+        """Decode JSON before a zero byte, with the bytes behind it in their places."""
+        message.reads_attachments = True
+        body: "Any" = message.body
+        end = find_zero(body)
+        view = memoryview(body)
+        reader = AttachmentReader(view[end + 1 :].toreadonly())
+        scan = JSONDecoder(
+            object_pairs_hook=reader.read_object,
+            parse_constant=reject_constant,
+            parse_int=parse_int,
+            parse_float=parse_finite,
+        ).scan_once  # type: ignore[attr-defined]
+        text = str(view[:end], "utf-8")
+        try:
+            value, at = scan_from(text, find_text(text, 0), scan)
+            at = find_text(text, at)
+            if at != len(text):
+                raise JSONDecodeError("Extra data", text, at)
+            reader.check_end()
+        finally:
+            reader.rest = None  # the decoder may be freed late
+        if len(body) > POOLED_BUFFER:
+            message.body = None
         return value
 
     @bound_recursion
@@ -676,9 +720,56 @@ def make_codec(orjson: "Any", threads: bool) -> "tuple[Decode, Encode, Encode]":
                 reply += b'"'
         return reply
 
+    @bound_recursion
+    def encode_attached(message: Message) -> "Reply":
+        """Encode for a sender that reads attachments: bytes in the result follow the JSON."""
+        pieces: "list[Bytes]" = []
+
+        def attach(value: "Any") -> object:
+            if not issubclass(type(value), BYTES):
+                return simplify(value)
+            piece = get_piece(value, is_queued)
+            pieces.append(piece)
+            return {ATTACHMENT: len(piece)}
+
+        json = dump(message.result, attach, pieces)
+        if json.count(ATTACHMENT_START) != len(pieces) and count_attachments(json) != len(pieces):
+            raise ValueError("the result looks as if it had attachments")
+        return join_pieces(json, pieces) if pieces else json
+
+    def dump_text(result: object, default: "Callable[[Any], Any]", pieces: "list[Bytes]") -> bytes:
+        """Encode a reply, and let `default` collect pieces."""
+        pieces.clear()
+        reply = {"status": "ok", "result": result}
+        if not c_make_encoder:
+            return (
+                json_encoder.JSONEncoder(separators=(",", ":"), allow_nan=False, default=default)
+                .encode(reply)
+                .encode("ascii")
+            )
+        return "".join(c_make_encoder({}, default, escape, *form)(reply, 0)).encode("ascii")
+
+    dump = dump_text
     if orjson is None:
-        return decode, encode, encode_large if c_make_encoder else encode
+        return decode, encode, encode_large if c_make_encoder else encode, encode_attached
     dumps, loads, option = orjson.dumps, orjson.loads, get_orjson_option(orjson)
+
+    def dump_orjson(
+        result: object, default: "Callable[[Any], Any]", pieces: "list[Bytes]"
+    ) -> bytes:
+        """Do the same as `encode_orjson`."""
+        left = count_down_parts(result, 64)
+        if left != DEEP_RESULT:
+            pieces.clear()
+            try:
+                json: bytes = dumps({"status": "ok", "result": result}, default, option)
+                if left >= 0 or json.rfind(b"null") < 0:
+                    return json
+            except TypeError:
+                pass
+        return dump_text(result, default, pieces)
+
+    dump = dump_orjson
 
     @bound_recursion
     def encode_orjson(message: Message) -> bytes:
@@ -698,6 +789,9 @@ def make_codec(orjson: "Any", threads: bool) -> "tuple[Decode, Encode, Encode]":
         body: "Any" = message.body
         if len(body) >= GC_PAUSE and gc.isenabled():
             return run_without_collection(decode_orjson, message)
+        if 0 in body if type(body) is bytes else find_zero(body) >= 0:
+            return decode(message)
+        message.reads_attachments = False
         try:
             value = loads(body)
         except ValueError:
@@ -707,7 +801,7 @@ def make_codec(orjson: "Any", threads: bool) -> "tuple[Decode, Encode, Encode]":
         # orjson makes floats of large integers: the standard library decides
         return decode(message) if may_hold_large_integer(body) else value
 
-    return decode_orjson, encode_orjson, encode_orjson
+    return decode_orjson, encode_orjson, encode_orjson, encode_attached
 
 
 OWN_ERRORS = (ValueError, TypeError, RecursionError, OverflowError, MemoryError)
@@ -805,7 +899,7 @@ def simplify(value: "Any") -> object:
     for base, copy in BASES:  # orjson passes on subclasses of these, such as named tuples
         if issubclass(kind, base):
             return copy(value)
-    if issubclass(kind, (bytes, bytearray, memoryview)):
+    if issubclass(kind, BYTES):
         raise unfit(value)
     if issubclass(kind, enum.Enum):
         return value.value
@@ -855,8 +949,11 @@ def holds_dates(dtype: "Any") -> bool:
     )
 
 
-def find_unencodable(value: object) -> str:
-    """Name the first value that is not JSON-serializable, by its path: `.items[3].score: nan`."""
+def find_unencodable(value: object, reads_attachments: bool = False) -> str:
+    """Name the first value that is not JSON-serializable, by its path: `.items[3].score: nan`.
+
+    `reads_attachments`: bytes may be sent, and what looks like them may not.
+    """
     latest = time.monotonic() + SEARCH_TIME
 
     def find(value: "Any", parents: "tuple[int, ...]") -> str:
@@ -871,8 +968,13 @@ def find_unencodable(value: object) -> str:
         parents += (id(value),)
         if isinstance(value, dict):
             form, items = ".%s", value.items()
+            if reads_attachments and len(value) == 1 and ATTACHMENT in value:
+                return ": " + LOOKS_ATTACHED
         elif isinstance(value, (list, tuple)):
             form, items = "[%s]", enumerate(value)  # type: ignore[assignment]
+        elif issubclass(type(value), BYTES):
+            reason = find_fault(value) if reads_attachments else NOT_READ
+            return ": %s; %s" % (name_class(type(value)), reason) if reason else ""
         else:
             try:
                 simple = simplify(value)
@@ -936,6 +1038,175 @@ FORMS: "dict[str, Callable[[Any], str | None]]" = {
     "decimal.Decimal": format_decimal,
     "pathlib.PurePath": str,
 }
+
+
+# --- Attachments
+
+ATTACHMENT, ATTACHMENT_START = "$bytes", b'{"$bytes":'
+ALIGNMENT = 16  # of the first attachment, for arrays of any type
+BYTES = (bytes, bytearray, memoryview)
+MOST_PIECES = 512  # in one system call, which takes 1024
+NOT_READ = "clients get bytes if they send a zero byte after the JSON of the request"
+LOOKS_ATTACHED = 'an object with the single key "$bytes", which would stand for an attachment'
+
+
+class ReceiveBuffer(bytearray):
+    """What messages are received into. Attachments are views of it, so it is written again only
+    when nothing looks at it any more: see `take_buffer`.
+    """
+
+    __slots__ = ()
+
+
+def take_buffer(pool: "list[ReceiveBuffer]") -> ReceiveBuffer:
+    """Return the buffer of a pool if user code keeps nothing of it, else a new one."""
+    if pool and getrefcount(pool[0]) == UNUSED:
+        return pool.pop()
+    return ReceiveBuffer(FIRST_BUFFER)
+
+
+first_pool = [ReceiveBuffer()]
+UNUSED = getrefcount(first_pool[0])  # in a pool, and nowhere else
+
+
+def find_zero(body: "Any") -> int:
+    """Return the place of the first zero byte of a message, or -1: JSON has none."""
+    if type(body) is memoryview:
+        return body.obj.find(0, 0, len(body))  # type: ignore[no-any-return, attr-defined]
+    return body.find(0)  # type: ignore[no-any-return]
+
+
+class AttachmentReader:
+    """Puts attachments into the places of `{"$bytes": n}` while JSON is parsed."""
+
+    __slots__ = ("at", "rest")
+
+    def __init__(self, rest: memoryview) -> None:
+        self.rest: "Any" = rest  # the bytes of all attachments
+        self.at = 0  # in it, of the next one
+
+    def read_object(self, pairs: "list[tuple[str, Any]]") -> object:
+        """Return the object of these pairs, or the attachment for which it stands."""
+        if len(pairs) == 1 and pairs[0][0] == ATTACHMENT:
+            size, start = pairs[0][1], self.at
+            if type(size) is not int or size < 0:
+                raise ValueError('{"$bytes": n}: n must be a whole number from 0')
+            left = len(self.rest) - start
+            if size > left:
+                text = '{"$bytes": n} stands for %s bytes, but only %d of %d are left'
+                what = size if size <= FRAME_LIMIT else "too many"
+                raise ValueError(text % (what, left, len(self.rest)))
+            self.at += size
+            return self.rest[start : self.at]
+        value = dict(pairs)
+        if len(value) != len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError('the key "%s" appears twice in an object' % show_key(twice))
+        return value
+
+    def check_end(self) -> None:
+        """Raise ValueError if there are more bytes than were announced."""
+        if self.at != len(self.rest):
+            text = 'objects {"$bytes": n} stand for %d bytes, but %d bytes follow'
+            raise ValueError(text % (self.at, len(self.rest)))
+
+
+def find_fault(value: "Any") -> str:
+    """Say why bytes cannot be sent as an attachment, or return ""."""
+    try:
+        if memoryview(value).c_contiguous:
+            return ""
+    except ValueError:
+        return "it has been released"
+    return "it is not C-contiguous, copy it with bytes()"
+
+
+def is_constant(view: memoryview) -> bool:
+    """Whether nobody writes to the memory of a view. Of a receive buffer, nobody does."""
+    return view.readonly and isinstance(view.obj, (bytes, ReceiveBuffer))
+
+
+def get_piece(value: "Any", is_queued: bool) -> "Bytes":
+    """Return bytes to be sent, as they are; as a copy if they could change before that."""
+    if type(value) is bytes:
+        return value
+    view = memoryview(value)
+    if not view.c_contiguous:
+        raise unfit(value)
+    if is_queued and not is_constant(view):
+        return view.tobytes()
+    try:
+        return view.cast("B")
+    except TypeError:  # a format of other libraries; or nothing in several dimensions
+        return view.tobytes()
+
+
+def count_attachments(json: bytes) -> int:
+    """Count the objects in JSON that stand for attachments."""
+    count = 0
+
+    def read_object(pairs: "list[tuple[str, Any]]") -> None:
+        nonlocal count
+        count += len(pairs) == 1 and pairs[0][0] == ATTACHMENT
+
+    JSONDecoder(object_pairs_hook=read_object).decode(str(json, "utf-8"))
+    return count
+
+
+def join_pieces(json: bytes, pieces: "list[Bytes]") -> "Reply":
+    """Return a reply with attachments, as bytes if it is small."""
+    head = b"%s%s\0" % (json, b" " * (-(len(json) + 1) % ALIGNMENT))
+    if len(head) + sum(map(len, pieces)) <= FIRST_BUFFER:
+        return b"".join([head, *pieces])
+    return Parts([head, *filter(len, pieces)])
+
+
+class Parts:
+    """A reply with attachments that are not copied."""
+
+    __slots__ = ("at", "changing", "pieces", "starts")
+
+    def __init__(self, pieces: "list[Bytes]") -> None:
+        self.pieces = pieces
+        self.starts = [0]  # of each piece, and the end
+        for piece in pieces:
+            self.starts.append(self.starts[-1] + len(piece))
+        self.at = 0  # the first piece that has not been sent
+        # What the handler may change when it runs again
+        self.changing = [
+            number
+            for number, piece in enumerate(pieces)
+            if type(piece) is memoryview and not is_constant(piece)
+        ]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, place: "Any") -> "Any":
+        return self.pieces[0][place]
+
+    def get_rest(self, skip: int) -> "list[Bytes]":
+        """Return what is to be sent next, when `skip` bytes have been sent."""
+        while self.starts[self.at + 1] <= skip:
+            self.at += 1
+        first = memoryview(self.pieces[self.at])[skip - self.starts[self.at] :]
+        return [first, *self.pieces[self.at + 1 : self.at + MOST_PIECES]]
+
+    def keep(self) -> None:
+        """Copy what has not been sent and may change. May be repeated after an exception."""
+        for number in self.changing:
+            if number >= self.at and type(self.pieces[number]) is memoryview:
+                self.pieces[number] = self.pieces[number].tobytes()  # type: ignore[union-attr]
+        self.changing = []
+
+
+def get_rest(head: bytes, tail: "Reply", sent: int) -> "list[Bytes]":
+    """Return what is to be sent next of a reply, when `sent` bytes have been sent."""
+    first = [head[sent:]] if sent < len(head) else []
+    if type(tail) is Parts:
+        return first + tail.get_rest(max(0, sent - len(head)))
+    return [*first, tail]  # type: ignore[list-item]
 
 
 # --- Memory errors: recognized by class name and text, without importing a framework
@@ -1480,7 +1751,8 @@ def read_text(path: str) -> str:
 
 FUNCTION = type(walk_chain)
 METHOD: "Any" = None if IS_PROBE else type(JSONDecoder().decode)
-PLAIN = frozenset((dict, list, str, int, float, bool, tuple, type(None)))  # results as they are
+# Results as they are
+PLAIN = frozenset((dict, list, str, int, float, bool, tuple, type(None), *BYTES))
 
 
 def load_handler(name: str, state: State) -> "Callable[[Any], Any]":
@@ -1820,7 +2092,7 @@ def start_thread(work: "Callable[[], object]") -> None:
 
 def make_answer(
     settings: Settings,
-    codec: "tuple[Decode, Encode, Encode]",
+    codec: "Codec",
     caller: Caller,
     watch_call: "Callable[[Caller], Call]",
     classify: "Callable[[BaseException], str]",
@@ -1830,7 +2102,7 @@ def make_answer(
 
     They return the replies and never raise.
     """
-    decode, encode, encode_large = codec
+    decode, encode, encode_large, encode_attached = codec
     detection, metadata = settings.enable_oom_detection, settings.include_metadata
     call, complete = watch_call(caller), caller.complete
     no_memory = OUT_OF_MEMORY if detection else UNPRINTABLE
@@ -1857,7 +2129,7 @@ def make_answer(
             raise ValueError('the message has no "payload" that is an object')
         return request if metadata else {"payload": request["payload"]}
 
-    def write(message: Message, build: "Encode") -> "Bytes":
+    def write(message: Message, build: "Encode") -> "Reply":
         """Encode the result of a message."""
         reply: "Any" = None
         retries = 0
@@ -1872,7 +2144,7 @@ def make_answer(
                     raise
         return reply  # type: ignore[no-any-return]
 
-    def check_size(reply: "Bytes") -> None:
+    def check_size(reply: "Reply") -> None:
         if len(reply) > FRAME_LIMIT:
             raise OverflowError("reply of %d bytes exceeds the frame limit" % len(reply))
 
@@ -1884,7 +2156,8 @@ def make_answer(
         try:
             is_own = isinstance(error, OWN_ERRORS) and not isinstance(error, MemoryError)
             if step == "decode" and is_own:
-                return describe("invalid_json", error), ""
+                prefix = "in the JSON before the zero byte: " if message.reads_attachments else ""
+                return describe("invalid_json", error, prefix), ""
             prefix = explain_unencodable(message, error, is_own) if step == "encode" else ""
             kind = classify(error)
             code = kind if kind in CODES else "processing_error"
@@ -1909,7 +2182,7 @@ def make_answer(
         if isinstance(error, MemoryError):
             return ""
         try:
-            where = find_unencodable(message.result)
+            where = find_unencodable(message.result, message.reads_attachments)
         except MemoryError:
             return ""
         except BaseException:  # of a conversion, as `error` is
@@ -1940,7 +2213,7 @@ def make_answer(
             except BaseException as error:
                 log_traceback(error, "releasing memory failed")
 
-    def answer(message: Message) -> "Bytes":
+    def answer(message: Message) -> "Reply":
         if state.exit_code:
             return RESTARTING
         kind, step = "", "decode"
@@ -1948,6 +2221,8 @@ def make_answer(
         try:
             build = encode if len(message.body) < LARGE else encode_large  # type: ignore[arg-type]
             request = read(message)
+            if message.reads_attachments:
+                build = encode_attached
             step = "call"
             result = call(request)
             request = None  # its memory may be needed for the reply
@@ -1972,10 +2247,10 @@ def make_answer(
             message.body = message.result = None
         return reply
 
-    def answer_all(batch: "Batch") -> "list[Bytes]":
+    def answer_all(batch: "Batch") -> "list[Reply]":
         if settings.batch_size == 1:
             return [answer_one(message) for message in batch.messages]
-        replies: "dict[Message, Bytes]" = {}
+        replies: "dict[Message, Reply]" = {}
         groups, fitted, failed = [batch.messages], 0, False
         while groups:
             group = groups.pop(0)
@@ -1992,7 +2267,7 @@ def make_answer(
         return [replies[message] for message in batch.messages]
 
     def answer_group(
-        group: "list[Message]", replies: "dict[Message, Bytes]", batch: "Batch"
+        group: "list[Message]", replies: "dict[Message, Reply]", batch: "Batch"
     ) -> str:
         """Answer messages by one call; none of them, if smaller calls are to be tried.
 
@@ -2049,7 +2324,8 @@ def make_answer(
                     error_of_one, message.result = message.result, None
                     raise error_of_one
                 step = "encode"
-                replies[message] = write(message, encode)
+                build = encode_attached if message.reads_attachments else encode
+                replies[message] = write(message, build)
                 step = "send"
                 check_size(replies[message])
             except BaseException as error:
@@ -2061,7 +2337,7 @@ def make_answer(
                 resume_limit()
         return ""
 
-    def answer_with_limit(message: Message) -> "Bytes":
+    def answer_with_limit(message: Message) -> "Reply":
         try:
             memory_limit.begin()
             return answer(message)
@@ -2071,7 +2347,7 @@ def make_answer(
             memory_limit.end()
 
     def answer_group_with_limit(
-        group: "list[Message]", replies: "dict[Message, Bytes]", batch: "Batch"
+        group: "list[Message]", replies: "dict[Message, Reply]", batch: "Batch"
     ) -> str:
         try:
             memory_limit.begin()
@@ -2432,6 +2708,7 @@ GRACE = 0.25  # seconds in which a new connection may send its first message
 FIRST_BUFFER = 65536  # size of the first buffer for what is larger than ASYA_CHUNK_SIZE
 POOLED_BUFFER = 4194304  # buffers up to this size are used again
 PIECE = 1048576  # a buffer doubles, by at most this: the allocator would keep larger ones
+ZEROS = bytes(PIECE)  # which takes no memory
 LARGE = 16777216  # replies to messages of this size are built with little memory
 NO_SIGNAL = _socket.MSG_NOSIGNAL
 PEER_IS_GONE = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.ENOTSOCK, errno.ENOTCONN)
@@ -2495,17 +2772,18 @@ def keep_result(connection: Connection, name: str, results: "Iterator[Any]") -> 
 def serve_connection(
     connection: Connection,
     settings: Settings,
-    buffer_pool: "list[bytearray]",
+    buffer_pool: "list[ReceiveBuffer]",
     answer: "Answer | None",
     queue: "Queue | None",
-    note_reply: "Callable[[Bytes], object]",
+    note_reply: "Callable[[Reply], object]",
 ) -> "Conversation":
     """Serve one connection from accept to close; yield when `connection.waits_for` something.
 
     With a queue, messages go there and are replied to in their order when they have their
     replies. Without one, `answer` is called here; without that, the server is asked for the reply
     to `connection.message`, so that nothing of it runs here. The pool holds one receive buffer for
-    all connections: a new one would have to be zeroed and paged in.
+    all connections: a new one would have to be zeroed and paged in. It goes there when the message
+    is answered, and from there when nothing is left that looks at it.
 
     User code can raise an exception here at any call. So state changes in single steps after a
     call, and `keep_result` keeps what system calls return. After an exception the loop goes on
@@ -2524,14 +2802,15 @@ def serve_connection(
     transmit = move(map(sock.send, frames, repeat(NO_SIGNAL)))
     held, start = b"", 0  # received; from `start` not yet part of a message in work
     got, size = -1, 0  # of a message that is larger than `held`, while `got` is not negative
-    buffer: "bytearray | None" = None  # for it; None: its bytes are discarded
-    keep: "bytearray | None" = None  # the buffer of `message`, to be used again
+    buffer: "ReceiveBuffer | None" = None  # for it; None: its bytes are discarded
+    keep: "ReceiveBuffer | None" = None  # the buffer of `message`, to be used again
     asked = False  # `message` is in work
     added: "Message | None" = None  # is on its way into the queue
     head: "bytes | None" = None  # the prefix of a reply and the reply itself if that is small,
-    tail: "Bytes" = b""  # else the reply
+    tail: "Reply" = b""  # else the reply
     sent = replied = 0  # bytes of these; messages that they reply to
     end: "BrokenStream | None" = None  # of the stream, while messages are in the queue
+    rest: "list[Bytes]" = []  # of a large reply, for a system call
     interruptions = 0
     while True:
         try:
@@ -2589,11 +2868,10 @@ def serve_connection(
                         else:
                             buffer = None
                             if size <= limit:
-                                pooled = buffer_pool if queue is None else []
-                                buffer = pooled.pop() if pooled else bytearray(FIRST_BUFFER)
+                                buffer = take_buffer(buffer_pool if queue is None else [])
                                 buffer[: len(held) - start - 4] = held[start + 4 :]
-                            rest = held[following:]
-                            got, held, start = min(size, len(held) - start - 4), rest, 0
+                            more = held[following:]
+                            got, held, start = min(size, len(held) - start - 4), more, 0
                     # Body, of a message that did not come with its prefix or is over the limit
                     while 0 <= got < size:
                         try:
@@ -2604,8 +2882,8 @@ def serve_connection(
                                 move(map(len, map(sock.recv, (most,))))()
                             else:
                                 if got == len(buffer):
-                                    more = min(max(got, FIRST_BUFFER), PIECE, size - got)
-                                    buffer.extend(bytes(more))
+                                    step = min(max(got, FIRST_BUFFER), PIECE, size - got)
+                                    buffer.extend(ZEROS if step == PIECE else bytes(step))
                                 with memoryview(buffer) as view:
                                     move(map(sock.recv_into, (view[got:size],)))()
                             if not connection.count:
@@ -2623,7 +2901,7 @@ def serve_connection(
                             if queue is not None and has_reply(connection):
                                 break
                     if got >= size:
-                        reply: "Bytes | None" = None
+                        reply: "Reply | None" = None
                         if buffer is None:
                             reply = no_memory
                             if size > limit:
@@ -2637,7 +2915,7 @@ def serve_connection(
                                 new.body = memoryview(buffer)[:size]
                             buffer, got, added = None, -1, new
                         elif reply is not None:
-                            head, tail, got = pack(len(reply)) + reply, b"", -1
+                            head, tail, got = pack(len(reply)) + reply, b"", -1  # type: ignore[operator]
                         elif buffer is not None:
                             message.body = memoryview(buffer)[:size]
                             keep = buffer if len(buffer) <= POOLED_BUFFER else None
@@ -2654,7 +2932,7 @@ def serve_connection(
                         reply = message.reply or UNPRINTABLE  # an exception came in between
                         message.reply = None
                     if len(reply) < FIRST_BUFFER:
-                        head, tail, asked = pack(len(reply)) + reply, b"", False
+                        head, tail, asked = pack(len(reply)) + reply, b"", False  # type: ignore[operator]
                     else:  # too large to copy
                         head, tail, asked = pack(len(reply)), reply, False
                     reply = None
@@ -2668,10 +2946,10 @@ def serve_connection(
                     try:
                         if connection.count:
                             pass
-                        elif tail and sent < len(head):  # type: ignore[arg-type]
-                            both = (head[sent:], tail)  # type: ignore[index]
-                            move(map(sock.sendmsg, (both,), ((),), (NO_SIGNAL,)))()
-                            both = (b"", b"")
+                        elif tail and (type(tail) is Parts or sent < len(head)):  # type: ignore[arg-type]
+                            rest = get_rest(head, tail, sent)  # type: ignore[arg-type]
+                            move(map(sock.sendmsg, (rest,), ((),), (NO_SIGNAL,)))()
+                            rest = []
                         else:
                             if tail:
                                 connection.frame = memoryview(tail)[sent - len(head) :]  # type: ignore[arg-type]
@@ -2684,6 +2962,9 @@ def serve_connection(
                     except BlockingIOError as error:
                         if error.errno is None:
                             raise
+                    rest = []
+                    if type(tail) is Parts:
+                        tail.keep()
                     connection.waits_for = WRITE
                     yield
                 connection.frame = tail = b""
@@ -2738,7 +3019,7 @@ def has_reply(connection: Connection) -> bool:
 
 def join_replies(
     messages: "list[Message]", pack: "Callable[[int], bytes]"
-) -> "tuple[bytes, Bytes, int]":
+) -> "tuple[bytes, Reply, int]":
     """Return the replies that can be sent, as `head`, `tail` and their number."""
     parts: "list[bytes]" = []
     space = FIRST_BUFFER
@@ -2914,7 +3195,7 @@ class Queue:
 
     def finish(self, batch: Batch) -> None:
         """Answer a batch. What an exception has interrupted is not begun again."""
-        replies: "list[Bytes]" = []
+        replies: "list[Reply]" = []
         if not batch.is_begun:
             batch.is_begun = True
             replies = self.answer(batch)
@@ -2998,10 +3279,10 @@ class Deadline:
         kind = "HandlerDeadlineExceeded"
         self.late_reply = error_reply("processing_error", text, kind, "recoverable", 1)
 
-    def run(self, batch: Batch, answer: "AnswerAll") -> "list[Bytes]":
+    def run(self, batch: Batch, answer: "AnswerAll") -> "list[Reply]":
         """Return the replies to a batch; never, if the watch has taken it and replies itself."""
         batch.thread = _thread.get_ident()
-        replies: "list[Bytes]" = []
+        replies: "list[Reply]" = []
         try:
             self.began[batch] = time.monotonic()
             replies = answer(batch)
@@ -3160,7 +3441,7 @@ def transpose(records: "list[Any]") -> "Sequence[Any]":
 O_OF_OK = 111  # at this place of a reply, the 12th byte, an error has an "e"
 
 
-def summarize(reply: "Bytes") -> "int | tuple[int, str]":
+def summarize(reply: "Reply") -> "int | tuple[int, str]":
     """Return the size of a reply; with its code if it is an error."""
     if reply[11] == O_OF_OK:
         return len(reply)
@@ -3225,7 +3506,7 @@ class Metrics:
         state.note_memory_error = self.kinds.append
 
     def measure(
-        self, codec: "tuple[Decode, Encode, Encode]", watch_call: "Callable[[Caller], Call]"
+        self, codec: "Codec", watch_call: "Callable[[Caller], Call]"
     ) -> "tuple[tuple[Any, ...], Callable[[Caller], Call]]":
         """Return the same functions, which also note how long they took."""
         clock, get_ident = time.monotonic, _thread.get_ident
@@ -3283,7 +3564,7 @@ class Metrics:
         answer, answer_all = answers
         clock, times, note = time.monotonic, self.times, self.records.values.extend
 
-        def count_answer(message: Message) -> "Bytes":
+        def count_answer(message: Message) -> "Reply":
             began, size = clock(), len(message.body)  # type: ignore[arg-type]
             try:
                 reply = answer(message)
@@ -3294,7 +3575,7 @@ class Metrics:
             note((began, times[0], times[1], clock(), size, summary))
             return reply
 
-        def count_answer_all(batch: Batch) -> "list[Bytes]":
+        def count_answer_all(batch: Batch) -> "list[Reply]":
             self.received.values.extend([len(message.body or b"") for message in batch.messages])
             replies = answer_all(batch)
             if not batch.is_late:  # else another reply is sent
@@ -3884,13 +4165,13 @@ def serve(
     listening, server = file.listener.fileno(), Server(settings.read_timeout)
     connections, deadlines, ready = server.connections, server.deadlines, server.ready
     poll, waker, advance = server.poll, server.waker, server.advance
-    buffer_pool: "list[bytearray]" = []
+    buffer_pool: "list[ReceiveBuffer]" = []
     answer, answer_all = answers
     queue: "Queue | None" = None
     deadline: "Deadline | None" = None
     answer_here: "Answer | None" = answer
 
-    def answer_batch(batch: Batch) -> "list[Bytes]":
+    def answer_batch(batch: Batch) -> "list[Reply]":
         return answer_all(batch) if deadline is None else deadline.run(batch, answer_all)
 
     if settings.handler_deadline:
@@ -4216,8 +4497,9 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         classify = make_classify() if settings.enable_oom_detection else lambda error: ""
         use_user_paths()
         orjson, state.json = choose_json(settings.json, settings.memory_limit)
-        codec, watch_call = make_codec(orjson, threads), watch.watch_call
-        plain = make_codec(None, threads)
+        is_queued = threads or settings.batch_size > 1
+        codec, watch_call = make_codec(orjson, threads, is_queued), watch.watch_call
+        plain = make_codec(None, threads, is_queued)
         metrics = start_metrics(settings, state) if settings.metrics_port else None
         caller = make_caller(import_handler(settings, state), threads, state)
         if orjson is not None and settings.json == "auto" and is_memory_limited():

@@ -169,6 +169,9 @@ runtime.defaults as a JSON object of strings. Helm reads numbers in values files
   "INJECTOR_LOG_LEVEL" .Values.injector.logLevel
   "INJECTOR_WEBHOOK_PORT" (toString (int .Values.webhook.port))
   "INJECTOR_HTTP_PORT" (toString (int .Values.metrics.port)) }}
+{{- if .Values.sidecar.container }}
+{{- $_ := set $env "INJECTOR_SIDECAR" (include "asya-runtime.sidecar" .) }}
+{{- end }}
 {{- if include "asya-runtime.mountsImage" . }}
 {{- $_ := set $env "INJECTOR_IMAGE" (include "asya-runtime.image" .) }}
 {{- $_ := set $env "INJECTOR_RUNTIME_IMAGE" (include "asya-runtime.runtimeImage" .) }}

@@ -10,6 +10,7 @@ templates include it first, because Helm does not define the order in which it r
 {{- range $key := keys (.Values.commonAnnotations | default dict) | sortAlpha }}
 {{- include "asya-runtime.valid.annotation" (list "commonAnnotations" $key) }}
 {{- end }}
+{{- include "asya-runtime.valid.sidecar" . }}
 {{- if .Values.injector.enabled }}
 {{- include "asya-runtime.valid.delivery" . }}
 {{- include "asya-runtime.valid.injector" . }}
@@ -26,7 +27,7 @@ templates include it first, because Helm does not define the order in which it r
 {{- define "asya-runtime.valid.complete" -}}
 {{- $required := list
   "runtime.configMap.create" "runtime.configMap.name" "runtime.delivery" "runtime.image.repository"
-  "runtime.defaults" "injector.enabled" "injector.image.repository"
+  "runtime.defaults" "sidecar.native" "injector.enabled" "injector.image.repository"
   "injector.image.pullPolicy" "injector.replicas" "injector.podDisruptionBudget.enabled"
   "injector.podDisruptionBudget.maxUnavailable" "injector.logLevel" "injector.hostNetwork" "webhook.failurePolicy"
   "webhook.timeoutSeconds" "webhook.port" "certificates.mode" "certificates.certManager.duration"

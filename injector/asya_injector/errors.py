@@ -11,6 +11,7 @@ class Reason(StrEnum):
     """The reason codes; each has a section in the troubleshooting page."""
 
     ANNOTATION_INVALID = "AnnotationInvalid"
+    ANNOTATION_MISSING = "AnnotationMissing"
     ANNOTATION_UNKNOWN = "AnnotationUnknown"
     COMMAND_CONFLICT = "CommandConflict"
     COMMAND_MISSING = "CommandMissing"
@@ -28,7 +29,13 @@ class Reason(StrEnum):
     REVIEW_TOO_LARGE = "ReviewTooLarge"
     RUNTIME_CONFIGMAP_CONFLICT = "RuntimeConfigMapConflict"
     RUNTIME_CONFIGMAP_UNAVAILABLE = "RuntimeConfigMapUnavailable"
+    SIDECAR_ENV_CONFLICT = "SidecarEnvConflict"
+    SIDECAR_NAME_CONFLICT = "SidecarNameConflict"
     SIDECAR_NOT_FOUND = "SidecarNotFound"
+    SIDECAR_PORT_CONFLICT = "SidecarPortConflict"
+    SIDECAR_RESTART_POLICY = "SidecarRestartPolicy"
+    SIDECAR_UNDEFINED = "SidecarUndefined"
+    SIDECAR_VOLUME_CONFLICT = "SidecarVolumeConflict"
     VOLUME_CONFLICT = "VolumeConflict"
     WINDOWS_UNSUPPORTED = "WindowsUnsupported"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 RUNTIME_VOLUME = "asya-runtime"
+SOCKET_VOLUME = "asya-socket"
 RUNTIME_FILE = "asya_runtime.py"
 ENTRYPOINT_FILE = "asya_entrypoint.py"
 RUNTIME_HASH_LABEL = "asya.sh/runtime-hash"

@@ -29,6 +29,35 @@ EXAMPLE = REPOSITORY / "examples/chart-with-helpers"
 WITH_IMAGE = ("-f", str(Path(__file__).parent / "image.yaml"))
 CA = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 
+# The value `sidecar`, with most kinds of fields.
+SIDECAR: Object = {
+    "container": {
+        "name": "asya-sidecar",
+        "image": "registry.example.com/queue:1",
+        "args": ["--url=$(URL)", "--literal=$$(URL)"],
+        "env": [
+            {"name": "URL", "valueFrom": {"secretKeyRef": {"name": "broker", "key": "url"}}},
+            {"name": "PREFETCH", "value": "10"},
+        ],
+        "ports": [{"name": "queue-metrics", "containerPort": 9000}],
+        "lifecycle": {"preStop": {"exec": {"command": ["kill", "-USR1", "1"]}}},
+        "resources": {"requests": {"cpu": 0.5, "memory": "32Mi"}, "limits": {"memory": 67108864}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": [{"name": "broker-ca", "mountPath": "/ca", "readOnly": True}],
+    },
+    "annotations": {
+        "asya.sh/queue": {"env": "QUEUE", "required": True},
+        "asya.sh/prefetch": {"env": "PREFETCH"},
+    },
+    "volumes": [{"name": "broker-ca", "secret": {"secretName": "broker-ca"}}],
+    "imagePullSecrets": [{"name": "pull.example.com"}],
+}
 # Installations by name: namespace of the release, and values. Each has a golden rendering.
 CASES: dict[str, tuple[str, Object]] = {
     "defaults": (SYSTEM, {}),
@@ -98,6 +127,7 @@ CASES: dict[str, tuple[str, Object]] = {
             }
         },
     ),
+    "sidecar": (SYSTEM, {"sidecar": SIDECAR}),
     "parent-chart": (SYSTEM, {"enabled": True, "global": {"imageRegistry": "example.com"}}),
     "no-injector": (
         SYSTEM,

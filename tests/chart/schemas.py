@@ -80,3 +80,8 @@ def problems(item: Object, release: str) -> list[str]:
         f"{error.message[:200]}"
         for error in validator.iter_errors(item)
     ]
+
+
+def fields(definition: str, release: str) -> set[str]:
+    """The names of the fields of a type."""
+    return set(_definitions(release)[definition]["properties"])

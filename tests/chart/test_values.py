@@ -22,6 +22,7 @@ from tests.chart.charts import (
     value_at,
 )
 from tests.chart.schemas import RELEASES, problems
+from tests.injector.annotations.test_sidecar import REJECTED_BY_THE_CHART_TOO
 
 SCHEMA: Object = json.loads((CHART / "values.schema.json").read_text())
 VALUES: Object = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -30,6 +31,7 @@ KUBERNETES_TYPES = {
     "/webhook/namespaceSelector",
     "/webhook/objectSelector",
     "/certificates/certManager/issuerRef",
+    "/sidecar/container",
 }
 
 
@@ -84,6 +86,15 @@ KUBERNETES_TYPES = {
         ("prune/schedule", "tonight"),
         ("networkPolicy/enable", True),
         ("metrics/service/port", 80),
+        ("sidecar/contaner", {}),
+        ("sidecar/container/imge", "a"),
+        ("sidecar/container/name", "A"),
+        ("sidecar/container/env", [{"name": "A", "value": 1}]),
+        ("sidecar/native", "yes"),
+        ("sidecar/annotations", {"queue": {"env": "A"}}),
+        ("sidecar/annotations", {"asya.sh/queue": {"required": True}}),
+        ("sidecar/volumes", [{"emptyDir": {}}]),
+        ("sidecar/imagePullSecrets", ["pull"]),
         ("metrics/serviceMonitor/interval", "often"),
         ("tests/enabled", "no"),
         ("commonLabels", {"a": 1}),
@@ -253,6 +264,7 @@ MESSAGES: list[tuple[str, Object]] = [
         value_at("injector/replicas", None),
     ),
 ]
+MESSAGES += [(line, {"sidecar": value}) for value, line in REJECTED_BY_THE_CHART_TOO]
 NAMESPACE_MESSAGE = "cannot install into namespace {}, which the injector ignores"
 SYSTEM_NAMESPACES = ("kube-system", "kube-public", "kube-node-lease")
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 from asya_injector.annotations import formats
+from asya_injector.annotations.sidecar import RESERVED
 from asya_injector.annotations.table import ENV, TABLE, Annotation
 from asya_injector.manifests.chart_values import DEFAULTS
 from asya_injector.startup import programs
@@ -80,6 +81,7 @@ def helper_tables() -> str:
         "interpreter": f"^{programs.INTERPRETER}$",
         "handler": formats.handler.schema["pattern"],
         "defaults": {entry.name: entry.default for entry in DEFAULTS},
+        "reserved": sorted(RESERVED),
     }
     rows = ",\n".join(f"    {json.dumps(each)}" for each in settings)
     more = "".join(f",\n  {json.dumps(name)}: {json.dumps(each)}" for name, each in lists.items())

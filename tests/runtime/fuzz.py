@@ -37,12 +37,17 @@ SAMPLES = [
     b'{"payload":{"a":NaN}}',
     b" \t\r\n[]",
     b"",
+    b'{"payload":{"a":{"$bytes":3},"b":[{"$bytes":0},{"$bytes":1,"c":2}]},"id":{"$bytes":2}}\0abc\0\xff',
+    b'{"payload":{"a":{"$bytes":9}}}   \0{"payload"',
+    b'{"payload":{}} \0',
 ]
 RARE = [b'{"payload":{"do":"%s"}}' % deed.encode() for deed in oracle.DEEDS] + [
     json.dumps({"payload": {"text": "x" * size}}).encode() for size in (4064, 70_000, 99_000)
 ]
+RARE += [b'{"payload":{"a":{"$bytes":%d}}}\0' % size + bytes(size) for size in (4064, 70_000)]
 WORDS = [b"{", b"}", b"[", b"]", b'"', b"\\", b",", b":", b"0", b"-", b"e", b"null", b'"payload":',
-         b"\\ud800", b"\x00", b"\xff", b"\xc3", b"Infinity", b"9" * 50]  # fmt: skip
+         b"\\ud800", b"\x00", b"\xff", b"\xc3", b"Infinity", b"9" * 50, b'{"$bytes":1}',
+         b'"$bytes":', b"true", b"-1", b"1.0", b"4294967296"]  # fmt: skip
 # Sent ahead: frames at most, and bytes after which there is no further frame. The replies have to
 # fit the socket's buffer, or client and runtime would wait for each other.
 WINDOW, AHEAD = 30, 65536

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 LIMIT = 100_000  # ASYA_MAX_MESSAGE_SIZE of the process that is asked
@@ -54,6 +54,57 @@ def not_json(word: str) -> None:
 DECODER = json.JSONDecoder(parse_constant=not_json)
 
 
+def finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError("number too large for a double")
+    return float(text)
+
+
+def with_attachments(text: str, rest: bytes) -> Any:
+    """Decode JSON that stands before a zero byte, and `rest` behind it."""
+    at = 0
+
+    def read(pairs: list[tuple[str, Any]]) -> Any:
+        nonlocal at
+        if len({key for key, _ in pairs}) < len(pairs):
+            raise ValueError("twice")
+        if [key for key, _ in pairs] != ["$bytes"]:
+            return dict(pairs)
+        size = pairs[0][1]
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(rest) - at:
+            raise ValueError("not so many bytes")
+        at += size
+        return rest[at - size : at]
+
+    decoder = json.JSONDecoder(object_pairs_hook=read, parse_float=finite, parse_constant=not_json)
+    message = decoder.decode(text)
+    if at < len(rest):
+        raise ValueError("more bytes")
+    return message
+
+
+def reply_with(payload: object) -> bytes:
+    """Give the reply to a client that reads attachments."""
+    pieces: list[bytes] = []
+
+    def attach(value: object) -> object:
+        assert isinstance(value, bytes)
+        pieces.append(value)
+        return {"$bytes": len(value)}
+
+    body = encoded(payload, attach)
+    if not pieces:
+        return body
+    while len(body) % 16 < 15:
+        body += b" "
+    return body + b"\0" + b"".join(pieces)
+
+
+def encoded(payload: object, default: Callable[[object], object] | None = None) -> bytes:
+    reply = {"status": "ok", "result": payload}
+    return json.dumps(reply, separators=(",", ":"), default=default).encode()
+
+
 def is_finite(value: object) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
@@ -64,8 +115,10 @@ def is_finite(value: object) -> bool:
 
 def reply_to(body: bytes) -> Expected:
     """Say what one message must be answered with."""
+    head, zero, rest = body.partition(b"\0")
     try:
-        message = DECODER.decode(body.decode("utf-8"))
+        text = head.decode("utf-8")
+        message = with_attachments(text, rest) if zero else DECODER.decode(text)
         if not is_finite(message):
             raise ValueError("number too large for a double")
         if not isinstance(message, dict):
@@ -74,11 +127,12 @@ def reply_to(body: bytes) -> Expected:
         if not isinstance(payload, dict):
             raise ValueError('the message has no "payload" that is an object')
     except (ValueError, RecursionError) as problem:
-        return error("invalid_json", "", type(problem).__name__)
+        before = "in the JSON before the zero byte: " if zero else ""
+        return error("invalid_json", before, type(problem).__name__)
     deed = payload.get("do")
     if isinstance(deed, str) and deed in DEEDS:
         return error(*DEEDS[deed])
-    return json.dumps({"status": "ok", "result": payload}, separators=(",", ":")).encode()
+    return reply_with(payload) if zero else encoded(payload)
 
 
 def replies(stream: bytes, ended: bool) -> Iterator[Expected]:

@@ -323,14 +323,18 @@ def test_without_the_setting_there_is_no_thread_and_no_port(
     process = start(python=python, ASYA_METRICS_PORT=number)
     assert process.call({})["status"] == "ok"
     assert len([*Path(f"/proc/{process.pid}/task").iterdir()]) == threads
+    # The thread of the metrics opens the port when it comes to run.
+    eventually(lambda: _count_tcp_sockets(process.pid) == threads - 2, "the port of the metrics")
+
+
+def _count_tcp_sockets(pid: int) -> int:
     inodes = {
         line.split()[9]
         for table in ("tcp", "tcp6")
-        for line in Path(f"/proc/{process.pid}/net/{table}").read_text().splitlines()[1:]
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
     }
-    fds = Path(f"/proc/{process.pid}/fd").iterdir()
-    links = [str(fd.readlink()) for fd in fds]
-    assert sum(link[8:-1] in inodes for link in links) == threads - 2
+    links = [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    return sum(link[8:-1] in inodes for link in links)
 
 
 def test_values_that_nobody_counts_take_bounded_memory(runtime: ModuleType) -> None:

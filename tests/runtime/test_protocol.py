@@ -139,7 +139,7 @@ LONG = {
 
 @pytest.mark.parametrize("value", LONG.values(), ids=LONG)
 def test_long_texts_of_large_messages_are_encoded_like_all(runtime: ModuleType, value: Any) -> None:
-    _, encode, encode_large = runtime.make_codec(None, False)
+    _, encode, encode_large, _ = runtime.make_codec(None, False)
     message = runtime.Message()
     message.result = value
     expected = encode(message)

@@ -331,7 +331,7 @@ def written(runtime: ModuleType, library: str, value: Any) -> tuple[str, Any, st
     try:
         reply = encode(message)
     except Exception as problem:
-        place = "result" + runtime.find_unencodable(value)
+        place = "result" + runtime.find_unencodable(value).partition("; ")[0]
         return "bad", place, f"{type(problem).__name__}: {problem}"
     return "ok", json.loads(bytes(reply), parse_constant=pytest.fail)["result"], ""
 

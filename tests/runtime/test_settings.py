@@ -167,15 +167,36 @@ def test_the_documented_bounds_are_those_of_the_code(runtime: ModuleType) -> Non
     assert checked == list(dict.fromkeys(bounded))
 
 
-def test_the_documented_exchange_is_what_happens(start: Start) -> None:
-    text = README.read_text().split("An exchange, byte for byte:\n", 1)[1].split("```")[1]
-    lines = text.strip().splitlines()
-    client = start().client()
-    for spoken, note in zip(lines[::2], lines[1::2], strict=True):
-        who, *digits = spoken.split()
-        data = bytes.fromhex("".join(digits))
-        assert note.split(maxsplit=3) == ["N", "=", str(len(data) - 4), data[4:].decode()]
+EXCHANGES = {
+    "Frames": "def echo(message): return message['payload']",
+    "Attachments": "def echo(message): return {'out': message['payload']['in']}",
+}
+
+
+@pytest.mark.parametrize(("heading", "source"), EXCHANGES.items(), ids=EXCHANGES)
+def test_the_documented_exchange_is_what_happens(start: Start, heading: str, source: str) -> None:
+    text = (
+        README.read_text()
+        .split(f"\n## {heading}\n", 1)[1]
+        .split("An exchange, byte for byte", 1)[1]
+    )
+    spoken: list[tuple[str, bytes, str]] = []  # who, the bytes, and what is written below them
+    for line in text.split("```")[1].strip().splitlines():
+        words = line.split()
+        who = words.pop(0) if line[0] != " " else ""
+        if re.fullmatch("([0-9a-f]{2} ?)+", " ".join(words)):
+            data = bytes.fromhex("".join(words))
+            before = ("", b"", "") if who else spoken.pop()
+            spoken.append((who or before[0], before[1] + data, before[2]))
+        else:
+            who, data, said = spoken.pop()
+            spoken.append((who, data, said + "".join(words)))
+    client = start(source).client()
+    for who, data, said in spoken:
+        body = data[4:]
+        assert said == f"N={len(body)}" + re.sub(rb"[ \0]", b"", body).decode()
         if who == "client":
             client.send(data)
         else:
             assert client.exactly(len(data)) == data
+    assert [who for who, _, _ in spoken] == ["client", "runtime"]

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from asya_injector.annotations.formats import MAX_ANNOTATIONS
 from asya_injector.annotations.table import (
@@ -78,18 +78,22 @@ def find_deprecated(merged: Mapping[str, str]) -> list[str]:
     return [f"{key}: is deprecated; {instead}" for key, instead in found if instead]
 
 
-def parse_values(merged: Mapping[str, str]) -> dict[str, str]:
-    """The canonical values of annotations, by name.
+def parse_values(
+    merged: Mapping[str, str], declared: Collection[str] = frozenset()
+) -> dict[str, str]:
+    """The canonical values of annotations of the table, by name.
 
-    Raises InjectionError for an unknown key, an invalid value, and where there is no handler.
+    declared: keys that are known too. Raises InjectionError for an unknown key, an invalid value,
+    and where there is no handler.
     """
     for key in merged:
-        if key not in BY_KEY:
+        if key not in BY_KEY and key not in declared:
             shown = key if re.fullmatch(r"asya\.sh/[A-Za-z0-9._-]{1,63}", key) else quote(key)
+            known = [*BY_KEY, *declared]
             raise InjectionError(
                 shown,
                 "unknown annotation",
-                fix=suggest(key, BY_KEY, fallback=f"known annotations are {', '.join(BY_KEY)}"),
+                fix=suggest(key, known, fallback=f"known annotations are {', '.join(known)}"),
                 reason=Reason.ANNOTATION_UNKNOWN,
             )
     if PREFIX + "handler" not in merged:
@@ -99,4 +103,5 @@ def parse_values(merged: Mapping[str, str]) -> dict[str, str]:
             fix="add it as module.path.function, or remove the other annotations",
             reason=Reason.HANDLER_MISSING,
         )
-    return {BY_KEY[key].name: parse_value(BY_KEY[key].name, value) for key, value in merged.items()}
+    names = {key: BY_KEY[key].name for key in merged if key in BY_KEY}
+    return {name: parse_value(name, merged[key]) for key, name in names.items()}

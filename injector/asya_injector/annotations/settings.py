@@ -4,11 +4,12 @@ import hashlib
 import json
 import posixpath
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from asya_injector.annotations.formats import SOCKET_PATH_RULE, find_use
 from asya_injector.annotations.parse import invalid_value, parse_value
+from asya_injector.annotations.sidecar import SidecarTemplate
 from asya_injector.annotations.table import BY_NAME
 from asya_injector.errors import InjectionError, Reason, quote
 from asya_injector.runtime_files import RUNTIME_FILE, RUNTIME_VOLUME
@@ -42,6 +43,7 @@ class ClusterDefaults:
 
     runtime_hash: for an image with other files than this program's, what `identify` returns.
     stream: suffix of the runtime ConfigMap's name, for manifests that bring their own.
+    sidecar: the container to add to pods; None if there is none.
     image: what pods mount in place of a ConfigMap.
     Raises InjectionError for an invalid value, KeyError for an unknown name.
     """
@@ -49,6 +51,7 @@ class ClusterDefaults:
     runtime_hash: str
     values: Mapping[str, str]
     stream: str = ""
+    sidecar: SidecarTemplate | None = None
     image: RuntimeImage | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +76,11 @@ class ClusterDefaults:
         )
 
     @cached_property
+    def declared(self) -> frozenset[str]:
+        """The keys of the annotations that the sidecar declares."""
+        return frozenset(self.sidecar.declared if self.sidecar else ())
+
+    @cached_property
     def config_map(self) -> str:
         """The name of the runtime ConfigMap that pods mount."""
         return "-".join(filter(None, (RUNTIME_VOLUME, self.runtime_hash, self.stream)))
@@ -84,11 +92,13 @@ class Settings:
 
     annotated: canonical values of the annotations, by name.
     inherited: keys of the annotations that come from the workload.
+    parameters: values of the annotations that the sidecar declares, by key.
     """
 
     annotated: Mapping[str, str]
     defaults: ClusterDefaults
     inherited: Collection[str] = ()
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> str:
         """The value of a setting; empty where there is none and no default."""
@@ -108,6 +118,8 @@ class Settings:
         content: list[object] = [
             self.defaults.runtime_hash, dict(self.defaults.values), dict(self.annotated)
         ]  # fmt: skip
+        if self.defaults.sidecar:
+            content += [self.defaults.sidecar.digest, dict(self.parameters)]
         if self.defaults.image:
             content.append(vars(self.defaults.image))
         return hashlib.sha256(_encode(content).encode()).hexdigest()[:10]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asya_injector.annotations import formats
+from asya_injector.annotations.variables import variables
 
 PREFIX = "asya.sh/"
 INHERITED = PREFIX + "inherited"
@@ -68,6 +69,11 @@ TABLE = (
         "runtime is then mounted too"),
     Annotation("probe", formats.boolean, "true",
         "add a readiness probe for the actor to a container without one"),
+    Annotation("sidecar", formats.boolean, None,
+        "add the sidecar of the cluster defaults to the pod; default: true if there is one and "
+        "`asya.sh/sidecars` names no container of the pod"),
+    Annotation("sidecar-env", variables, None,
+        'variables of that sidecar, such as A=1, B="a,b"; the values are literal text'),
     # The default is the specification's.
     _runtime_setting("socket-path", formats.socket_path, "/tmp/sockets/app.sock",  # noqa: S108
         "path of the Unix socket, at most 107 bytes, in a dedicated directory"),

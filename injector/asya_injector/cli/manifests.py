@@ -85,8 +85,8 @@ def _default_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "values_file",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         metavar="FILE",
-        help="Chart values, of which runtime.defaults and runtime.delivery are used. The options "
-        "below take precedence.",
+        help="Chart values, of which runtime.defaults, runtime.delivery and sidecar are used. The "
+        "options below take precedence.",
     )(_delivery_options(command))
 
 
@@ -245,9 +245,9 @@ def _read_defaults(
 ) -> ClusterDefaults:
     given = {name.replace("_", "-"): text for name, text in options.items() if text is not None}
     try:
-        values = chart_values.read_values(values_file) if values_file else {}
+        values, sidecar = chart_values.read_values(values_file) if values_file else ({}, None)
         runtime_hash = delivery.choose_hash(runtime.hash)
-        return ClusterDefaults(runtime_hash, values | given, image=delivery.image)
+        return ClusterDefaults(runtime_hash, values | given, sidecar=sidecar, image=delivery.image)
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(str(error)) from None
     except InjectionError as error:

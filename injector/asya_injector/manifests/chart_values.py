@@ -1,9 +1,10 @@
-"""The cluster defaults in a file of chart values: `runtime.defaults`."""
+"""The cluster defaults in a file of chart values: `runtime.defaults` and `sidecar`."""
 
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from asya_injector.annotations.sidecar import SidecarError, SidecarTemplate
 from asya_injector.annotations.table import TABLE, Annotation
 from asya_injector.documents.document import ManifestError, read_documents
 
@@ -21,9 +22,22 @@ def load_values(path: Path) -> Any:
     return values
 
 
-def read_values(path: Path) -> dict[str, str]:
-    """Read the defaults in a file, as strings by name; raises OSError or ManifestError."""
+def read_values(path: Path) -> tuple[dict[str, str], SidecarTemplate | None]:
+    """Read a file: the defaults as strings by name, and the sidecar.
+
+    Raises OSError or ManifestError.
+    """
     values = load_values(path)
+    if not isinstance(values, dict):
+        raise ManifestError(f"{path}: chart values must be a mapping")
+    try:
+        sidecar = SidecarTemplate.parse(values.get("sidecar") or {})
+    except SidecarError as error:
+        raise ManifestError(f"{path}: {error}") from None
+    return _read_defaults(path, values), sidecar
+
+
+def _read_defaults(path: Path, values: Any) -> dict[str, str]:
     for step in ("runtime", "defaults"):
         values = (values.get(step) if isinstance(values, dict) else values) or {}
     if not isinstance(values, dict):

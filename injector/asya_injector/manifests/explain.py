@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping
 
 from asya_injector.annotations.settings import ClusterDefaults
-from asya_injector.annotations.table import TABLE
+from asya_injector.annotations.table import PREFIX, TABLE
 from asya_injector.errors import InjectionError, Reason, quote
 from asya_injector.kube_objects import (
     Object,
@@ -14,6 +14,7 @@ from asya_injector.kube_objects import (
     get_items,
     get_mapping,
     get_name,
+    get_string,
     get_strings,
     get_template,
 )
@@ -21,6 +22,7 @@ from asya_injector.manifests.objects import ManifestObject
 from asya_injector.manifests.templates import describe_path
 from asya_injector.mutation.inject import Injection
 from asya_injector.mutation.workload import ObjectChange
+from asya_injector.runtime_files import SOCKET_VOLUME
 from asya_injector.startup.hooks import HOOKS, get_hook_command
 
 RESULTS = ("injected", "left-alone", "rejected")
@@ -34,8 +36,10 @@ _SOURCES: Mapping[str, str] = {
     "default": "default",
 }
 _DECISIONS = ("container", "mode", "socket")
-_SETTINGS = tuple(each for each in TABLE if each.name not in ("inject", "container", "mode"))
-_FIELDS = ("command", "args", "lifecycle", "readinessProbe")
+_OTHERS = ("inject", "container", "mode", "sidecar")
+_SETTINGS = tuple(each for each in TABLE if each.name not in _OTHERS)
+_PULL_SECRETS = "imagePullSecrets"
+_FIELDS = ("image", "command", "args", "lifecycle", "readinessProbe")
 
 
 def explain(found: ManifestObject, outcome: ObjectChange | InjectionError) -> Object:
@@ -74,17 +78,25 @@ def render_lines(found: ManifestObject, explanation: Object) -> list[str]:
     if result == "left-alone":
         return [f"{found.label}: left alone, because {because}", *warnings]
     actor = explanation["actor"]
-    rows = [(key, f"{actor[key]['name']}, because {actor[key]['because']}") for key in _DECISIONS]
+    rows = [
+        (key, f"{actor[key]['name']}, because {actor[key]['because']}")
+        for key in (*_DECISIONS, "sidecar")
+        if key in actor
+    ]
     for name, setting in actor["settings"].items():
         if setting["from"] != "default":
-            rows.append((name, f"{setting['value']}, from {_SOURCES[setting['from']]}"))
+            rows.append((name, f"{_show(setting['value'])}, from {_SOURCES[setting['from']]}"))
     rows += [("volume", _render_volume(volume)) for volume in actor["volumes"]]
+    rows += [("pull secret", name) for name in actor.get("imagePullSecrets", [])]
     for container, change in actor["containers"].items():
         rows += [(f"in {container}", "")]
+        rows += [("  image", change[field]) for field in ("image",) if field in change]
         rows += [("  mount", _render_mount(mount)) for mount in change.get("mounts", [])]
-        rows += [("  env", f"{name}={value}") for name, value in change.get("env", {}).items()]
         rows += [
-            ("  port", f"{port['name']} {port['containerPort']}")
+            ("  env", _show(f"{name}={value}")) for name, value in change.get("env", {}).items()
+        ]
+        rows += [
+            ("  port", f"{get_name(port)} {port.get('containerPort')}".strip())
             for port in change.get("ports", [])
         ]
         rows += [(f"  {field}", command) for field, command in _render_commands(change)]
@@ -113,12 +125,19 @@ def build_schema() -> Object:
         ports={"type": "array", "items": {"type": "object"}},
         **{field: {"description": "the field after the injection"} for field in _FIELDS},
     )
+    decision = _object(name=text, because=text)
+    parameter = _object(value=text, **{"from": {"enum": ["annotation", "workload"]}})
     actor = _object(
-        **dict.fromkeys(_DECISIONS, _object(name=text, because=text)),
-        settings=_object(**setting) | {"required": []},
+        **dict.fromkeys(_DECISIONS, decision),
+        # Those of the table, and those that the sidecar of the cluster defaults declares.
+        settings=_object(**setting) | {"required": [], "additionalProperties": parameter},
         volumes={"type": "array", "items": {"type": "object"}},
         containers={"type": "object", "additionalProperties": change | {"required": []}},
     )
+    actor["properties"] |= {
+        "sidecar": decision | {"description": "absent if the cluster defaults have none"},
+        "imagePullSecrets": {"type": "array", "items": text},
+    }
     explanation = _object(
         source=text,
         document={"type": "integer", "minimum": 1},
@@ -167,14 +186,17 @@ def _object(**properties: Object) -> Object:
 
 def _explain_actor(original: Object, injection: Injection) -> Object:
     spec = get_mapping(original, "spec")
-    decisions = (injection.container, injection.mode, injection.socket_volume)
+    decisions = (injection.container, injection.mode, injection.socket_volume, injection.sidecar)
+    secrets = [get_name(each) for each in _find_added(spec, injection.pod["spec"], _PULL_SECRETS)]
     return {
         **{
             key: {"name": decision.value, "because": decision.reason}
-            for key, decision in zip(_DECISIONS, decisions, strict=True)
+            for key, decision in zip((*_DECISIONS, "sidecar"), decisions, strict=True)
+            if decision
         },
         "settings": _explain_settings(injection),
         "volumes": _find_added(spec, injection.pod["spec"], "volumes"),
+        **({_PULL_SECRETS: secrets} if secrets else {}),
         "containers": {
             get_name(container): change
             for container in all_containers(injection.pod)
@@ -192,12 +214,15 @@ def _explain_settings(injection: Injection) -> Object:
             value = injection.overrides[name]
             source = "command" if name == "python" else "container"
         shown[name] = {"value": value, "from": source}
+    for key, value in injection.settings.parameters.items():
+        source = "workload" if key in injection.settings.inherited else "annotation"
+        shown[key.removeprefix(PREFIX)] = {"value": value, "from": source}
     return shown
 
 
 def _explain_container(original: Object, after: Object) -> Object:
     before = find_by_name(all_containers(original), get_name(after)) or {}
-    env = {item["name"]: item["value"] for item in _find_added(before, after, "env")}
+    env = {get_name(item): _describe_value(item) for item in _find_added(before, after, "env")}
     lists = {
         "mounts": _find_added(before, after, "volumeMounts"),
         "ports": _find_added(before, after, "ports"),
@@ -216,11 +241,24 @@ def _find_added(before: Object, after: Object, field: str) -> list[Object]:
     return [item for item in get_items(after, field) if item not in present]
 
 
+def _describe_value(variable: Object) -> str:
+    source = get_mapping(variable, "valueFrom")
+    if not source:
+        return get_string(variable, "value")
+    words = [str(each) for fields in source.values() for each in get_in(fields).values()]
+    return f"from {', '.join(source)} {' '.join(words)}"
+
+
 def _render_volume(volume: Object) -> str:
     config_map = get_mapping(volume, "configMap").get("name")
     image = get_mapping(volume, "image").get("reference")
-    source = f"ConfigMap {config_map}" if config_map else f"image {image}" if image else "in memory"
-    return f"{volume['name']}, {source}"
+    if volume["name"] == SOCKET_VOLUME:
+        return f"{volume['name']}, in memory"
+    if config_map:
+        return f"{volume['name']}, ConfigMap {config_map}"
+    if image:
+        return f"{volume['name']}, image {image}"
+    return f"{volume['name']}, " + ", ".join(key for key in volume if key != "name")
 
 
 def _render_mount(mount: Object) -> str:
@@ -232,9 +270,9 @@ def _render_commands(change: Object) -> list[tuple[str, str]]:
     found = [(field, get_strings(change, field)) for field in ("command", "args")]
     found += [(hook, get_hook_command(change, hook)) for hook in HOOKS]
     found.append(("probe", get_strings(get_mapping(change, "readinessProbe", "exec"), "command")))
-    # The words may contain control characters.
-    return [
-        (field, text if text.isprintable() else quote(text))
-        for field, words in found
-        if (text := shlex.join(words))
-    ]
+    return [(field, _show(text)) for field, words in found if (text := shlex.join(words))]
+
+
+def _show(text: str) -> str:
+    """The text, quoted if it contains control characters."""
+    return text if text.isprintable() else quote(text)

@@ -62,10 +62,13 @@ def find_target(pod: Object, settings: Settings, injected: str) -> tuple[Object,
     return containers[0], "it is the first container"
 
 
-def find_sidecars(pod: Object, target: Object, settings: Settings) -> list[Object]:
+def find_sidecars(
+    pod: Object, target: Object, settings: Settings, own: Object | None = None
+) -> list[Object]:
     """The containers that share the socket with the target, not copies.
 
-    Those named by an annotation must exist; those named by the chart's values need not.
+    Those named by an annotation must exist; those named by the chart's values need not. own: the
+    sidecar of the cluster defaults, which nobody needs to name.
     """
     present = {get_name(container): container for container in all_containers(pod)}
     candidates = _find_candidates(pod, target)
@@ -82,6 +85,8 @@ def find_sidecars(pod: Object, target: Object, settings: Settings) -> list[Objec
             elif name in present:
                 what = f"{quote(name)} is an init container, which ends before the pod serves"
             raise _not_found(PREFIX + "sidecars", what, name, candidates, Reason.SIDECAR_NOT_FOUND)
+    if own is not None and not any(each is own for each in found):
+        found.append(own)
     return found
 
 

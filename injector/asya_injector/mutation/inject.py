@@ -25,9 +25,8 @@ from asya_injector.kube_objects import (
     get_name,
     shallow_copy,
 )
-from asya_injector.mutation import containers, environment, ports, volumes
+from asya_injector.mutation import containers, environment, ports, sidecar, volumes
 from asya_injector.mutation.injection_record import (
-    SOCKET_VOLUME,
     Additions,
     InjectionRecord,
     find_added_volumes,
@@ -38,7 +37,7 @@ from asya_injector.mutation.injection_record import (
     select_difference,
 )
 from asya_injector.mutation.uninject import remove_injection
-from asya_injector.runtime_files import RUNTIME_HASH_LABEL
+from asya_injector.runtime_files import RUNTIME_HASH_LABEL, SOCKET_VOLUME
 from asya_injector.startup import modes, probe, programs
 
 # The API server's copy of a static pod, which the kubelet runs from a file.
@@ -49,8 +48,8 @@ MIRROR = "kubernetes.io/config.mirror"
 class Injection:
     """An injected pod, and what was decided for it.
 
-    container, mode, socket_volume: see `containers.find_target`, `modes.choose_mode` and
-        `volumes.mount_socket`.
+    container, mode, socket_volume, sidecar: see `containers.find_target`, `modes.choose_mode`,
+        `volumes.mount_socket` and `sidecar.add_sidecar`.
     settings: by annotations and cluster defaults.
     overrides: values of settings, by name, that the container's env or command sets instead.
     """
@@ -59,6 +58,7 @@ class Injection:
     container: Decision
     mode: Decision
     socket_volume: Decision
+    sidecar: Decision | None
     settings: Settings
     overrides: Mapping[str, str]
     warnings: tuple[str, ...]
@@ -79,7 +79,9 @@ def inject(
     if not merged or is_switched_off(merged) or MIRROR in annotations:
         return None
     inherited = merged.keys() - annotations.keys()
-    settings = Settings(parse_values(merged), defaults, inherited)
+    values = parse_values(merged, defaults.declared)
+    parameters = {key: merged[key] for key in sorted(defaults.declared.intersection(merged))}
+    settings = Settings(values, defaults, inherited, parameters)
     record = InjectionRecord.parse(annotations)
     injected = containers.find_injected(pod, record)
     if record and record.asked == settings.digest:
@@ -115,7 +117,9 @@ def _inject(
     pod = shallow_copy(given)
     target, why = containers.find_target(pod, settings, injected)
     listed: Additions = record.added if record else {}
-    sidecars = containers.find_sidecars(pod, target, settings)
+    added = sidecar.add_sidecar(pod, target, settings, record.sidecar if record else {})
+    given = shallow_copy(pod) if added.container else given  # before it gets the socket
+    sidecars = containers.find_sidecars(pod, target, settings, added.container)
     containers.reject_windows(pod)
     own = environment.read_settings(target, settings)
     path = own.get("socket-path") or settings["socket-path"]
@@ -128,10 +132,10 @@ def _inject(
     socket_volume = volumes.mount_socket(pod, target, sidecars, path)
     is_shared = socket_volume.value == SOCKET_VOLUME
     environment.set_runtime_env(target, settings, own=own, path=path, is_shared=is_shared)
-    for sidecar in sidecars:
-        environment.set_sidecar_env(sidecar, path=path)
+    for each in sidecars:
+        environment.set_sidecar_env(each, path=path)
     mode = modes.choose_mode(target, settings, record.mode if record else "")
-    warnings = find_deprecated(merge(get_annotations(given)))
+    warnings = [*find_deprecated(merge(get_annotations(given))), *added.warnings]
     warnings += modes.configure_startup(pod, target, settings, mode=mode.value, python=python)
     warnings += probe.add_probe(target, settings, python)
     warnings += ports.declare_metrics_port(pod, target, ports.find_value(settings, own))
@@ -145,6 +149,7 @@ def _inject(
             find_added_volumes(given), find_added_volumes(pod), record.volumes if record else ()
         ),
         python="" if mode.value == "runtime" else interpreter,
+        sidecar=added.record,
     )
     _add_record(pod, new_record)
     empty = {**find_empty_fields(original, pod), **(record.empty if record else {})}
@@ -155,6 +160,7 @@ def _inject(
         container=Decision(get_name(target), why),
         mode=mode,
         socket_volume=socket_volume,
+        sidecar=added.decision,
         settings=settings,
         overrides=_find_overrides(own, interpreter, settings, listed.get(get_name(target), ())),
         warnings=tuple(warnings),

@@ -21,12 +21,12 @@ from asya_injector.kube_objects import (
     get_strings,
 )
 from asya_injector.mutation.runtime_volume import is_runtime_volume
-from asya_injector.runtime_files import RUNTIME_VOLUME
+from asya_injector.mutation.sidecar_additions import is_well_formed
+from asya_injector.runtime_files import RUNTIME_VOLUME, SOCKET_VOLUME
 from asya_injector.startup.hooks import HOOKS, get_hook_command
 from asya_injector.startup.probe import is_added_probe
 from asya_injector.startup.wrapper import has_wrapper, is_wrapped
 
-SOCKET_VOLUME = "asya-socket"
 SOCKET_SOURCE = {"medium": "Memory", "sizeLimit": "1Mi"}
 # Only containers that mount the injector's emptyDir can reach the socket, whatever their user ids.
 SHARED_SOCKET_MODE = {"name": "ASYA_SOCKET_MODE", "value": "0666"}
@@ -49,7 +49,8 @@ class InjectionRecord:
 
     asked: digest of the settings. volumes: names of the added volumes. python: the interpreter that
     the target's command started; empty if it started none. empty: fields that were there without
-    content, by path, each with its empty value.
+    content, by path, each with its empty value. sidecar: see `sidecar_additions`; empty if none was
+    added.
     """
 
     container: str
@@ -60,6 +61,7 @@ class InjectionRecord:
     volumes: Sequence[str]
     python: str = ""
     empty: Mapping[str, Any] = field(default_factory=dict)
+    sidecar: Object = field(default_factory=dict)
 
     @classmethod
     def parse(cls, annotations: Mapping[str, str]) -> Self | None:
@@ -75,17 +77,18 @@ class InjectionRecord:
 
     def serialize(self) -> str:
         """The annotation's value."""
-        fields = {key: value for key, value in vars(self).items() if key != "empty" or value}
+        optional = ("empty", "sidecar")
+        fields = {key: value for key, value in vars(self).items() if key not in optional or value}
         return _encode(fields)
 
     def _is_well_formed(self) -> bool:
         strings = (self.container, self.mode, self.runtime, self.asked, self.python)
-        mappings = (self.added, self.empty)
+        mappings = (self.added, self.empty, self.sidecar)
         if not all(isinstance(each, str) for each in strings) or not all(
             isinstance(each, dict) for each in mappings
         ):
             return False
-        return all(
+        return is_well_formed(self.sidecar) and all(
             isinstance(each, list) and all(isinstance(name, str) for name in each)
             for each in (self.volumes, *self.added.values())
         )
@@ -208,7 +211,8 @@ def _iter_fields(pod: Object) -> Iterator[tuple[str, Object, str]]:
     metadata, spec = get_mapping(pod, "metadata"), get_mapping(pod, "spec")
     for name in ("annotations", "labels"):
         yield "metadata/", metadata, name
-    yield "spec/", spec, "volumes"
+    for name in ("volumes", "initContainers", "imagePullSecrets"):
+        yield "spec/", spec, name
     for container in all_containers(pod):
         place = get_name(container) + "/"
         for name in _CONTAINER_FIELDS:

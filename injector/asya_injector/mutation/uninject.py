@@ -28,6 +28,7 @@ from asya_injector.mutation.injection_record import (
     identify_variable,
     restore_empty_fields,
 )
+from asya_injector.mutation.sidecar_additions import remove_sidecar
 from asya_injector.runtime_files import RUNTIME_HASH_LABEL
 from asya_injector.startup.hooks import HOOKS, restore_hook
 from asya_injector.startup.wrapper import is_wrapped, unwrap
@@ -69,6 +70,7 @@ def remove_injection(pod: Object, record: InjectionRecord) -> Object:
     pod = shallow_copy(pod)
     for container in all_containers(pod):
         _remove_additions(container, record.added.get(get_name(container), ()))
+    remove_sidecar(pod, record.sidecar)
     removed = set(record.volumes).intersection(find_added_volumes(pod))
     if removed:
         spec = pod["spec"]

@@ -18,7 +18,6 @@ from asya_injector.kube_objects import (
 from asya_injector.mutation import environment, hidden_paths
 from asya_injector.mutation.injection_record import (
     SOCKET_SOURCE,
-    SOCKET_VOLUME,
     is_socket_volume,
 )
 from asya_injector.mutation.runtime_volume import (
@@ -29,7 +28,7 @@ from asya_injector.mutation.runtime_volume import (
     is_used_as_added,
     update_volume,
 )
-from asya_injector.runtime_files import RUNTIME_FILE, RUNTIME_VOLUME
+from asya_injector.runtime_files import RUNTIME_FILE, RUNTIME_VOLUME, SOCKET_VOLUME
 
 # The kubelet mounts these read-only in any case, so nothing can be mounted inside. The others are
 # read-only if the source says so, as a claim does with `persistentVolumeClaim.readOnly`.

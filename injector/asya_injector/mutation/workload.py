@@ -1,6 +1,7 @@
 """Inject the runtime into a Pod, or into the pod template of a workload, as the webhooks do."""
 
 import json
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ SYSTEM_NAMESPACES = ("kube-system", "kube-public", "kube-node-lease")
 DISABLED = {"asya.sh/injection": "disabled"}
 # On a Job that was made from a CronJob by hand.
 INSTANTIATED = "cronjob.kubernetes.io/instantiate"
+# Others are rejected as unknown.
+_PLAIN_KEY = re.compile(rf"{re.escape(PREFIX)}[a-z0-9-]{{1,63}}")
 _OFF = {PREFIX + "inject": "false"}.items()
 
 
@@ -57,7 +60,7 @@ def change_object(
     if reason:
         return ObjectChange(before=item, after=item, skip_reason=reason)
     is_pod = find_kind(item) is POD
-    after = item if is_pod else propagate(item)
+    after = item if is_pod else propagate(item, defaults.declared)
     warnings = () if is_pod else find_overridden(item)
     injection = inject(get_template(after), defaults, original=get_template(item))
     if injection:
@@ -92,14 +95,16 @@ def find_skip_reason(item: Object, namespace: str, disabled: Collection[str]) ->
     return f'asya.sh/inject is "false"{place}' if is_off else ""
 
 
-def propagate(workload: Object) -> Object:
+def propagate(workload: Object, declared: Collection[str] = frozenset()) -> Object:
     """A copy of a workload whose template has its `asya.sh/` annotations in `asya.sh/inherited`.
+
+    declared: the keys that the sidecar of the cluster defaults declares.
 
     Those of a CronJob's Job template override those of the CronJob. `asya.sh/inherited` is removed
     when no level has annotations any more; in a Job of a CronJob it comes from the CronJob and
     stays. Annotations written by users do not change.
     """
-    own = _merge_levels(workload)
+    own = _merge_levels(workload, declared)
     template = get_template(workload)
     if not template:
         return workload
@@ -134,8 +139,8 @@ def find_overridden(workload: Object) -> tuple[str, ...]:
             upper |= level
         warnings += [
             f"{key}: the {name} sets {quote(lower[key])}, which overrides {quote(upper[key])}"
-            for key in sorted(BY_KEY.keys() & upper.keys() & lower.keys())
-            if lower[key] != upper[key]
+            for key in sorted(upper.keys() & lower.keys())
+            if lower[key] != upper[key] and _PLAIN_KEY.fullmatch(key)
         ]
     is_copy = workload.get("kind") == "Job" and INHERITED in pod and not _is_of_cronjob(workload)
     if is_copy and not levels[0]:
@@ -186,13 +191,13 @@ def _explain_no_actor(item: Object, annotations: dict[str, str]) -> str:
     return "it has no asya.sh/ annotation"
 
 
-def _merge_levels(workload: Object) -> dict[str, str]:
+def _merge_levels(workload: Object, declared: Collection[str]) -> dict[str, str]:
     """The annotations of a workload; those of a CronJob's Job template override its own."""
     merged: dict[str, str] = {}
     for level in get_levels(workload):
         merged |= select_own(get_annotations(level))
-    if len(merged) > len(BY_KEY):
-        parse_values(merged)  # rejects the unknown ones
+    if len(merged) > len(BY_KEY) + len(declared):
+        parse_values(merged, declared)  # rejects the unknown ones
     return merged
 
 

@@ -53,7 +53,7 @@ class Webhook:
 
     def admit_workload(self, review: Review, warnings: list[str]) -> Object:
         """The workload to admit; raises InjectionError if its pods would be rejected later."""
-        workload = propagate(review.object)
+        workload = propagate(review.object, self._defaults.declared)
         injection = inject(get_template(workload), self._defaults)
         warnings.extend(find_overridden(review.object))
         if injection:

@@ -35,7 +35,9 @@ def serve(config: Config, api: ApiClient) -> None:
     """Run until SIGTERM or SIGINT; raises OSError, KeyError or InjectionError."""
     runtime_files = RuntimeFiles.load(config.runtime_directory)
     runtime_hash = config.delivery.choose_hash(runtime_files.hash)
-    defaults = ClusterDefaults(runtime_hash, config.defaults, image=config.delivery.image)
+    defaults = ClusterDefaults(
+        runtime_hash, config.defaults, sidecar=config.sidecar, image=config.delivery.image
+    )
     metrics = Metrics()
     configmaps = RuntimeConfigMapWriter(runtime_files, api, metrics)
     handlers = build_registry(Webhook(defaults, configmaps, ImageVolumeSupport(api)))

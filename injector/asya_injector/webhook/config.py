@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
+from asya_injector.annotations.sidecar import SidecarError, SidecarTemplate
 from asya_injector.runtime_image import DEFAULT_PULL_POLICY, PULL_POLICIES, Delivery, RuntimeImage
 
 T = TypeVar("T")
+SIDECAR_VARIABLE = "INJECTOR_SIDECAR"
 
 
 class ConfigError(Exception):
@@ -33,6 +35,7 @@ class Config:
     delivery: `INJECTOR_RUNTIME_IMAGE` with `INJECTOR_RUNTIME_PULL_POLICY`, the image that pods
         mount, if they do not mount a ConfigMap; then `INJECTOR_IMAGE` is that of this process.
     defaults: `INJECTOR_DEFAULTS`, JSON object of annotation names (without prefix) and values.
+    sidecar: `INJECTOR_SIDECAR`, JSON object of the chart's value `sidecar`; None without one.
     webhook_port, http_port: `INJECTOR_WEBHOOK_PORT`, TLS for the API server; `INJECTOR_HTTP_PORT`,
         plain HTTP for probes and metrics.
     log_level: `INJECTOR_LOG_LEVEL`, a level of Python's `logging` in any case.
@@ -47,6 +50,7 @@ class Config:
     runtime_directory: Path
     delivery: Delivery
     defaults: Mapping[str, str]
+    sidecar: SidecarTemplate | None
     webhook_port: int
     http_port: int
     log_level: str
@@ -88,10 +92,20 @@ class Config:
             runtime_directory=read("INJECTOR_RUNTIME_DIRECTORY", Path, "/etc/asya-runtime"),
             delivery=Delivery(image, read("INJECTOR_IMAGE", str)) if image else Delivery(),
             defaults=read("INJECTOR_DEFAULTS", _defaults, "{}"),
+            sidecar=_read_sidecar(environ.get(SIDECAR_VARIABLE) or "{}"),
             webhook_port=read("INJECTOR_WEBHOOK_PORT", _port, "9443"),
             http_port=read("INJECTOR_HTTP_PORT", _port, "8080"),
             log_level=read("INJECTOR_LOG_LEVEL", _log_level, "info"),
         )
+
+
+def _read_sidecar(text: str) -> SidecarTemplate | None:
+    try:
+        return SidecarTemplate.parse(json.loads(text))
+    except SidecarError as error:
+        raise ConfigError(f"{SIDECAR_VARIABLE}: {error}") from None
+    except ValueError:
+        raise ConfigError(f"{SIDECAR_VARIABLE}: is not JSON; the chart sets it") from None
 
 
 def _port(text: str) -> int:

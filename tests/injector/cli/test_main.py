@@ -229,7 +229,7 @@ def test_explains_an_actor_whole() -> None:
     assert {name: each["from"] for name, each in actor["settings"].items()} == {
         entry.name: "default"
         for entry in TABLE
-        if entry.name not in ("inject", "container", "mode")
+        if entry.name not in ("inject", "container", "mode", "sidecar")
     } | {
         "handler": "workload",
         "concurrency": "workload",

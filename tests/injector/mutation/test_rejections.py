@@ -10,6 +10,8 @@ from asya_injector.errors import InjectionError, Reason
 from asya_injector.mutation.inject import inject
 from asya_injector.runtime_image import RuntimeImage
 
+from tests.injector.mutation import test_sidecar
+
 Object = dict[str, Any]
 
 PAGE = Path(__file__).parents[3] / "docs" / "troubleshooting.md"
@@ -324,9 +326,16 @@ SECTIONS = dict(
 )
 
 
-def test_the_table_has_each_reason_that_a_pod_can_cause() -> None:
-    cases = REJECTED + REJECTED_FROM_IMAGE
-    assert {case.values[1] for case in cases} == set(Reason) - OF_THE_CLUSTER
+# Each pod that is rejected, with its reason and the cluster defaults.
+ALL_REJECTED = (
+    [(*case.values[:2], DEFAULTS) for case in REJECTED]
+    + [(*case.values[:2], FROM_IMAGE) for case in REJECTED_FROM_IMAGE]
+    + [(*case.values[:2], case.values[3]) for case in test_sidecar.ALL_REJECTED]
+)
+
+
+def test_the_tables_have_each_reason_that_a_pod_can_cause() -> None:
+    assert {reason for _, reason, _ in ALL_REJECTED} == set(Reason) - OF_THE_CLUSTER
 
 
 @pytest.mark.parametrize("reason", sorted(OF_THE_CLUSTER))
@@ -350,10 +359,5 @@ def test_each_section_has_a_meaning_an_example_and_a_fix(reason: Reason) -> None
 @pytest.mark.parametrize("reason", sorted(set(Reason) - OF_THE_CLUSTER))
 def test_each_example_is_a_line_that_the_injector_writes(reason: Reason) -> None:
     example = SECTIONS[str(reason)].partition("```text\n")[2].partition("\n```")[0]
-    lines = {
-        str(reject(case.values[0], defaults))  # type: ignore[arg-type]
-        for cases, defaults in ((REJECTED, DEFAULTS), (REJECTED_FROM_IMAGE, FROM_IMAGE))
-        for case in cases
-        if case.values[1] == reason
-    }
+    lines = {str(reject(given, defaults)) for given, why, defaults in ALL_REJECTED if why == reason}  # type: ignore[arg-type]
     assert example in lines

@@ -25,6 +25,7 @@ def test_unset_settings_have_defaults() -> None:
         runtime_directory=Path("/etc/asya-runtime"),
         delivery=Delivery(),
         defaults={},
+        sidecar=None,
         webhook_port=9443,
         http_port=8080,
         log_level="INFO",

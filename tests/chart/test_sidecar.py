@@ -1,0 +1,51 @@
+"""The value `sidecar`: what reaches the injector and the pods."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.annotations.sidecar import SidecarTemplate
+from asya_injector.manifests.chart_values import read_values
+from asya_injector.mutation.inject import inject
+
+from tests.chart.charts import SIDECAR, case_objects, find_by_name
+from tests.chart.schemas import RELEASES, problems
+
+Object = dict[str, Any]
+
+
+@pytest.mark.parametrize("tool", ["helm", "helm3"])
+def test_the_injector_gets_what_the_command_line_reads(
+    tool: str, chart: Path, tmp_path: Path
+) -> None:
+    deployment = case_objects("sidecar", chart, tool)["Deployment", "asya-system", "asya-runtime"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    text = find_by_name(container["env"], "INJECTOR_SIDECAR")["value"]
+    assert "$" not in text  # the kubelet would expand $(URL)
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.safe_dump({"sidecar": SIDECAR}))
+    defaults, template = read_values(file)
+    assert defaults == {}
+    assert template == SidecarTemplate.parse(json.loads(text))
+    assert template is not None
+    assert template.container == SIDECAR["container"]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_pod_with_the_sidecar_is_valid_in_every_supported_kubernetes_release(
+    native: bool,
+) -> None:
+    template = SidecarTemplate.parse({**SIDECAR, "native": native})
+    annotations = {"asya.sh/handler": "a.b", "asya.sh/queue": "q", "asya.sh/sidecar-env": "A=1"}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "p", "annotations": annotations},
+        "spec": {"containers": [{"name": "model", "image": "model:1"}]},
+    }
+    injection = inject(pod, ClusterDefaults("0123456789", {}, sidecar=template))
+    assert injection is not None
+    assert [problems(injection.pod, release) for release in RELEASES] == [[] for _ in RELEASES]
