@@ -50,7 +50,9 @@ lock: $(if $(findstring .tools,$(UV)),$(UV)) ## update requirements*.txt (ARGS=-
 	compile pyproject.toml -o requirements.txt; \
 	compile pyproject.toml --group dev -o requirements-dev.txt; \
 	compile bench/requirements.in -o requirements-bench.txt; \
-	compile bench/requirements-models.in -o requirements-bench-models.txt
+	compile bench/requirements-models.in -o requirements-bench-models.txt; \
+	compile examples/queue/sidecar/requirements.in -o examples/queue/sidecar/requirements.txt; \
+	compile examples/queue/model/requirements.in -o examples/queue/model/requirements.txt
 
 .PHONY: fmt
 fmt: deps ## format the code and fix what ruff can fix
@@ -153,8 +155,12 @@ demo-plan:
 demo: demo-plan deps cluster ## turn a web application into an actor with one annotation
 	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/python -m examples.demo
 
+.PHONY: demo-queue
+demo-queue: deps cluster ## send files through RabbitMQ and two actors, which have a model
+	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" QUEUE_IMAGES="$$(e2e/cluster/queue-images.sh)" PYTHONPATH="$$PYTHONPATH:examples/queue/sidecar" $(bin)/python -m examples.queue.demo
+
 .PHONY: demo-clean
-demo-clean: deps ## delete what the demo installed
+demo-clean: deps ## delete what the demos installed
 	@$(bin)/python -m examples.demo --clean
 
 .PHONY: e2e

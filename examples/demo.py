@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +107,8 @@ def only_pod(selector: str) -> dict[str, Any]:
 # --- The steps --------------------------------------------------------------------------------
 
 
-def install() -> None:
+def install(options: str = "") -> None:
     """Install the chart, or upgrade an installed release."""
-    headline("Install asya-runtime")
     repository, _, tag = os.environ["INJECTOR_IMAGE"].rpartition(":")
     if is_installed("--pending"):
         # Helm was interrupted, and would reject every upgrade.
@@ -119,6 +118,7 @@ def install() -> None:
         f"helm upgrade --install {RELEASE} ./chart -n {SYSTEM} --create-namespace --wait "
         f"--set injector.image.repository={repository} --set injector.image.tag={tag} "
         + ("--reset-then-reuse-values" if existing else f"--labels {LABEL}")
+        + options
     )
     run(*command.split(), show=command)
 
@@ -225,6 +225,7 @@ def demo() -> None:
     started = time.monotonic()
     print("To run these commands yourself, in the root of the repository:")
     print("  export KUBECONFIG=$PWD/.tools/kubeconfig PATH=$PWD/.tools/bin:$PATH")
+    headline("Install asya-runtime")
     install()
     pod = annotate(deploy())
     check_page(pod)
@@ -259,13 +260,13 @@ def clean() -> None:
         print("demo-clean: there is nothing to remove")
 
 
-def print_diagnostics() -> None:
-    """Print the state of the demo after a failure."""
-    where = f"-n {NAMESPACE}"
+def print_diagnostics(namespace: str) -> None:
+    """Print the state of a demo after a failure."""
+    where = f"-n {namespace}"
     for command in (
         f"kubectl get pods {where} -o wide",
         f"kubectl get events {where} --sort-by=.lastTimestamp",
-        f"kubectl logs {where} -l app={NAME} --all-containers --prefix --tail=20",
+        f"kubectl logs {where} -l app --all-containers --prefix --tail=20",
         f"kubectl get pods -n {SYSTEM} -o wide",
         f"kubectl logs -n {SYSTEM} -l app.kubernetes.io/instance={RELEASE} --prefix --tail=20",
     ):
@@ -273,30 +274,36 @@ def print_diagnostics() -> None:
         subprocess.run(command.split(), stdout=sys.stderr, timeout=60, check=False)
 
 
-def main() -> int:
-    """Run the demo, or remove it with --clean; returns the exit status."""
-    if sys.argv[1:] not in ([], ["--clean"]):
-        print("usage: demo.py [--clean]", file=sys.stderr)
-        return 2
+def run_steps(
+    check: Callable[[], None], steps: Callable[[], None], *, namespace: str = NAMESPACE
+) -> int:
+    """Run a demo; returns the exit status."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
-        if sys.argv[1:]:
-            clean()
-        else:
-            check()
-            demo()
+        check()
+        steps()
     except MissingError as missing:
         print(missing, file=sys.stderr)
         return 2
     except (DemoError, subprocess.TimeoutExpired) as failure:
         print(f"\nfailed: {failure}", file=sys.stderr, flush=True)
-        print_diagnostics()
+        print_diagnostics(namespace)
         print(f"\nfailed: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted; you can run it again at any time", file=sys.stderr)
         return 130
     return 0
+
+
+def main() -> int:
+    """Run the demo, or remove both demos with --clean; returns the exit status."""
+    if sys.argv[1:] not in ([], ["--clean"]):
+        print("usage: demo.py [--clean]", file=sys.stderr)
+        return 2
+    if sys.argv[1:]:
+        return run_steps(lambda: None, clean)
+    return run_steps(check, demo)
 
 
 if __name__ == "__main__":

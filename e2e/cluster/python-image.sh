@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Prints a base image with Python: the published slim image if its registry answers, else one built from Debian packages
-# (the interpreter, its standard library, certificates and time zones; no compiler, no pip).
+# (the interpreter, its standard library, those of C and C++, certificates and time zones; no compiler, no pip).
 # usage: python-image.sh [VERSION]
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -21,7 +21,7 @@ read -r version published suite <<<"$row"
 build() {
   need_mmdebstrap
   # shellcheck disable=SC2016  # mmdebstrap's own variable
-  debian_root "$suite" "$tar" --variant=essential --include=python3,ca-certificates,netbase,tzdata \
+  debian_root "$suite" "$tar" --variant=essential --include=python3,ca-certificates,libstdc++6,netbase,tzdata \
     --customize-hook='ln -s python3 "$1/usr/bin/python"'
 }
 

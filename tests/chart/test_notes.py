@@ -52,6 +52,15 @@ NOTES: list[tuple[Object, str]] = [
     ),
     (value_at("prune/enabled", True), "prune           deletes unused copies of the runtime"),
     (value_at("prune/enabled", True), 'ConfigMap at "17 3 * * *"'),
+    (CASES["runtime-from-image"][1], "runtime         mounted from image asya/injector:"),
+    (
+        CASES["runtime-from-another-image"][1],
+        "runtime         mounted from image images.example.com/runtime-files:3@sha256:fedcba98765",
+    ),
+    (
+        CASES["runtime-from-image"][1],
+        "WARNING: prune.enabled has no effect, because runtime.delivery is image.",
+    ),
     (value_at("networkPolicy/enabled", True), "network policy  admits traffic only to"),
     (value_at("webhook/failurePolicy", "Ignore"), "pods are admitted without the runtime"),
     (

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asya_injector import __version__
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.annotations.table import TABLE
+from asya_injector.mutation.inject import inject
 from asya_injector.runtime_files import ENTRYPOINT_FILE, RUNTIME_FILE
+from asya_injector.runtime_image import RUNTIME_FOLDER, Delivery, RuntimeImage
 from asya_injector.webhook.config import Config
 
 from tests.chart.charts import (
@@ -272,6 +275,51 @@ def test_the_injectors_configuration_matches_the_rendered_objects(defaults: str)
     ]
     mount = find_by_name(injector(defaults)["volumeMounts"], "runtime")
     assert mount["mountPath"] == str(config.runtime_directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "image", "directory"),
+    [
+        ("defaults", "", None, "/etc/asya-runtime"),
+        (
+            "runtime-from-image",
+            f"asya/injector:{__version__}",
+            RuntimeImage(f"asya/injector:{__version__}"),
+            f"/{RUNTIME_FOLDER}",
+        ),
+        (
+            "runtime-from-another-image",
+            f"asya/injector:{__version__}",
+            RuntimeImage(
+                "images.example.com/runtime-files:3@sha256:" + "fedcba9876543210" * 4, "Always"
+            ),
+            f"/{RUNTIME_FOLDER}",
+        ),
+    ],
+)
+def test_the_injector_gets_what_pods_mount(
+    name: str, own: str, image: RuntimeImage | None, directory: str, chart: Path
+) -> None:
+    text = render_case(name, chart)
+    config = Config.from_env(environment(text))
+    assert config.delivery == Delivery(image, own)
+    assert str(config.runtime_directory) == directory
+    if image:  # its own folder, in place of a mounted ConfigMap
+        assert injector(text)["image"] == own
+        assert "runtime" not in [each["name"] for each in injector(text)["volumeMounts"]]
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_an_injected_pod_is_valid_where_image_volumes_are_supported(release: str) -> None:
+    metadata = {"name": "p", "annotations": {"asya.sh/handler": "a.b"}}
+    spec = {"containers": [{"name": "model", "image": "m"}]}
+    given = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+    image = RuntimeImage("asya/injector:1", "Always")
+    injection = inject(given, ClusterDefaults("0123456789", {}, image=image))
+    assert injection
+    found = problems(injection.pod, release)
+    # 1.30 does not know the field. From 1.31 to 1.35 it depends on the cluster's configuration.
+    assert len(found) == (release == "1.30"), found
 
 
 def test_the_injector_reads_the_certificate_of_an_existing_secret(chart: Path) -> None:

@@ -27,6 +27,8 @@ from tests.chart.charts import (
 NAME = "asya-runtime"
 IMMUTABLE = "asya-runtime-immutable"
 WITH_INJECTOR = [name for name in CASES if name not in ("no-injector", "empty")]
+# Pods mount an image, so the injector writes no copies.
+FROM_IMAGE = ("runtime-from-image", "runtime-from-another-image")
 # Values that give up Pod Security `restricted`.
 UNRESTRICTED = ("host-network", "null-security-contexts")
 EXCLUSIONS = [
@@ -50,36 +52,65 @@ def rendered() -> dict[str, Object]:
 # --- Permissions ------------------------------------------------------------------------------
 
 
-def test_the_injector_has_only_the_documented_permissions(rendered: dict[str, Object]) -> None:
-    webhooks = "admissionregistration.k8s.io"
-    assert rendered["ClusterRole"]["rules"] == [
-        {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create", "patch"]},
-        {
-            "apiGroups": [webhooks],
-            "resources": ["mutatingwebhookconfigurations"],
-            "resourceNames": [rendered["MutatingWebhookConfiguration"]["metadata"]["name"]],
-            "verbs": ["get", "patch"],
-        },
-    ]
-    assert rendered["Role"]["rules"] == [
-        {
-            "apiGroups": [""],
-            "resources": ["secrets"],
-            "resourceNames": [rendered["Secret"]["metadata"]["name"]],
-            "verbs": ["get", "update", "patch"],
-        },
-        {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
-    ]
+CONFIG_MAPS = {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create", "patch"]}
+OWN_WEBHOOKS = {
+    "apiGroups": ["admissionregistration.k8s.io"],
+    "resources": ["mutatingwebhookconfigurations"],
+    "resourceNames": [NAME],
+    "verbs": ["get", "patch"],
+}
+OWN_SECRET = [
+    {
+        "apiGroups": [""],
+        "resources": ["secrets"],
+        "resourceNames": [f"{NAME}-tls"],
+        "verbs": ["get", "update", "patch"],
+    },
+    {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
+]
 
 
-@pytest.mark.parametrize("mode", ["cert-manager", "existing-secret"])
-def test_without_certificate_mode_self_the_injector_may_only_write_config_maps(
-    mode: str, chart: Path
+@pytest.mark.parametrize(
+    ("name", "in_cluster", "in_namespace"),
+    [
+        ("defaults", [CONFIG_MAPS, OWN_WEBHOOKS], OWN_SECRET),
+        ("cert-manager", [CONFIG_MAPS], []),
+        ("existing-secret", [CONFIG_MAPS], []),
+        # Nothing outside its namespace but its own webhook configuration.
+        ("runtime-from-image", [OWN_WEBHOOKS], OWN_SECRET),
+        ("runtime-from-another-image", [], []),  # with cert-manager
+    ],
+)
+def test_the_injector_has_only_the_documented_permissions(
+    name: str, in_cluster: list[Object], in_namespace: list[Object], chart: Path
 ) -> None:
-    found = case_objects(mode, chart)
-    config_maps = {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create", "patch"]}
-    assert found["ClusterRole", "", NAME]["rules"] == [config_maps]
-    assert not {"Role", "RoleBinding", "Secret"} & {kind for kind, _, _ in found}
+    found = case_objects(name, chart)
+    rules = {key: item["rules"] for key, item in found.items() if "rules" in item}
+    assert rules == {
+        key: expected
+        for key, expected in (
+            (("ClusterRole", "", NAME), in_cluster),
+            (("Role", SYSTEM, NAME), in_namespace),
+        )
+        if expected
+    }
+    bound = {
+        (kind.removesuffix("Binding"), where, who) for kind, where, who in found if "Bind" in kind
+    }
+    policies = {key for key in bound if key[0] == "ValidatingAdmissionPolicy"}
+    assert bound - policies == set(rules)
+    assert (not policies) == (name in FROM_IMAGE)
+    assert (("Secret", SYSTEM, f"{NAME}-tls") in found) == bool(in_namespace)
+    config_maps = [key for key in found if key[0] == "ConfigMap"]
+    assert len(config_maps) == (name != "runtime-from-another-image")
+
+
+def test_with_an_image_the_webhooks_have_no_side_effects_and_nothing_is_pruned(chart: Path) -> None:
+    for name in FROM_IMAGE:
+        found = case_objects(name, chart)
+        webhooks = found["MutatingWebhookConfiguration", "", NAME]["webhooks"]
+        assert [each["sideEffects"] for each in webhooks] == ["None"] * 3
+        assert not [key for key in found if key[0] in ("CronJob", "ValidatingAdmissionPolicy")]
 
 
 def test_prune_has_a_separate_account_and_role(chart: Path) -> None:
@@ -155,7 +186,7 @@ def test_the_admission_policy_allows_the_runtime_config_maps(rendered: dict[str,
         assert re.findall(r"labels\['([^']+)'\] == '([^']+)'", each["expression"]) == [label]
 
 
-@pytest.mark.parametrize("name", WITH_INJECTOR)
+@pytest.mark.parametrize("name", [name for name in WITH_INJECTOR if name not in FROM_IMAGE])
 def test_runtime_config_maps_must_be_immutable_whoever_writes_them(name: str, chart: Path) -> None:
     found = case_objects(name, chart)
     spec = found["ValidatingAdmissionPolicy", "", IMMUTABLE]["spec"]

@@ -53,6 +53,12 @@ KUBERNETES_TYPES = {
         ("injector/logLevel", "INFO!"),
         ("runtime/namespaces", "models"),
         ("runtime/namespaces", ["Models"]),
+        ("runtime/delivery", "Image"),
+        ("runtime/image/reference", "a"),
+        ("runtime/image/repository", "example.com/files:1@"),
+        ("runtime/image/tag", 3),
+        ("runtime/image/digest", "sha256:0"),
+        ("runtime/image/pullPolicy", "Sometimes"),
         ("runtime/defaults/mode", "wrapp"),
         ("runtime/defaults/chunk-size", 0),
         ("runtime/defaults/chunk-size", 4096.5),
@@ -188,6 +194,14 @@ MESSAGES: list[tuple[str, Object]] = [
         value_at("runtime/configMap/create", False),
     ),
     (
+        "runtime.defaults.mount-path is the file /app/asya_runtime.py, but runtime.delivery",
+        {"runtime": {"delivery": "image", "defaults": {"mount-path": "/app/asya_runtime.py"}}},
+    ),
+    (
+        "runtime.image.repository is required if runtime.image.tag or runtime.image.digest is set",
+        {"runtime": {"delivery": "image", "image": {"tag": "3"}}},
+    ),
+    (
         "commonLabels: the chart sets the label app.kubernetes.io/name",
         value_at("commonLabels", {"app.kubernetes.io/name": "a"}),
     ),
@@ -266,6 +280,9 @@ MESSAGES: list[tuple[str, Object]] = [
 ]
 MESSAGES += [(line, {"sidecar": value}) for value, line in REJECTED_BY_THE_CHART_TOO]
 NAMESPACE_MESSAGE = "cannot install into namespace {}, which the injector ignores"
+VERSION_MESSAGE = (
+    "runtime.delivery: image requires Kubernetes 1.36 or newer, but this cluster has {}"
+)
 SYSTEM_NAMESPACES = ("kube-system", "kube-public", "kube-node-lease")
 
 
@@ -297,11 +314,23 @@ def test_a_namespace_that_the_injector_ignores_is_rejected(
         render({}, chart=chart, namespace=namespace, tool=tool)
 
 
+@pytest.mark.parametrize("tool", ["helm", "helm3"])
+def test_an_image_is_rejected_before_the_first_version_that_can_mount_it(
+    tool: str, chart: Path
+) -> None:
+    values = {"runtime": {"delivery": "image"}}
+    for version in ("v1.30.0", "v1.35.9-eks-1"):
+        with pytest.raises(HelmError, match=re.escape(VERSION_MESSAGE.format(version))):
+            render(values, chart=chart, tool=tool, kubernetes=version)
+    for version in ("v1.36.0", "v1.36.0-gke.1", "v1.37.2+k3s1"):
+        render(values, chart=chart, tool=tool, kubernetes=version)
+
+
 def test_all_messages_of_the_templates_are_tested() -> None:
     sources = "".join(path.read_text() for path in (CHART / "templates").rglob("*.*"))
     messages = re.findall(r'fail (?:\(printf )?"([^"]*)"', sources)
     assert len(messages) == len(re.findall(r"\bfail [(\"]", sources))
-    tested = [message for message, _ in MESSAGES] + [NAMESPACE_MESSAGE]
+    tested = [message for message, _ in MESSAGES] + [NAMESPACE_MESSAGE, VERSION_MESSAGE]
     elsewhere = (
         "files/%s of the chart ",  # test_renderings.py
         "the runtime files have",

@@ -1,7 +1,9 @@
 """What `pip install .` and `uv tool install .` give: a program that brings the runtime along."""
 
 import os
+import re
 import shutil
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from asya_injector import __version__
+from asya_injector.runtime_image import RUNTIME_FOLDER
 
 REPOSITORY = Path(__file__).parents[2]
 FILES = ("asya_runtime.py", "asya_entrypoint.py")
@@ -42,6 +45,32 @@ def test_the_wheel_carries_the_runtime_as_the_chart_does(wheel: Path) -> None:
             assert text == (REPOSITORY / "chart" / "files" / name).read_bytes()
         names = archive.namelist()
     assert all(name.startswith(("asya_injector/", "asya_injector-")) for name in names)
+
+
+def test_a_folder_of_the_image_holds_the_runtime_files_for_every_user_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    """What pods mount with `runtime.delivery: image`; its part of the Dockerfile is run here."""
+    dockerfile = (REPOSITORY / "injector/Dockerfile").read_text()
+    (commands,) = re.findall(
+        r"^RUN (install .*?) && python3 -m compileall", dockerfile, re.M | re.S
+    )
+    data = tmp_path / "app/asya_injector/data"
+    data.mkdir(parents=True)
+    for name in FILES:
+        shutil.copy(REPOSITORY / "runtime" / name, data)
+    (data / "__pycache__").mkdir()
+    folder = f"/{RUNTIME_FOLDER}"
+    for path in (folder, "/app/"):
+        assert path in commands
+        commands = commands.replace(f" {path}", f" {tmp_path}{path}")
+    subprocess.run(["sh", "-euc", f"umask 077; {commands}"], check=True)
+    built = tmp_path / RUNTIME_FOLDER
+    assert stat.S_IMODE(built.stat().st_mode) == 0o755
+    assert {path.name: path.read_bytes() for path in built.iterdir()} == {
+        name: (REPOSITORY / "runtime" / name).read_bytes() for name in FILES
+    }
+    assert {stat.S_IMODE(path.stat().st_mode) for path in built.iterdir()} == {0o644}
 
 
 def test_the_wheel_says_that_it_is_typed_and_which_version_it_is(wheel: Path) -> None:

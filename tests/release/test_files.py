@@ -225,6 +225,12 @@ def test_the_chart_of_a_release_needs_no_values(
     (container,) = find_object(text, "Deployment")["spec"]["template"]["spec"]["containers"]
     name = f"registry.example.com/team/asya-injector:{__version__}@{DIGEST}"
     assert container["image"] == name
+    # Pods mount the same image, by digest.
+    words = ("-n", SYSTEM, "--kube-version", "1.36.0", "--set", "runtime.delivery=image")
+    text = run("template", "a", packed[0], *words, tool=tool)
+    (container,) = find_object(text, "Deployment")["spec"]["template"]["spec"]["containers"]
+    variables = {each["name"]: each.get("value") for each in container["env"]}
+    assert variables["INJECTOR_RUNTIME_IMAGE"] == variables["INJECTOR_IMAGE"] == name
     about = yaml.safe_load(run("show", "chart", packed[0], tool=tool))
     before = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert about["annotations"] == before["annotations"] | {"artifacthub.io/images": "- name: a\n"}

@@ -119,7 +119,7 @@ def read_documents(source: str, text: str, *, read_all: bool = False) -> list[Do
     body = text.removeprefix(_BOM)
     documents: list[Document] = []
     if body.lstrip(_SPACE)[:1] in ("{", "["):
-        documents = _read_json(source, body)
+        documents = _read_json(source, body, read_all=read_all)
     if not documents:
         for number, chunk in enumerate(_split_yaml(body), 1):
             document = Document(source, number, chunk, is_read=read_all or _concerns_us(chunk))
@@ -221,7 +221,7 @@ def _split_yaml(text: str) -> list[str]:
     return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
 
 
-def _read_json(source: str, text: str) -> list[Document]:
+def _read_json(source: str, text: str, *, read_all: bool) -> list[Document]:
     """Read a stream of JSON; nothing if it is something else, such as a YAML flow mapping."""
     documents: list[Document] = []
     start = 0
@@ -232,10 +232,10 @@ def _read_json(source: str, text: str) -> list[Document]:
             value, end = decode_json(text, begin)
             line_end = _LINE_END.match(text, end)
             end = line_end.end() if line_end else end
-            is_read = _concerns_us(text[start:end])
+            is_read = read_all or _concerns_us(text[start:end])
             value = check_json(value) if is_read else None
         except RecursionError:
-            if _concerns_us(text[start:]):
+            if read_all or _concerns_us(text[start:]):
                 raise ManifestError(f"{document.place}: {TOO_DEEP}") from None
             return [*documents, replace(document, text=text[start:], is_read=False)]
         except ValueError:

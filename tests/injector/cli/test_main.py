@@ -193,6 +193,8 @@ def test_options_take_precedence_over_a_values_file(tmp_path: Path) -> None:
         ),
         ("runtime: {defaults: [1]}", "runtime.defaults must be a mapping of names and values"),
         ("runtime: {defaults: {concurrency: 0}}", 'asya.sh/concurrency: "0" is not valid'),
+        # A file in JSON is read too.
+        ('{"runtime": {"defaults": {"concurrency": 0}}}', 'asya.sh/concurrency: "0" is not valid'),
         ("a: [", "expected node content"),
     ],
 )

@@ -1,0 +1,1 @@
+"""A pipeline of two actors behind RabbitMQ; README.md describes it."""

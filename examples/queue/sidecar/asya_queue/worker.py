@@ -1,0 +1,343 @@
+"""Messages from the queue to the actor, and results to the next queue.
+
+A message is acknowledged after its reply has arrived and the broker has confirmed everything that
+follows from it. Until then the broker keeps it, and delivers it again if this process ends.
+"""
+
+import asyncio
+import logging
+import signal
+import ssl
+import sys
+import uuid
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+from aio_pika.abc import AbstractConnection, AbstractIncomingMessage, AbstractQueue
+from aio_pika.exceptions import (
+    AMQPError,
+    ChannelInvalidStateError,
+    ChannelNotFoundEntity,
+    DeliveryError,
+    InvalidFrameError,
+)
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from yarl import URL
+
+from asya_queue.actor import Actor
+from asya_queue.messages import content_type, decode, forward, to_frame
+
+if TYPE_CHECKING:
+    from asya_queue.__main__ import Settings
+
+# Delays of messages that are tried again; each has a queue. A longer one is the longest of these.
+DELAYS = (1, 2, 5, 10, 30, 60, 120, 300, 600)
+# Headers that end with the queue that they are about: those of this sidecar and of the broker.
+OURS = ("x-asya-", "x-death", "x-first-death", "x-last-death", "x-delivery", "x-acquired")
+FULL_PAUSE = 1  # seconds before a message is tried again whose results have no place
+LONGEST_PAUSE = 15  # seconds between attempts to reach the broker
+BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, ssl.SSLError, TimeoutError)
+
+MESSAGES = Counter(
+    "asya_queue_messages", "Messages by outcome: ok, retried, dead, returned", ["outcome"]
+)
+PUBLISHED = Counter("asya_queue_published", "Messages published for the next actors")
+IN_FLIGHT = Gauge("asya_queue_in_flight", "Messages that are being handled")
+SECONDS = Histogram("asya_queue_seconds", "From the arrival of a message to its acknowledgement")
+CONNECTED = Gauge("asya_queue_connected", "Whether there is a connection (0 or 1)", ["to"])
+
+
+def say(text: str) -> None:
+    """Print one line, whatever a message contains."""
+    print("asya-queue:", text.encode("unicode_escape").decode(), file=sys.stderr, flush=True)
+
+
+class Stop:
+    """The request to take no more messages, and whether none are taken."""
+
+    def __init__(self) -> None:
+        self.requested, self.is_idle = asyncio.Event(), asyncio.Event()
+        self.is_idle.set()
+
+    async def serve(self, path: str) -> None:
+        """Treat a connection to a socket as a request; it closes when no messages are taken."""
+
+        async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.requested.set()
+            await self.is_idle.wait()
+            writer.close()
+
+        await asyncio.start_unix_server(answer, path)
+
+
+class RejectedError(Exception):
+    """A message that cannot go on; the argument is the error of a reply."""
+
+
+class Worker:
+    """Consumes over one channel, while the actor's socket answers."""
+
+    def __init__(self, settings: "Settings", broker: AbstractConnection, stop: "Stop") -> None:
+        self.settings, self.broker, self.stop = settings, broker, stop
+        self.actor = Actor(settings.socket_path, settings.connections)
+        self.in_flight: set[asyncio.Task[Any]] = set()
+        self.existing: set[str] = set()  # queues
+
+    async def run(self) -> None:
+        """Consume until told to stop; raises one of BROKER_ERRORS if the channel closes."""
+        self.channel = await self.broker.channel(on_return_raises=True)
+        await self.channel.set_qos(prefetch_count=self.settings.prefetch)
+        names = (self.settings.queue, self.settings.next_queue, self.settings.dead_letters)
+        for name in filter(None, names):
+            await self.declare(name)
+        queue = await self.channel.get_queue(self.settings.queue, ensure=False)
+        deleted = asyncio.Event()
+        underlay = await self.channel.get_underlay_channel()
+        underlay.on_consumer_cancel_callbacks.add(lambda _: deleted.set())
+        end = asyncio.ensure_future(
+            first(self.stop.requested.wait(), self.channel.closed(), deleted.wait())
+        )
+        try:
+            while not end.done():
+                await first(self.actor.connect(), asyncio.shield(end))
+                if not end.done():
+                    await self.consume(queue, end)
+        finally:
+            end.cancel()
+            await self.actor.close()
+        if not self.stop.requested.is_set():
+            raise AMQPError("the queue was deleted" if deleted.is_set() else "channel closed")
+
+    async def consume(self, queue: AbstractQueue, end: asyncio.Future[None]) -> None:
+        """Take messages until the end, or until a connection to the actor is lost."""
+        self.stop.is_idle.clear()
+        tag = await queue.consume(self.take)
+        CONNECTED.labels("actor").set(1)
+        say(f"takes messages from {queue.name!r}")
+        await first(self.actor.lost.wait(), asyncio.shield(end))
+        if self.stop.requested.is_set() or not end.done():
+            await queue.cancel(tag)
+            say("takes no more messages: " + ("the actor is gone", "told to stop")[end.done()])
+        CONNECTED.labels("actor").set(0)
+        self.stop.is_idle.set()
+        await self.finish()
+
+    async def finish(self) -> None:
+        """Wait for the messages in flight; those of a closed channel cannot be acknowledged."""
+        while self.in_flight and not self.channel.is_closed:
+            await first(asyncio.wait(self.in_flight.copy()), self.channel.closed())
+        for task in self.in_flight:
+            task.cancel()
+
+    async def take(self, message: AbstractIncomingMessage) -> None:
+        """Handle a message; the broker keeps it if that is interrupted."""
+        task = asyncio.current_task()
+        assert task
+        self.in_flight.add(task)
+        try:
+            with IN_FLIGHT.track_inprogress(), SECONDS.time():
+                outcome = await self.handle(message)
+            MESSAGES.labels(outcome).inc()
+        except BROKER_ERRORS as error:
+            say(f"message {message.message_id}: not acknowledged: {describe(error)}")
+        finally:
+            self.in_flight.discard(task)
+
+    async def handle(self, message: AbstractIncomingMessage) -> str:
+        """Handle a message to its acknowledgement; returns the outcome."""
+        try:
+            reply = await self.actor.call(to_frame(message.body))
+        except ConnectionError:
+            # Give it back, but not to this consumer, which is about to be cancelled.
+            await self.stop.is_idle.wait()
+            await message.nack(requeue=True)
+            return "returned"
+        outcome = "ok"
+        try:
+            try:
+                await self.publish_results(message, decode(reply))
+            except RejectedError as failure:
+                outcome = await self.fail(message, failure.args[0])
+        except DeliveryError as error:
+            say(f"message {message.message_id}: the broker rejects what follows: {error}")
+            await asyncio.sleep(FULL_PAUSE)
+            await message.nack(requeue=True)
+            return "returned"
+        await message.ack()
+        return outcome
+
+    async def publish_results(self, message: AbstractIncomingMessage, reply: Any) -> None:
+        """Publish what follows from a reply, and wait for the broker's confirmations."""
+        if reply["status"] != "ok":
+            raise RejectedError(reply)
+        last = self.settings.next_queue or message.reply_to or ""
+        try:
+            results = list(forward(message.body, reply["result"], last))
+        except (ValueError, RecursionError) as error:
+            text = f"the results cannot be sent on: {error}"
+            raise RejectedError(
+                {"error": "bad_route", "severity": "fatal", "message": text}
+            ) from None
+        for queue in {queue for queue, _ in results}:
+            if not await self.exists(queue):
+                text = f"the next queue, {queue!r}, does not exist"
+                raise RejectedError(
+                    {"error": "no_queue", "severity": "recoverable", "message": text}
+                )
+        headers = {
+            name: value for name, value in message.headers.items() if not name.startswith(OURS)
+        }
+        publications = []
+        for number, (queue, body) in enumerate(results):
+            # A message that is handled twice has results with equal identifiers.
+            identifier = message.message_id and str(
+                uuid.uuid5(uuid.NAMESPACE_OID, f"{message.message_id} {queue} {number}")
+            )
+            publications.append(
+                self.publish(queue, body, message, message_id=identifier, headers=headers)
+            )
+        await asyncio.gather(*publications)
+        PUBLISHED.inc(len(results))
+
+    async def fail(self, message: AbstractIncomingMessage, error: dict[str, Any]) -> str:
+        """Publish a message for another attempt, or as a dead letter; returns the outcome."""
+        attempts = message.headers.get("x-asya-attempts", 0)
+        attempts = attempts + 1 if isinstance(attempts, int) else 1
+        headers = {
+            **message.headers,
+            "x-asya-attempts": attempts,
+            "x-asya-queue": self.settings.queue,
+            **{
+                f"x-asya-{key}": str(error[key])
+                for key in ("error", "type", "message")
+                if key in error
+            },
+        }
+        text = f"{error['error']} ({error.get('type', '-')}): {error['message']}"
+        if error["severity"] == "recoverable" and attempts <= self.settings.retries:
+            wanted = error.get("retry_after", 2 ** min(attempts - 1, 10))
+            delay = next((each for each in DELAYS if each >= wanted), DELAYS[-1])
+            queue, outcome = await self.declare_delay(delay), "retried"
+            say(f"message {message.message_id}: again in {delay} s (attempt {attempts}): {text}")
+        else:
+            queue, outcome = self.settings.dead_letters, "dead"
+            say(f"message {message.message_id}: moved to {queue!r}: {text}")
+        await self.publish(
+            queue, message.body, message, message_id=message.message_id, headers=headers
+        )
+        return outcome
+
+    async def publish(
+        self, queue: str, body: bytes, source: AbstractIncomingMessage, **properties: Any
+    ) -> None:
+        """Publish a message that follows from another one."""
+        message = aio_pika.Message(
+            body,
+            content_type=content_type(body),
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            correlation_id=source.correlation_id or source.message_id,
+            reply_to=source.reply_to,
+            priority=source.priority,
+            type=source.type,
+            **properties,
+        )
+        exchange = self.channel.default_exchange
+        await exchange.publish(message, routing_key=queue, mandatory=True)
+
+    async def exists(self, queue: str) -> bool:
+        """Whether a queue exists."""
+        if queue not in self.existing:
+            try:  # on another channel, because the broker closes it if not
+                async with self.broker.channel() as channel:
+                    await channel.declare_queue(queue, passive=True)
+            except ChannelNotFoundEntity:
+                return False
+            self.existing.add(queue)
+        return True
+
+    async def declare(self, queue: str) -> None:
+        """Create a queue, unless it exists; then it is used as it is."""
+        if not await self.exists(queue):
+            await self.channel.declare_queue(queue, durable=True)
+            self.existing.add(queue)
+
+    async def declare_delay(self, seconds: int) -> str:
+        """A queue from which messages return after some time. Returns its name."""
+        name = f"{self.settings.queue}.retry-{seconds}s"
+        if name not in self.existing:
+            arguments: dict[str, Any] = {
+                "x-queue-type": "quorum",
+                "x-message-ttl": seconds * 1000,
+                "x-dead-letter-exchange": "",
+                "x-dead-letter-routing-key": self.settings.queue,
+                # These two let the broker confirm the way back, too.
+                "x-dead-letter-strategy": "at-least-once",
+                "x-overflow": "reject-publish",
+            }
+            await self.channel.declare_queue(name, durable=True, arguments=arguments)
+            self.existing.add(name)
+        return name
+
+
+async def first(*awaitables: Awaitable[Any]) -> None:
+    """Wait for the first of some awaitables, and cancel the others."""
+    tasks = [asyncio.ensure_future(each) for each in awaitables]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def describe(error: BaseException) -> str:
+    """An error as one line."""
+    if isinstance(error, InvalidFrameError):  # the broker closed the connection at its start
+        return "rejected: does the virtual host exist, and may this user use it?"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+async def run(settings: "Settings", stop_socket: str) -> None:
+    """Connect, consume, and connect again after a failure, until a signal or a request to stop."""
+    # What these two log is said here too, in one line.
+    for library in ("aiormq.connection", "aio_pika.connection"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    serve_metrics(settings.metrics_port)
+    stop = Stop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.requested.set)
+    await stop.serve(stop_socket)
+    address = URL(settings.url)
+    name = f"{address.host}:{address.port or (5672, 5671)[address.scheme == 'amqps']}"
+    pause = 1
+    while not stop.requested.is_set():
+        try:
+            broker = await aio_pika.connect(settings.url, timeout=10)
+            async with broker:
+                CONNECTED.labels("broker").set(1)
+                pause = 1
+                await Worker(settings, broker, stop).run()
+        except BROKER_ERRORS as error:
+            if stop.requested.is_set():
+                break
+            say(f"broker {name}: {describe(error)}; trying again in {pause} s")
+            await first(stop.requested.wait(), asyncio.sleep(pause))
+            pause = min(pause * 2, LONGEST_PAUSE)
+        finally:
+            CONNECTED.labels("broker").set(0)
+            stop.is_idle.set()
+    say("stopped")
+
+
+def serve_metrics(port: int) -> None:
+    """Serve Prometheus metrics, over IPv6 too where there is IPv6."""
+    for address in ("::", "0.0.0.0") if port else ():
+        try:
+            start_http_server(port, addr=address)
+            return
+        except OSError as error:
+            failure = error
+    if port:
+        say(f"no metrics: port {port}: {failure}")
