@@ -165,7 +165,7 @@ demo-clean: deps ## delete what the demos installed
 
 .PHONY: e2e
 e2e: deps cluster helm4 helm3 ## run the cluster tests in parallel (ARGS=-n0: one at a time)
-	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e --ignore e2e/test_cert_manager.py --ignore e2e/test_release.py -n 3 --dist loadgroup --no-loadscope-reorder --durations=20 --durations-min=5 $(ARGS)
+	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e --ignore e2e/test_cert_manager.py --ignore e2e/test_queue.py --ignore e2e/test_release.py -n 3 --dist loadgroup --no-loadscope-reorder --durations=20 --durations-min=5 $(ARGS)
 
 .PHONY: soak
 soak: deps cluster ## run steady load for MINUTES=60 and check that nothing grows
@@ -174,6 +174,10 @@ soak: deps cluster ## run steady load for MINUTES=60 and check that nothing grow
 .PHONY: e2e-cert-manager
 e2e-cert-manager: deps cluster ## test with cert-manager, which is built once (about 4 min)
 	@CERT_MANAGER="$$(e2e/cluster/cert-manager.sh)" INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e/test_cert_manager.py $(ARGS)
+
+.PHONY: e2e-queue
+e2e-queue: deps cluster helm4 ## test a pipeline behind RabbitMQ under faults (about 4 min)
+	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" QUEUE_IMAGES="$$(e2e/cluster/queue-images.sh)" $(bin)/pytest e2e/test_queue.py $(ARGS)
 
 .PHONY: e2e-release
 e2e-release: deps cluster helm4 ## test a release: push it to a registry on this machine, install and verify it

@@ -72,20 +72,23 @@ def read_http_reply(stream: BinaryIO) -> tuple[int, bytes]:
     raise ServerError(CLOSED)
 
 
-def exchange(protocol: str, path: str, message: bytes) -> int:
-    """Send a message, check the reply, and return the number of its bytes."""
+def ask(protocol: str, path: str, message: bytes) -> tuple[int, bytes]:
+    """Send a message; return the number of all bytes of the reply, and its body."""
     if protocol == GRPC:
         with _open_channel(path) as channel:
             body = _call(channel, message)
-        size = len(body)
-    else:
-        with _connect(path) as connection, connection.makefile("rb") as stream:
-            connection.sendall(build_request(protocol, message))
-            if protocol == HTTP:
-                size, body = read_http_reply(stream)
-            else:
-                body = stream.read(int.from_bytes(stream.read(4), "big"))
-                size = 4 + len(body)
+        return len(body), body
+    with _connect(path) as connection, connection.makefile("rb") as stream:
+        connection.sendall(build_request(protocol, message))
+        if protocol == HTTP:
+            return read_http_reply(stream)
+        body = stream.read(int.from_bytes(stream.read(4), "big"))
+        return 4 + len(body), body
+
+
+def exchange(protocol: str, path: str, message: bytes) -> int:
+    """Send a message, check the reply, and return the number of its bytes."""
+    size, body = ask(protocol, path, message)
     if json.loads(body) != {"status": "ok", "result": {"echo": json.loads(message)["payload"]}}:
         raise ServerError(f"wrong reply: {body[:200]!r}")
     return size

@@ -10,6 +10,7 @@ RUNTIME = Path(__file__).parents[1] / "runtime" / "asya_runtime.py"
 FRAMES, HTTP, GRPC = "frames", "http", "grpc"
 ONE, MANY = "one client", "many clients"
 BASELINE, RUNTIME_LABEL = "bare echo", "asya-runtime"
+BARE_BYTES = "bare socket"
 
 
 class ServerError(Exception):
@@ -22,6 +23,7 @@ class Contender:
 
     command, environment: `{socket}` stands for the path of the socket.
     only_for: the number of clients that the server is made for; empty for any number.
+    form: how bytes are sent, where that is compared.
     """
 
     label: str
@@ -29,6 +31,7 @@ class Contender:
     protocol: str = FRAMES
     environment: dict[str, str] = field(default_factory=dict)
     only_for: str = ""
+    form: str = "raw"
 
 
 def _script(name: str, *words: str) -> tuple[str, ...]:
@@ -40,9 +43,9 @@ def _uvicorn(app: str) -> tuple[str, ...]:
     return (*module, "--no-access-log", "--log-level", "error", app)
 
 
-def _runtime(label: str, **settings: str) -> Contender:
-    settings |= {"ASYA_HANDLER": "work.predict", "ASYA_SOCKET_PATH": "{socket}"}
-    return Contender(label, (sys.executable, str(RUNTIME)), environment=settings)
+def _runtime(label: str, form: str = "raw", **settings: str) -> Contender:
+    settings = {"ASYA_HANDLER": "work.predict", "ASYA_SOCKET_PATH": "{socket}"} | settings
+    return Contender(label, (sys.executable, str(RUNTIME)), environment=settings, form=form)
 
 
 CONTENDERS = (
@@ -59,3 +62,13 @@ CONTENDERS = (
     Contender("gRPC", _script("grpc_app.py"), GRPC),
 )
 LABELS = tuple(dict.fromkeys(contender.label for contender in CONTENDERS))
+# The same bytes, in each way to send them
+_BASE64 = {"form": "base64", "ASYA_HANDLER": "work.predict_base64"}
+BYTES_CONTENDERS = (
+    Contender(BARE_BYTES, _script("bare_bytes.py")),
+    _runtime(f"{RUNTIME_LABEL}, attachment", "attachment"),
+    _runtime(f"{RUNTIME_LABEL}, base64", ASYA_JSON="stdlib", **_BASE64),
+    _runtime(f"{RUNTIME_LABEL}, base64, orjson", ASYA_JSON="orjson", **_BASE64),
+    Contender("uvicorn, raw body", _uvicorn("raw_asgi:app"), HTTP),
+    Contender("gRPC, bytes", _script("grpc_app.py", "bytes"), GRPC),
+)

@@ -17,12 +17,20 @@ import pytest
 from asya_injector.runtime_image import MIN_KUBERNETES
 
 from e2e.harness import IMAGE_DELIVERY, MADE_HERE, REPOSITORY, SYSTEM, Cluster, connect, run
-from e2e.load import ledger, trend
+from e2e.load import ledger, queue, trend
 from e2e.load.faults import Scene, staged
 from tests.support.tables import Table, write_section
 
 LOCK = REPOSITORY / "build" / "e2e.lock"
 CHANGED = REPOSITORY / "build" / "e2e.changed"  # exists while the release is not the usual one
+
+# Tables of what tests record in their properties: title, header, columns of text, section of the
+# documentation that has it.
+SUMMARIES = {
+    "trend": ("what grew", trend.HEADER, 2, ""),
+    "row": ("what was lost", ledger.HEADER, 2, "faults"),
+    "queue-row": ("what became of messages in queues", queue.HEADER, 1, "queue-faults"),
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -183,8 +191,8 @@ def pytest_runtest_makereport(
         if item.get_closest_marker("alone"):  # it may not have restored the release
             CHANGED.touch()
         arguments = getattr(item, "funcargs", {})
-        scene = getattr(arguments.get("scene"), "namespace", None)
-        for namespace in filter(None, (arguments.get("namespace"), scene, SYSTEM)):
+        staged = [getattr(arguments.get(each), "namespace", None) for each in ("scene", "pipeline")]
+        for namespace in filter(None, (arguments.get("namespace"), *staged, SYSTEM)):
             report.sections.append((f"namespace {namespace}", _describe(namespace)))
     return report
 
@@ -218,19 +226,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for report in reports
         if isinstance(report, pytest.TestReport) and report.when == "call"
         for name, value in report.user_properties
-        if name in ("trend", "row")
+        if name in SUMMARIES
     ]
-    for kind, title, header in (
-        ("trend", "what grew", trend.HEADER),
-        ("row", "what was lost", ledger.HEADER),
-    ):
+    for kind, (title, header, texts, section) in SUMMARIES.items():
         rows = [cells for name, cells in recorded if name == kind]
         if not rows:
             continue
-        table = Table([header, *rows], texts=2)
+        table = Table([header, *rows], texts=texts)
         terminalreporter.section(title)
         for line in table.as_text():
             terminalreporter.line(line)
-        if kind == "row" and os.environ.get("DOCS"):
+        if section and os.environ.get("DOCS"):
             where = f"{dt.datetime.now(dt.UTC).date().isoformat()}, {os.cpu_count()} cores."
-            write_section("faults", [where, "", *table.as_markdown()])
+            write_section(section, [where, "", *table.as_markdown()])

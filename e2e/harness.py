@@ -198,13 +198,14 @@ class Cluster:
         namespace: str = SYSTEM,
         verb: str = "install",
         chart: Path = REPOSITORY / "chart",
+        options: Iterable[str] = (),
     ) -> None:
-        """`helm install` as in the README, with the image under test."""
+        """`helm install` as in the README, with the image under test and further options."""
         repository, tag = self.injector_image.rsplit(":", 1)
         image = f"injector.image.repository={repository},injector.image.tag={tag}"
         words = [RELEASE, str(chart), "--namespace", namespace, "--create-namespace", "--wait"]
         settings = [word for value in (image, *values) for word in ("--set", value)]
-        run("helm", verb, *words, "--timeout", "3m", *settings, timeout=200)
+        run("helm", verb, *words, *options, "--timeout", "3m", *settings, timeout=200)
 
     def uninstall(self) -> None:
         """Uninstall the release from every namespace."""

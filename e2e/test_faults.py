@@ -25,8 +25,11 @@ from e2e.load.faults import (
     Scene,
     fault,
     find_unfinished,
+    kill,
     kill_in_container,
+    run_ctr,
     run_in_node,
+    uncordoned,
     wait_until_routed,
 )
 from e2e.load.ledger import Tolerance
@@ -35,18 +38,6 @@ from e2e.releases import stream
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(240)]
 
 DEPLOYMENT = "deployment/asya-runtime"
-
-
-def kill(pod: Pod, container: str) -> None:
-    """SIGKILL process 1 of a container from outside, as the kernel does."""
-    run_ctr(pod, container, "kill", "--signal", "SIGKILL")
-
-
-def run_ctr(pod: Pod, container: str, *words: str) -> None:
-    """Run a task command of the node's container engine for a container."""
-    status = next(each for each in pod.status.container_statuses if each.name == container)
-    identifier = status.container_id.removeprefix("containerd://")
-    run_in_node("ctr", "--namespace", "k8s.io", "tasks", *words, identifier)
 
 
 def injector_pods(cluster: Cluster) -> list[Pod]:
@@ -176,15 +167,6 @@ def requesting_pods(scene: Scene) -> Iterator[None]:
         yield
     assert (requested.rejected, requested.plain) == ([], 0)
     assert requested.injected > 50
-
-
-@contextlib.contextmanager
-def uncordoned(cluster: Cluster) -> Iterator[None]:
-    """The node accepts pods after the context, also after a failure."""
-    try:
-        yield
-    finally:
-        cluster.kubectl("uncordon", NODE)
 
 
 def evict(cluster: Cluster, pod: Pod) -> None:

@@ -3951,17 +3951,25 @@ class Server:
         self.paused = 0.0  # when accepting goes on; 0: it is not paused
         self.backlog_is_empty = False  # after the listener was shut down
 
-    def listen(self, fd: int, interest: "int | None") -> None:
-        """Poll for events of a descriptor, or for none. May be repeated."""
+    def listen(self, fd: int, interest: "int | None", is_known: bool = False) -> None:
+        """Poll for events of a descriptor, or for none. May be repeated.
+
+        `is_known`: it is polled, which saves a system call if it is true.
+        """
         try:
             if interest is None:
                 self.poll.unregister(fd)
-            else:
-                self.poll.register(fd, interest)
-        except FileExistsError:
-            self.poll.modify(fd, interest or 0)
+                return
+            if is_known:
+                self.poll.modify(fd, interest)
+                return
         except FileNotFoundError:
-            pass
+            if interest is None:
+                return
+        try:
+            self.poll.register(fd, interest)
+        except FileExistsError:
+            self.poll.modify(fd, interest)
 
     def advance(self, connection: Connection) -> None:
         """Continue a connection until it waits again."""
@@ -3989,7 +3997,8 @@ class Server:
             self.deadlines.pop(fd, None)
         if waits_for != before:
             if connection.is_muted or WRITE in (waits_for, before):
-                self.listen(fd, select.EPOLLOUT if waits_for == WRITE else select.EPOLLIN)
+                interest = select.EPOLLOUT if waits_for == WRITE else select.EPOLLIN
+                self.listen(fd, interest, not connection.is_muted)
                 connection.is_muted = False
             connection.settled = waits_for
         if waits_for == NOW:

@@ -13,6 +13,8 @@ this chart there, under runtime.defaults.
   include "asya-runtime.ports" .                               its container ports: that of the metrics, or nothing
   include "asya-runtime.sidecar.volumeMounts" .                volume mounts of the sidecar that sends the messages
   include "asya-runtime.sidecar.env" .                         its environment variables
+
+The container of the value `sidecar` is not rendered: only the injector adds it.
 */}}
 {{- define "asya-runtime.volumes" -}}
 {{- $values := fromJson (include "asya-runtime.actor" .) -}}

@@ -125,6 +125,28 @@ def run_in_node(*words: str, check: bool = True) -> str:
     return run("docker", "exec", NODE, *words, check=check).stdout
 
 
+def kill(pod: Pod, container: str) -> None:
+    """SIGKILL process 1 of a container from outside, as the kernel does."""
+    run_ctr(pod, container, "kill", "--signal", "SIGKILL")
+
+
+def run_ctr(pod: Pod, container: str, *words: str) -> None:
+    """Run a task command of the node's container engine for a container, or a native sidecar."""
+    statuses = [*(pod.status.init_container_statuses or []), *pod.status.container_statuses]
+    status = next(each for each in statuses if each.name == container)
+    identifier = status.container_id.removeprefix("containerd://")
+    run_in_node("ctr", "--namespace", "k8s.io", "tasks", *words, identifier)
+
+
+@contextlib.contextmanager
+def uncordoned(cluster: Cluster) -> Iterator[None]:
+    """The node accepts pods after the context, also after a failure."""
+    try:
+        yield
+    finally:
+        cluster.kubectl("uncordon", NODE)
+
+
 def wait_until_routed(cluster: Cluster) -> None:
     """Wait until the node routes to new endpoints.
 

@@ -92,7 +92,7 @@ KUBERNETES_TYPES = {
         ("prune/schedule", "tonight"),
         ("networkPolicy/enable", True),
         ("metrics/service/port", 80),
-        ("sidecar/contaner", {}),
+        ("sidecar/container_", {}),
         ("sidecar/container/imge", "a"),
         ("sidecar/container/name", "A"),
         ("sidecar/container/env", [{"name": "A", "value": 1}]),

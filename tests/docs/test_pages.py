@@ -58,8 +58,9 @@ def test_each_annotation_is_one_that_exists(page: Path) -> None:
     others = {"asya.sh/runtime-hash", "asya.sh/runtime-sha256", "asya.sh/injection"}
     ours = {*BY_KEY, *INTERNAL} | others
     wrong_on_purpose = {"asya.sh/handlr"}
+    declared = {"asya.sh/queue"}  # by the chart's values in the examples
     named = set(re.findall(r"asya\.sh/[a-z0-9-]+", page.read_text()))
-    assert sorted(named - ours - wrong_on_purpose) == []
+    assert sorted(named - ours - wrong_on_purpose - declared) == []
 
 
 @each_page

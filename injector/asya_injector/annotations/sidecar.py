@@ -18,8 +18,10 @@ from asya_injector.errors import quote, suggest
 from asya_injector.kube_objects import Object, get_in
 from asya_injector.runtime_files import RUNTIME_VOLUME, SOCKET_VOLUME
 
+# The variable in which the injector's process gets the value, as JSON.
+SIDECAR_VARIABLE = "INJECTOR_SIDECAR"
 MAX_DECLARED = 50
-MAX_SIZE = 60_000  # bytes as JSON; the process gets it in a variable
+MAX_SIZE = 60_000  # bytes as JSON; a variable holds twice as much
 # The fields of a container in Kubernetes 1.36, except `restartPolicy`, which `native` sets, and
 # `startupProbe`.
 CONTAINER_FIELDS = (

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from asya_injector.annotations.table import PREFIX
 from asya_injector.diagnostics import delivery, injector, workloads
 from asya_injector.diagnostics.results import OK, UNKNOWN, WRONG, CheckResult, Finding
+from asya_injector.diagnostics.sidecar import ChartSidecar
 from asya_injector.kube_client import ApiException, Cluster, describe_error
 from asya_injector.kube_objects import WORKLOAD_KINDS, Object, find_by_name, get_mapping
 from asya_injector.mutation.workload import DISABLED
@@ -67,6 +68,7 @@ class _Checks:
         self._deployments: list[Object] = []
         self._delivery = Delivery()
         self._current = {installed.hash}
+        self._sidecar = ChartSidecar()
 
     def check_webhook(self) -> Iterator[Finding]:
         """Check the webhook configuration; it names the Service and the release's namespace."""
@@ -85,6 +87,7 @@ class _Checks:
                     "apps/v1", "deployments", namespace=self._release, labels=INJECTOR
                 )
             )
+            self._sidecar = ChartSidecar(self._deployments)
             yield from injector.check_deployments(self._deployments)
 
     def check_delivery(self) -> Iterator[Finding]:
@@ -130,7 +133,8 @@ class _Checks:
             if namespace in self._disabled:
                 yield Finding(f"injection is disabled by a label of namespace {namespace}")
             else:
-                yield _try_admission(self._cluster, namespace)
+                pod = _build_probe(has_sidecar=self._sidecar.template is not None)
+                yield _try_admission(self._cluster, namespace, pod)
 
     def check_versions(self) -> Iterator[Finding]:
         """Check the chart's ConfigMaps; those of the release have the current versions.
@@ -155,6 +159,7 @@ class _Checks:
         yield from workloads.check_pods(
             pods,
             current=self._current,
+            sidecar=self._sidecar,
             disabled=self._disabled,
             knows_image=bool(self._configuration),
         )
@@ -165,7 +170,9 @@ class _Checks:
             for kind in WORKLOAD_KINDS
             for item in self._cluster.list(kind.api_version, kind.plural, namespace=self._namespace)
         )
-        yield from workloads.check_workloads(items, disabled=self._disabled)
+        yield from workloads.check_workloads(
+            items, disabled=self._disabled, declared=self._sidecar.declared
+        )
 
 
 def _list_disabled_namespaces(cluster: Cluster) -> list[str]:
@@ -191,11 +198,11 @@ def _find_secret(deployments: list[Object]) -> str:
     return ""
 
 
-def _try_admission(cluster: Cluster, namespace: str) -> Finding:
+def _try_admission(cluster: Cluster, namespace: str, probe: Object) -> Finding:
     """Create an annotated pod in a dry run, to test the whole path."""
     pod = f"an annotated pod in namespace {namespace}"
     try:
-        admitted = cluster.dry_run_create("v1", "pods", _build_probe(), namespace=namespace)
+        admitted = cluster.dry_run_create("v1", "pods", probe, namespace=namespace)
     except ApiException as error:
         message = describe_error(error)
         if error.status == 403 and "cannot create resource" in message:
@@ -210,8 +217,14 @@ def _try_admission(cluster: Cluster, namespace: str) -> Finding:
     )
 
 
-def _build_probe() -> Object:
-    """An annotated pod that every security policy admits."""
+def _build_probe(*, has_sidecar: bool) -> Object:
+    """An annotated pod that every security policy admits.
+
+    has_sidecar: the chart has a sidecar, which may need annotations that this pod does not have.
+    """
+    annotations = {PREFIX + "handler": "check.handler"}
+    if has_sidecar:
+        annotations[PREFIX + "sidecar"] = "false"
     container = {
         "name": "check",
         "image": "asya-injector-check",
@@ -231,7 +244,7 @@ def _build_probe() -> Object:
         "kind": "Pod",
         "metadata": {
             "generateName": "asya-injector-check-",
-            "annotations": {PREFIX + "handler": "check.handler"},
+            "annotations": annotations,
         },
         "spec": {"containers": [container], "automountServiceAccountToken": False},
     }

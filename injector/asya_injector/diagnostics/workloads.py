@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from asya_injector.annotations.parse import is_switched_off, merge, select_own
 from asya_injector.annotations.table import INHERITED
 from asya_injector.diagnostics.results import Finding
+from asya_injector.diagnostics.sidecar import ChartSidecar
 from asya_injector.errors import InjectionError
 from asya_injector.kube_objects import (
     POD,
@@ -24,12 +25,14 @@ def check_pods(
     pods: Iterable[Object],
     *,
     current: Collection[str],
+    sidecar: ChartSidecar,
     disabled: Collection[str],
     knows_image: bool = True,
 ) -> Iterator[Finding]:
-    """Check that annotated pods have the runtime; report problems by owner.
+    """Check that annotated pods have the runtime and the sidecar; report problems by owner.
 
-    current: hashes of the current runtime. disabled: namespaces where injection is disabled.
+    current: hashes of the current runtime. sidecar: of the chart. disabled: namespaces where
+        injection is disabled.
     knows_image: `current` tells whether an image is the current one; without an injector, only the
         manifests do.
     """
@@ -39,6 +42,7 @@ def check_pods(
         if not _should_be_actor(pod, disabled):
             continue
         problem = _find_problem(pod, current, knows_image=knows_image)
+        problem = problem or sidecar.find_problem(pod)
         if problem:
             namespace = str(get_mapping(pod, "metadata").get("namespace"))
             problems[namespace, _find_owner(pod), problem] += 1
@@ -51,14 +55,17 @@ def check_pods(
             f"{restart}; if the manifest was injected, inject it again",
         )
     if not problems:
-        yield Finding(f"actors with the current runtime: {healthy}")
+        what = "runtime and sidecar" if sidecar.template else "runtime"
+        yield Finding(f"actors with the current {what}: {healthy}")
 
 
-def check_workloads(items: Iterable[Object], *, disabled: Collection[str]) -> Iterator[Finding]:
+def check_workloads(
+    items: Iterable[Object], *, disabled: Collection[str], declared: Collection[str] = frozenset()
+) -> Iterator[Finding]:
     """Check that annotations of workloads are propagated to their pod templates.
 
     items: of all kinds, each with its `kind` and `apiVersion`. disabled: namespaces where injection
-    is disabled.
+    is disabled. declared: keys that the chart's sidecar declares.
     """
     healthy = failed = 0
     for item in items:
@@ -66,7 +73,7 @@ def check_workloads(items: Iterable[Object], *, disabled: Collection[str]) -> It
         namespace = str(metadata.get("namespace"))
         if find_skip_reason(item, namespace, disabled) or not select_own(get_annotations(item)):
             continue
-        if _read_propagated(propagate(item)) == _read_propagated(item):
+        if _read_propagated(propagate(item, declared)) == _read_propagated(item):
             healthy += 1
             continue
         failed += 1

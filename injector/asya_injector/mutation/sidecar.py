@@ -16,7 +16,7 @@ from asya_injector.kube_objects import (
     get_name,
     get_string,
 )
-from asya_injector.mutation.sidecar_additions import build_record, contains
+from asya_injector.mutation.sidecar_additions import build_record, contains, remove_sidecar
 
 _KEY = PREFIX + "sidecar"
 _ENV_KEY = PREFIX + "sidecar-env"
@@ -47,7 +47,7 @@ def add_sidecar(pod: Object, target: Object, settings: Settings, recorded: Objec
     if template is None:
         _reject_without_template(settings)
         return SidecarResult()
-    reason = _find_skip_reason(pod, target, settings, template)
+    reason = find_skip_reason(pod, target, settings, template)
     if reason:
         return _leave_out(settings, Decision("none", reason))
     present = find_by_name(all_containers(pod), template.name)
@@ -61,6 +61,7 @@ def add_sidecar(pod: Object, target: Object, settings: Settings, recorded: Objec
         return SidecarResult(
             container=present, decision=decision, warnings=_find_ineffective(settings, decision)
         )
+    remove_sidecar(pod, recorded)  # its volumes: somebody has removed the container
     container = _render(template, settings)
     spec = pod["spec"]
     _check_ports(spec, template)
@@ -78,18 +79,7 @@ def add_sidecar(pod: Object, target: Object, settings: Settings, recorded: Objec
     )
 
 
-def needs_sidecar(pod: Object, settings: Settings, target: Object) -> bool:
-    """Whether the sidecar would be added to a pod that has no container of its name."""
-    template = settings.defaults.sidecar
-    return template is not None and not _find_skip_reason(pod, target, settings, template)
-
-
-def _decide_added(template: SidecarTemplate) -> Decision:
-    kind = "a native sidecar" if template.native else "a container"
-    return Decision(template.name, f"the cluster defaults add it as {kind}")
-
-
-def _find_skip_reason(
+def find_skip_reason(
     pod: Object, target: Object, settings: Settings, template: SidecarTemplate
 ) -> str:
     """Why a pod does not get the sidecar; empty if it does."""
@@ -103,6 +93,11 @@ def _find_skip_reason(
         if container is not target and get_name(container) in names:
             return f"{PREFIX}sidecars names container {quote(get_name(container))}"
     return ""
+
+
+def _decide_added(template: SidecarTemplate) -> Decision:
+    kind = "a native sidecar" if template.native else "a container"
+    return Decision(template.name, f"the cluster defaults add it as {kind}")
 
 
 def _leave_out(settings: Settings, decision: Decision) -> SidecarResult:

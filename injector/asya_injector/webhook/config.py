@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
-from asya_injector.annotations.sidecar import SidecarError, SidecarTemplate
+from asya_injector.annotations.sidecar import SIDECAR_VARIABLE, SidecarError, SidecarTemplate
 from asya_injector.runtime_image import DEFAULT_PULL_POLICY, PULL_POLICIES, Delivery, RuntimeImage
 
 T = TypeVar("T")
-SIDECAR_VARIABLE = "INJECTOR_SIDECAR"
 
 
 class ConfigError(Exception):
@@ -104,7 +103,7 @@ def _read_sidecar(text: str) -> SidecarTemplate | None:
         return SidecarTemplate.parse(json.loads(text))
     except SidecarError as error:
         raise ConfigError(f"{SIDECAR_VARIABLE}: {error}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigError(f"{SIDECAR_VARIABLE}: is not JSON; the chart sets it") from None
 
 

@@ -73,7 +73,7 @@ REJECTED: list[tuple[Any, str]] = [
     ([], "sidecar: is not a mapping"),
     ("on", "sidecar: is not a mapping"),
     ({1: 2}, "sidecar: has a key that is not a string"),
-    ({"contaner": {}}, 'sidecar: unknown name "contaner"; did you mean "container"?'),
+    ({"containers": {}}, 'sidecar: unknown name "containers"; did you mean "container"?'),
     ({"container": ["a"]}, "sidecar.container: is not a mapping"),
     (value({"imge": "a"}), 'sidecar.container: unknown name "imge"; did you mean "image"?'),
     (value({"name": "A"}), "sidecar.container.name: is required"),

@@ -2,13 +2,18 @@
 
 import base64
 import datetime as dt
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.annotations.sidecar import SidecarTemplate
 from asya_injector.diagnostics import delivery, injector, workloads
 from asya_injector.diagnostics.check import check
 from asya_injector.diagnostics.results import OK, UNKNOWN, WRONG, Finding
+from asya_injector.diagnostics.sidecar import ChartSidecar
+from asya_injector.mutation.inject import inject
 from asya_injector.mutation.workload import propagate
 from asya_injector.runtime_files import RuntimeFiles
 from asya_injector.runtime_image import RuntimeImage
@@ -138,7 +143,7 @@ def test_the_versions() -> None:
 
 
 def check_pods(*pods: Object) -> list[str]:
-    findings = workloads.check_pods(pods, current={NEW}, disabled={"off"})
+    findings = workloads.check_pods(pods, current={NEW}, sidecar=ChartSidecar(), disabled={"off"})
     return [f"{each.text} | {each.fix}" for each in findings]
 
 
@@ -357,6 +362,39 @@ def test_the_current_runtime_is_that_of_the_chart(server: PagedApi) -> None:
     assert (results["version"][0], results["pods"][0]) == (WRONG, OK)
     server.lists["/api/v1/pods"] = [pod(RUNTIME.hash)]
     assert run_check(server)["pods"][0] == WRONG
+
+
+def test_the_current_sidecar_is_that_of_the_chart(server: PagedApi) -> None:
+    install(server)
+    value: Object = {
+        "container": {"name": "asya-sidecar", "image": "queue:1"},
+        "annotations": {"asya.sh/queue": {"env": "QUEUE", "required": True}},
+    }
+    (deployment,) = server.lists["/apis/apps/v1/namespaces/s/deployments"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    container["env"].append({"name": "INJECTOR_SIDECAR", "value": json.dumps(value)})
+    actor = pod(None, annotations=HANDLER | {"asya.sh/queue": "q"})
+    actor["spec"] = {"containers": [{"name": "model"}]}
+    injection = inject(
+        actor, ClusterDefaults(RUNTIME.hash, {}, sidecar=SidecarTemplate.parse(value))
+    )
+    assert injection is not None
+    server.lists["/api/v1/pods"] = [injection.pod]
+    (workload,) = server.lists["/apis/apps/v1/deployments"]
+    workload["metadata"]["annotations"] = HANDLER | {"asya.sh/queue": "q"}
+    server.lists["/apis/apps/v1/deployments"] = [propagate(workload, {"asya.sh/queue"})]
+    results = run_check(server)
+    assert {name: state for name, (state, _, _) in results.items() if state != OK} == {}
+    assert results["pods"][1] == "actors with the current runtime and sidecar: 1"
+    (created,) = [call for call in server.calls if call.startswith("POST")]
+    assert '"asya.sh/sidecar": "false"' in created
+    value["container"]["image"] = "queue:2"
+    container["env"][-1]["value"] = json.dumps(value)
+    assert run_check(server)["pods"] == (
+        WRONG,
+        "m: pod/p runs an older sidecar than the chart's (1 pod)",
+        f"kubectl -n m delete pod/p, and create it again{FIX}",
+    )
 
 
 def test_a_configmap_outside_of_the_release_does_not_say_what_is_current(server: PagedApi) -> None:

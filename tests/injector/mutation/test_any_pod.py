@@ -8,6 +8,7 @@ from typing import Any, cast
 import jsonpatch
 import kopf
 from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.annotations.sidecar import SidecarTemplate
 from asya_injector.errors import InjectionError
 from asya_injector.kube_objects import get_template
 from asya_injector.mutation.inject import inject
@@ -35,6 +36,23 @@ OTHER = ClusterDefaults(
 )
 FROM_IMAGE = from_image(DEFAULTS)
 ANY_DEFAULTS = st.sampled_from([DEFAULTS, OTHER, FROM_IMAGE])
+SIZE = {"asya.sh/size": {"env": "SIZE"}}
+DATA = {"name": "data", "emptyDir": {}}
+SIDECARS = [
+    ClusterDefaults("0123456789", {}, sidecar=SidecarTemplate.parse({"annotations": SIZE, **value}))
+    for value in (
+        {"container": {"name": "queue", "image": "queue:1", "env": [{"name": "SIZE", "value": ""}]},
+         "volumes": [{"name": "ca", "secret": {"secretName": "ca"}}],
+         "imagePullSecrets": [{"name": "pull"}, {"name": "mine"}]},
+        {"container": {"name": "queue", "image": "queue:2", "command": ["queue"],
+                       "volumeMounts": [{"name": "data", "mountPath": "/data"}]},
+         "volumes": [DATA], "native": False},
+        {"container": {"name": "proxy", "image": "queue:1", "resources": {"limits": {"cpu": 1}},
+                       "ports": [{"containerPort": 80}],
+                       "env": [{"name": "ASYA_SOCKET_PATH", "value": "/x/app.sock"}]}},
+    )
+]  # fmt: skip
+ANY_SIDECAR = st.sampled_from(SIDECARS)
 
 HANDLER = "my_app.handler.predict"
 NAMES = st.sampled_from(["model", "other", "asya-sidecar", "proxy"])
@@ -97,6 +115,20 @@ ANNOTATIONS = st.fixed_dictionaries(
 )
 
 
+SIDECAR_ANNOTATIONS = st.builds(
+    dict.__or__,
+    ANNOTATIONS,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "asya.sh/sidecar": st.sampled_from(["true", "true", "false"]),
+            "asya.sh/sidecar-env": st.sampled_from(["A=1", 'A="$(B), $$", C=']),
+            "asya.sh/size": st.sampled_from(["1", "", "$(B)"]),
+        },
+    ),
+)
+
+
 def received(drawn: Any) -> Any:
     """A deep copy, as if it had come over the network."""
     return json.loads(json.dumps(drawn))
@@ -122,12 +154,14 @@ def pod(annotations: Object, containers: list[Object], inits: list[Object], volu
     }
 
 
-PODS = (
-    st.lists(CONTAINERS, min_size=1, max_size=4, unique_by=lambda item: str(item["name"]))
-    .flatmap(
+def pods(annotations: st.SearchStrategy[Object]) -> st.SearchStrategy[Object]:
+    containers = st.lists(
+        CONTAINERS, min_size=1, max_size=4, unique_by=lambda item: str(item["name"])
+    )
+    return containers.flatmap(
         lambda drawn: st.builds(
             pod,
-            ANNOTATIONS,
+            annotations,
             st.just(drawn[: max(1, len(drawn) - 1)]),
             st.just(drawn[max(1, len(drawn) - 1) :]),
             st.lists(
@@ -140,9 +174,23 @@ PODS = (
                 unique_by=lambda item: item["name"],
             ),
         )
-    )
-    .map(received)
+    ).map(received)
+
+
+PODS = pods(ANNOTATIONS)
+SIDECAR_PODS = st.builds(
+    lambda given, more: given | {"spec": given["spec"] | more},
+    pods(SIDECAR_ANNOTATIONS),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "restartPolicy": st.sampled_from(["Always", "Never"]),
+            "imagePullSecrets": st.sampled_from([None, [], [{"name": "mine"}]]),
+        },
+    ),
 )
+# A pod, and the cluster defaults.
+CASES = st.tuples(PODS, ANY_DEFAULTS) | st.tuples(SIDECAR_PODS, ANY_SIDECAR)
 
 
 def done(given: Object, defaults: ClusterDefaults = DEFAULTS) -> Object | None:
@@ -171,8 +219,9 @@ def tidy(node: Any) -> Any:
 
 
 @ANY
-@given(PODS, ANY_DEFAULTS)
-def test_injection_is_idempotent(given: Object, defaults: ClusterDefaults) -> None:
+@given(CASES)
+def test_injection_is_idempotent(case: tuple[Object, ClusterDefaults]) -> None:
+    given, defaults = case
     once = done(given, defaults)
     assert once is None or json.dumps(done(once, defaults)) == json.dumps(once)
 
@@ -188,8 +237,9 @@ def test_the_runtime_from_an_image_changes_only_the_volume_and_its_mount(given: 
 
 
 @ANY
-@given(PODS, ANY_DEFAULTS)
-def test_uninject_restores_the_original(given: Object, defaults: ClusterDefaults) -> None:
+@given(CASES)
+def test_uninject_restores_the_original(case: tuple[Object, ClusterDefaults]) -> None:
+    given, defaults = case
     injected = done(given, defaults)
     # A wrapper written by hand with another path is corrected, and stays so.
     moved = defaults is OTHER or "asya.sh/mount-path" in given["metadata"].get("annotations", {})
@@ -200,10 +250,14 @@ def test_uninject_restores_the_original(given: Object, defaults: ClusterDefaults
 
 
 @ANY
-@given(PODS, ANNOTATIONS, ANY_DEFAULTS, ANY_DEFAULTS)
+@given(
+    st.tuples(PODS, ANNOTATIONS, ANY_DEFAULTS, ANY_DEFAULTS)
+    | st.tuples(SIDECAR_PODS, SIDECAR_ANNOTATIONS, ANY_SIDECAR, ANY_SIDECAR)
+)
 def test_a_copy_with_other_settings_becomes_what_the_original_would(
-    given: Object, annotations: Object, first: ClusterDefaults, second: ClusterDefaults
+    case: tuple[Object, Object, ClusterDefaults, ClusterDefaults],
 ) -> None:
+    given, annotations, first, second = case
     copied = done(given, first)
     if copied is None:
         return
@@ -218,35 +272,40 @@ def test_a_copy_with_other_settings_becomes_what_the_original_would(
 
 
 @ANY
-@given(PODS, CONTAINERS, st.integers(0, 3))
+@given(CASES, CONTAINERS, st.integers(0, 3))
 def test_a_container_that_another_webhook_adds_changes_nothing_else(
-    given: Object, added: Object, place: int
+    case: tuple[Object, ClusterDefaults], added: Object, place: int
 ) -> None:
-    injected = done(given)
+    given, defaults = case
+    injected = done(given, defaults)
     if injected is None:
         return
     added = received(added) | {"name": "asya-sidecar-2"}
     before = copy.deepcopy(injected)
     injected["spec"]["containers"].insert(place, added)
-    again = done(injected)
+    again = done(injected, defaults)
     assert again is not None
     again["spec"]["containers"].remove(added)
     assert again == before
 
 
 @ANY
-@given(PODS)
-def test_keeps_other_fields_and_the_order_of_items(given: Object) -> None:
-    injected = done(given)
+@given(CASES)
+def test_keeps_other_fields_and_the_order_of_items(case: tuple[Object, ClusterDefaults]) -> None:
+    given, defaults = case
+    injected = done(given, defaults)
     if injected is None:
         return
     assert injected["status"] == given["status"]
     assert injected["spec"]["x"] == 1
-    pairs = [
-        pair
-        for field in ("containers", "initContainers")
-        for pair in zip(given["spec"][field], injected["spec"][field], strict=True)
-    ]
+    pairs = []
+    for field in ("containers", "initContainers", "volumes", "imagePullSecrets"):
+        theirs = given["spec"].get(field) or []
+        found = injected["spec"].get(field) or []
+        assert [each["name"] for each in found][: len(theirs)] == [each["name"] for each in theirs]
+        if field in ("containers", "initContainers"):
+            assert len(found) - len(theirs) in ((0, 1) if defaults.sidecar else (0,))
+            pairs += list(zip(theirs, found, strict=False))
     for before, after in pairs:
         for field in ("name", "image", "resources", "securityContext", "workingDir", "future"):
             assert after.get(field) == before.get(field)
@@ -257,9 +316,10 @@ def test_keeps_other_fields_and_the_order_of_items(given: Object) -> None:
 
 
 @ANY
-@given(PODS)
-def test_kopfs_json_patch_results_in_the_same_pod(given: Object) -> None:
-    injected = done(given)
+@given(CASES)
+def test_kopfs_json_patch_results_in_the_same_pod(case: tuple[Object, ClusterDefaults]) -> None:
+    given, defaults = case
+    injected = done(given, defaults)
     if injected is None:
         return
     patch = kopf.Patch(body=cast(Any, kopf.Body(cast(Any, copy.deepcopy(given)))))
@@ -327,6 +387,7 @@ def without(node: Any, path: tuple[Any, ...]) -> Any:
 def call_all(given: Any) -> None:
     for function in (
         lambda: inject(given, DEFAULTS),
+        lambda: inject(given, SIDECARS[0]),
         lambda: uninject(given),
         lambda: propagate(given),
         lambda: find_overridden(given),
@@ -353,7 +414,7 @@ def test_no_value_crashes_the_injector(given: Any) -> None:
 def test_no_wrong_value_anywhere_in_a_pod_crashes_the_injector(
     data: st.DataObject, given: Object, value: Any
 ) -> None:
-    given = done(given) or given
+    given = done(given, SIDECARS[0]) or given
     path = data.draw(st.sampled_from(places(given)))
     call_all(broken(given, path, value))
     template = {key: given[key] for key in ("metadata", "spec")}
@@ -365,6 +426,6 @@ def test_no_wrong_value_anywhere_in_a_pod_crashes_the_injector(
 @ANY
 @given(st.data(), PODS)
 def test_no_missing_field_crashes_the_injector(data: st.DataObject, given: Object) -> None:
-    given = done(given) or given
+    given = done(given, SIDECARS[0]) or given
     path = data.draw(st.sampled_from(places(given)[1:]))
     call_all(without(given, path))

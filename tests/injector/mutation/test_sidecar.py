@@ -26,7 +26,7 @@ CONTAINER: Object = {
     "volumeMounts": [{"name": "ca", "mountPath": "/ca", "readOnly": True}],
 }
 CA = {"name": "ca", "secret": {"secretName": "ca"}}
-VALUE = {
+VALUE: Object = {
     "container": CONTAINER,
     "annotations": {
         "asya.sh/queue": {"env": "QUEUE", "required": True},
@@ -35,7 +35,7 @@ VALUE = {
     "volumes": [CA],
     "imagePullSecrets": [{"name": "pull"}],
 }
-BARE = {"container": {"name": "asya-sidecar", "image": "queue:1"}}
+BARE: Object = {"container": {"name": "asya-sidecar", "image": "queue:1"}}
 
 
 def defaults(value: Object = VALUE, **values: str) -> ClusterDefaults:

@@ -11,6 +11,7 @@ from unittest import mock
 import kopf
 import pytest
 from asya_injector.annotations.settings import ClusterDefaults
+from asya_injector.annotations.sidecar import SidecarTemplate
 from asya_injector.errors import InjectionError, Reason
 from asya_injector.mutation.inject import inject
 from asya_injector.runtime_image import RuntimeImage
@@ -46,10 +47,12 @@ def make_review(item: Any, **fields: Any) -> Review:
 class Handlers:
     """The handlers by path, and the calls for a ConfigMap and for the API server's version."""
 
-    def __init__(self, image: RuntimeImage | None = None) -> None:
+    def __init__(
+        self, image: RuntimeImage | None = None, sidecar: SidecarTemplate | None = None
+    ) -> None:
         self.configmaps = mock.AsyncMock()
         self.image_volumes = mock.AsyncMock()
-        defaults = ClusterDefaults("0123456789", {}, image=image)
+        defaults = ClusterDefaults("0123456789", {}, image=image, sidecar=sidecar)
         webhook = Webhook(defaults, self.configmaps, self.image_volumes)
         registry = build_registry(webhook)
         self._functions: dict[Any, Any] = {
@@ -149,3 +152,40 @@ async def test_injects_large_objects_in_a_thread(
     monkeypatch.setattr("asya_injector.webhook.admission.inject", record)
     await handlers.admit(make_review(item, is_large=is_large), path)
     assert (threads != [threading.get_ident()]) is is_large
+
+
+# --- The sidecar of the chart
+
+# As many as a workload may have beside those of the table.
+DECLARED = {f"asya.sh/key-{number}": {"env": f"KEY_{number}"} for number in range(50)}
+QUEUE = {"asya.sh/key-0": {"env": "KEY_0", "required": True}}
+SIDECAR = SidecarTemplate.parse(
+    {
+        "container": {"name": "asya-sidecar", "image": "queue:1"},
+        "annotations": DECLARED | QUEUE,
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "rejection"),
+    [
+        (dict.fromkeys(DECLARED, "x"), ""),
+        ({"asya.sh/key-0": "x", "asya.sh/sidecar-env": "KEY_1=x"}, "SidecarEnvConflict"),
+        ({"asya.sh/key-1": "x"}, "AnnotationMissing"),
+        (dict.fromkeys(DECLARED, "x") | {"asya.sh/kee-0": "x"}, "AnnotationUnknown"),
+    ],
+)
+async def test_a_workload_is_checked_for_the_sidecar(
+    annotations: dict[str, str], rejection: str
+) -> None:
+    metadata = {"name": "d", "annotations": HANDLER | annotations}
+    review = make_review(DEPLOYMENT | {"metadata": metadata})
+    handlers = Handlers(sidecar=SIDECAR)
+    if rejection:
+        with pytest.raises(kopf.AdmissionError, match=rejection):
+            await handlers.admit(review, WORKLOADS)
+    else:
+        await handlers.admit(review, WORKLOADS)
+        assert "asya.sh/key-49" in base64.b64decode(review.patch).decode()
+    assert review.reason == rejection

@@ -78,3 +78,28 @@ def test_a_runtime_image_needs_the_name_of_the_injectors_image() -> None:
 def test_rejects_an_invalid_setting_and_says_what_is_valid(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=f"^{name}: .* is not valid; must be "):
         Config.from_env({**REQUIRED, name: text})
+
+
+def test_the_sidecar_is_read_from_json() -> None:
+    text = '{"container": {"name": "asya-sidecar", "image": "queue:1"}, "native": false}'
+    sidecar = Config.from_env({**REQUIRED, "INJECTOR_SIDECAR": text}).sidecar
+    assert sidecar is not None
+    assert (sidecar.name, sidecar.native) == ("asya-sidecar", False)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("{", "is not JSON; the chart sets it"),
+        ("[" * 100_000, "is not JSON; the chart sets it"),
+        ("[]", "sidecar: is not a mapping; see the chart's README"),
+        (
+            '{"container": {"name": "a"}}',
+            "sidecar.container.image: is required; set it to an image",
+        ),
+    ],
+)
+def test_rejects_an_invalid_sidecar_with_its_line(text: str, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_env({**REQUIRED, "INJECTOR_SIDECAR": text})
+    assert str(caught.value) == f"INJECTOR_SIDECAR: {line}"

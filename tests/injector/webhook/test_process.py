@@ -81,13 +81,17 @@ def parse_samples(text: str) -> dict[str, float]:
 def test_injects_a_pod_and_creates_the_runtime_configmap_in_its_namespace(
     start: Start, api: Api
 ) -> None:
-    injector = start()
+    sidecar = {"container": {"name": "asya-sidecar", "image": "queue:1", "args": ["$(A)"]}}
+    injector = start(INJECTOR_SIDECAR=json.dumps(sidecar))
     injector.wait_until_ready()
     caller = Caller(injector, read_bundle(api))
     answer = caller(POD)
     patch = JsonPatch(json.loads(base64.b64decode(answer["patch"])))
     pod = patch.apply(copy.deepcopy(POD))
     assert answer["allowed"]
+    (added,) = pod["spec"]["initContainers"]
+    assert sidecar["container"].items() <= added.items()
+    assert added["restartPolicy"] == "Always"
     assert pod["spec"]["containers"][0]["command"][-3:] == ["--", "python3", "app.py"]
     assert ("configmaps", "models", f"asya-runtime-{HASH}") in api.objects
     # An injected pod is not changed again.
