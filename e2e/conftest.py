@@ -62,21 +62,21 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the longest tests first, a group as a whole, so that all workers end at the same time.
 
-    Tests that run alone come last; of them, those that change the release, and then those that
-    start without one. They are one group and run in one process, so that a module's fixtures exist
-    once and are gone when the next module starts.
+    Tests that run alone come last; of them, those that change the release, then those that start
+    without one, and those of `image_release`. They are one group and run in one process, so that a
+    module's fixtures exist once and are gone when the next module starts.
     """
     units: dict[str, list[pytest.Item]] = {}
     for item in items:
         group = item.get_closest_marker("xdist_group")
         units.setdefault(group.args[0] if group else item.nodeid, []).append(item)
 
-    def order(unit: list[pytest.Item]) -> tuple[bool, bool, bool, float]:
+    def order(unit: list[pytest.Item]) -> tuple[bool, list[bool], float]:
         markers = [item.get_closest_marker("timeout") for item in unit]
         longest = sum(float(marker.args[0]) for marker in markers if marker)
         fixtures = getattr(unit[0], "fixturenames", ())
-        changes = not {"changing", "image_release"}.isdisjoint(fixtures)
-        return is_alone(unit[0]), changes, "free" in fixtures, -longest
+        changes = [each in fixtures for each in ("image_release", "free", "changing")]
+        return is_alone(unit[0]), changes, -longest
 
     ordered = sorted(units.values(), key=order)
     single = [unit for unit in ordered if len(unit) == 1 and not is_alone(unit[0])]

@@ -27,6 +27,7 @@ from e2e.harness import (
     workload,
 )
 from e2e.load.faults import NODE, run_in_node
+from e2e.test_command_line import run_check
 from e2e.test_matrix import call, variants, wait_for_pods
 from e2e.test_runtime_configmap import config_map, limit_config_maps
 
@@ -157,6 +158,26 @@ def test_the_injector_has_no_permission_outside_its_namespace_but_its_webhooks(
         ("secrets", "", "create"),
         ("secrets", "asya-runtime-tls", "get patch update"),
     }
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(250)
+def test_a_healthy_cluster_passes_all_checks(image_release: Cluster, namespace: str) -> None:
+    cluster = image_release
+    cluster.create(bare_pod("model", cluster.model_image, ECHO), "-n", namespace)
+    status, rows = run_check("-n", namespace)
+    found = {
+        check: row["found"]
+        for check in ("delivery", "nodes", "pods")
+        for row in rows.get(check, [])
+    }
+    image = cluster.injector_image
+    assert found == {
+        "delivery": f"pods mount image {image}; copies of the ConfigMap: none needed",
+        "nodes": "nodes that can mount images: 1",
+        "pods": "actors with the current runtime: 1",
+    }
+    assert status == 0, rows
 
 
 @pytest.mark.alone
