@@ -325,6 +325,11 @@ class Cluster:
 
         return until(f"a ready pod of {namespace}/{name}", find_ready, seconds=seconds)
 
+    def end_target(self, pod: Pod) -> None:
+        """End process 1 of the target container, which may end the command's process first."""
+        words = ["-n", pod.metadata.namespace, "exec", pod.metadata.name, "-c", "model"]
+        self.kubectl(*words, "--", "python3", "-c", "import os; os.kill(1, 15)", check=False)
+
     def restart_target(self, pod: Pod) -> None:
         """End process 1 of the target container and wait until the container is ready again."""
         name, namespace = pod.metadata.name, pod.metadata.namespace
@@ -334,8 +339,7 @@ class Cluster:
             return next(each for each in statuses if each.name == "model")
 
         count = read_status().restart_count
-        words = ["-n", namespace, "exec", name, "-c", "model", "--", "python3", "-c"]
-        self.kubectl(*words, "import os; os.kill(1, 15)")
+        self.end_target(pod)
 
         def is_restarted() -> bool:
             now = read_status()
