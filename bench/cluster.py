@@ -2,7 +2,8 @@
 
 Pods without an annotation, and annotated ones with each delivery of the runtime, are created in
 turns, by different numbers of clients. They have a scheduling gate, so that API server and injector
-are measured without a kubelet. Then as many pods as the node has room for are started at once.
+are measured without a kubelet. Where pods can mount images, as many pods as the node has room for,
+at most 300, are then started at once with each delivery.
 """
 
 import argparse
@@ -81,13 +82,17 @@ class Created:
 class Bench:
     """A cluster with the release, and a namespace for the pods that are created.
 
-    results: by kind, which is `PLAIN` or a delivery, and number of clients.
+    results: by kind, which is `PLAIN` or a delivery, and number of clients. started: the seconds
+    until all of `room` pods were ready, by delivery. memory: MB of a replica, idle and at the end.
     """
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self.cluster = cluster
         self.namespace = namespace
         self.results: dict[tuple[str, int], Created] = defaultdict(Created)
+        self.started: dict[str, list[float]] = defaultdict(list)
+        self.room = self._find_room()
+        self.memory = (0.0, 0.0)
         has_images = cluster.version() >= MIN_KUBERNETES
         self.deliveries = (CONFIG_MAP, IMAGE) if has_images else (CONFIG_MAP,)
         self._delivery = CONFIG_MAP
@@ -146,7 +151,7 @@ class Bench:
         self._delete_pods()
         return seconds
 
-    def find_room(self) -> int:
+    def _find_room(self) -> int:
         """The number of pods that the node has room for."""
         (node,) = self.cluster.core.list_node().items
         running = len(self.cluster.core.list_pod_for_all_namespaces().items)
@@ -189,7 +194,7 @@ def prepared() -> Iterator[Bench]:
         cluster.kubectl("delete", "namespace", namespace, "--wait=false")
 
 
-def measure(bench: Bench, count: int, rounds: int) -> Results:
+def measure(bench: Bench, count: int, rounds: int) -> None:
     """Create `count` pods of each kind for each number of clients, and start pods at once."""
     kinds = (PLAIN, *bench.deliveries)
     for kind in kinds:  # the first calls open connections, and do not count
@@ -197,17 +202,28 @@ def measure(bench: Bench, count: int, rounds: int) -> Results:
     bench.results.clear()
     bench.deliver(CONFIG_MAP)
     idle = max(bench.usage("memory_mb"))
-    started: dict[str, list[float]] = defaultdict(list)
     for turn in range(rounds):
         for kind in kinds if turn % 2 == 0 else kinds[::-1]:
             for clients in CLIENTS:
                 create_pods(bench, count // rounds, kind, clients)
-    memory = max(bench.usage("memory_mb"))
-    room = bench.find_room()
-    for delivery in (*bench.deliveries, *bench.deliveries[::-1]):
+    bench.memory = idle, max(bench.usage("memory_mb"))
+    if IMAGE not in bench.deliveries:
+        return
+    for delivery in (CONFIG_MAP, IMAGE, IMAGE, CONFIG_MAP):
         bench.deliver(delivery)
         bench.start_pods(1)  # the first pod unpacks the image, or creates the ConfigMap
-        started[delivery].append(bench.start_pods(room))
+        bench.started[delivery].append(bench.start_pods(bench.room))
+
+
+def create_pods(bench: Bench, count: int, kind: str, clients: int) -> None:
+    """Create pods of a kind, with the delivery that the kind names."""
+    if kind != PLAIN:
+        bench.deliver(kind)
+    bench.create_pods(count, kind=kind, clients=clients)
+
+
+def summarize(bench: Bench) -> Results:
+    """The tables, the goals and the picture of what was measured."""
     plain = {clients: bench.results[PLAIN, clients] for clients in CLIENTS}
     injected = {
         delivery: {clients: bench.results[delivery, clients] for clients in CLIENTS}
@@ -231,12 +247,8 @@ def measure(bench: Bench, count: int, rounds: int) -> Results:
         cpu = 1000 * sum(each.cpu for each in created)
         cpu /= sum(each.states.total() for each in created)
         injector.append([f"CPU of all replicas per injected pod, {delivery}", f"{cpu:.1f} ms"])
-    injector.append(["memory of a replica, idle", f"{idle:.0f} MB"])
-    injector.append(["memory of a replica, at the end", f"{memory:.0f} MB"])
-    at_once = [["", *bench.deliveries]]
-    at_once.append([f"time until {room} pods are ready", *(
-        " and ".join(f"{each:.0f}" for each in started[delivery]) + " s"
-        for delivery in bench.deliveries)])  # fmt: skip
+    for when, used in zip(("idle", "at the end"), bench.memory, strict=True):
+        injector.append([f"memory of a replica, {when}", f"{used:.0f} MB"])
     # More clients than the API server needs only wait in its queue: the fewest that are as fast,
     # to a twentieth, as any number of them.
     usual = injected[CONFIG_MAP]
@@ -249,15 +261,19 @@ def measure(bench: Bench, count: int, rounds: int) -> Results:
         Goal("annotated pods, not fully injected", incomplete, 0),
         Goal(f"webhook p99, {enough} clients", p99, 100, " ms"),
         Goal("pods without annotation that the webhook saw", seen, 0),
-        Goal("memory of a replica at the end", memory, 110, " MB"),
+        Goal("memory of a replica at the end", bench.memory[1], 110, " MB"),
     ]
+    creation = "Creating pods, by the API server's own histograms"
+    tables = [Table(rows, creation), Table(injector, "The injector")]
     if IMAGE in injected:
-        by_image = injected[IMAGE][max(CLIENTS)].rate / usual[max(CLIENTS)].rate
-        ratio_ready = sum(started[IMAGE]) / sum(started[CONFIG_MAP])
-        text = f"pods a second with image, × with configMap, {max(CLIENTS)} clients"
-        goals.append(Goal(text, by_image, 0.95, at_least=True))
-        text = f"time until {room} pods are ready with image, × with configMap"
-        goals.append(Goal(text, ratio_ready, 1.05))
+        ready = f"time until {bench.room} pods are ready"
+        cells = (" and ".join(f"{each:.0f} s" for each in bench.started[key]) for key in injected)
+        tables.append(Table([["", *injected], [ready, *cells]], "Starting pods at once"))
+        rate = injected[IMAGE][enough].rate / usual[enough].rate
+        text = f"pods a second with image, × with configMap, {enough} clients"
+        goals.append(Goal(text, rate, 0.95, at_least=True))
+        ratio = sum(bench.started[IMAGE]) / sum(bench.started[CONFIG_MAP])
+        goals.append(Goal(f"{ready} with image, × with configMap", ratio, 1.05))
     bars: dict[str, float] = {}
     for quantile, share in (("p50", 0.5), ("p99", 0.99)):
         bars[f"without annotation, {quantile}"] = plain[enough].milliseconds(REQUEST, share)
@@ -266,30 +282,19 @@ def measure(bench: Bench, count: int, rounds: int) -> Results:
             bars[f"{label} {quantile}"] = by_clients[enough].milliseconds(REQUEST, share)
             bars[f"{label} webhook {quantile}"] = by_clients[enough].milliseconds(WEBHOOK, share)
     title = f"The API server's time to create a pod, {enough} clients, in ms (shorter is better)"
-    creation = "Creating pods, by the API server's own histograms"
-    tables = [
-        Table(rows, creation),
-        Table(at_once, "Starting pods at once"),
-        Table(injector, "The injector"),
-    ]
     return Results(tables, goals, draw_bars(title, {"": bars}, "injected"))
-
-
-def create_pods(bench: Bench, count: int, kind: str, clients: int) -> None:
-    """Create pods of a kind, with the delivery that the kind names."""
-    if kind != PLAIN:
-        bench.deliver(kind)
-    bench.create_pods(count, kind=kind, clients=clients)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.cluster", description=__doc__.splitlines()[0])
+    parser.add_argument("--pods", type=int, default=500, help="pods of each kind (500)")
     parser.add_argument("--docs", action="store_true", help="also write the documentation")
     options = parser.parse_args()
     with prepared() as bench:
         version = json.loads(bench.cluster.kubectl("version", "-o", "json").stdout)
         introduction = describe_run(f"Kubernetes {version['serverVersion']['gitVersion']}")
-        results = measure(bench, 500, 4)
+        measure(bench, options.pods, 4)
+        results = summarize(bench)
     publish("benchmarks-cluster", introduction, results, docs=options.docs)
     return 0
 
