@@ -207,6 +207,10 @@ bench-models: $(if $(findstring .tools,$(UV)),$(UV)) ## compare the runtime with
 	@$(UV) pip sync --quiet --python .tools/bench-models/bin/python --require-hashes --compile-bytecode requirements-bench-models.txt
 	@.tools/bench-models/bin/python -m bench.models $(ARGS)
 
+.PHONY: bench-queue
+bench-queue: deps ## compare the RabbitMQ sidecar with an actor and with a no-op in its place
+	@PYTHONPATH="$$PYTHONPATH:examples/queue/sidecar" $(bin)/python -m bench.queue $(ARGS)
+
 .PHONY: bench-cluster
 bench-cluster: deps cluster ## measure the cost of injection in a cluster
 	@INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/python -m bench.cluster $(ARGS)

@@ -56,6 +56,7 @@ def publish(section: str, introduction: str, results: Results, *, docs: bool) ->
     if docs:
         lines = [introduction, *(line for table in tables for line in table.as_markdown())]
         write_section(section, lines)
+    if docs and results.picture:
         find_page(section).with_name(f"{section}.svg").write_text(results.picture)
 
 

@@ -790,7 +790,7 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
         if len(body) >= GC_PAUSE and gc.isenabled():
             return run_without_collection(decode_orjson, message)
         if 0 in body if type(body) is bytes else find_zero(body) >= 0:
-            return decode(message)
+            return decode_attached_orjson(message)
         message.reads_attachments = False
         try:
             value = loads(body)
@@ -800,6 +800,27 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
             return value  # as below, for most messages
         # orjson makes floats of large integers: the standard library decides
         return decode(message) if may_hold_large_integer(body) else value
+
+    def decode_attached_orjson(message: Message) -> object:
+        """Decode with orjson what has no attachments, and leave all else to `decode_attached`.
+
+        orjson does not tell equal keys, but then what it read has fewer colons than the message.
+        """
+        body: "Any" = message.body
+        data, end = (body if type(body) is bytes else body.obj), find_zero(body)
+        has_bytes = end != len(body) - 1 or data.find(b'"$bytes"', 0, end) >= 0
+        if not has_bytes and data.find(b"\\u", 0, end) < 0:  # which could be a colon
+            try:
+                message.body = body[:end]
+                value = decode_orjson(message)
+                if dumps(value).count(b":") == data.count(b":", 0, end):
+                    return value
+            except TypeError:
+                pass  # it cannot write what the standard library has read
+            finally:
+                message.reads_attachments = True
+            message.body = body
+        return decode(message)
 
     return decode_orjson, encode_orjson, encode_orjson, encode_attached
 
@@ -2996,7 +3017,8 @@ def serve_connection(
                 return
             interruptions += 1
             receiving = got < 0 and not asked and head is None
-            is_memory_error = receiving and type(error) is MemoryError
+            needs_memory = receiving or type(tail) is Parts
+            is_memory_error = needs_memory and type(error) is MemoryError
             if interruptions > (MAX_RETRIES if is_memory_error else MAX_INTERRUPTIONS):
                 raise
             log_traceback(error, "an exception arrived between calls; the server goes on")
@@ -3893,12 +3915,13 @@ class Waker:
 
     def wake(self) -> None:
         """Interrupt the wait."""
-        if self.writer < 0:
+        writer = self.writer
+        if writer < 0:
             return
         try:
-            os.write(self.writer, b"!")
+            os.write(writer, b"!")
         except OSError as error:
-            if error.errno == errno.EBADF:
+            if error.errno == errno.EBADF and self.writer == writer:  # else it was just closed
                 give_up("user code has closed descriptors of the server")
             # else it is full, and so readable
 
@@ -4244,7 +4267,7 @@ def serve(
         else:
             events = wait(timeout)
         if now:
-            if deadlines:
+            if deadlines and nearest <= now:
                 server.expire(now, {fd for fd, _ in events}, settings.read_timeout)
             if server.paused and server.paused <= now:
                 server.paused = 0.0
@@ -4569,63 +4592,183 @@ def read_startup_error() -> str:
     return "; " + line.rstrip() if found and not name else ""
 
 
-def send_once(path: str, files: "list[str]", seconds: float) -> int:
-    """Send one message, print the reply, exit 0 if it is a success."""
+class UsageError(Exception):
+    """The command line is not one of the usage."""
+
+
+class CallOptions:
+    """What `--call` is told."""
+
+    __slots__ = ("attachments", "folder", "messages", "seconds")
+
+    def __init__(self, arguments: "list[str]") -> None:
+        """Parse arguments. Raises StartupError, or UsageError where the usage says more."""
+        self.seconds, self.folder = 60.0, ""  # to wait for the reply; for what it has attached
+        self.messages: "list[str]" = []  # the file of the message, unless it is standard input
+        self.attachments: "list[str]" = []  # files
+        words, files = iter(arguments), self.messages
+        for word in words:
+            if word == "--attach":
+                files = self.attachments
+            elif word == "--save":
+                self.folder = next(words, "")
+                if not self.folder:
+                    raise UsageError
+            elif word == "--timeout":
+                text = next(words, "")
+                try:
+                    self.seconds = parse_timeout(text)
+                except ValueError as error:
+                    text = "--timeout %s: %s" % (text[:200], error)
+                    raise StartupError(text) from None
+            elif word.startswith("--"):
+                raise UsageError
+            else:
+                files.append(word)
+        if len(self.messages) > 1:
+            raise UsageError
+
+
+class CallError(Exception):
+    """A message cannot be sent, or what its reply has attached cannot be saved."""
+
+
+PLACES = r'\{\s*"\$bytes"\s*:\s*(?:"[^"\\]*"|[^\s{}\[\]",]*)\s*\}'  # of attachments in a message
+
+
+def read_message(options: CallOptions) -> "list[bytes]":
+    """Return the parts of the message that `--call` sends. Raises CallError and OSError."""
+    files = options.attachments
+    size = sum(os.stat(file).st_size for file in options.messages + files)
+    text, parts = b"", []  # type: bytes, list[bytes]
+    if size <= FRAME_LIMIT:
+        with open(options.messages[0], "rb") if options.messages else sys.stdin.buffer as source:
+            text = source.read()
+        for file in files:
+            with open(file, "rb") as source:
+                parts.append(source.read())
+    if files or options.folder:
+        sizes = iter([b'{"$bytes": %d}' % len(part) for part in parts])
+        pattern = re.compile(PLACES.encode())
+        count = len(pattern.findall(text))
+        if count != len(parts):
+            form = 'the message has %d objects {"$bytes": 0}, and --attach names %d files; '
+            raise CallError(form % (count, len(parts)) + "write one object in each file's place")
+        text = pattern.sub(lambda match: next(sizes), text)
+        text += b" " * (-(len(text) + 1) % ALIGNMENT) + b"\0"
+    size = max(size, len(text) + sum(map(len, parts)))
+    if size > FRAME_LIMIT:
+        form = "a message of %d bytes exceeds the limit of a frame, %d bytes; send less at once"
+        raise CallError(form % (size, FRAME_LIMIT))
+    return [text, *parts]
+
+
+def exchange(path: str, parts: "list[bytes]", seconds: float) -> bytearray:
+    """Send one message on a new connection; return the reply with its length prefix."""
     reply, size = bytearray(), 0
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
-        with open(files[0], "rb") if files else sys.stdin.buffer as source:
-            body = source.read()
-        if len(body) > FRAME_LIMIT:
-            log("a message of %d bytes exceeds the frame limit" % len(body))
-            return 1
         latest = time.monotonic() + seconds
         # With settimeout() connecting would fail at once while the backlog is full
         limit = _struct.pack("ll", int(seconds), int(seconds % 1 * 1e6) + 1)
         sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, limit)
         sock.connect(path)
-        sock.settimeout(max(latest - time.monotonic(), 1e-6))
-        sock.sendall(len(body).to_bytes(4, "big") + body)
+        for part in (sum(map(len, parts)).to_bytes(4, "big") + parts[0], *parts[1:]):
+            sock.settimeout(max(latest - time.monotonic(), 1e-6))
+            sock.sendall(part)
         while len(reply) < 4 + size:
             sock.settimeout(max(latest - time.monotonic(), 1e-6))
             data = sock.recv(PIECE)
             if not data:
                 got = "%d of %d bytes" % (max(len(reply) - 4, 0), size) if size else "no reply"
-                log("%s: connection closed with %s" % (path, got))
-                return 1
+                raise CallError("%s: connection closed with %s" % (path, got))
             reply += data
             if len(reply) >= 4:
                 size = int.from_bytes(reply[:4], "big")
+        return reply
     except (_socket.timeout, BlockingIOError):
-        log("%s: no complete reply within %g s; --timeout sets another limit" % (path, seconds))
+        text = "%s: no complete reply within %g s; --timeout sets another limit"
+        raise CallError(text % (path, seconds)) from None
+    finally:
+        sock.close()
+
+
+def save_attachments(text: str, rest: memoryview, folder: str) -> None:
+    """Write the attachments of a reply to new files of a folder. Raises CallError and OSError."""
+    found: "list[tuple[str, int]]" = []
+
+    def find(value: "Any", place: "list[str]") -> None:
+        if isinstance(value, dict) and list(value) == [ATTACHMENT]:
+            name = re.sub(r"[^A-Za-z0-9_.-]", "_", ".".join(place) or "result")
+            found.append(("%d-%s" % (len(found) + 1, name[:100]), value[ATTACHMENT]))
+        elif isinstance(value, (dict, list)):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, item in items:
+                find(item, [*place, str(key)])
+
+    try:
+        find(JSONDecoder().decode(text)["result"], [])
+        sizes = [size for _, size in found if type(size) is int and size >= 0]
+        if len(sizes) != len(found) or sum(sizes) != len(rest):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise CallError("the reply has other bytes than its JSON announces") from None
+    if not folder:
+        form = "the reply has %d attachments, %d bytes; --save DIR writes them to files"
+        log(form % (len(found), len(rest)))
+        return
+    at = 0
+    for name, size in found:
+        file = os.path.join(folder, name)
+        try:
+            fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            text = "%s: the file exists and is not overwritten; choose another directory"
+            raise CallError(text % file) from None
+        try:
+            with open(fd, "wb") as target:
+                target.write(rest[at : at + size])
+        except OSError as error:
+            os.unlink(file)
+            raise CallError("%s: %s" % (file, error.strerror)) from None
+        log("saved %s, %d bytes" % (file, size))
+        at += size
+
+
+def send_once(path: str, options: CallOptions) -> int:
+    """Send one message, print the reply, exit 0 if it is a success."""
+    try:
+        parts = read_message(options)
+        if options.folder:
+            os.makedirs(options.folder, exist_ok=True)
+            if not os.access(options.folder, os.W_OK):
+                raise CallError("%s: the directory is not writable" % options.folder)
+        reply = exchange(path, parts, options.seconds)
+        body = memoryview(reply)[4:]
+        end = reply.find(0, 4) - 4
+        text = str(body if end < 0 else body[:end], "utf-8", "backslashreplace")
+        write_line(text.rstrip(" "))
+        if end >= 0:
+            save_attachments(text, body[end + 1 :], options.folder)
+    except CallError as error:
+        log(str(error))
         return 1
     except OSError as error:
         log("%s: %s" % (error.filename or path, error.strerror))
         return 1
-    finally:
-        sock.close()
-    write_line(str(reply[4 : 4 + size], "utf-8", "backslashreplace"))
-    return 0 if reply[4:].startswith(b'{"status":"ok"') else 1
+    return 0 if reply.startswith(b'{"status":"ok"', 4) else 1
 
 
 USAGE = """usage: asya_runtime.py                serve ASYA_HANDLER on ASYA_SOCKET_PATH
        asya_runtime.py --check        import the handler; exit 0 or 78
        asya_runtime.py --ready        exit 0 if it is being served, else 1
-       asya_runtime.py --call [--timeout SECONDS] [FILE]
-                                      send one message (default: standard input), print the reply
+       asya_runtime.py --call [--timeout SECONDS] [FILE] [--attach FILE...] [--save DIR]
+                                      send one message (default: standard input), print the reply;
+                                      send the bytes of files in the places of {"$bytes": 0},
+                                      write those of the reply to new files
 """
 
 parse_timeout = make_seconds_parser("above 0, at most 86400", 1e-3, 86400)
-
-
-def parse_call(arguments: "list[str]") -> "tuple[list[str], float]":
-    """Return the files among the arguments of --call, and the seconds to wait."""
-    if arguments[:1] != ["--timeout"] or len(arguments) < 2:
-        return arguments, 60.0
-    try:
-        return arguments[2:], parse_timeout(arguments[1])
-    except ValueError as error:
-        raise StartupError("--timeout %s: %s" % (arguments[1][:200], error)) from None
 
 
 def report(error: StartupError) -> int:
@@ -4649,18 +4792,19 @@ def main(
     """Run the command of the command line; return the exit code."""
     command, rest = (arguments + [""])[0], arguments[1:]
     try:
-        files, seconds = parse_call(rest) if command == "--call" else (rest, 0.0)
-        if command in ("--ready", "--call") and len(files) <= (command == "--call"):
-            settings = Settings(environ, only="ASYA_SOCKET_PATH")
-            if command == "--call":
-                return send_once(settings.socket_path, files, seconds)
-            return check_ready(settings)
+        if command == "--call":
+            options = CallOptions(rest)
+            return send_once(Settings(environ, only="ASYA_SOCKET_PATH").socket_path, options)
+        if command == "--ready" and not rest:
+            return check_ready(Settings(environ, only="ASYA_SOCKET_PATH"))
         if command in ("", "--check") and not rest:
             if command:
                 return check(Settings(environ))
             return run(Settings(environ), set_exit_code)
     except StartupError as error:
         return report(error)
+    except UsageError:
+        pass
     sys.stderr.write(USAGE)
     return 0 if command in ("-h", "--help") else 64
 

@@ -26,10 +26,11 @@ import yaml
 from asya_queue.messages import content_type, decode, encode
 
 from examples import demo
-from examples.demo import LABEL, REPO, DemoError, MissingError, headline, run
+from examples.demo import LABEL, DemoError, MissingError, headline, run
 from examples.queue.picture import Picture
 
 HERE = Path(__file__).resolve().parent
+REPO = HERE.parent.parent
 NAMESPACE = "demo-queue"
 WHERE = ("-n", NAMESPACE)
 FILES = 200

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 WIDTH = 30
 PLAIN_PAUSE = 2.0  # seconds between plain lines
 FLOW = """\
-  {identify:>14} ──► identify ──► {sort:>8} ──► sort ──┬─► {results:<12}
-                      │                           ├─► {code:<16}
-                      ▼                           ├─► {text:<16}
-        {dead:<28}          └─► {others:<16}
+  {identify:>14} ──► identify ──► {sort:<8} ──► sort ──┬─► {results}
+                        │                             ├─► {code}
+                        ▼                             ├─► {text}
+                 {dead:<20}                 └─► {others}
   {bar} {done} of {total}, {rate:.0f} messages/s"""
 
 

@@ -52,6 +52,14 @@ NOTES: list[tuple[Object, str]] = [
     ),
     (value_at("prune/enabled", True), "prune           deletes unused copies of the runtime"),
     (value_at("prune/enabled", True), 'ConfigMap at "17 3 * * *"'),
+    (
+        CASES["sidecar"][1],
+        "sidecar         asya-sidecar from image registry.example.com/queue:1 is added to each",
+    ),
+    (
+        CASES["sidecar"][1] | CASES["no-injector"][1],
+        "WARNING: sidecar.container is set, but without the injector",
+    ),
     (CASES["runtime-from-image"][1], "runtime         mounted from image asya/injector:"),
     (
         CASES["runtime-from-another-image"][1],

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 from asya_injector.annotations.settings import ClusterDefaults
-from asya_injector.annotations.sidecar import SidecarTemplate
+from asya_injector.annotations.sidecar import CONTAINER_FIELDS, MAX_DECLARED, SidecarTemplate
 from asya_injector.manifests.chart_values import read_values
 from asya_injector.mutation.inject import inject
 
-from tests.chart.charts import SIDECAR, case_objects, find_by_name
+from tests.chart.charts import CHART, SIDECAR, case_objects, find_by_name
 from tests.chart.schemas import RELEASES, problems
 
 Object = dict[str, Any]
@@ -49,3 +49,11 @@ def test_a_pod_with_the_sidecar_is_valid_in_every_supported_kubernetes_release(
     injection = inject(pod, ClusterDefaults("0123456789", {}, sidecar=template))
     assert injection is not None
     assert [problems(injection.pod, release) for release in RELEASES] == [[] for _ in RELEASES]
+
+
+def test_the_schema_has_the_fields_and_the_limit_of_the_injector() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["sidecar"]
+    rejected_by_the_templates = {"startupProbe", "restartPolicy"}
+    fields = schema["properties"]["container"]["properties"].keys()
+    assert fields == {*CONTAINER_FIELDS} | rejected_by_the_templates
+    assert schema["properties"]["annotations"]["maxProperties"] == MAX_DECLARED

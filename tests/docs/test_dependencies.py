@@ -23,13 +23,18 @@ def normalize(requirement: str) -> str:
 
 RUNTIME = {normalize(each) for each in PROJECT["project"]["dependencies"]}
 DEVELOPMENT = RUNTIME | {normalize(each) for each in PROJECT["dependency-groups"]["dev"]}
-BENCH, BENCH_MODELS = (
+BENCH, BENCH_MODELS, SIDECAR, MODEL = (
     {
         normalize(line)
-        for line in (REPOSITORY / "bench" / f"{name}.in").read_text().splitlines()
+        for line in (REPOSITORY / f"{name}.in").read_text().splitlines()
         if line and not line.startswith(("#", "-r "))
     }
-    for name in ("requirements", "requirements-models")
+    for name in (
+        "bench/requirements",
+        "bench/requirements-models",
+        "examples/queue/sidecar/requirements",
+        "examples/queue/model/requirements",
+    )
 )
 
 
@@ -70,7 +75,9 @@ def imported(path: Path) -> Iterator[str]:
         ("tests", DEVELOPMENT),
         ("e2e", DEVELOPMENT),
         ("release", DEVELOPMENT),
-        ("examples", DEVELOPMENT),
+        ("examples", DEVELOPMENT | MODEL),
+        ("examples/queue/sidecar", SIDECAR),
+        ("examples/queue/model", MODEL),
         ("bench", DEVELOPMENT | BENCH | BENCH_MODELS),
     ],
 )
@@ -96,6 +103,8 @@ def test_each_import_is_declared(folder: str, declared: set[str]) -> None:
         ("requirements-dev.txt", DEVELOPMENT),
         ("requirements-bench.txt", BENCH),
         ("requirements-bench-models.txt", BENCH_MODELS),
+        ("examples/queue/sidecar/requirements.txt", SIDECAR),
+        ("examples/queue/model/requirements.txt", MODEL),
     ],
 )
 def test_each_declared_package_is_locked(lock: str, declared: set[str]) -> None:
@@ -106,7 +115,13 @@ def test_each_declared_package_is_locked(lock: str, declared: set[str]) -> None:
 
 @pytest.mark.parametrize(
     "lock",
-    [f"requirements{part}.txt" for part in ("", "-bench", "-bench-models", "-dev", "-go", "-uv")],
+    [
+        *(
+            f"requirements{part}.txt"
+            for part in ("", "-bench", "-bench-models", "-dev", "-go", "-uv")
+        ),
+        *(f"examples/queue/{part}/requirements.txt" for part in ("sidecar", "model")),
+    ],
 )
 def test_a_lock_pins_by_hash_and_names_no_index(lock: str) -> None:
     text = (REPOSITORY / lock).read_text()

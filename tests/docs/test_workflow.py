@@ -158,6 +158,7 @@ def test_the_long_targets_run_by_schedule_or_label() -> None:
     assert [targets(job) for job in loaded["jobs"].values()] == [
         ["fuzz"],
         ["soak"],
+        ["demo-queue", "e2e-queue"],
         ["e2e-cert-manager"],
     ]
     for job in loaded["jobs"].values():

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest_asyncio
 from asya_injector.tls import authority
 from asya_queue.messages import decode, encode, forward, to_frame
 
-from tests.examples.rabbitmq import Queues, Server, find_programs, free_port
+from tests.support.rabbitmq import Queues, Server, find_programs, free_port
 
 REPO = Path(__file__).parents[2]
 SIDECAR = REPO / "examples/queue/sidecar"
@@ -102,6 +103,7 @@ def test_what_follows_from_a_result(
         {"actors": ["a", "b"], "current": "0"},
         {"actors": ["a", "b"], "current": -1},
         {"actors": 1, "current": 0},
+        {"actors": ["a", "long" * 64], "current": 0},
     ],
     ids=str,
 )
@@ -284,6 +286,8 @@ async def test_messages_end_in_the_queues_that_their_replies_say(
             return error("fatal")
         if kind == "never" or (kind == "second" and attempts[kind] < 2):
             return error("recoverable", retry_after=0.5)
+        if kind == "large":
+            return {"status": "ok", "result": {"text": "x" * 5000}}
         if kind == "fan":
             return {"status": "ok", "result": [{"part": 1}, {"part": 2, "bytes": b"\0\1"}]}
         return {"status": "ok", "result": {"kind": kind}}
@@ -297,6 +301,7 @@ async def test_messages_end_in_the_queues_that_their_replies_say(
         {"payload": {"kind": "never"}},
         {"payload": {"kind": "lost"}, "route": {"actors": [name, f"{name}.none"], "current": 0}},
         {"payload": {"kind": "wrong"}, "route": {"actors": 5}},
+        {"payload": {"kind": "large"}},
     ]
     for queue in (name, f"{name}.b", f"{name}.next", f"{name}.dead"):
         await queues.declare(queue)
@@ -306,28 +311,39 @@ async def test_messages_end_in_the_queues_that_their_replies_say(
             name, encode(message), message_id=f"id-{number}", headers=headers, priority=3
         )
     port = free_port()
-    settings = {"NEXT": f"{name}.next", "RETRIES": "1", "METRICS_PORT": str(port)}
+    settings = {
+        "NEXT": f"{name}.next",
+        "RETRIES": "1",
+        "METRICS_PORT": str(port),
+        "MAX_SIZE": "4000",
+    }
     async with start(environment(server, queues, actor.path, **settings)) as sidecar:
-        await queues.until(f"{name}.dead", (4, 0))
+        await queues.until(f"{name}.dead", (5, 0))
         await queues.until(name, (0, 1))
         await queues.until(f"{name}.next", (2, 0))
-        assert sidecar.metrics() == {
+        expected = {
             'asya_queue_messages_total{outcome="ok"}': 3.0,
-            'asya_queue_messages_total{outcome="dead"}': 4.0,
+            'asya_queue_messages_total{outcome="dead"}': 5.0,
             'asya_queue_messages_total{outcome="retried"}': 3.0,
             "asya_queue_published_total": 4.0,
             "asya_queue_in_flight": 0.0,
-            "asya_queue_seconds_count": 10.0,
+            "asya_queue_seconds_count": 11.0,
             'asya_queue_connected{to="actor"}': 1.0,
             'asya_queue_connected{to="broker"}': 1.0,
         }
+        deadline = time.monotonic() + 10  # the last acknowledgement may be under way
+        while (found_metrics := sidecar.metrics()) != expected and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        assert found_metrics == expected
         sidecar.process.send_signal(signal.SIGTERM)
         assert await sidecar.end() == 0
 
     found = {
         queue: [await queues.receive(f"{name}.{queue}") for _ in range(count)]
-        for queue, count in (("next", 2), ("b", 2), ("dead", 4))
+        for queue, count in (("next", 2), ("b", 2), ("dead", 5))
     }
+    for all_ in found.values():  # messages may overtake each other
+        all_.sort(key=lambda each: str(each.correlation_id))
     bodies = {queue: [decode(each.body) for each in all_] for queue, all_ in found.items()}
     advanced = {"actors": [name, f"{name}.b"], "current": 1}
     assert bodies == {
@@ -336,7 +352,7 @@ async def test_messages_end_in_the_queues_that_their_replies_say(
             {"payload": {"part": 1}, "route": advanced},
             {"payload": {"part": 2, "bytes": b"\0\1"}, "route": advanced},
         ],
-        "dead": [messages[2], messages[6], messages[4], messages[5]],
+        "dead": [messages[number] for number in (2, 4, 5, 6, 7)],
     }
     results = [*found["next"], *found["b"]]
     assert [(each.headers, each.correlation_id, each.priority) for each in results] == [
@@ -355,6 +371,13 @@ async def test_messages_end_in_the_queues_that_their_replies_say(
     example = '{"actors": ["queue", "next-queue"], "current": 0}'
     assert dead == [
         {"x-asya-queue": name, "x-asya-attempts": 1, **told},
+        {"x-asya-queue": name, "x-asya-attempts": 2, **told},
+        {
+            "x-asya-queue": name,
+            "x-asya-attempts": 2,
+            "x-asya-error": "no_queue",
+            "x-asya-message": f"the next queue, '{name}.none', does not exist",
+        },
         {
             "x-asya-queue": name,
             "x-asya-attempts": 1,
@@ -362,12 +385,11 @@ async def test_messages_end_in_the_queues_that_their_replies_say(
             "x-asya-message": "the results cannot be sent on: route: not like "
             f'{example}: {{"actors": 5}}',
         },
-        {"x-asya-queue": name, "x-asya-attempts": 2, **told},
         {
             "x-asya-queue": name,
-            "x-asya-attempts": 2,
-            "x-asya-error": "no_queue",
-            "x-asya-message": f"the next queue, '{name}.none', does not exist",
+            "x-asya-attempts": 1,
+            "x-asya-error": "too_large",
+            "x-asya-message": "a result of 5025 bytes: more than MAX_SIZE=4000",
         },
     ]
     moved = f"message id-4: moved to '{name}.dead': processing_error (ValueError): no"
@@ -377,17 +399,19 @@ async def test_messages_end_in_the_queues_that_their_replies_say(
 async def test_a_result_goes_to_reply_to_if_no_queue_is_next(
     server: Server, queues: Queues, actor: Actor
 ) -> None:
-    await queues.declare(queues.name)
-    await queues.declare(f"{queues.name}.caller")
-    async with start(environment(server, queues, actor.path)):
-        await queues.send(
-            queues.name,
-            encode({"payload": {"x": 1}}),
-            reply_to=f"{queues.name}.caller",
-            correlation_id="mine",
-        )
-        reply = await queues.receive(f"{queues.name}.caller")
+    """A caller's queue is its own; when it is gone, the message is a dead letter."""
+    name = queues.name
+    await queues.declare(name)
+    caller = await queues.channel.declare_queue(f"{name}.caller", exclusive=True)
+    properties = {"reply_to": caller.name, "correlation_id": "mine"}
+    async with start(environment(server, queues, actor.path, RETRIES="0")):
+        await queues.send(name, encode({"payload": {"x": 1}}), **properties)
+        reply = await queues.receive(caller.name)
+        await caller.delete()
+        await queues.send(name, encode({"payload": {"x": 2}}), **properties)
+        letter = await queues.receive(f"{name}.dead")
     assert (reply.correlation_id, decode(reply.body)) == ("mine", {"payload": {"x": 1}})
+    assert letter.headers["x-asya-message"] == f"the next queue, '{caller.name}', does not exist"
 
 
 async def test_messages_stay_in_the_queue_while_the_socket_does_not_answer(
@@ -606,15 +630,16 @@ async def test_messages_with_bytes_reach_a_handler_in_batches(
     try:
         await queues.declare(name)
         await queues.declare(f"{name}.next")
-        await queues.send(name, *(encode({"payload": {"data": data}}) for data in sent))
+        bodies = [encode({"id": n, "payload": {"data": data}}) for n, data in enumerate(sent)]
+        await queues.send(name, *bodies)
         async with start(environment(server, queues, path, NEXT=f"{name}.next")):
             results = [await queues.receive(f"{name}.next") for _ in range(128)]
     finally:
         runtime.kill()
         await runtime.wait()
-    payloads = [decode(each.body)["payload"] for each in results]
-    received: dict[int, bytes] = {}
-    for payload in payloads:
-        received[payload["part"][0]] = received.get(payload["part"][0], b"") + payload["part"]
-    assert [received[n] for n in range(64)] == sent
-    assert max(payload["batch"] for payload in payloads) > 1
+    messages = [decode(each.body) for each in results]
+    received = [b""] * 64
+    for message in messages:
+        received[message["id"]] += message["payload"]["part"]
+    assert received == sent
+    assert max(message["payload"]["batch"] for message in messages) > 1

@@ -599,12 +599,85 @@ def test_call_sends_one_message_and_prints_the_reply(start: Start, folder: Path)
     assert command(folder, "--call", "no-such-file")[0] == 1
 
 
+def test_call_sends_files_and_saves_what_the_reply_has_attached(start: Start, folder: Path) -> None:
+    source = """
+        def echo(message):
+            payload = message["payload"]
+            if "deep" in payload: return {"../../etc/x y": [payload["deep"], b"", {"": b"e"}]}
+            return bytes(payload["a"]) + b"!"
+    """
+    start(source)
+    (folder / "one").write_bytes(b"\0\1\2")
+    (folder / "message.json").write_text(
+        '{"payload": {"a": {"$bytes": 0}, "b": "{\\"$bytes\\":1}"}}'
+    )
+    call = ["--call", "message.json", "--attach", "one"]
+    text = '{"status":"ok","result":{"$bytes":4}}\n'
+    hint = "asya_runtime: the reply has 1 attachments, 4 bytes; --save DIR writes them to files\n"
+    assert command(folder, *call) == (0, text + hint)
+    saved = "asya_runtime: saved out/1-result, 4 bytes\n"
+    assert command(folder, *call, "--save", "out") == (0, text + saved)
+    assert (folder / "out" / "1-result").read_bytes() == b"\0\1\2!"
+    exists = "asya_runtime: out/1-result: the file exists and is not overwritten; "
+    assert command(folder, *call, "--save", "out") == (
+        1,
+        text + exists + "choose another directory\n",
+    )
+    body = b'{"payload": {"deep": { "$bytes" : "of any kind" }}}'
+    status, output = command(folder, "--call", "--save", "deep", "--attach", "one", stdin=body)
+    names = ["1-.._.._etc_x_y.0", "2-.._.._etc_x_y.1", "3-.._.._etc_x_y.2."]
+    assert (status, sorted(path.name for path in (folder / "deep").iterdir())) == (0, names)
+    assert [(folder / "deep" / name).read_bytes() for name in names] == [b"\0\1\2", b"", b"e"]
+    body = b'{"payload": {"a": "text"}}'
+    status, output = command(folder, "--call", "--save", "none", stdin=body)
+    assert (status, '"error":"processing_error"' in output) == (1, True)
+
+
+REFUSED_CALLS: dict[str, tuple[list[str], str]] = {
+    "too-few-places": (
+        ["--attach", "one", "one"],
+        'the message has 1 objects {"$bytes": 0}, and --attach names 2 files; '
+        "write one object in each file's place",
+    ),
+    "too-many-places": (
+        ["--save", "out"],
+        'the message has 1 objects {"$bytes": 0}, and --attach names 0 files; '
+        "write one object in each file's place",
+    ),
+    "no-file": (["--attach", "none"], "none: No such file or directory"),
+    "a-directory": (["--attach", "."], ".: Is a directory"),
+    "over-the-limit": (
+        ["--attach", "huge", "one"],
+        "a message of 4294967332 bytes exceeds the limit of a frame, 4294967295 bytes; "
+        "send less at once",
+    ),
+    "a-file-in-place-of-the-directory": (["--attach", "one", "--save", "one"], "one: File exists"),
+}
+
+
+@pytest.mark.parametrize(("words", "line"), REFUSED_CALLS.values(), ids=REFUSED_CALLS)
+def test_what_call_cannot_send_or_save_is_one_line(
+    folder: Path, words: list[str], line: str
+) -> None:
+    (folder / "one").write_bytes(b"123")
+    with (folder / "huge").open("wb") as huge:
+        huge.truncate(4294967296)  # of which nothing is on the disk, nor read
+    (folder / "message.json").write_text('{"payload": {"a": {"$bytes": 0}}}')
+    assert command(folder, "--call", "message.json", *words) == (1, f"asya_runtime: {line}\n")
+
+
 DRIP = b"without end"
 PEERS: dict[str, tuple[bytes | None, int, str]] = {
     "escapes": (
         frame(b'{"status":"ok","result":"\x1b[31m\xc2\x9b\xe2\x80\xae\r\n\x7f\xff\xc3\xa4"}'),
         0,
         '{"status":"ok","result":"\\u001b[31m\\u009b\\u202e\\u000d\\u000a\\u007f\\xffä"}\n',
+    ),
+    "other-bytes": (
+        frame(b'{"status":"ok","result":{"$bytes":5}}\0abc'),
+        1,
+        '{"status":"ok","result":{"$bytes":5}}\n'
+        "asya_runtime: the reply has other bytes than its JSON announces\n",
     ),
     "nothing": (b"", 1, "asya_runtime: {path}: connection closed with no reply\n"),
     "half": (b"\0\0\0\x09abc", 1, "asya_runtime: {path}: connection closed with 3 of 9 bytes\n"),
@@ -709,7 +782,16 @@ def test_check_imports_the_handler_and_serves_nothing(folder: Path) -> None:
     assert left(folder) == []
 
 
-@pytest.mark.parametrize("arguments", [["--nonsense"], ["--ready", "x"], ["--call", "a", "b"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--nonsense"],
+        ["--ready", "x"],
+        ["--call", "a", "b"],
+        ["--call", "--save"],
+        ["--call", "--nonsense"],
+    ],
+)
 def test_a_wrong_command_line_is_answered_with_the_usage(
     folder: Path, arguments: list[str]
 ) -> None:

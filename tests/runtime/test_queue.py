@@ -341,3 +341,26 @@ def test_what_a_batch_lacks_is_an_error_of_its_own(runtime: ModuleType) -> None:
     bench.queue.answer = lambda batch: [b"first"]
     bench.queue.submit()
     assert bench.replies() == [b"first", runtime.UNPRINTABLE]
+
+
+@pytest.mark.parametrize(("is_closed_by_user", "given_up"), [(False, 0), (True, 1)])
+def test_a_waker_that_the_server_closes_while_a_thread_uses_it_ends_nothing(
+    runtime: ModuleType, monkeypatch: pytest.MonkeyPatch, is_closed_by_user: bool, given_up: int
+) -> None:
+    """The watch may wake the server just when it has drained and closes all."""
+    waker = runtime.Waker()
+    reasons: list[str] = []
+    write, close = runtime.os.write, runtime.os.close
+
+    def write_late(fd: int, data: bytes) -> int:
+        if is_closed_by_user:
+            close(fd)
+        else:
+            waker.close()
+        return int(write(fd, data))
+
+    monkeypatch.setattr(runtime.os, "write", write_late)
+    monkeypatch.setattr(runtime, "give_up", reasons.append)
+    waker.wake()
+    assert len(reasons) == given_up
+    waker.close()

@@ -1,9 +1,9 @@
 """Sends messages to a queue without end, and takes results from another.
 
 Prints `sent ID SECONDS` when the broker has confirmed a message, and `result ID MESSAGE-ID
-SECONDS`. Every POISON-th message is poison. SIGUSR1: the next message exhausts the memory.
-SIGUSR2: send no more; when all have a result or should have none, print `dead ID REASON` for each
-dead letter, and `end`.
+SECONDS`. Of POISON messages, one is poison, and one has to be tried again. SIGUSR1: the next
+message exhausts the memory. SIGUSR2: send no more; when all have a result or should have none,
+print `dead ID REASON` for each dead letter, and `end`.
 """
 
 import asyncio
@@ -33,6 +33,8 @@ class Feed:
         payload: dict[str, Any] = {"id": f"m{number}"}
         if number % POISON == POISON - 1:
             payload["poison"] = True
+        elif number % POISON == POISON // 2:
+            payload["again"] = True
         elif self.exhaust.is_set():
             payload["exhaust"] = True
             self.exhaust.clear()

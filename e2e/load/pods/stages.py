@@ -7,14 +7,27 @@ from typing import Any
 STATE = pathlib.Path("/state")  # survives a restart of the container
 
 
+class TryAgainError(Exception):
+    """An error that passes."""
+
+    severity = "recoverable"
+    retry_after = 1
+
+
 def first(messages: "list[dict[str, Any]]") -> "list[Any]":
-    """The payload of each; poison fails. A message that exhausts the memory does it only once."""
+    """The payload of each; poison fails.
+
+    A message fails once if it has `again`, and exhausts the memory once if it has `exhaust`.
+    """
     time.sleep(0.02)
     results: list[Any] = []
     for message in messages:
         payload = message["payload"]
-        if "exhaust" in payload:
-            exhaust_once(str(payload["id"]))
+        if "exhaust" in payload and is_first(payload["id"]):
+            exhaust()
+        elif "again" in payload and is_first(payload["id"]):
+            results.append(TryAgainError())
+            continue
         results.append(ValueError("poison") if payload.get("poison") else payload)
     return results
 
@@ -24,11 +37,17 @@ def second(message: "dict[str, Any]") -> Any:
     return message["payload"]
 
 
-def exhaust_once(name: str) -> None:
-    """Use memory until the kernel ends the process, unless it has done so for this message."""
+def is_first(name: str) -> bool:
+    """Whether a message has not been here; the answer survives a restart."""
     marker = STATE / name
-    if not marker.exists():
-        marker.touch()
-        pieces = []
-        while True:
-            pieces.append(b"x" * (10 << 20))
+    if marker.exists():
+        return False
+    marker.touch()
+    return True
+
+
+def exhaust() -> None:
+    """Use memory until the kernel ends the process."""
+    pieces = []
+    while True:
+        pieces.append(b"x" * (10 << 20))

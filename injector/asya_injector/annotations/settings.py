@@ -114,14 +114,13 @@ class Settings:
 
     @cached_property
     def digest(self) -> str:
-        """Ten hex digits that differ where an annotation or a default differs."""
-        content: list[object] = [
-            self.defaults.runtime_hash, dict(self.defaults.values), dict(self.annotated)
-        ]  # fmt: skip
+        """Ten hex digits that differ where an annotation or a default differs.
+
+        The image is not among them: a pod that mounts something else is changed in place.
+        """
+        content = [self.defaults.runtime_hash, dict(self.defaults.values), dict(self.annotated)]
         if self.defaults.sidecar:
             content += [self.defaults.sidecar.digest, dict(self.parameters)]
-        if self.defaults.image:
-            content.append(vars(self.defaults.image))
         return hashlib.sha256(_encode(content).encode()).hexdigest()[:10]
 
     @cached_property

@@ -7,9 +7,11 @@ from asya_injector.annotations.formats import MAX_ANNOTATIONS, Format
 
 # As the API server requires of a variable's name.
 VARIABLE = r"[A-Za-z_.-][A-Za-z0-9_.-]*"
-_QUOTED = r'"(?:[^"\\]|\\.)*"'
+_QUOTED = r'"(?:[^"\\]|\\.)*+"'
+# Possessive (`*+`): a text that does not match takes linear time.
 _PAIR = re.compile(
-    rf'\s*(?P<name>{VARIABLE})\s*=\s*(?P<value>{_QUOTED}|[^",]*)\s*(?P<end>,|\Z)', re.DOTALL
+    rf'\s*+(?P<name>{VARIABLE}+)\s*+=\s*+(?P<value>{_QUOTED}|[^",]*+)\s*+(?P<end>,|\Z)',
+    re.DOTALL,
 )
 _RULE = 'NAME=value pairs separated by commas, each name once, such as A=1, B="a,b"'
 

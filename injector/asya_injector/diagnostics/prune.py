@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from asya_injector.kube_client import ApiException, Cluster, describe_error
-from asya_injector.kube_objects import Object, get_mapping
+from asya_injector.kube_objects import Object, find_by_name, get_mapping
 from asya_injector.mutation.workload import is_runtime_configmap
 from asya_injector.runtime_files import (
     CHART,
@@ -73,8 +73,10 @@ def prune(
     keep = set(keep)
     charts = _find_chart_versions(cluster, release, required=not keep)
     references = _read_references(cluster.list("v1", "pods", namespace=namespace))
-    injected = _find_injected_versions(cluster, release)
-    current = keep | charts | injected
+    injectors = _list_injectors(cluster, release)
+    if injectors and all(map(_uses_image, injectors)):
+        charts = set()  # no new pod mounts a ConfigMap
+    current = keep | charts | _read_versions(injectors)
     refreshed: dict[str, References] = {}
     for configmap in configmaps:
         decision = decide(configmap, references, current, now=cluster.now, older_than=older_than)
@@ -82,7 +84,7 @@ def prune(
             where = configmap["metadata"]["namespace"]
             if where not in refreshed:
                 refreshed[where] = _read_references(cluster.list("v1", "pods", namespace=where))
-                current |= _find_injected_versions(cluster, release)
+                current |= _read_versions(_list_injectors(cluster, release))
             decision = decide(
                 configmap, refreshed[where], current, now=cluster.now, older_than=older_than
             )
@@ -166,11 +168,29 @@ def _find_chart_versions(cluster: Cluster, release: str | None, *, required: boo
     )
 
 
-def _find_injected_versions(cluster: Cluster, release: str | None) -> set[str]:
-    """Hashes of the runtime that the release's injectors give to pods."""
-    pods = cluster.list("v1", "pods", namespace=release, labels=INJECTOR) if release else ()
-    found = (get_mapping(pod, "metadata", "annotations").get(_CHECKSUM) for pod in pods)
+def _list_injectors(cluster: Cluster, release: str | None) -> list[Object]:
+    """The pods of the release's injectors."""
+    if not release:
+        return []
+    return list(cluster.list("v1", "pods", namespace=release, labels=INJECTOR))
+
+
+def _read_versions(injectors: Iterable[Object]) -> set[str]:
+    """Hashes of the runtime ConfigMaps that these injectors create."""
+    found = (
+        get_mapping(pod, "metadata", "annotations").get(_CHECKSUM)
+        for pod in injectors
+        if not _uses_image(pod)
+    )
     return {str(checksum)[:10] for checksum in found if checksum}
+
+
+def _uses_image(injector: Object) -> bool:
+    """Whether the pods that an injector admits mount an image."""
+    return any(
+        find_by_name(container.get("env") or [], "INJECTOR_RUNTIME_IMAGE")
+        for container in get_mapping(injector, "spec").get("containers") or []
+    )
 
 
 def _read_references(pods: Iterable[Object]) -> References:

@@ -37,7 +37,7 @@ from asya_injector.mutation.injection_record import (
     select_difference,
 )
 from asya_injector.mutation.uninject import remove_injection
-from asya_injector.runtime_files import RUNTIME_HASH_LABEL, SOCKET_VOLUME
+from asya_injector.runtime_files import RUNTIME_HASH_LABEL, RUNTIME_VOLUME, SOCKET_VOLUME
 from asya_injector.startup import modes, probe, programs
 
 # The API server's copy of a static pod, which the kubelet runs from a file.
@@ -128,7 +128,8 @@ def _inject(
     is_old = get_name(target) == injected
     interpreter = programs.find_interpreter(target) or (old_interpreter if is_old else "")
     python = settings.annotated.get("python") or interpreter or settings["python"]
-    volumes.mount_runtime(pod, target, settings, python)
+    is_added = record is not None and RUNTIME_VOLUME in record.volumes
+    volumes.mount_runtime(pod, target, settings, python, is_added=is_added)
     socket_volume = volumes.mount_socket(pod, target, sidecars, path)
     is_shared = socket_volume.value == SOCKET_VOLUME
     environment.set_runtime_env(target, settings, own=own, path=path, is_shared=is_shared)

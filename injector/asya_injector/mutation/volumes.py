@@ -59,11 +59,16 @@ class _Volumes:
         return {get_name(volume): volume for volume in reversed(self._volumes)}
 
 
-def mount_runtime(pod: Object, target: Object, settings: Settings, python: str) -> None:
-    """Mount the runtime files in the target. python: their interpreter."""
+def mount_runtime(
+    pod: Object, target: Object, settings: Settings, python: str, *, is_added: bool
+) -> None:
+    """Mount the runtime files in the target.
+
+    python: their interpreter. is_added: an earlier injection has added the volume.
+    """
     if hidden_paths.is_at_or_below(python, settings.directory):
         raise _hiding("mount-path", target, settings.directory, quote(python))
-    _add_volume(pod, build_volume(settings.defaults))
+    _add_volume(pod, build_volume(settings.defaults), is_added=is_added)
     volumes = _Volumes(pod)
     directory, *one_file = build_mounts(settings)
     _add_runtime_mount(volumes, target, directory, f"{settings.directory}/{RUNTIME_FILE}")
@@ -128,14 +133,16 @@ def _reject_hidden_handler(settings: Settings) -> None:
         )
 
 
-def _add_volume(pod: Object, volume: Object) -> None:
-    """Add a volume, or use the volume of this name if it has the same form."""
+def _add_volume(pod: Object, volume: Object, *, is_added: bool = False) -> None:
+    """Add a volume, or use the volume of this name if it has the same form, or was added before."""
     spec = pod["spec"]
     volumes = get_items(spec, "volumes")
     present = find_by_name(volumes, volume["name"])
     if present is None:
         spec["volumes"] = [*volumes, volume]
-    elif is_runtime_volume(present) and ("configMap" in present or is_used_as_added(pod)):
+    elif is_runtime_volume(present) and (
+        is_added or "configMap" in present or is_used_as_added(pod)
+    ):
         # A copied pod may mount the runtime of another release.
         updated = update_volume(present, volume)
         spec["volumes"] = [updated if item is present else item for item in volumes]

@@ -366,9 +366,10 @@ def test_the_current_runtime_is_that_of_the_chart(server: PagedApi) -> None:
 
 def test_the_current_sidecar_is_that_of_the_chart(server: PagedApi) -> None:
     install(server)
+    more = {f"asya.sh/key-{number}": {"env": f"KEY_{number}"} for number in range(40)}
     value: Object = {
         "container": {"name": "asya-sidecar", "image": "queue:1"},
-        "annotations": {"asya.sh/queue": {"env": "QUEUE", "required": True}},
+        "annotations": {"asya.sh/queue": {"env": "QUEUE", "required": True}, **more},
     }
     (deployment,) = server.lists["/apis/apps/v1/namespaces/s/deployments"]
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
@@ -381,8 +382,8 @@ def test_the_current_sidecar_is_that_of_the_chart(server: PagedApi) -> None:
     assert injection is not None
     server.lists["/api/v1/pods"] = [injection.pod]
     (workload,) = server.lists["/apis/apps/v1/deployments"]
-    workload["metadata"]["annotations"] = HANDLER | {"asya.sh/queue": "q"}
-    server.lists["/apis/apps/v1/deployments"] = [propagate(workload, {"asya.sh/queue"})]
+    workload["metadata"]["annotations"] = HANDLER | dict.fromkeys(value["annotations"], "q")
+    server.lists["/apis/apps/v1/deployments"] = [propagate(workload, value["annotations"])]
     results = run_check(server)
     assert {name: state for name, (state, _, _) in results.items() if state != OK} == {}
     assert results["pods"][1] == "actors with the current runtime and sidecar: 1"

@@ -220,3 +220,23 @@ def test_without_permission_to_find_the_current_version_it_must_be_named(
         f"m/{OLD}": "",
         f"m/{NEW}": "current version",
     }
+
+
+@pytest.mark.parametrize(
+    ("deliveries", "deleted"),
+    [((), False), (("configMap",), False), (("image", "configMap"), False), (("image",), True)],
+)
+def test_the_current_version_is_not_needed_if_pods_mount_an_image(
+    server: PagedApi, deliveries: tuple[str, ...], deleted: bool
+) -> None:
+    image = {"env": [{"name": "INJECTOR_RUNTIME_IMAGE", "value": "injector:1"}]}
+    server.lists[CONFIGMAPS] = [configmap(NEW)]
+    server.lists[RELEASE_CONFIGMAPS] = [CHART]
+    labels = PART_OF | {"app.kubernetes.io/name": "asya-injector"}
+    metadata = {"labels": labels, "annotations": {"checksum/runtime": NEW + "f" * 54}}
+    server.lists[RELEASE_PODS] = [
+        {"metadata": metadata, "spec": {"containers": [image if each == "image" else {}]}}
+        for each in deliveries
+    ]
+    kept = "" if deleted else "current version"
+    assert run_prune(server) == {f"m/{NEW}": kept}

@@ -547,6 +547,13 @@ def test_moves_an_unrecorded_volume_of_the_other_delivery_with_its_mount() -> No
         assert injected(given, second).pod["spec"] == fresh["spec"]
 
 
+def test_another_container_may_mount_the_volume_in_its_own_way() -> None:
+    """Its volume does not exist before the injection, which `injected` repeats in both forms."""
+    mount = {"name": "asya-runtime", "mountPath": "/files", "subPath": "a"}
+    result = injected(pod(model(), initContainers=[{"name": "a", "volumeMounts": [mount]}]))
+    assert result.pod["spec"]["initContainers"][0]["volumeMounts"] == [mount]
+
+
 def test_overwrites_a_forged_record() -> None:
     given = pod(model(), annotations={"asya.sh/injected": '{"mode":"none"}'})
     assert injected(given).pod == injected(pod(model())).pod

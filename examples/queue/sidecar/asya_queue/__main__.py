@@ -22,6 +22,7 @@ class Settings:
     prefetch: int
     connections: int
     retries: int
+    max_size: int
     metrics_port: int
     socket_path: str
 
@@ -53,6 +54,7 @@ def read_settings(environment: dict[str, str]) -> Settings:
         prefetch=number("PREFETCH", 32, 1, 65535),
         connections=number("CONNECTIONS", 4, 1, 64),
         retries=number("RETRIES", 5, 0, 1000),
+        max_size=number("MAX_SIZE", 16 << 20, 1, 512 << 20),  # RabbitMQ's max_message_size
         metrics_port=number("METRICS_PORT", 9095, 0, 65535),
         socket_path=text("ASYA_SOCKET_PATH"),
     )

@@ -66,6 +66,8 @@ class Actor:
 
     async def call(self, frame: bytes) -> bytes:
         """The reply to a message, over the connection with the fewest unanswered ones."""
+        if not self.connections:
+            raise ConnectionResetError("not connected to the actor")
         return await min(self.connections, key=lambda each: len(each.unanswered)).call(frame)
 
     async def close(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 ZERO = b"\0"
 JSON, WITH_BYTES = "application/json", "application/x-asya-message"
+LONGEST_NAME = 255  # bytes of a queue's name
 ALIGNMENT = 16  # bytes; where the attachments start, so that the actor can compute on them in place
 
 
@@ -81,7 +82,7 @@ def advance(message: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         queue = actors[following] if following < len(actors) else ""
     except (KeyError, TypeError, IndexError):
         queue = None
-    if not isinstance(queue, str) or following < 1:
+    if not isinstance(queue, str) or following < 1 or len(queue.encode()) > LONGEST_NAME:
         raise ValueError(
             'route: not like {"actors": ["queue", "next-queue"], "current": 0}: '
             + json.dumps(route, default=repr)[:200]

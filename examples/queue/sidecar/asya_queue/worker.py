@@ -12,21 +12,22 @@ import sys
 import uuid
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import aio_pika
-from aio_pika.abc import AbstractConnection, AbstractIncomingMessage, AbstractQueue
+from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import (
     AMQPError,
     ChannelInvalidStateError,
-    ChannelNotFoundEntity,
     DeliveryError,
     InvalidFrameError,
+    PublishError,
 )
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
-from yarl import URL
 
 from asya_queue.actor import Actor
-from asya_queue.messages import content_type, decode, forward, to_frame
+from asya_queue.broker import Broker
+from asya_queue.messages import decode, forward, to_frame
 
 if TYPE_CHECKING:
     from asya_queue.__main__ import Settings
@@ -54,7 +55,7 @@ def say(text: str) -> None:
 
 
 class Stop:
-    """The request to take no more messages, and whether none are taken."""
+    """The request to take no more messages, and whether it is done."""
 
     def __init__(self) -> None:
         self.requested, self.is_idle = asyncio.Event(), asyncio.Event()
@@ -68,7 +69,10 @@ class Stop:
             await self.is_idle.wait()
             writer.close()
 
-        await asyncio.start_unix_server(answer, path)
+        try:
+            await asyncio.start_unix_server(answer, path)
+        except OSError as error:  # with hostNetwork, another pod may have it
+            say(f"--stop does not work: {describe(error)}")
 
 
 class RejectedError(Exception):
@@ -78,19 +82,18 @@ class RejectedError(Exception):
 class Worker:
     """Consumes over one channel, while the actor's socket answers."""
 
-    def __init__(self, settings: "Settings", broker: AbstractConnection, stop: "Stop") -> None:
+    def __init__(self, settings: "Settings", broker: Broker, stop: Stop) -> None:
         self.settings, self.broker, self.stop = settings, broker, stop
+        self.channel = broker.channel
         self.actor = Actor(settings.socket_path, settings.connections)
         self.in_flight: set[asyncio.Task[Any]] = set()
-        self.existing: set[str] = set()  # queues
 
     async def run(self) -> None:
         """Consume until told to stop; raises one of BROKER_ERRORS if the channel closes."""
-        self.channel = await self.broker.channel(on_return_raises=True)
         await self.channel.set_qos(prefetch_count=self.settings.prefetch)
         names = (self.settings.queue, self.settings.next_queue, self.settings.dead_letters)
         for name in filter(None, names):
-            await self.declare(name)
+            await self.broker.declare(name)
         queue = await self.channel.get_queue(self.settings.queue, ensure=False)
         deleted = asyncio.Event()
         underlay = await self.channel.get_underlay_channel()
@@ -180,11 +183,12 @@ class Worker:
                 {"error": "bad_route", "severity": "fatal", "message": text}
             ) from None
         for queue in {queue for queue, _ in results}:
-            if not await self.exists(queue):
-                text = f"the next queue, {queue!r}, does not exist"
-                raise RejectedError(
-                    {"error": "no_queue", "severity": "recoverable", "message": text}
-                )
+            if not await self.broker.exists(queue):
+                raise RejectedError(no_queue(queue))
+        largest = max((len(body) for _, body in results), default=0)
+        if largest > self.settings.max_size:  # the broker would close the channel
+            text = f"a result of {largest} bytes: more than MAX_SIZE={self.settings.max_size}"
+            raise RejectedError({"error": "too_large", "severity": "fatal", "message": text})
         headers = {
             name: value for name, value in message.headers.items() if not name.startswith(OURS)
         }
@@ -195,9 +199,15 @@ class Worker:
                 uuid.uuid5(uuid.NAMESPACE_OID, f"{message.message_id} {queue} {number}")
             )
             publications.append(
-                self.publish(queue, body, message, message_id=identifier, headers=headers)
+                self.broker.publish(queue, body, message, message_id=identifier, headers=headers)
             )
-        await asyncio.gather(*publications)
+        outcomes = await asyncio.gather(*publications, return_exceptions=True)
+        for (queue, _), outcome in zip(results, outcomes, strict=True):
+            if isinstance(outcome, PublishError):  # it has been deleted
+                self.broker.existing.clear()
+                raise RejectedError(no_queue(queue))
+            if outcome is not None:
+                raise outcome
         PUBLISHED.inc(len(results))
 
     async def fail(self, message: AbstractIncomingMessage, error: dict[str, Any]) -> str:
@@ -218,66 +228,21 @@ class Worker:
         if error["severity"] == "recoverable" and attempts <= self.settings.retries:
             wanted = error.get("retry_after", 2 ** min(attempts - 1, 10))
             delay = next((each for each in DELAYS if each >= wanted), DELAYS[-1])
-            queue, outcome = await self.declare_delay(delay), "retried"
+            queue, outcome = await self.broker.declare_delay(self.settings.queue, delay), "retried"
             say(f"message {message.message_id}: again in {delay} s (attempt {attempts}): {text}")
         else:
             queue, outcome = self.settings.dead_letters, "dead"
             say(f"message {message.message_id}: moved to {queue!r}: {text}")
-        await self.publish(
+        await self.broker.publish(
             queue, message.body, message, message_id=message.message_id, headers=headers
         )
         return outcome
 
-    async def publish(
-        self, queue: str, body: bytes, source: AbstractIncomingMessage, **properties: Any
-    ) -> None:
-        """Publish a message that follows from another one."""
-        message = aio_pika.Message(
-            body,
-            content_type=content_type(body),
-            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-            correlation_id=source.correlation_id or source.message_id,
-            reply_to=source.reply_to,
-            priority=source.priority,
-            type=source.type,
-            **properties,
-        )
-        exchange = self.channel.default_exchange
-        await exchange.publish(message, routing_key=queue, mandatory=True)
 
-    async def exists(self, queue: str) -> bool:
-        """Whether a queue exists."""
-        if queue not in self.existing:
-            try:  # on another channel, because the broker closes it if not
-                async with self.broker.channel() as channel:
-                    await channel.declare_queue(queue, passive=True)
-            except ChannelNotFoundEntity:
-                return False
-            self.existing.add(queue)
-        return True
-
-    async def declare(self, queue: str) -> None:
-        """Create a queue, unless it exists; then it is used as it is."""
-        if not await self.exists(queue):
-            await self.channel.declare_queue(queue, durable=True)
-            self.existing.add(queue)
-
-    async def declare_delay(self, seconds: int) -> str:
-        """A queue from which messages return after some time. Returns its name."""
-        name = f"{self.settings.queue}.retry-{seconds}s"
-        if name not in self.existing:
-            arguments: dict[str, Any] = {
-                "x-queue-type": "quorum",
-                "x-message-ttl": seconds * 1000,
-                "x-dead-letter-exchange": "",
-                "x-dead-letter-routing-key": self.settings.queue,
-                # These two let the broker confirm the way back, too.
-                "x-dead-letter-strategy": "at-least-once",
-                "x-overflow": "reject-publish",
-            }
-            await self.channel.declare_queue(name, durable=True, arguments=arguments)
-            self.existing.add(name)
-        return name
+def no_queue(queue: str) -> dict[str, str]:
+    """The error of a message whose next queue does not exist (yet)."""
+    text = f"the next queue, {queue!r}, does not exist"
+    return {"error": "no_queue", "severity": "recoverable", "message": text}
 
 
 async def first(*awaitables: Awaitable[Any]) -> None:
@@ -309,22 +274,24 @@ async def run(settings: "Settings", stop_socket: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.requested.set)
     await stop.serve(stop_socket)
-    address = URL(settings.url)
-    name = f"{address.host}:{address.port or (5672, 5671)[address.scheme == 'amqps']}"
-    pause = 1
+    address = urlsplit(settings.url)
+    name = f"{address.hostname}:{address.port or (5672, 5671)[address.scheme == 'amqps']}"
+    pause, now = 0.5, asyncio.get_running_loop().time
     while not stop.requested.is_set():
+        began = now()
         try:
-            broker = await aio_pika.connect(settings.url, timeout=10)
-            async with broker:
+            connection = await aio_pika.connect(settings.url, timeout=10)
+            async with connection:
                 CONNECTED.labels("broker").set(1)
-                pause = 1
-                await Worker(settings, broker, stop).run()
+                channel = await connection.channel(on_return_raises=True)
+                await Worker(settings, Broker(connection, channel), stop).run()
         except BROKER_ERRORS as error:
             if stop.requested.is_set():
                 break
-            say(f"broker {name}: {describe(error)}; trying again in {pause} s")
+            is_new = now() - began > LONGEST_PAUSE
+            pause = 1 if is_new else min(pause * 2, LONGEST_PAUSE)
+            say(f"broker {name}: {describe(error)}; trying again in {pause:.0f} s")
             await first(stop.requested.wait(), asyncio.sleep(pause))
-            pause = min(pause * 2, LONGEST_PAUSE)
         finally:
             CONNECTED.labels("broker").set(0)
             stop.is_idle.set()

@@ -51,15 +51,18 @@ class Server:
             "ERL_CRASH_DUMP": f"{where}/crash.dump",
         }
 
-    def configure(self, pair: KeyPair) -> None:
-        """Write the configuration, with a certificate."""
+    def configure(self, pair: KeyPair | None = None) -> None:
+        """Write the configuration; with a certificate, the server also listens for TLS."""
         (self.directory / "enabled_plugins").write_text("[].")
+        plain = f"listeners.tcp.1 = 127.0.0.1:{self.ports[0]}\n"
+        (self.directory / "rabbitmq.conf").write_text(plain)
+        if not pair:
+            return
         (self.directory / "ca.crt").write_bytes(pair.bundle)
         (self.directory / "tls.crt").write_bytes(pair.certificate)
         (self.directory / "tls.key").write_bytes(pair.key)
         (self.directory / "rabbitmq.conf").write_text(
-            f"listeners.tcp.1 = 127.0.0.1:{self.ports[0]}\n"
-            f"listeners.ssl.1 = 127.0.0.1:{self.ports[1]}\n"
+            f"{plain}listeners.ssl.1 = 127.0.0.1:{self.ports[1]}\n"
             f"ssl_options.cacertfile = {self.directory}/ca.crt\n"
             f"ssl_options.certfile = {self.directory}/tls.crt\n"
             f"ssl_options.keyfile = {self.directory}/tls.key\n"
@@ -123,7 +126,7 @@ def find_programs() -> Path:
 
 
 class Queues:
-    """Queues of one test, on a connection of its own."""
+    """The queues of one test, on one connection."""
 
     def __init__(self, channel: Any, name: str) -> None:
         self.channel, self.name = channel, name
