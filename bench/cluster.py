@@ -1,7 +1,9 @@
 """`make bench-cluster`: what injection costs a cluster, by the API server's own metrics.
 
-Pods with and without an annotation are created in turns, by different numbers of clients. They have
-a scheduling gate, so that API server and injector are measured without a kubelet.
+Pods without an annotation, and annotated ones with each delivery of the runtime, are created in
+turns, by different numbers of clients. They have a scheduling gate, so that API server and injector
+are measured without a kubelet. Where pods can mount images, as many pods as the node has room for,
+at most 300, are then started at once with each delivery.
 """
 
 import argparse
@@ -17,17 +19,30 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from asya_injector.runtime_image import CONFIG_MAP, IMAGE, MIN_KUBERNETES
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from bench.results import Goal, Results, describe_run, draw_bars, publish, short
-from e2e.harness import REPOSITORY, SYSTEM, Cluster, Object, connect, run, until
+from e2e.harness import (
+    REPOSITORY,
+    SYSTEM,
+    Cluster,
+    Object,
+    bare_pod,
+    connect,
+    is_ready,
+    run,
+    until,
+)
 from e2e.load.ledger import State
 from e2e.load.traffic import gated, judge_admitted
 from tests.support import histogram
 from tests.support.tables import Table
 
 CLIENTS = (2, 4, 8, 16)
+PLAIN = "without annotation"
+AT_ONCE = 300  # pods that are started at once, if the node has room for them
 REQUEST, WEBHOOK = "request", "webhook"
 POSTS = {"verb": "POST", "resource": "pods", "subresource": ""}
 REVIEWS = {"name": "pods.asya.sh"}
@@ -65,12 +80,22 @@ class Created:
 
 
 class Bench:
-    """A cluster with the release, and a namespace for the pods that are created."""
+    """A cluster with the release, and a namespace for the pods that are created.
+
+    results: by kind, which is `PLAIN` or a delivery, and number of clients. started: the seconds
+    until all of `room` pods were ready, by delivery. memory: MB of a replica, idle and at the end.
+    """
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self.cluster = cluster
         self.namespace = namespace
-        self.results: dict[tuple[bool, int], Created] = defaultdict(Created)
+        self.results: dict[tuple[str, int], Created] = defaultdict(Created)
+        self.started: dict[str, list[float]] = defaultdict(list)
+        self.room = self._find_room()
+        self.memory = (0.0, 0.0)
+        has_images = cluster.version() >= MIN_KUBERNETES
+        self.deliveries = (CONFIG_MAP, IMAGE) if has_images else (CONFIG_MAP,)
+        self._delivery = CONFIG_MAP
 
     def usage(self, figure: str) -> list[float]:
         """What the process of each replica of the injector uses."""
@@ -78,15 +103,23 @@ class Bench:
         usages = [self.cluster.process_usage(SYSTEM, pod, "injector") for pod in replicas]
         return [usage["asya_injector"][figure] for usage in usages]
 
-    def create_pods(self, count: int, *, annotated: bool, clients: int) -> None:
+    def deliver(self, delivery: str) -> None:
+        """Upgrade the release to a delivery, unless it has it."""
+        if delivery != self._delivery:
+            self.cluster.install(f"runtime.delivery={delivery}", verb="upgrade")
+            self.cluster.settle()
+            self._delivery = delivery
+
+    def create_pods(self, count: int, *, kind: str, clients: int) -> None:
         """Create pods, add the figures to the results, and delete the pods."""
-        pods = []
-        for number in range(count):
-            pod = gated(f"{annotated}-{number}".lower(), self.cluster.model_image)
-            if not annotated:
+        pods = [
+            gated(f"{kind[:6].strip()}-{number}".lower(), self.cluster.model_image)
+            for number in range(count)
+        ]
+        if kind == PLAIN:
+            for pod in pods:
                 pod["metadata"]["annotations"] = {"example.com/note": "not for the injector"}
-            pods.append(pod)
-        result = self.results[annotated, clients]
+        result = self.results[kind, clients]
         before, cpu = self._read_histograms(), sum(self.usage("cpu_s"))
         began = time.monotonic()
         with ThreadPoolExecutor(clients) as pool:
@@ -96,10 +129,39 @@ class Bench:
         for key, buckets in self._read_histograms().items():
             for bound, calls in histogram.between(before[key], buckets).items():
                 result.buckets[key][bound] = result.buckets[key].get(bound, 0.0) + calls
+        self._delete_pods()
+
+    def start_pods(self, count: int) -> float:
+        """Create annotated pods, and delete them; the seconds until all of them are ready."""
+        core, annotation = self.cluster.core, {"asya.sh/handler": "handlers.echo"}
+        image = self.cluster.model_image
+
+        def create(number: int) -> None:
+            core.create_namespaced_pod(self.namespace, bare_pod(f"p{number}", image, annotation))
+
+        def are_ready() -> bool:
+            pods = core.list_namespaced_pod(self.namespace).items
+            return sum(map(is_ready, pods)) == count
+
+        began = time.monotonic()
+        with ThreadPoolExecutor(max(CLIENTS)) as pool:
+            list(pool.map(create, range(count)))
+        until(f"{count} pods to be ready", are_ready, seconds=900)
+        seconds = time.monotonic() - began
+        self._delete_pods()
+        return seconds
+
+    def _find_room(self) -> int:
+        """The number of pods that the node has room for."""
+        (node,) = self.cluster.core.list_node().items
+        running = len(self.cluster.core.list_pod_for_all_namespaces().items)
+        return min(AT_ONCE, int(node.status.allocatable["pods"]) - running)
+
+    def _delete_pods(self) -> None:
         core = self.cluster.core
-        core.delete_collection_namespaced_pod(self.namespace, grace_period_seconds=0)
+        core.delete_collection_namespaced_pod(self.namespace)
         until("the pods to be gone", lambda: not core.list_namespaced_pod(
-            self.namespace, limit=1).items, seconds=120)  # fmt: skip
+            self.namespace, limit=1).items, seconds=300)  # fmt: skip
 
     def _read_histograms(self) -> dict[str, histogram.Buckets]:
         text = self.cluster.kubectl("get", "--raw", "/metrics").stdout
@@ -132,67 +194,107 @@ def prepared() -> Iterator[Bench]:
         cluster.kubectl("delete", "namespace", namespace, "--wait=false")
 
 
-def measure(bench: Bench, count: int, rounds: int) -> Results:
-    """Create `count` pods of each kind for each number of clients."""
-    for annotated in (True, False):  # the first calls open connections, and do not count
-        bench.create_pods(20, annotated=annotated, clients=max(CLIENTS))
+def measure(bench: Bench, count: int, rounds: int) -> None:
+    """Create `count` pods of each kind for each number of clients, and start pods at once."""
+    kinds = (PLAIN, *bench.deliveries)
+    for kind in kinds:  # the first calls open connections, and do not count
+        create_pods(bench, 20, kind, max(CLIENTS))
     bench.results.clear()
+    bench.deliver(CONFIG_MAP)
     idle = max(bench.usage("memory_mb"))
     for turn in range(rounds):
-        for clients in CLIENTS:
-            for annotated in (False, True) if turn % 2 == 0 else (True, False):
-                bench.create_pods(count // rounds, annotated=annotated, clients=clients)
-    memory = max(bench.usage("memory_mb"))
-    plain = {clients: bench.results[False, clients] for clients in CLIENTS}
-    injected = {clients: bench.results[True, clients] for clients in CLIENTS}
-    states = sum((each.states for each in injected.values()), Counter[State]())
+        for kind in kinds if turn % 2 == 0 else kinds[::-1]:
+            for clients in CLIENTS:
+                create_pods(bench, count // rounds, kind, clients)
+    bench.memory = idle, max(bench.usage("memory_mb"))
+    if IMAGE not in bench.deliveries:
+        return
+    for delivery in (CONFIG_MAP, IMAGE, IMAGE, CONFIG_MAP):
+        bench.deliver(delivery)
+        bench.start_pods(1)  # the first pod unpacks the image, or creates the ConfigMap
+        bench.started[delivery].append(bench.start_pods(bench.room))
+
+
+def create_pods(bench: Bench, count: int, kind: str, clients: int) -> None:
+    """Create pods of a kind, with the delivery that the kind names."""
+    if kind != PLAIN:
+        bench.deliver(kind)
+    bench.create_pods(count, kind=kind, clients=clients)
+
+
+def summarize(bench: Bench) -> Results:
+    """The tables, the goals and the picture of what was measured."""
+    plain = {clients: bench.results[PLAIN, clients] for clients in CLIENTS}
+    injected = {
+        delivery: {clients: bench.results[delivery, clients] for clients in CLIENTS}
+        for delivery in bench.deliveries
+    }
+    all_injected = [each for by_clients in injected.values() for each in by_clients.values()]
+    states = sum((each.states for each in all_injected), Counter[State]())
     incomplete = states[State.UNCHANGED] + states[State.PARTIAL]
     rows = [["", "pods", "pods a second"]]
     rows[0] += [f"{key} {quantile}" for key in HISTOGRAMS for quantile in ("p50", "p99")]
-    for clients in CLIENTS:
-        rows.append(plain[clients].row(f"without annotation, {clients} clients"))
-        rows.append(injected[clients].row(f"injected, {clients} clients"))
     injector = [["", ""]]
     for clients in CLIENTS:
-        seconds = zip(injected[clients].seconds, plain[clients].seconds, strict=True)
-        ratio = f"{statistics.median(a / b for a, b in seconds):.2f}"
-        injector.append([f"time with injection, × without, {clients} clients", ratio])
-    cpu = 1000 * sum(each.cpu for each in injected.values()) / states.total()
-    injector.append(["CPU of all replicas per injected pod", f"{cpu:.1f} ms"])
-    injector.append(["memory of a replica, idle", f"{idle:.0f} MB"])
-    injector.append(["memory of a replica, at the end", f"{memory:.0f} MB"])
+        rows.append(plain[clients].row(f"without annotation, {clients} clients"))
+        for delivery, by_clients in injected.items():
+            rows.append(by_clients[clients].row(f"injected, {delivery}, {clients} clients"))
+            seconds = zip(by_clients[clients].seconds, plain[clients].seconds, strict=True)
+            ratio = f"{statistics.median(a / b for a, b in seconds):.2f}"
+            injector.append([f"time with {delivery}, × without, {clients} clients", ratio])
+    for delivery, by_clients in injected.items():
+        created = list(by_clients.values())
+        cpu = 1000 * sum(each.cpu for each in created)
+        cpu /= sum(each.states.total() for each in created)
+        injector.append([f"CPU of all replicas per injected pod, {delivery}", f"{cpu:.1f} ms"])
+    for when, used in zip(("idle", "at the end"), bench.memory, strict=True):
+        injector.append([f"memory of a replica, {when}", f"{used:.0f} MB"])
     # More clients than the API server needs only wait in its queue: the fewest that are as fast,
     # to a twentieth, as any number of them.
-    best = max(each.rate for each in injected.values())
-    enough = min(clients for clients in CLIENTS if injected[clients].rate >= 0.95 * best)
+    usual = injected[CONFIG_MAP]
+    best = max(each.rate for each in usual.values())
+    enough = min(clients for clients in CLIENTS if usual[clients].rate >= 0.95 * best)
     seen = sum(each.calls(WEBHOOK) for each in plain.values())
-    p99 = injected[enough].milliseconds(WEBHOOK, 0.99)
+    p99 = usual[enough].milliseconds(WEBHOOK, 0.99)
     goals = [
         Goal("annotated pods that were rejected", states[State.REJECTED], 0),
         Goal("annotated pods, not fully injected", incomplete, 0),
         Goal(f"webhook p99, {enough} clients", p99, 100, " ms"),
         Goal("pods without annotation that the webhook saw", seen, 0),
-        Goal("memory of a replica at the end", memory, 110, " MB"),
+        Goal("memory of a replica at the end", bench.memory[1], 110, " MB"),
     ]
+    creation = "Creating pods, by the API server's own histograms"
+    tables = [Table(rows, creation), Table(injector, "The injector")]
+    if IMAGE in injected:
+        ready = f"time until {bench.room} pods are ready"
+        cells = (" and ".join(f"{each:.0f} s" for each in bench.started[key]) for key in injected)
+        tables.append(Table([["", *injected], [ready, *cells]], "Starting pods at once"))
+        rate = injected[IMAGE][enough].rate / usual[enough].rate
+        text = f"pods a second with image, × with configMap, {enough} clients"
+        goals.append(Goal(text, rate, 0.95, at_least=True))
+        slower = sum(bench.started[IMAGE]) / sum(bench.started[CONFIG_MAP])
+        goals.append(Goal(f"{ready} with image, × with configMap", slower, 1.05))
     bars: dict[str, float] = {}
     for quantile, share in (("p50", 0.5), ("p99", 0.99)):
         bars[f"without annotation, {quantile}"] = plain[enough].milliseconds(REQUEST, share)
-        bars[f"injected, {quantile}"] = injected[enough].milliseconds(REQUEST, share)
-        bars[f"injected, webhook {quantile}"] = injected[enough].milliseconds(WEBHOOK, share)
+        for delivery, by_clients in injected.items():
+            label = f"injected, {delivery},"
+            bars[f"{label} {quantile}"] = by_clients[enough].milliseconds(REQUEST, share)
+            bars[f"{label} webhook {quantile}"] = by_clients[enough].milliseconds(WEBHOOK, share)
     title = f"The API server's time to create a pod, {enough} clients, in ms (shorter is better)"
-    creation = "Creating pods, by the API server's own histograms"
-    tables = [Table(rows, creation), Table(injector, "The injector")]
     return Results(tables, goals, draw_bars(title, {"": bars}, "injected"))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.cluster", description=__doc__.splitlines()[0])
+    parser.add_argument("--pods", type=int, default=500, help="pods of each kind (500)")
     parser.add_argument("--docs", action="store_true", help="also write the documentation")
     options = parser.parse_args()
     with prepared() as bench:
         version = json.loads(bench.cluster.kubectl("version", "-o", "json").stdout)
         introduction = describe_run(f"Kubernetes {version['serverVersion']['gitVersion']}")
-        results = measure(bench, 500, 4)
+        measure(bench, options.pods, 4)
+        results = summarize(bench)
     publish("benchmarks-cluster", introduction, results, docs=options.docs)
     return 0
 

@@ -14,8 +14,9 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from asya_injector.runtime_image import MIN_KUBERNETES
 
-from e2e.harness import MADE_HERE, REPOSITORY, SYSTEM, Cluster, connect, run
+from e2e.harness import IMAGE_DELIVERY, MADE_HERE, REPOSITORY, SYSTEM, Cluster, connect, run
 from e2e.load import ledger, queue, trend
 from e2e.load.faults import Scene, staged
 from tests.support.tables import Table, write_section
@@ -61,20 +62,21 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the longest tests first, a group as a whole, so that all workers end at the same time.
 
-    Tests that run alone come last; of them, those that change the release, and then those that
-    start without one. They are one group and run in one process, so that a module's fixtures exist
-    once and are gone when the next module starts.
+    Tests that run alone come last; of them, those that change the release, then those that start
+    without one, and those of `image_release`. They are one group and run in one process, so that a
+    module's fixtures exist once and are gone when the next module starts.
     """
     units: dict[str, list[pytest.Item]] = {}
     for item in items:
         group = item.get_closest_marker("xdist_group")
         units.setdefault(group.args[0] if group else item.nodeid, []).append(item)
 
-    def order(unit: list[pytest.Item]) -> tuple[bool, bool, bool, float]:
+    def order(unit: list[pytest.Item]) -> tuple[bool, list[bool], float]:
         markers = [item.get_closest_marker("timeout") for item in unit]
         longest = sum(float(marker.args[0]) for marker in markers if marker)
         fixtures = getattr(unit[0], "fixturenames", ())
-        return is_alone(unit[0]), "changing" in fixtures, "free" in fixtures, -longest
+        changes = [each in fixtures for each in ("image_release", "free", "changing")]
+        return is_alone(unit[0]), changes, -longest
 
     ordered = sorted(units.values(), key=order)
     single = [unit for unit in ordered if len(unit) == 1 and not is_alone(unit[0])]
@@ -114,7 +116,7 @@ def cluster() -> Cluster:
 @pytest.fixture(autouse=True)
 def usual_release(cluster: Cluster, request: pytest.FixtureRequest) -> None:
     """Restore the usual release if an earlier test changed it."""
-    if "free" in request.fixturenames:
+    if not {"free", "image_release"}.isdisjoint(request.fixturenames):
         return
     with CHANGED.with_name("e2e.changed.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -143,6 +145,27 @@ def free(changing: Cluster) -> Cluster:
     """The cluster without a release, for a test marked `alone`."""
     changing.uninstall()
     return changing
+
+
+@pytest.fixture(scope="session")
+def image_volumes(cluster: Cluster) -> None:
+    """Skips a test where pods cannot mount images, before anything is created."""
+    version = cluster.version()
+    if version < MIN_KUBERNETES:
+        wanted, found = (".".join(map(str, each)) for each in (MIN_KUBERNETES, version))
+        pytest.skip(f"image volumes need Kubernetes {wanted}, and this is {found}")
+
+
+@pytest.fixture(scope="module")
+def image_release(cluster: Cluster, image_volumes: None) -> Cluster:
+    """The cluster with a release whose pods mount the runtime from the injector's image.
+
+    For tests marked `alone`; a test that changes the release restores it.
+    """
+    CHANGED.touch()
+    cluster.uninstall()
+    cluster.install(IMAGE_DELIVERY)
+    return cluster
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ RELEASE = "asya-runtime"
 SYSTEM = "asya-system"
 SIDECAR = "asya-sidecar"
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+IMAGE_DELIVERY = "runtime.delivery=image"  # the chart's value for runtime files from an image
 MADE_HERE = "example.com/made-by=e2e"  # the next run deletes what a failed run left
 
 # The sidecar's side of the protocol: one line of JSON for each message and for each reply. Replies
@@ -128,6 +129,11 @@ class Cluster:
         self.images = images
         self.model_image = images["model"]
         self.core: Any = client.CoreV1Api()
+
+    def version(self) -> tuple[int, int]:
+        """The minor version of the API server."""
+        server = json.loads(self.kubectl("version", "-o", "json").stdout)["serverVersion"]
+        return int(server["major"]), int(server["minor"].rstrip("+"))
 
     def kubectl(
         self, *words: str, check: bool = True, **how: Any
@@ -271,15 +277,15 @@ class Cluster:
             found.add(0 if done.returncode else serial(done.stdout.encode()))
         return found
 
-    def rights(self, account: str) -> set[tuple[str, str, str]]:
-        """The permissions of an account of the release's namespace: resources, names and verbs.
+    def rights(self, account: str, *, namespace: str = SYSTEM) -> set[tuple[str, str, str]]:
+        """The permissions of an account of the release, in a namespace: resources, names and verbs.
 
         Without those of every account, which depend on the Kubernetes release.
         """
 
         def listed(name: str) -> set[tuple[str, str, str]]:
             user = f"system:serviceaccount:{SYSTEM}:{name}"
-            printed = self.kubectl("auth", "can-i", "--list", "-n", SYSTEM, "--as", user).stdout
+            printed = self.kubectl("auth", "can-i", "--list", "-n", namespace, "--as", user).stdout
             rows = re.findall(r"^(\S+) +\[\] +\[(.*?)\] +\[(.*?)\]$", printed, re.M)
             return {
                 (resource, names, " ".join(sorted(each.split()))) for resource, names, each in rows
@@ -319,16 +325,25 @@ class Cluster:
 
         return until(f"a ready pod of {namespace}/{name}", find_ready, seconds=seconds)
 
+    def end_target(self, pod: Pod) -> None:
+        """End process 1 of the target container, which may end the command's process first."""
+        words = ["-n", pod.metadata.namespace, "exec", pod.metadata.name, "-c", "model"]
+        self.kubectl(*words, "--", "python3", "-c", "import os; os.kill(1, 15)", check=False)
+
     def restart_target(self, pod: Pod) -> None:
         """End process 1 of the target container and wait until the container is ready again."""
         name, namespace = pod.metadata.name, pod.metadata.namespace
-        words = ["-n", namespace, "exec", name, "-c", "model", "--", "python3", "-c"]
-        self.kubectl(*words, "import os; os.kill(1, 15)")
+
+        def read_status() -> Any:
+            statuses = self.core.read_namespaced_pod(name, namespace).status.container_statuses
+            return next(each for each in statuses if each.name == "model")
+
+        count = read_status().restart_count
+        self.end_target(pod)
 
         def is_restarted() -> bool:
-            now = self.core.read_namespaced_pod(name, namespace)
-            status = next(each for each in now.status.container_statuses if each.name == "model")
-            return bool(status.restart_count and status.ready)
+            now = read_status()
+            return bool(now.restart_count > count and now.ready)
 
         until("the container to be restarted", is_restarted, seconds=90)
 

@@ -67,6 +67,7 @@ def test_a_healthy_cluster_passes_all_checks(cluster: Cluster, namespace: str) -
     checks = [
         "webhook",
         "injector",
+        "delivery",
         "endpoints",
         "certificate",
         "admission",

@@ -42,6 +42,11 @@ build_etcd() {
   go_build "$etcd" go.etcd.io/etcd/server/v3 "v${tag%-*}" "" go.etcd.io/etcd/server/v3
 }
 build_pause() { go_build "$pause" "" "" "" "$cluster_dir/node/pause"; }
+build_containerd() {
+  local names=(containerd containerd-shim-runc-v2 ctr) module=github.com/containerd/containerd/v2
+  go_build "$containerd" "$module" "v$CONTAINERD_VERSION" "-X $module/version.Version=v$CONTAINERD_VERSION" \
+    "${names[@]/#/$module/cmd/}"
+}
 
 build_root() {
   need_mmdebstrap
@@ -104,6 +109,17 @@ assemble() {
   rm -r "$context"
 }
 
+# Puts containerd 2 in place of Debian's, for image volumes.
+add_containerd() {
+  local context=$kept/containerd.tmp
+  rm -rf "$context"
+  install -D -t "$context/rootfs/usr/bin" "$containerd"/*
+  install -D -m 644 -t "$context/rootfs/etc/containerd" "$cluster_dir/containerd/config.toml"
+  sed -i "s#@PAUSE@#$(image_of pause)#" "$context/rootfs/etc/containerd/config.toml"
+  docker build --file "$cluster_dir/containerd/Dockerfile" --tag asya/node-bare "$context"
+  rm -r "$context"
+}
+
 # The images are stored packed in the node's containerd, which unpacks them on first use.
 bake() {
   local container=asya-node-bake
@@ -133,6 +149,13 @@ digest() { sha256sum | cut -c 1-8; }
 # The name contains a hash of the recipe: a changed recipe makes a new image, and equal parts are shared.
 recipe=$({ declare -f build_kubernetes assemble bake pack_images debian_root; echo "$root_packages $proxy_packages $masked"
   cd "$cluster_dir" && find node -type f | LC_ALL=C sort | xargs tail -n +1; } | digest)
+# The nodes of older releases keep Debian's containerd, and their name.
+containerd=
+if at_least "$minor" "$CONTAINERD_SINCE"; then
+  containerd=$kept/containerd-$CONTAINERD_VERSION
+  recipe=$({ echo "$recipe $CONTAINERD_VERSION"; declare -f build_containerd add_containerd
+    cd "$cluster_dir" && find containerd -type f | LC_ALL=C sort | xargs tail -n +1; } | digest)
+fi
 built=asya/node:v$version-$recipe
 
 if have_image "$published"; then echo "$published"; exit; fi
@@ -144,7 +167,7 @@ if ! have_image "$built"; then
   mkdir -p "$kept"
   docker buildx version >/dev/null 2>&1 || export DOCKER_BUILDKIT=0
   say "no registry provides $published: building it here, once (usually 11 min on 2 cores; can be interrupted)"
-  steps=9
+  steps=$((9${containerd:+ + 2}))
   kubernetes=$kept/kubernetes-$version
   part "$kubernetes" "building Kubernetes $version" '7 min on 2 cores' build_kubernetes
   coredns=$kept/coredns-$(tag_of coredns)
@@ -156,10 +179,12 @@ if ! have_image "$built"; then
   part "$coredns" "building CoreDNS $(tag_of coredns)" '1 min' build_coredns
   part "$etcd" "building etcd $(tag_of etcd)" '1 min' build_etcd
   part "$pause" 'building pause' '1 s' build_pause
+  [[ -z $containerd ]] || part "$containerd" "building containerd $CONTAINERD_VERSION" '2 min' build_containerd
   part "$root" "installing the node's Debian $DEBIAN_SUITE" '40 s' build_root
   part "$proxy_root" "installing kube-proxy's Debian $DEBIAN_SUITE" '10 s' build_proxy_root
   part "$images_tar" 'packing the control-plane images' '10 s' pack_images
   step 'assembling the node' '10 s' assemble
+  [[ -z $containerd ]] || step "adding containerd $CONTAINERD_VERSION" '5 s' add_containerd
   trap 'docker rm --force asya-node-bake >/dev/null 2>&1 || true' EXIT
   step 'adding the control-plane images' '20 s' bake
   rm "$images_tar"

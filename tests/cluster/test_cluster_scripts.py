@@ -225,14 +225,17 @@ def test_a_published_image_is_used_when_its_registry_answers(run: Run) -> None:
     assert result.stderr == f"pulling {result.stdout}"
 
 
-def test_an_existing_image_is_used_without_network_access(run: Run) -> None:
-    docker = """case "$1 $2" in
-      "version "*) ;;
-      "image inspect") [[ $3 == asya/* ]] ;;
-      *) echo asked >&2 ;;
-    esac"""
-    result = run("./node-image.sh", "1.34", programs_={"docker": docker})
-    assert re.fullmatch(r"asya/node:v1\.34\.\d+-[0-9a-f]{8}\n", result.stdout)
+ONLY_BUILT_IMAGES = """case "$1 $2" in
+  "version "*) ;;
+  "image inspect") [[ $3 == asya/* ]] ;;
+  *) echo asked >&2 ;;
+esac"""
+
+
+@pytest.mark.parametrize("version", ["1.34", "1.37"])
+def test_an_existing_image_is_used_without_network_access(run: Run, version: str) -> None:
+    result = run("./node-image.sh", version, programs_={"docker": ONLY_BUILT_IMAGES})
+    assert re.fullmatch(rf"asya/node:v{re.escape(version)}\.\d+-[0-9a-f]{{8}}\n", result.stdout)
     assert result.stderr == ""
 
 
@@ -254,6 +257,26 @@ def test_the_tag_of_an_image_is_never_a_number_to_helm(run: Run, tmp_path: Path)
         env={"PYTHON_IMAGE": "python"},
     )
     assert (result.returncode, result.stdout) == (0, "app:sha-440144456663\n"), result.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "sed -i 's/^CONTAINERD_VERSION=.*/CONTAINERD_VERSION=9.9.9/' versions.env",
+        "echo '# changed' >>containerd/config.toml",
+    ],
+)
+def test_another_containerd_builds_only_nodes_again_that_have_image_volumes(
+    run: Run, change: str
+) -> None:
+    def find_names() -> list[str]:
+        docker = {"docker": ONLY_BUILT_IMAGES}
+        return [run("./node-image.sh", each, programs_=docker).stdout for each in ("1.34", "1.37")]
+
+    before = find_names()
+    assert run("bash", "-c", change).returncode == 0
+    after = find_names()
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False]
 
 
 def test_a_step_reports_its_usual_and_its_actual_duration(run: Run) -> None:
