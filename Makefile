@@ -13,6 +13,8 @@ export KUBECONFIG := $(CURDIR)/.tools/kubeconfig
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 export UV := $(or $(shell command -v uv),$(CURDIR)/.tools/uv/bin/uv)
 export PYTHONPATH := $(CURDIR)/injector
+# Many tests wait for processes and deadlines, so one more than there are processors.
+export PYTEST_XDIST_AUTO_NUM_WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 bin := .venv/bin
 scripts = $(shell git ls-files '*.sh' .ci/run '*/bin/entrypoint')
