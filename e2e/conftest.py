@@ -23,6 +23,8 @@ from tests.support.tables import Table, write_section
 
 LOCK = REPOSITORY / "build" / "e2e.lock"
 CHANGED = REPOSITORY / "build" / "e2e.changed"  # exists while the release is not the usual one
+# Fixtures that install what their tests need, in the order in which their tests run.
+OWN_RELEASE = ("free", "sidecar_release", "image_release")
 
 # Tables of what tests record in their properties: title, header, columns of text, section of the
 # documentation that has it.
@@ -63,7 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the longest tests first, a group as a whole, so that all workers end at the same time.
 
     Tests that run alone come last; of them, those that change the release, then those that start
-    without one, and those of `image_release`. They are one group and run in one process, so that a
+    without one, and those of other releases. They are one group and run in one process, so that a
     module's fixtures exist once and are gone when the next module starts.
     """
     units: dict[str, list[pytest.Item]] = {}
@@ -75,7 +77,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         markers = [item.get_closest_marker("timeout") for item in unit]
         longest = sum(float(marker.args[0]) for marker in markers if marker)
         fixtures = getattr(unit[0], "fixturenames", ())
-        changes = [each in fixtures for each in ("image_release", "free", "changing")]
+        changes = [each in fixtures for each in (*reversed(OWN_RELEASE), "changing")]
         return is_alone(unit[0]), changes, -longest
 
     ordered = sorted(units.values(), key=order)
@@ -116,7 +118,7 @@ def cluster() -> Cluster:
 @pytest.fixture(autouse=True)
 def usual_release(cluster: Cluster, request: pytest.FixtureRequest) -> None:
     """Restore the usual release if an earlier test changed it."""
-    if not {"free", "image_release"}.isdisjoint(request.fixturenames):
+    if not set(OWN_RELEASE).isdisjoint(request.fixturenames):
         return
     with CHANGED.with_name("e2e.changed.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

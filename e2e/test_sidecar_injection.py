@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from e2e.conftest import CHANGED
 from e2e.harness import SIDECAR, Cluster, Object, Pod, bare_pod, container, is_ready, until
 from e2e.test_command_line import run_check
 
@@ -68,17 +71,29 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("values") / "values.yaml"
 
 
-@pytest.fixture
-def with_sidecar(changing: Cluster, file: Path) -> Cluster:
-    """The cluster, whose chart has a sidecar."""
-    upgrade(changing, file, values(changing.model_image))
-    return changing
+@pytest.fixture(scope="module")
+def sidecar_release(cluster: Cluster, file: Path) -> Cluster:
+    """The cluster with a release that has a sidecar. A test that changes it restores it."""
+    CHANGED.touch()
+    cluster.uninstall()
+    install(cluster, file, values(cluster.model_image))
+    return cluster
 
 
-def upgrade(cluster: Cluster, file: Path, sidecar: Object) -> None:
+def install(cluster: Cluster, file: Path, sidecar: Object, verb: str = "install") -> None:
     file.write_text(json.dumps({"sidecar": sidecar}))
-    cluster.install(verb="upgrade", options=("--values", str(file)))
+    cluster.install(verb=verb, options=("--values", str(file)))
     cluster.settle()
+
+
+@contextlib.contextmanager
+def upgraded(cluster: Cluster, file: Path, sidecar: Object) -> Iterator[None]:
+    """The release with another sidecar in the context."""
+    install(cluster, file, sidecar, "upgrade")
+    try:
+        yield
+    finally:
+        install(cluster, file, values(cluster.model_image), "upgrade")
 
 
 def model(image: str, command: list[str] | None = None, **more: Any) -> Object:
@@ -134,9 +149,9 @@ def answered(queue: str, literal: str | None = None, version: str = "1") -> Obje
 @pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_pods_of_all_kinds_get_the_sidecar_and_those_that_end_still_end(
-    with_sidecar: Cluster, namespace: str
+    sidecar_release: Cluster, namespace: str
 ) -> None:
-    cluster, image = with_sidecar, with_sidecar.model_image
+    cluster, image = sidecar_release, sidecar_release.model_image
     quota = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",
@@ -182,9 +197,9 @@ def test_pods_of_all_kinds_get_the_sidecar_and_those_that_end_still_end(
 @pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_pods_that_need_none_are_as_before_and_wrong_ones_are_rejected(
-    with_sidecar: Cluster, namespace: str
+    sidecar_release: Cluster, namespace: str
 ) -> None:
-    cluster, image = with_sidecar, with_sidecar.model_image
+    cluster, image = sidecar_release, sidecar_release.model_image
     own = container(SIDECAR, image, ["python3", "-c", PROGRAM])
     other = own | {"name": "other"}
     off = bare_pod("off", image, ECHO | {"asya.sh/sidecar": "false"})
@@ -221,9 +236,9 @@ def test_pods_that_need_none_are_as_before_and_wrong_ones_are_rejected(
 @pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_a_changed_template_reaches_new_pods_and_check_names_the_old_ones(
-    with_sidecar: Cluster, namespace: str, file: Path
+    sidecar_release: Cluster, namespace: str, file: Path
 ) -> None:
-    cluster, image = with_sidecar, with_sidecar.model_image
+    cluster, image = sidecar_release, sidecar_release.model_image
     cluster.apply(workload_of("Deployment", image, queue="orders"), namespace=namespace)
     pod = cluster.ready_pod(namespace, "deployment")
     assert reply_of(cluster, pod) == answered("orders")
@@ -231,31 +246,31 @@ def test_a_changed_template_reaches_new_pods_and_check_names_the_old_ones(
     assert rows["pods"][0]["found"] == "actors with the current runtime and sidecar: 1"
     assert status == 0, rows
 
-    upgrade(cluster, file, values(image, "2"))
-    assert cluster.ready_pod(namespace, "deployment").metadata.name == pod.metadata.name
-    (row,) = run_check("-n", namespace)[1]["pods"]
-    assert row["found"] == (
-        f"{namespace}: deployment/deployment runs an older sidecar than the chart's (1 pod)"
-    )
-    cluster.kubectl("-n", namespace, "rollout", "restart", "deployment/deployment")
-    words = ("rollout", "status", "deployment/deployment", "--timeout=120s")
-    cluster.kubectl("-n", namespace, *words, timeout=150)
-    new = until(
-        "the new pod alone",
-        lambda: [
-            each
-            for each in cluster.pods(namespace, "deployment")
-            if each.metadata.name != pod.metadata.name and is_ready(each)
-        ],
-    )[0]
-    assert reply_of(cluster, new) == answered("orders", version="2")
-    assert run_check("-n", namespace)[1]["pods"][0]["state"] == "ok"
+    with upgraded(cluster, file, values(image, "2")):
+        assert cluster.ready_pod(namespace, "deployment").metadata.name == pod.metadata.name
+        (row,) = run_check("-n", namespace)[1]["pods"]
+        assert row["found"] == (
+            f"{namespace}: deployment/deployment runs an older sidecar than the chart's (1 pod)"
+        )
+        cluster.kubectl("-n", namespace, "rollout", "restart", "deployment/deployment")
+        words = ("rollout", "status", "deployment/deployment", "--timeout=120s")
+        cluster.kubectl("-n", namespace, *words, timeout=150)
+        new = until(
+            "the new pod alone",
+            lambda: [
+                each
+                for each in cluster.pods(namespace, "deployment")
+                if each.metadata.name != pod.metadata.name and is_ready(each)
+            ],
+        )[0]
+        assert reply_of(cluster, new) == answered("orders", version="2")
+        assert run_check("-n", namespace)[1]["pods"][0]["state"] == "ok"
 
 
 @pytest.mark.alone
 @pytest.mark.timeout(300)
-def test_the_sidecar_stops_first_and_ends_last(with_sidecar: Cluster, namespace: str) -> None:
-    cluster, image = with_sidecar, with_sidecar.model_image
+def test_the_sidecar_stops_first_and_ends_last(sidecar_release: Cluster, namespace: str) -> None:
+    cluster, image = sidecar_release, sidecar_release.model_image
     # The model takes three seconds to end.
     slow = "import signal, time; signal.signal(15, lambda *_: (time.sleep(3), exit()))"
     command = ["python3", "-uc", f"{slow}\nprint('up')\nwhile True: signal.pause()"]
