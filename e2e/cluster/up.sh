@@ -21,8 +21,8 @@ locked "cluster-$CLUSTER"
 complete() { docker cp "$node:/kind/asya-complete" - >/dev/null 2>&1; }
 # Asks CoreDNS too, because the API server's view of nodes and pods may be older than the last restart.
 ready() {
-  docker exec --env KUBECONFIG=/etc/kubernetes/admin.conf "$node" sh -ec "kubectl wait node $node --for condition=Ready
-    kubectl get --raw /api/v1/namespaces/kube-system/services/kube-dns:9153/proxy/metrics" >/dev/null 2>&1
+  docker exec --env KUBECONFIG=/etc/kubernetes/admin.conf "$node" sh -ec "kubectl wait node $node --for condition=Ready --timeout=10s
+    kubectl get --request-timeout=5s --raw /api/v1/namespaces/kube-system/services/kube-dns:9153/proxy/metrics" >/dev/null 2>&1
 }
 
 # Whether the existing cluster works. After a restart of the engine a node needs about 20 s, longer on a busy machine.
@@ -79,5 +79,5 @@ fi
 kind get kubeconfig --name "$CLUSTER" >"$KUBECONFIG.tmp$$"
 mv "$KUBECONFIG.tmp$$" "$KUBECONFIG"
 chmod 600 "$KUBECONFIG"
-until_deadline 30 kubectl get --raw /readyz || die "the API server cannot be reached from this machine; see $KUBECONFIG"
+until_deadline 30 kubectl get --request-timeout=5s --raw /readyz || die "the API server cannot be reached from this machine; see $KUBECONFIG"
 say "cluster $CLUSTER is ready (Kubernetes $(docker exec "$node" cat /kind/version)); export KUBECONFIG=$KUBECONFIG"
