@@ -159,7 +159,7 @@ def image_volumes(cluster: Cluster) -> None:
 
 
 @pytest.fixture(scope="module")
-def image_release(cluster: Cluster, image_volumes: None) -> Cluster:
+def image_release(cluster: Cluster, image_volumes: None) -> Iterator[Cluster]:
     """The cluster with a release whose pods mount the runtime from the injector's image.
 
     For tests marked `alone`; a test that changes the release restores it.
@@ -167,7 +167,8 @@ def image_release(cluster: Cluster, image_volumes: None) -> Cluster:
     CHANGED.touch()
     cluster.uninstall()
     cluster.install(IMAGE_DELIVERY)
-    return cluster
+    yield cluster
+    cluster.uninstall()
 
 
 @pytest.fixture

@@ -72,12 +72,13 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sidecar_release(cluster: Cluster, file: Path) -> Cluster:
+def sidecar_release(cluster: Cluster, file: Path) -> Iterator[Cluster]:
     """The cluster with a release that has a sidecar. A test that changes it restores it."""
     CHANGED.touch()
     cluster.uninstall()
     install(cluster, file, values(cluster.model_image))
-    return cluster
+    yield cluster
+    cluster.uninstall()  # or the demos, which keep the values of a release, would get this sidecar
 
 
 def install(cluster: Cluster, file: Path, sidecar: Object, verb: str = "install") -> None:
