@@ -648,9 +648,7 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
             many = True
             value, end = scan_from(text, find_text(text, 0), scan_many)
         if end != len(text):
-            end = find_text(text, end)
-            if end != len(text):
-                raise JSONDecodeError("Extra data", text, end)
+            check_rest(text, end)
         if many and may_hold_infinity(value):
             place, colon, what = find_unencodable(value).rpartition(": ")
             if colon:
@@ -674,9 +672,7 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
         text = str(view[:end], "utf-8")
         try:
             value, at = scan_from(text, find_text(text, 0), scan)
-            at = find_text(text, at)
-            if at != len(text):
-                raise JSONDecodeError("Extra data", text, at)
+            check_rest(text, at)
             reader.check_end()
         finally:
             reader.rest = None  # the decoder may be freed late
@@ -802,9 +798,9 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
         return decode(message) if may_hold_large_integer(body) else value
 
     def decode_attached_orjson(message: Message) -> object:
-        """Decode with orjson what has no attachments, and leave all else to `decode_attached`.
+        """Decode a message without attachments with orjson, any other with `decode_attached`.
 
-        orjson does not tell equal keys, but then what it read has fewer colons than the message.
+        orjson does not report equal keys. But then its value has fewer colons than the message.
         """
         body: "Any" = message.body
         data, end = (body if type(body) is bytes else body.obj), find_zero(body)
@@ -861,6 +857,13 @@ def find_text(text: str, start: int) -> int:
         start += 64
     rest = text[start : start + 64]
     return min(start + len(rest) - len(rest.lstrip(" \t\r\n")), len(text))
+
+
+def check_rest(text: str, start: int) -> None:
+    """Raise JSONDecodeError if more than white space follows a value."""
+    end = find_text(text, start)
+    if end != len(text):
+        raise JSONDecodeError("Extra data", text, end)
 
 
 def may_hold_large_integer(body: "Bytes") -> bool:
@@ -4597,7 +4600,7 @@ class UsageError(Exception):
 
 
 class CallOptions:
-    """What `--call` is told."""
+    """The options of `--call`."""
 
     __slots__ = ("attachments", "folder", "messages", "seconds")
 
