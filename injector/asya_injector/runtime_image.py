@@ -11,6 +11,8 @@ from dataclasses import dataclass
 RUNTIME_FOLDER = "asya-runtime"
 CONFIG_MAP, IMAGE = DELIVERIES = ("configMap", "image")
 DEFAULT_PULL_POLICY, *_ = PULL_POLICIES = ("IfNotPresent", "Always", "Never")
+# The variables in which the injector's process gets the images.
+IMAGE_VARIABLE, RUNTIME_IMAGE_VARIABLE = "INJECTOR_IMAGE", "INJECTOR_RUNTIME_IMAGE"
 # The first release of Kubernetes in which image volumes are stable.
 MIN_KUBERNETES = (1, 36)
 

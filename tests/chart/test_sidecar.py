@@ -8,7 +8,7 @@ import pytest
 import yaml
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.annotations.sidecar import CONTAINER_FIELDS, MAX_DECLARED, SidecarTemplate
-from asya_injector.manifests.chart_values import read_values
+from asya_injector.manifests.chart_values import load_values, read_values
 from asya_injector.mutation.inject import inject
 
 from tests.chart.charts import CHART, SIDECAR, case_objects, find_by_name
@@ -27,7 +27,7 @@ def test_the_injector_gets_what_the_command_line_reads(
     assert "$" not in text  # the kubelet would expand $(URL)
     file = tmp_path / "values.yaml"
     file.write_text(yaml.safe_dump({"sidecar": SIDECAR}))
-    defaults, template = read_values(file)
+    defaults, template = read_values(load_values(file), file)
     assert defaults == {}
     assert template == SidecarTemplate.parse(json.loads(text))
     assert template is not None

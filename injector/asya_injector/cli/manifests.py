@@ -23,7 +23,7 @@ from asya_injector.manifests import explain as explanations
 from asya_injector.manifests.delivery import DeliveryError, choose_delivery
 from asya_injector.manifests.objects import iter_objects
 from asya_injector.runtime_files import RuntimeFiles
-from asya_injector.runtime_image import CONFIG_MAP, DELIVERIES, RUNTIME_FOLDER, Delivery
+from asya_injector.runtime_image import CONFIG_MAP, DELIVERIES, RUNTIME_FOLDER
 
 # What keeps an object that is no longer in the manifests, by tool.
 _KEEP = {
@@ -144,8 +144,7 @@ def inject(
     Objects that were injected before are updated.
     """
     runtime = _load_runtime()
-    chosen = _choose_delivery(values_file, delivery, runtime_image)
-    settings = _read_defaults(runtime, values_file, defaults, chosen)
+    settings = _read_defaults(runtime, values_file, defaults, delivery, runtime_image)
     documents = _read_input(filenames)
     added = None if no_configmap else runtime
     kept = _KEEP[keep_with] if keep_with else {}
@@ -198,8 +197,7 @@ def explain(
     if schema:
         click.echo(json.dumps(explanations.build_schema(), indent=2))
         return
-    chosen = _choose_delivery(values_file, delivery, runtime_image)
-    settings = _read_defaults(_load_runtime(), values_file, defaults, chosen)
+    settings = _read_defaults(_load_runtime(), values_file, defaults, delivery, runtime_image)
     documents = _read_input(filenames)
     disabled = transform.list_disabled_namespaces(documents)
     outcomes = [
@@ -228,27 +226,21 @@ def _load_runtime() -> RuntimeFiles:
         ) from None
 
 
-def _choose_delivery(
-    values_file: Path | None, delivery: str | None, runtime_image: str | None
-) -> Delivery:
-    try:
-        return choose_delivery(values_file, delivery=delivery, reference=runtime_image)
-    except (OSError, UnicodeDecodeError, DeliveryError) as error:
-        raise CommandError(str(error)) from None
-
-
 def _read_defaults(
     runtime: RuntimeFiles,
     values_file: Path | None,
     options: dict[str, str | None],
-    delivery: Delivery,
+    delivery: str | None,
+    runtime_image: str | None,
 ) -> ClusterDefaults:
     given = {name.replace("_", "-"): text for name, text in options.items() if text is not None}
     try:
-        values, sidecar = chart_values.read_values(values_file) if values_file else ({}, None)
-        runtime_hash = delivery.choose_hash(runtime.hash)
-        return ClusterDefaults(runtime_hash, values | given, sidecar=sidecar, image=delivery.image)
-    except (OSError, UnicodeDecodeError) as error:
+        chart = chart_values.load_values(values_file) if values_file else {}
+        chosen = choose_delivery(chart, values_file, delivery=delivery, reference=runtime_image)
+        values, sidecar = chart_values.read_values(chart, values_file)
+        runtime_hash = chosen.choose_hash(runtime.hash)
+        return ClusterDefaults(runtime_hash, values | given, sidecar=sidecar, image=chosen.image)
+    except (OSError, UnicodeDecodeError, DeliveryError) as error:
         raise CommandError(str(error)) from None
     except InjectionError as error:
         # It names an annotation; the option or the value of the same name is wrong.

@@ -5,9 +5,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from asya_injector.diagnostics.results import Finding
+from asya_injector.diagnostics.variables import read_variables
 from asya_injector.errors import join
-from asya_injector.kube_objects import Object, find_by_name, get_mapping
-from asya_injector.runtime_image import Delivery, RuntimeImage
+from asya_injector.kube_objects import Object, get_mapping
+from asya_injector.runtime_image import (
+    IMAGE_VARIABLE,
+    RUNTIME_IMAGE_VARIABLE,
+    Delivery,
+    RuntimeImage,
+)
 
 # The first versions that mount a folder of an image without further configuration.
 _MIN_KUBELET = (1, 35)
@@ -21,12 +27,8 @@ _FIX = (
 def find_delivery(deployments: Sequence[Object]) -> Delivery:
     """What new pods mount, by the variables of the injector's Deployment."""
     for item in deployments:
-        for container in get_mapping(item, "spec", "template", "spec").get("containers") or []:
-            variables = container.get("env") or []
-            reference, own = (
-                str((find_by_name(variables, name) or {}).get("value") or "")
-                for name in ("INJECTOR_RUNTIME_IMAGE", "INJECTOR_IMAGE")
-            )
+        spec = get_mapping(item, "spec", "template", "spec")
+        for reference, own in read_variables(spec, RUNTIME_IMAGE_VARIABLE, IMAGE_VARIABLE):
             if reference:
                 try:
                     return Delivery(RuntimeImage(reference), own)

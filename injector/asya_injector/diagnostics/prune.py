@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from asya_injector.diagnostics.variables import read_variables
 from asya_injector.kube_client import ApiException, Cluster, describe_error
-from asya_injector.kube_objects import Object, find_by_name, get_mapping
+from asya_injector.kube_objects import Object, get_mapping
 from asya_injector.mutation.workload import is_runtime_configmap
 from asya_injector.runtime_files import (
     CHART,
@@ -22,6 +23,7 @@ from asya_injector.runtime_files import (
     RUNTIME_HASH_LABEL,
     RUNTIME_VOLUME,
 )
+from asya_injector.runtime_image import RUNTIME_IMAGE_VARIABLE
 
 _CHECKSUM = "checksum/runtime"
 
@@ -187,10 +189,8 @@ def _read_versions(injectors: Iterable[Object]) -> set[str]:
 
 def _uses_image(injector: Object) -> bool:
     """Whether the pods that an injector admits mount an image."""
-    return any(
-        find_by_name(container.get("env") or [], "INJECTOR_RUNTIME_IMAGE")
-        for container in get_mapping(injector, "spec").get("containers") or []
-    )
+    spec = get_mapping(injector, "spec")
+    return any(image for (image,) in read_variables(spec, RUNTIME_IMAGE_VARIABLE))
 
 
 def _read_references(pods: Iterable[Object]) -> References:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from asya_injector.annotations.parse import merge, parse_values
 from asya_injector.annotations.settings import ClusterDefaults, Settings
 from asya_injector.annotations.sidecar import SIDECAR_VARIABLE, SidecarTemplate
+from asya_injector.diagnostics.variables import read_variables
 from asya_injector.errors import InjectionError
 from asya_injector.kube_objects import (
     Object,
@@ -28,19 +29,20 @@ class ChartSidecar:
         self.is_known = False
         self.template: SidecarTemplate | None = None
         for item in deployments:
-            for container in get_in(item, "spec", "template", "spec").get("containers") or []:
-                variable = find_by_name(container.get("env") or [], SIDECAR_VARIABLE) or {}
+            spec = get_in(item, "spec", "template", "spec")
+            for (text,) in read_variables(spec, SIDECAR_VARIABLE):
                 try:
-                    template = SidecarTemplate.parse(json.loads(variable.get("value") or "{}"))
+                    template = SidecarTemplate.parse(json.loads(text or "{}"))
                 except (ValueError, RecursionError):
                     continue
                 self.is_known = True
                 self.template = self.template or template
+        self._defaults = ClusterDefaults("", {}, sidecar=self.template)
 
     @property
     def declared(self) -> frozenset[str]:
         """The keys of the annotations that it declares."""
-        return frozenset(self.template.declared if self.template else ())
+        return self._defaults.declared
 
     def find_problem(self, pod: Object) -> str:
         """What is wrong with the sidecar of an actor, as a predicate; empty if nothing is."""
@@ -64,6 +66,6 @@ class ChartSidecar:
             values = parse_values(merge(get_annotations(pod)), self.declared)
         except InjectionError:
             return False
-        settings = Settings(values, ClusterDefaults("", {}, sidecar=template))
+        settings = Settings(values, self._defaults)
         found = find_by_name(containers, target) or {}
         return not find_skip_reason(pod, found, settings, template)

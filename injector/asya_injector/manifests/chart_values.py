@@ -7,6 +7,7 @@ from typing import Any
 from asya_injector.annotations.sidecar import SidecarError, SidecarTemplate
 from asya_injector.annotations.table import TABLE, Annotation
 from asya_injector.documents.document import ManifestError, read_documents
+from asya_injector.kube_objects import Object
 
 # Annotations with a default for all pods; opting in and choosing a container is up to each pod.
 DEFAULTS: tuple[Annotation, ...] = tuple(
@@ -14,30 +15,29 @@ DEFAULTS: tuple[Annotation, ...] = tuple(
 )
 
 
-def load_values(path: Path) -> Any:
+def load_values(path: Path) -> Object:
     """The content of a file; of several documents, the last. Raises OSError or ManifestError."""
     values: Any = {}
     for document in read_documents(str(path), path.read_text("utf-8"), read_all=True):
         values = document.value or {}
+    if not isinstance(values, dict):
+        raise ManifestError(f"{path}: chart values must be a mapping")
     return values
 
 
-def read_values(path: Path) -> tuple[dict[str, str], SidecarTemplate | None]:
-    """Read a file: the defaults as strings by name, and the sidecar.
+def read_values(values: Object, path: Path | None) -> tuple[dict[str, str], SidecarTemplate | None]:
+    """The defaults as strings by name, and the sidecar; raises ManifestError.
 
-    Raises OSError or ManifestError.
+    path: of the file of these values, for errors.
     """
-    values = load_values(path)
-    if not isinstance(values, dict):
-        raise ManifestError(f"{path}: chart values must be a mapping")
     try:
         sidecar = SidecarTemplate.parse(values.get("sidecar") or {})
     except SidecarError as error:
         raise ManifestError(f"{path}: {error}") from None
-    return _read_defaults(path, values), sidecar
+    return _read_defaults(values, path), sidecar
 
 
-def _read_defaults(path: Path, values: Any) -> dict[str, str]:
+def _read_defaults(values: Any, path: Path | None) -> dict[str, str]:
     for step in ("runtime", "defaults"):
         values = (values.get(step) if isinstance(values, dict) else values) or {}
     if not isinstance(values, dict):

@@ -6,8 +6,7 @@ from typing import Any
 
 from asya_injector import __version__
 from asya_injector.documents.document import ManifestError
-from asya_injector.kube_objects import get_in
-from asya_injector.manifests.chart_values import load_values
+from asya_injector.kube_objects import Object, get_in
 from asya_injector.runtime_image import (
     CONFIG_MAP,
     DEFAULT_PULL_POLICY,
@@ -23,13 +22,16 @@ class DeliveryError(Exception):
 
 
 def choose_delivery(
-    path: Path | None, *, delivery: str | None = None, reference: str | None = None
+    values: Object,
+    path: Path | None,
+    *,
+    delivery: str | None = None,
+    reference: str | None = None,
 ) -> Delivery:
-    """Decide by the options, and by a file of values where an option is missing.
+    """Decide by the options, and by chart values where an option is missing.
 
-    Raises DeliveryError, ManifestError or OSError.
+    path: of the file of these values, for errors. Raises DeliveryError or ManifestError.
     """
-    values = load_values(path) if path else {}
     runtime, injector = get_in(values, "runtime"), get_in(values, "injector", "image")
     chosen = delivery or runtime.get("delivery") or CONFIG_MAP
     if chosen not in DELIVERIES:

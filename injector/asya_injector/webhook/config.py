@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from asya_injector.annotations.sidecar import SIDECAR_VARIABLE, SidecarError, SidecarTemplate
-from asya_injector.runtime_image import DEFAULT_PULL_POLICY, PULL_POLICIES, Delivery, RuntimeImage
+from asya_injector.runtime_image import (
+    DEFAULT_PULL_POLICY,
+    IMAGE_VARIABLE,
+    PULL_POLICIES,
+    RUNTIME_IMAGE_VARIABLE,
+    Delivery,
+    RuntimeImage,
+)
 
 T = TypeVar("T")
 
@@ -77,7 +84,7 @@ class Config:
         unused = None if tls_mode == "self" else "-"
         pull_policy = read("INJECTOR_RUNTIME_PULL_POLICY", _pull_policy, DEFAULT_PULL_POLICY)
         image = read(
-            "INJECTOR_RUNTIME_IMAGE",
+            RUNTIME_IMAGE_VARIABLE,
             lambda text: RuntimeImage(text, pull_policy) if text else None,
             "",
         )
@@ -89,7 +96,7 @@ class Config:
             tls_secret=read("INJECTOR_TLS_SECRET", str, unused),
             tls_directory=read("INJECTOR_TLS_DIRECTORY", Path, "/tls"),
             runtime_directory=read("INJECTOR_RUNTIME_DIRECTORY", Path, "/etc/asya-runtime"),
-            delivery=Delivery(image, read("INJECTOR_IMAGE", str)) if image else Delivery(),
+            delivery=Delivery(image, read(IMAGE_VARIABLE, str)) if image else Delivery(),
             defaults=read("INJECTOR_DEFAULTS", _defaults, "{}"),
             sidecar=_read_sidecar(environ.get(SIDECAR_VARIABLE) or "{}"),
             webhook_port=read("INJECTOR_WEBHOOK_PORT", _port, "9443"),
