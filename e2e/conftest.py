@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from asya_injector.runtime_image import MIN_KUBERNETES
@@ -149,6 +150,15 @@ def free(changing: Cluster) -> Cluster:
     return changing
 
 
+@contextmanager
+def own_release(cluster: Cluster) -> Iterator[None]:
+    """A cluster without the usual release; what is installed in the context is uninstalled."""
+    CHANGED.touch()
+    cluster.uninstall()
+    yield
+    cluster.uninstall()  # or the demos, which keep the values of a release, would get these
+
+
 @pytest.fixture(scope="session")
 def image_volumes(cluster: Cluster) -> None:
     """Skips a test where pods cannot mount images, before anything is created."""
@@ -164,11 +174,9 @@ def image_release(cluster: Cluster, image_volumes: None) -> Iterator[Cluster]:
 
     For tests marked `alone`; a test that changes the release restores it.
     """
-    CHANGED.touch()
-    cluster.uninstall()
-    cluster.install(IMAGE_DELIVERY)
-    yield cluster
-    cluster.uninstall()
+    with own_release(cluster):
+        cluster.install(IMAGE_DELIVERY)
+        yield cluster
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The runtime as an image volume: namespaces need no copies, and have no influence on actors."""
+"""The runtime as an image volume: namespaces get no copies and cannot affect actors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from e2e.harness import (
 )
 from e2e.load.faults import NODE, run_in_node
 from e2e.test_command_line import run_check
-from e2e.test_matrix import call, variants, wait_for_pods
+from e2e.test_matrix import assert_replies, variants
 from e2e.test_runtime_configmap import config_map, limit_config_maps
 
 pytestmark = pytest.mark.usefixtures("image_volumes")
@@ -108,18 +108,10 @@ def test_an_actor_starts_in_every_form_of_image_and_pod(
 ) -> None:
     cluster = image_release
     table = variants(cluster)
-    for name in (
-        "one-file",
-        "must-be-process-1",
-    ):  # a file of an image; needs a ConfigMap of its own
-        del table[name]
+    del table["one-file"]  # an image has no mounts of files
+    del table["must-be-process-1"]  # mounts a ConfigMap
     cluster.apply(*(item for item, _ in table.values()), namespace=namespace)
-    pods = wait_for_pods(cluster, namespace, list(table))
-    seen = {}
-    for name, (_, expected) in table.items():
-        reply = call(cluster, pods[name])
-        seen[name] = {key: reply.get(key) for key in expected}
-    assert seen == {name: expected for name, (_, expected) in table.items()}
+    assert_replies(cluster, namespace, table)
     volumes = sources(cluster, namespace)
     assert volumes == {name: from_image(cluster.injector_image) for name in table}
     assert cluster.copies(namespace) == []

@@ -225,18 +225,26 @@ def variants(cluster: Cluster) -> dict[str, tuple[Object, Object]]:
     return table  # fmt: skip
 
 
-@pytest.mark.timeout(500)
-def test_an_actor_starts_in_every_form_of_image_and_pod(cluster: Cluster, namespace: str) -> None:
-    table = variants(cluster)
-    scripts = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "scripts"}}
-    scripts["data"] = {"init": INIT}
-    cluster.apply(scripts, *(item for item, _ in table.values()), namespace=namespace)
+def assert_replies(
+    cluster: Cluster, namespace: str, table: dict[str, tuple[Object, Object]]
+) -> dict[str, Pod]:
+    """Assert what the actors of a table of variants answer. Returns their pods."""
     pods = wait_for_pods(cluster, namespace, list(table))
     seen = {}
     for name, (_, expected) in table.items():
         reply = call(cluster, pods[name])
         seen[name] = {key: reply.get(key) for key in expected}
     assert seen == {name: expected for name, (_, expected) in table.items()}
+    return pods
+
+
+@pytest.mark.timeout(500)
+def test_an_actor_starts_in_every_form_of_image_and_pod(cluster: Cluster, namespace: str) -> None:
+    table = variants(cluster)
+    scripts = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "scripts"}}
+    scripts["data"] = {"init": INIT}
+    cluster.apply(scripts, *(item for item, _ in table.values()), namespace=namespace)
+    pods = assert_replies(cluster, namespace, table)
     words = ["-n", namespace, pods["env-refers"].metadata.name, "-c", "model"]
     program = "print(open('/proc/1/environ').read(), end='')"
     environment = cluster.exec_python(*words, program=program).stdout.split("\0")

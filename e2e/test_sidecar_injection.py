@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from e2e.conftest import CHANGED
+from e2e.conftest import own_release
 from e2e.harness import SIDECAR, Cluster, Object, Pod, bare_pod, container, is_ready, until
 from e2e.test_command_line import run_check
 
@@ -74,11 +74,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sidecar_release(cluster: Cluster, file: Path) -> Iterator[Cluster]:
     """The cluster with a release that has a sidecar. A test that changes it restores it."""
-    CHANGED.touch()
-    cluster.uninstall()
-    install(cluster, file, values(cluster.model_image))
-    yield cluster
-    cluster.uninstall()  # or the demos, which keep the values of a release, would get this sidecar
+    with own_release(cluster):
+        install(cluster, file, values(cluster.model_image))
+        yield cluster
 
 
 def install(cluster: Cluster, file: Path, sidecar: Object, verb: str = "install") -> None:
