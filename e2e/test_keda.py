@@ -103,7 +103,7 @@ class Actor:
         return len(self.cluster.kubectl(*words, "reason=SuccessfulCreate").stdout.split())
 
     def rest(self) -> None:
-        """Wait until there are no pods."""
+        """Wait until all pods are gone."""
         words = ["-n", self.namespace, "get", "pods", "-l", f"app={ACTOR}", "-o", "name"]
         until(
             "no pods",

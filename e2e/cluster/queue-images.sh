@@ -32,7 +32,7 @@ broker() {
   echo "$built"
 }
 
-# Python packages: build containers may have no network, so this machine downloads them.
+# Build containers may lack a network, so this machine downloads the Python packages.
 packages() {
   rm -rf "$stage/site-packages"
   "$uv" pip install --quiet --require-hashes --requirement "$source/requirements.txt" --target "$stage/site-packages" \

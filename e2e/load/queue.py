@@ -48,7 +48,7 @@ class Flow:
         return sent if is_poison(name) else float("inf")
 
     def lost(self, began: float, ended: float) -> list[str]:
-        """Those of them that have no result; poison has none."""
+        """The messages without a result, except poison."""
         names = self.during(began, ended)
         return [name for name in names if name not in self.results and not is_poison(name)]
 
