@@ -14,14 +14,21 @@ this chart there, under runtime.defaults.
   include "asya-runtime.sidecar.volumeMounts" .                volume mounts of the sidecar that sends the messages
   include "asya-runtime.sidecar.env" .                         its environment variables
 
+With `runtime.delivery: image` among these values, the volume is that image; otherwise, the ConfigMap of the release.
 The container of the value `sidecar` is not rendered: only the injector adds it.
 */}}
 {{- define "asya-runtime.volumes" -}}
 {{- $values := fromJson (include "asya-runtime.actor" .) -}}
 - name: asya-runtime
+{{- if $values.image }}
+  image:
+    reference: {{ $values.image | quote }}
+    pullPolicy: {{ $values.pullPolicy }}
+{{- else }}
   configMap:
     name: {{ $values.configMap }}
     defaultMode: 0444
+{{- end }}
 - name: asya-socket
   emptyDir:
     medium: Memory
@@ -32,6 +39,9 @@ The container of the value `sidecar` is not rendered: only the injector adds it.
 {{- $values := fromJson (include "asya-runtime.actor" .) -}}
 - name: asya-runtime
   mountPath: {{ $values.directory }}
+{{- if $values.image }}
+  subPath: asya-runtime
+{{- end }}
   readOnly: true
 {{- if $values.isOneFile }}
 - name: asya-runtime
@@ -179,16 +189,24 @@ The settings of actors in the calling chart, as JSON: `defaults` has the values 
 injector (_tables.tpl).
 */}}
 {{- define "asya-runtime.actor" -}}
-{{- $values := dict }}
+{{- $chart := dict }}
 {{- /* An alias changes the dependency's name, so look for its values. */}}
 {{- range .Subcharts }}
 {{- $runtime := ternary .Values.runtime nil (hasKey .Values "runtime") }}
 {{- if and (kindIs "map" $runtime) (hasKey ($runtime | default dict) "configMap") (hasKey ($runtime | default dict) "defaults") }}
-{{- $values = .Values }}
+{{- $chart = . }}
 {{- end }}
 {{- end }}
-{{- if not $values }}
+{{- if not $chart }}
 {{- fail (printf "chart %s uses a template helper of asya-runtime, which is not an enabled dependency; add asya-runtime to the dependencies in Chart.yaml" .Chart.Name) }}
+{{- end }}
+{{- $values := $chart.Values }}
+{{- $image := "" }}
+{{- if include "asya-runtime.mountsImage" $chart }}
+{{- if not (or $values.runtime.image.repository $values.injector.image.repository) }}
+{{- fail (printf "chart %s uses runtime.delivery: image of asya-runtime, which names no image; set runtime.image.repository to an image with the runtime files" .Chart.Name) }}
+{{- end }}
+{{- $image = include "asya-runtime.runtimeImage" $chart }}
 {{- end }}
 {{- $tables := fromJson (include "asya-runtime.actor.tables" .) }}
 {{- $defaults := mergeOverwrite (deepCopy $tables.defaults) (fromJson (include "asya-runtime.defaults" $values)) }}
@@ -196,6 +214,7 @@ injector (_tables.tpl).
 {{- $isOneFile := hasSuffix ".py" $path }}
 {{- $directory := ternary (get $tables.defaults "mount-path") $path $isOneFile }}
 {{- $file := ternary $path (printf "%s/asya_runtime.py" $path) $isOneFile }}
-{{- toJson (dict "configMap" $values.runtime.configMap.name "tables" $tables "defaults" $defaults
+{{- toJson (dict "configMap" $values.runtime.configMap.name
+  "image" $image "pullPolicy" ($values.runtime.image.pullPolicy | default $values.injector.image.pullPolicy) "tables" $tables "defaults" $defaults
   "directory" $directory "file" $file "isOneFile" (ne (dir $file) $directory)) }}
 {{- end }}
