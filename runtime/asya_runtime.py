@@ -102,6 +102,7 @@ try:
         from itertools import repeat, starmap
         from json import encoder as json_encoder
         from json.decoder import JSONDecodeError, JSONDecoder
+        from operator import itemgetter
         from operator import sub as subtract
 finally:
     sys.path[:] = saved_path
@@ -139,6 +140,7 @@ else:
             globals()[name] = type(sys.implementation)(**vars(module))
     globals().update((n, f) for n, f in vars(builtins).items() if not n.startswith("_"))
 
+SIGNAL_MODULE = sys.modules["_signal"]  # see `guard_event_loop`
 MODULES, MAX_FLOAT = sys.modules, sys.float_info.max
 getrecursionlimit, setrecursionlimit = sys.getrecursionlimit, sys.setrecursionlimit
 getrefcount = sys.getrefcount
@@ -203,6 +205,15 @@ def get_attribute(thing: object, name: str) -> "Any":
         return getattr(thing, name, None)
     except BaseException:
         return None
+
+
+def store(table: "dict[int, Any]", key: int, results: "Iterator[Any]") -> None:
+    """Store the next of `results` in a table, in one step in C.
+
+    An exception that user code raises from outside cannot come in between and take away what a
+    call has returned.
+    """
+    table.update(zip((key,), results))  # noqa: B905
 
 
 VERSION = "0.2.0"  # of the injector's package; written by `make sync`
@@ -1918,6 +1929,7 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
     calls: "_collections.deque[Action]" = _collections.deque()  # for the loop's own thread
     waker: "Waker | None" = None  # of that; the loop's own uses sockets, which may be replaced
     tasks: "dict[int, Any]" = {}  # by the thread that waits for it
+    interruption: "BaseException | None" = None  # of the main thread's task
 
     def run_calls() -> None:
         waker.clear()  # type: ignore[union-attr]
@@ -1937,6 +1949,8 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         if loop is None or loop.is_closed():
             loop = asyncio.new_event_loop()
             asyncio.set_event_loop(loop)
+        if not threads:
+            guard_event_loop(interrupt)
         if threads and not loop.is_running():
             waker = Waker()
             os.register_at_fork(after_in_child=waker.close)
@@ -1944,6 +1958,15 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             start_thread(lambda: run_until(lambda: False, loop.run_forever))
         if not threads:
             caller.has_background_tasks = lambda: bool(asyncio.all_tasks(loop))
+
+    def interrupt(error: BaseException) -> None:
+        """Cancel what the main thread awaits: a signal handler has raised an exception."""
+        nonlocal interruption
+        log_traceback(error, "a signal handler failed while the event loop ran")
+        task = tasks.get(_thread.get_ident())
+        if task is not None:
+            interruption = error
+            loop.call_soon_threadsafe(task.cancel)
 
     def run_until(done: "Callable[[], bool]", run: "Callable[[], Any]") -> None:
         attempts = 0
@@ -2011,18 +2034,26 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         return True
 
     def run(make: "Callable[[], object]") -> object:
+        nonlocal interruption
         with lock:
             if loop is None or loop.is_closed():
                 import_library("asyncio", open_loop)
         if threads or loop.is_running():
             result, error = run_in_thread(make)
         else:
-            task = tasks[_thread.get_ident()] = loop.create_task(capture(make))
+            interruption = None
             try:
+                thread = _thread.get_ident()
+                store(tasks, thread, map(loop.create_task, (capture(make),)))
+                task = tasks[thread]
                 run_until(task.done, lambda: loop.run_until_complete(task))
                 result, error = task.result()
             finally:
+                for task in tasks.values():
+                    task.cancel()  # it was left where it waits
                 tasks.clear()
+            if interruption is not None and isinstance(error, asyncio.CancelledError):
+                error = interruption
         try:
             if error is not None:
                 raise error
@@ -2062,6 +2093,53 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         import_library("asyncio", open_loop)
         caller.call = lambda request: run(lambda: handler(request))
     return caller
+
+
+def guard_event_loop(interrupt: "Callable[[BaseException], None]") -> None:
+    """Pass exceptions of signal handlers to a function instead of raising them in asyncio's code.
+
+    Raised there, they take away a callback that the loop was about to run or to schedule, and
+    what waits for it waits for ever. A handler that interrupts user code raises as usual.
+    """
+    handlers: "dict[object, Any]" = {}  # of user code, by their guards
+
+    def guard(handler: "Any") -> "Any":
+        def run_guarded(number: int, frame: "Any") -> object:
+            try:
+                return handler(number, frame)
+            except BaseException as error:
+                if not is_in_event_loop(frame):
+                    raise
+                interrupt(error)
+                return None
+
+        handlers[run_guarded] = handler
+        return run_guarded
+
+    def set_handler(number: int, handler: "Any") -> "Any":
+        before = _signal.signal(number, guard(handler) if callable(handler) else handler)
+        return handlers.pop(before, before)
+
+    def get_handler(number: int) -> "Any":
+        handler = _signal.getsignal(number)
+        return handlers.get(handler, handler)
+
+    for number in _signal.valid_signals():
+        if callable(_signal.getsignal(number)) and number not in (TERM, INT):
+            set_handler(number, _signal.getsignal(number))
+    SIGNAL_MODULE.signal, SIGNAL_MODULE.getsignal = set_handler, get_handler  # type: ignore[attr-defined]
+
+
+def is_in_event_loop(frame: "Any") -> bool:
+    """Whether a frame belongs to asyncio, or to what it calls, with no user code in between."""
+    seen = False
+    while frame is not None and frame.f_globals is not globals():
+        file = frame.f_code.co_filename
+        if not file.startswith((LIBRARY[0] + "/", "<frozen ")) or "-packages/" in file:
+            return False
+        seen = seen or file.startswith(LIBRARY[0] + "/asyncio/")
+        frame = frame.f_back
+    return seen and frame is not None
 
 
 def format_task(task: "Any") -> "list[str]":
@@ -2774,8 +2852,8 @@ class Connection:
         # IDLE: the next message. READ: the rest of one. WRITE: the peer to read its reply.
         # NOW: the turn of the others. REPLY: one of `messages`. CALL: the reply to `message`
         self.waits_for = IDLE
-        self.settled = IDLE  # what the server has prepared for
-        self.is_muted = False  # it is not polled, because it waits for something else
+        self.settled = CLOSED  # what the server has prepared for
+        self.is_muted = True  # it is not polled: it is new, or waits for something else
         self.turn = 0  # when it was heard of last, in rounds of the server
         self.new_until = time.monotonic() + GRACE  # until then, or its first reply, it stays
 
@@ -2785,11 +2863,7 @@ class BrokenStream(Exception):  # noqa: N818
 
 
 def keep_result(connection: Connection, name: str, results: "Iterator[Any]") -> "Action":
-    """Return a function that stores the next of `results` as an attribute of the connection.
-
-    The system call behind it and the storing are one step in C: an exception that user code
-    raises from outside cannot come in between and take away what the call has returned.
-    """
+    """Return a function that stores the next of `results` as an attribute, as `store` does."""
     return map(setattr, repeat(connection), repeat(name), results).__next__
 
 
@@ -3014,7 +3088,7 @@ def serve_connection(
                     pass
             return
         except BaseException as error:
-            if connection.waits_for == CLOSED:
+            if connection.waits_for == CLOSED or type(error) is GeneratorExit:
                 raise
             if isinstance(error, OSError) and error.errno in PEER_IS_GONE:
                 return
@@ -4073,7 +4147,8 @@ def make_accept(
     reserve_std_fds: "Action",
 ) -> "tuple[Action, Action, Action]":
     """Return `accept()` of one connection, `add_accepted()` after an exception, and `close()`."""
-    accepted: "_collections.deque[Any]" = _collections.deque()  # not yet among the connections
+    accepted: "_collections.deque[int]" = _collections.deque()  # fds, not yet of a connection
+    sockets: "dict[int, Socket]" = {}  # of these
     connections, deadlines = server.connections, server.deadlines
     accept_fd = _socket.socket._accept  # type: ignore[attr-defined]
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -4134,13 +4209,13 @@ def make_accept(
     def take_one() -> None:
         nonlocal spare
         try:
-            accepted.extend(map(accept_fd, (listener,)))
+            accepted.extend(map(itemgetter(0), map(accept_fd, (listener,))))
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EINVAL):  # EINVAL: and the listener is shut down
                 server.backlog_is_empty = True
             elif error.errno in NO_ROOM and spare >= 0:
-                os.close(spare)
-                spare = -1
+                fd, spare = spare, -1  # first: it may soon be the descriptor of a connection
+                os.close(fd)
                 take_one()
             elif error.errno in NO_ROOM:
                 if not make_room():
@@ -4150,29 +4225,37 @@ def make_accept(
                 raise
 
     def add_accepted() -> None:
+        """Make a connection of what was accepted. May be repeated after an exception."""
         while accepted:
-            fd = accepted[0][0]
+            fd = accepted[0]
             if fd < 3:  # user code has closed that one: its prints would go here
                 reserve_std_fds()
-                moved = os.dup(fd)
-                os.close(fd)
-                accepted[0] = (moved,)
+                if len(accepted) == 1:
+                    accepted.extend(map(os.dup, (fd,)))
+                close_quietly(lambda: os.close(accepted[0]))
+                accepted.popleft()
                 reserve_std_fds()
                 continue
             if fd not in connections:
-                try:
-                    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
-                except OSError:  # an exception has closed it
-                    accepted.popleft()
-                    continue
+                if fd not in sockets:
+                    family, kind = (_socket.AF_UNIX,), (_socket.SOCK_STREAM,)
+                    try:
+                        store(sockets, fd, map(_socket.socket, family, kind, (0,), (fd,)))
+                    except OSError as error:
+                        if error.errno is None:  # not of the system
+                            raise
+                        accepted.popleft()  # user code has closed it
+                        continue
+                sock = sockets[fd]
                 sock.setblocking(False)  # always: user code may have set a default timeout
                 connection = Connection(sock)
                 connection.conversation = make_conversation(connection)
                 connection.resume = connection.conversation.send
+                connection.resume(None)  # until its first wait: before it, an exception ends it
                 connections[fd] = connection
-            server.listen(fd, select.EPOLLIN)
-            server.advance(connections[fd])
+            sockets.clear()
             accepted.popleft()
+            server.advance(connections[fd])
 
     def close() -> None:
         if spare >= 0:
