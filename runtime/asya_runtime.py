@@ -4931,7 +4931,7 @@ def make_exit_process() -> "tuple[Callable[[int], None], Callable[[int, float], 
 
 if __name__ == "__main__":
     if IS_PROBE:
-        raise SystemExit(main(sys.argv[1:], os.environ))
+        os._exit(main(sys.argv[1:], os.environ))  # the interpreter's own end takes time
     if os.getpid() == 1 and len(sys.argv) == 1:
         become_init()
     set_exit_code, exit_process = make_exit_process()
