@@ -1236,12 +1236,18 @@ class Parts:
         self.changing = []
 
 
-def get_rest(head: bytes, tail: "Reply", sent: int) -> "list[Bytes]":
-    """Return what is to be sent next of a reply, when `sent` bytes have been sent."""
-    first = [head[sent:]] if sent < len(head) else []
-    if type(tail) is Parts:
-        return first + tail.get_rest(max(0, sent - len(head)))
-    return [*first, tail]  # type: ignore[list-item]
+def get_rest(head: bytes, tail: "Reply", sent: int) -> "tuple[list[Bytes], int]":
+    """Return what is to be sent next of a reply, when `sent` bytes have been sent, and its size."""
+    rest: "list[Bytes]" = [head[sent:]] if sent < len(head) else []
+    skip = max(0, sent - len(head))
+    rest += tail.get_rest(skip) if type(tail) is Parts else [memoryview(tail)[skip:]]  # type: ignore[arg-type]
+    size = 0
+    for number, piece in enumerate(rest):
+        if size + len(piece) >= PIECE:
+            rest[number:] = [memoryview(piece)[: PIECE - size]]
+            return rest, PIECE
+        size += len(piece)
+    return rest, size
 
 
 # --- Memory errors: recognized by class name and text, without importing a framework
@@ -2812,7 +2818,10 @@ POOLED_BUFFER = 4194304  # buffers up to this size are used again
 PIECE = 1048576  # a buffer doubles, by at most this: the allocator would keep larger ones
 ZEROS = bytes(PIECE)  # which takes no memory
 LARGE = 16777216  # replies to messages of this size are built with little memory
+# Flags of system calls; without DONT_WAIT, one waits for the peer as long as LONGEST_PAUSE
+DONT_WAIT, WAIT_ALL = _socket.MSG_DONTWAIT, _socket.MSG_WAITALL
 NO_SIGNAL = _socket.MSG_NOSIGNAL
+LONGEST_PAUSE = _struct.pack("ll", 0, 2000)  # 2 ms: the kernel rounds it up to its ticks
 PEER_IS_GONE = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.ENOTSOCK, errno.ENOTCONN)
 MAX_INTERRUPTIONS = 1000  # of one message by exceptions from outside
 
@@ -2894,10 +2903,10 @@ def serve_connection(
     prefix = _struct.Struct(">I")
     pack, unpack = prefix.pack, prefix.unpack_from
     chunk = settings.chunk_size if queue is None else queue.chunk
-    receive = keep_result(connection, "received", map(sock.recv, repeat(chunk)))
+    receive = keep_result(connection, "received", map(sock.recv, repeat(chunk), repeat(DONT_WAIT)))
     frames = map(getattr, repeat(connection), repeat("frame"))
     move = partial(keep_result, connection, "count")
-    transmit = move(map(sock.send, frames, repeat(NO_SIGNAL)))
+    transmit = move(map(sock.send, frames, repeat(NO_SIGNAL | DONT_WAIT)))
     held, start = b"", 0  # received; from `start` not yet part of a message in work
     got, size = -1, 0  # of a message that is larger than `held`, while `got` is not negative
     buffer: "ReceiveBuffer | None" = None  # for it; None: its bytes are discarded
@@ -2909,6 +2918,7 @@ def serve_connection(
     sent = replied = 0  # bytes of these; messages that they reply to
     end: "BrokenStream | None" = None  # of the stream, while messages are in the queue
     rest: "list[Bytes]" = []  # of a large reply, for a system call
+    is_prompt = True  # the peer: the rest of a large message is worth a wait, see LONGEST_PAUSE
     interruptions = 0
     while True:
         try:
@@ -2923,6 +2933,7 @@ def serve_connection(
                         added = None
                     if messages and messages[0].reply is not None:
                         head, tail, replied = join_replies(messages, pack)
+                        is_prompt = True
                     elif end is not None and not messages:
                         raise end
                     elif end is not None or not queue.has_room(connection):
@@ -2968,7 +2979,7 @@ def serve_connection(
                             if size <= limit:
                                 buffer = take_buffer(buffer_pool if queue is None else [])
                                 buffer[: len(held) - start - 4] = held[start + 4 :]
-                            more = held[following:]
+                            more, is_prompt = held[following:], True
                             got, held, start = min(size, len(held) - start - 4), more, 0
                     # Body, of a message that did not come with its prefix or is over the limit
                     while 0 <= got < size:
@@ -2977,13 +2988,16 @@ def serve_connection(
                                 pass  # kept when an exception came in between
                             elif buffer is None:
                                 most = min(size - got, FIRST_BUFFER)
-                                move(map(len, map(sock.recv, (most,))))()
+                                move(map(len, map(sock.recv, (most,), (DONT_WAIT,))))()
                             else:
                                 if got == len(buffer):
                                     step = min(max(got, FIRST_BUFFER), PIECE, size - got)
                                     buffer.extend(ZEROS if step == PIECE else bytes(step))
+                                most = min(len(buffer), size) - got
+                                flag, is_prompt = (WAIT_ALL if is_prompt else DONT_WAIT), False
                                 with memoryview(buffer) as view:
-                                    move(map(sock.recv_into, (view[got:size],)))()
+                                    move(map(sock.recv_into, (view[got:size],), (0,), (flag,)))()
+                                is_prompt = flag == WAIT_ALL and connection.count == most
                             if not connection.count:
                                 text = "connection closed after %d of %d bytes" % (got, size)
                                 raise BrokenStream(text)
@@ -3033,7 +3047,7 @@ def serve_connection(
                         head, tail, asked = pack(len(reply)) + reply, b"", False  # type: ignore[operator]
                     else:  # too large to copy
                         head, tail, asked = pack(len(reply)), reply, False
-                    reply = None
+                    reply, is_prompt = None, True
                     if keep is not None:
                         message.body = None
                         buffer_pool[:] = [keep]
@@ -3044,15 +3058,13 @@ def serve_connection(
                     try:
                         if connection.count:
                             pass
-                        elif tail and (type(tail) is Parts or sent < len(head)):  # type: ignore[arg-type]
-                            rest = get_rest(head, tail, sent)  # type: ignore[arg-type]
-                            move(map(sock.sendmsg, (rest,), ((),), (NO_SIGNAL,)))()
-                            rest = []
+                        elif tail:
+                            rest, most = get_rest(head, tail, sent)  # type: ignore[arg-type]
+                            flag, is_prompt = (0 if is_prompt else DONT_WAIT), False
+                            move(map(sock.sendmsg, (rest,), ((),), (NO_SIGNAL | flag,)))()
+                            rest, is_prompt = [], not flag and connection.count == most
                         else:
-                            if tail:
-                                connection.frame = memoryview(tail)[sent - len(head) :]  # type: ignore[arg-type]
-                            else:
-                                connection.frame = memoryview(head)[sent:] if sent else head  # type: ignore[assignment, arg-type]
+                            connection.frame = memoryview(head)[sent:] if sent else head  # type: ignore[assignment, arg-type]
                             transmit()
                         sent, connection.count = sent + connection.count, 0
                         if sent == total:
@@ -3063,7 +3075,7 @@ def serve_connection(
                     rest = []
                     if type(tail) is Parts:
                         tail.keep()
-                    connection.waits_for = WRITE
+                    connection.waits_for = NOW if is_prompt and tail else WRITE
                     yield
                 connection.frame = tail = b""
                 if queue is None:
@@ -3083,7 +3095,7 @@ def serve_connection(
                 reply = error_reply("connection_error", str(error))
                 note_reply(reply)
                 try:
-                    sock.send(pack(len(reply)) + reply, NO_SIGNAL)
+                    sock.send(pack(len(reply)) + reply, NO_SIGNAL | DONT_WAIT)
                 except OSError:
                     pass
             return
@@ -3109,6 +3121,18 @@ def serve_connection(
                 and not (sent or connection.count)
             ):
                 head, tail = pack(len(no_memory)) + no_memory, b""
+
+
+def make_patient(sock: "Socket") -> None:
+    """Let system calls without DONT_WAIT wait, but not longer than LONGEST_PAUSE."""
+    try:
+        for option in (_socket.SO_RCVTIMEO, _socket.SO_SNDTIMEO):
+            sock.setsockopt(_socket.SOL_SOCKET, option, LONGEST_PAUSE)
+        sock.setblocking(True)  # user code may have set a default timeout
+    except OSError as error:
+        if error.errno is None:  # not of the system
+            raise
+        sock.setblocking(False)
 
 
 def has_reply(connection: Connection) -> bool:
@@ -4165,7 +4189,7 @@ def make_accept(
 
         def has_sent(connection: Connection) -> bool:
             try:
-                return bool(connection.sock.recv(1, _socket.MSG_PEEK))
+                return bool(connection.sock.recv(1, _socket.MSG_PEEK | DONT_WAIT))
             except OSError:
                 return False
 
@@ -4247,7 +4271,7 @@ def make_accept(
                         accepted.popleft()  # user code has closed it
                         continue
                 sock = sockets[fd]
-                sock.setblocking(False)  # always: user code may have set a default timeout
+                make_patient(sock)
                 connection = Connection(sock)
                 connection.conversation = make_conversation(connection)
                 connection.resume = connection.conversation.send
