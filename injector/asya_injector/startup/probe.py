@@ -41,7 +41,7 @@ def get_probe_command(probe: Object) -> list[str]:
     command = get_strings(get_mapping(probe, "exec"), "command")
     if command[1:3] != ["-I", "-S"] or command[4:5] != ["--ready"]:
         return []
-    options, is_wrapper = command[5:], posixpath.basename(command[3][-100:]) == ENTRYPOINT_FILE
+    options, is_wrapper = command[5:], posixpath.basename(command[3]) == ENTRYPOINT_FILE
     is_elsewhere = is_wrapper and len(options) == 2 and options[0] == "--runtime"
     return command if not options or is_elsewhere else []
 

@@ -7,7 +7,6 @@ import pytest
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.mutation.inject import Injection, inject
 from asya_injector.mutation.uninject import uninject
-from asya_injector.startup.probe import get_probe_command
 
 Object = dict[str, Any]
 DEFAULTS = ClusterDefaults("0123456789", {})
@@ -36,6 +35,7 @@ OURS = {
 OTHERS = {
     "of-another-program": ["ctl", "--ready"],
     "not-isolated": ["python3", "/opt/asya/asya_entrypoint.py", "--ready"],
+    "with-other-flags-of-python": ["python3", "-X", "dev", *NEW[3:]],
     "with-more-options": [*NEW, "--verbose"],
     "without-the-file": [*NEW, "--runtime"],
     "with-more-than-the-file": [*NEW_FOR_FILE, "x"],
@@ -105,8 +105,3 @@ def test_keeps_the_users_probe_and_warns(command: list[str]) -> None:
     result = injected(pod(probe))
     assert (probe_of(result.pod), result.warnings) == (probe, (OWN_PROBE,))
     assert uninject(result.pod) == pod(probe)
-
-
-def test_a_word_that_is_too_long_for_a_path_takes_no_time() -> None:
-    probe = {"exec": {"command": ready("/" * 10**6, "--runtime", FILE)}}
-    assert get_probe_command(probe) == []
