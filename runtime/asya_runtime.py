@@ -4899,7 +4899,7 @@ def main(
 
 
 def make_exit_process() -> "tuple[Callable[..., None], Callable[[int, float], None]]":
-    """Return `set_exit_code(code=None)`, and `exit_process(code, patience)` with seconds for threads.
+    """Return `set_exit_code(code)`, where no code keeps it, and `exit_process(code, patience)`.
 
     The interpreter's own end is left out: there, what user code has done to streams and modules
     changes the exit code, and threads that still run may crash it.
