@@ -1997,7 +1997,10 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             failure = error
         if state.forked:
             exit_child(failure)
-        return result, failure
+        try:
+            return result, failure
+        finally:
+            del result, failure  # else the exception and this frame would hold each other
 
     def run_in_thread(make: "Callable[[], object]") -> "Any":
         """Run it on the loop of another thread; wait with a lock that user code cannot replace.
@@ -2065,6 +2068,7 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         with lock:
             if loop is None or loop.is_closed():
                 import_library("asyncio", open_loop)
+        task = None
         if threads or loop.is_running():
             result, error = run_in_thread(make)
         else:
@@ -2082,7 +2086,8 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
                 raise error
             return result
         finally:
-            del error, result  # else the exception and this frame would hold each other
+            task = None
+            del error, result  # as above
 
     def complete(result: "Any") -> object:
         """Make a list of a generator's items; await what can be awaited."""
