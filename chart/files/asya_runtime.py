@@ -1538,6 +1538,9 @@ def empty_caches() -> None:
             log("emptying a GPU cache failed: %s" % type(error).__name__)
 
 
+MOST_FRAMES = 1000  # of each exception in the log; a raised recursion limit allows millions
+
+
 def log_traceback(error: BaseException, title: str) -> None:
     """Log an exception as the interpreter would, without the frames of this file."""
     try:
@@ -1546,9 +1549,14 @@ def log_traceback(error: BaseException, title: str) -> None:
             trace = trace.tb_next
         chain = list(walk_chain(error))
         if len(chain) < 100 and sum(len(get_text(link)) for link in chain) < TEXT_LIMIT / 4:
-            lines = traceback.format_exception(type(error), error, trace)
+            below = trace
+            for _ in range(MOST_FRAMES):
+                below = below and below.tb_next
+            while below is not None:  # quicker than the limit of traceback, for those of the chain
+                below, trace = below.tb_next, trace.tb_next  # type: ignore[union-attr]
+            lines = traceback.format_exception(type(error), error, trace, -MOST_FRAMES)
         else:  # it would take seconds
-            lines = traceback.format_tb(trace)
+            lines = traceback.format_tb(trace, -MOST_FRAMES)
             lines.append("%s: %s" % (type(error).__name__, get_text(error)[:MESSAGE_LIMIT]))
         log(title + "\n" + "".join(lines)[-LOG_LIMIT // 2 :].rstrip())
     except BaseException:
@@ -1792,6 +1800,7 @@ def read_text(path: str) -> str:
 
 FUNCTION = type(walk_chain)
 METHOD: "Any" = None if IS_PROBE else type(JSONDecoder().decode)
+MOST_AWAITS = 100  # of a result that can be awaited, and of what that gives
 # Results as they are
 PLAIN = frozenset((dict, list, str, int, float, bool, tuple, type(None), *BYTES))
 
@@ -1931,11 +1940,13 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
     """
     asyncio: "Any" = None
     loop: "Any" = None
+    all_tasks: "Any" = None  # as it was before calls could replace it
     lock = _thread.allocate_lock()
     calls: "_collections.deque[Action]" = _collections.deque()  # for the loop's own thread
     waker: "Waker | None" = None  # of that; the loop's own uses sockets, which may be replaced
     tasks: "dict[int, Any]" = {}  # by the thread that waits for it
     interruption: "BaseException | None" = None  # of the main thread's task
+    loops_left: "list[Any]" = []  # user code has broken them
 
     def run_calls() -> None:
         waker.clear()  # type: ignore[union-attr]
@@ -1943,8 +1954,10 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             calls.popleft()()
 
     def open_loop(module: "Any") -> None:
-        nonlocal asyncio, loop, waker
-        asyncio, loop = module, None
+        nonlocal asyncio, loop, all_tasks, waker
+        if asyncio is None and not threads:
+            guard_event_loop(interrupt)
+        asyncio, loop, all_tasks = module, None, all_tasks or module.all_tasks
         warnings = importlib.import_module("warnings")
         with warnings.catch_warnings(module=warnings):
             warnings.simplefilter("ignore")  # of asking for a loop where none is current
@@ -1952,18 +1965,33 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
                 loop = asyncio.get_event_loop_policy().get_event_loop()
             except Exception:
                 pass  # RuntimeError: none is current
-        if loop is None or loop.is_closed():
+        if loop is None or loop in loops_left or loop.is_closed():
             loop = asyncio.new_event_loop()
             asyncio.set_event_loop(loop)
-        if not threads:
-            guard_event_loop(interrupt)
         if threads and not loop.is_running():
             waker = Waker()
             os.register_at_fork(after_in_child=waker.close)
             loop.add_reader(waker.reader, run_calls)
-            start_thread(lambda: run_until(lambda: False, loop.run_forever))
-        if not threads:
-            caller.has_background_tasks = lambda: bool(asyncio.all_tasks(loop))
+            start_thread(run_loop)
+
+    def run_loop() -> None:
+        try:
+            run_until(lambda: False, loop.run_forever)
+        finally:
+            leave_loop()
+
+    def leave_loop() -> None:
+        """Open another loop for the next call: user code has broken this one."""
+        nonlocal loop
+        loop, left = None, loop
+        loops_left.append(left)
+        try:
+            left.close()
+        except BaseException as error:
+            log_traceback(error, "the event loop cannot be closed")
+
+    def has_background_tasks() -> bool:
+        return loop is not None and not loop.is_closed() and bool(all_tasks(loop))
 
     def interrupt(error: BaseException) -> None:
         """Cancel what the main thread awaits: a signal handler has raised an exception."""
@@ -1988,7 +2016,9 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         result, failure = None, None
         try:
             result = make()
-            while has_method(result, "__await__"):
+            for _ in range(MOST_AWAITS):  # some clients give themselves
+                if not has_method(result, "__await__"):
+                    break
                 result = await result
             if has_method(result, "__anext__"):
                 result = [item async for item in result]
@@ -1996,11 +2026,19 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             failure = error
         if state.forked:
             exit_child(failure)
-        return result, failure
+        try:
+            return result, failure
+        finally:
+            del result, failure  # else the exception and this frame would hold each other
 
     def run_in_thread(make: "Callable[[], object]") -> "Any":
-        """Run it on the loop of another thread; wait with a lock that user code cannot replace."""
-        outcome, task = None, None
+        """Run it on the loop of another thread; wait with a lock that user code cannot replace.
+
+        User code may cancel the task before it begins, and exceptions from outside may interrupt
+        `begin` and `deliver`. So the wait looks at them from time to time.
+        """
+        outcome: "Any" = None
+        task: "Any" = None
         done = _thread.allocate_lock()
         done.acquire()
 
@@ -2010,13 +2048,29 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             done.release()
 
         def begin() -> None:
-            nonlocal task
-            task = loop.create_task(deliver())  # the loop itself holds tasks only weakly
-            tasks[thread] = task
+            nonlocal outcome, task
+            if task is not None:
+                return
+            try:
+                task = loop.create_task(deliver())  # the loop itself holds tasks only weakly
+                if not task.done():
+                    tasks[thread] = task
+            except BaseException as error:  # no memory; or of a task factory of user code
+                outcome = outcome or (None, error)
+                done.release()
 
-        thread = _thread.get_ident()
+        thread, own_loop = _thread.get_ident(), loop
         call_soon(begin)
-        done.acquire()
+        while not done.acquire(True, PAUSE):
+            if loop is not own_loop or loop.is_closed():
+                outcome = outcome or (None, RuntimeError("the event loop was closed"))
+            elif task is None:
+                call_soon(begin)
+            elif task.done():
+                failure = None if task.cancelled() else task.exception()
+                outcome = outcome or (None, failure or asyncio.CancelledError())
+            if outcome is not None:
+                break
         tasks.pop(thread, None)
         return outcome
 
@@ -2032,7 +2086,7 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         task = tasks.get(thread)
         if task is None:
             return False
-        for one in asyncio.all_tasks(loop):
+        for one in all_tasks(loop):
             stack = "".join(format_task(one))  # none of one that runs
             if stack:
                 log("a task is here:\n%s" % stack[-5000:].rstrip())
@@ -2044,19 +2098,23 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         with lock:
             if loop is None or loop.is_closed():
                 import_library("asyncio", open_loop)
+        task = None
         if threads or loop.is_running():
             result, error = run_in_thread(make)
         else:
-            interruption = None
+            caller.has_background_tasks, interruption = has_background_tasks, None
             try:
                 thread = _thread.get_ident()
                 store(tasks, thread, map(loop.create_task, (capture(make),)))
                 task = tasks[thread]
                 run_until(task.done, lambda: loop.run_until_complete(task))
+                if not task.done():
+                    leave_loop()
                 result, error = task.result()
             finally:
-                for task in tasks.values():
-                    task.cancel()  # it was left where it waits
+                if loop is not None and not loop.is_closed():
+                    for task in tasks.values():
+                        task.cancel()  # it was left where it waits
                 tasks.clear()
             if interruption is not None and isinstance(error, asyncio.CancelledError):
                 error = interruption
@@ -2065,7 +2123,8 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
                 raise error
             return result
         finally:
-            del error, result  # else the exception and this frame would hold each other
+            task = None
+            del error, result  # as above
 
     def complete(result: "Any") -> object:
         """Make a list of a generator's items; await what can be awaited."""
@@ -2184,6 +2243,19 @@ def flush_streams() -> None:
             getattr(sys, name).flush()
         except BaseException:
             pass  # closed, or replaced by anything
+
+
+def persist(work: "Action") -> "Action":
+    """Return a function for a thread: do the work, again after each exception from outside."""
+
+    def work_on() -> None:
+        while True:
+            try:
+                work()
+            except BaseException:
+                pass
+
+    return work_on
 
 
 def start_thread(work: "Callable[[], object]") -> None:
@@ -2637,8 +2709,8 @@ def make_is_open(*fds: int) -> "Callable[[], bool]":
     def is_open() -> bool:
         try:
             return known == [identify(fd) for fd in fds]
-        except OSError:
-            return False
+        except OSError as error:
+            return error.errno is None  # not of the system: a TimeoutError from outside
 
     return is_open
 
@@ -2800,7 +2872,7 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
         before=before_fork, after_in_parent=after_fork, after_in_child=after_fork_in_child
     )
     try:
-        start_thread(watch_forever)
+        start_thread(persist(persist(watch_forever)))
     except RuntimeError as error:
         log("cannot watch signals and slow calls while C code runs: %s" % error)
     result.install, result.watch_call = install, watch_call
@@ -3300,7 +3372,7 @@ class Queue:
         self.jobs.put(batch)
         if self.threads < min(len(self.batches), self.limit):
             try:
-                start_thread(self.work)
+                start_thread(persist(persist(self.work)))
                 self.threads += 1
             except RuntimeError as error:
                 if not self.failed:
@@ -3322,6 +3394,8 @@ class Queue:
         if not batch.is_begun:
             batch.is_begun = True
             replies = self.answer(batch)
+            if self.state.forked:  # while a result was encoded, or an error printed
+                exit_child(None)
         _collections.deque(map(setattr, batch.messages, repeat("reply"), replies), 0)  # in one step
         for message in batch.messages:
             if message.reply is None:
@@ -3989,7 +4063,7 @@ def start_metrics(settings: Settings, state: State) -> "Metrics | None":
 
     os.register_at_fork(after_in_child=close_in_child)
     try:
-        start_thread(serve_forever)
+        start_thread(persist(persist(serve_forever)))
     except RuntimeError as error:
         log("ASYA_METRICS_PORT=%d: there are no metrics, a thread cannot start: %s" % (port, error))
         state.note_reply = state.note_memory_error = ignore
@@ -4324,6 +4398,7 @@ def serve(
     turn = 0  # of the loop
     draining = 0.0  # since when
     is_damaged = False  # by an exception: `repair` is due
+    failures = 0  # in a row, of waiting with background tasks
     getsignal, on_signal = _signal.getsignal, watch.on_signal
 
     def make_conversation(connection: Connection) -> "Conversation":
@@ -4343,14 +4418,22 @@ def serve(
 
     def wait(timeout: "float | None") -> "list[tuple[int, int]]":
         """Return events; run background tasks of user code while there are none."""
+        nonlocal failures
         most = len(connections) + 2
-        if not caller.has_background_tasks():  # type: ignore[misc]
-            return poll.poll(timeout, most)
-        events = poll.poll(0, most)
-        if not events and timeout != 0:
-            caller.run_until_readable(poll.fileno(), timeout)
+        try:
+            if not caller.has_background_tasks():  # type: ignore[misc]
+                return poll.poll(timeout, most)
             events = poll.poll(0, most)
-        return events
+            if not events and timeout != 0:
+                caller.run_until_readable(poll.fileno(), timeout)
+                events = poll.poll(0, most)
+            failures = 0
+            return events
+        except BaseException:
+            failures += 1
+            if failures > MAX_RETRIES:  # the loop is broken: no tasks until it is used again
+                failures, caller.has_background_tasks = 0, None
+            raise
 
     def step(timeout: "float | None") -> None:
         """Wait until something happens; give each connection that can go on one turn."""
@@ -4454,7 +4537,13 @@ def serve(
 
     def drain(latest: float) -> None:
         """Answer what is left; without the calls beside one that lost the GPU context and hang."""
+        empty_since = time.monotonic()
         while (connections or not server.backlog_is_empty) and time.monotonic() < latest:
+            if connections:
+                empty_since = time.monotonic()
+            elif time.monotonic() > empty_since + PATIENCE:
+                log("connections that wait cannot be accepted, and are not answered")
+                return
             if server.backlog_is_empty:
                 server.listen(listening, None)  # it is shut down, and so readable for good
             for connection in list(connections.values()):
@@ -4509,6 +4598,8 @@ def serve(
                 return
             except BaseException as error:
                 is_damaged = True
+                if state.forked:
+                    exit_child(None)
                 if not is_open():
                     give_up("user code has closed descriptors of the server")
                 log_traceback(error, "an exception arrived between calls; the server goes on")
@@ -4919,20 +5010,20 @@ def main(
     return 0 if command in ("-h", "--help") else 64
 
 
-def make_exit_process() -> "tuple[Callable[[int], None], Callable[[int, float], None]]":
-    """Return `set_exit_code(code)`, and `exit_process(code, patience)` with seconds for threads.
+def make_exit_process() -> "tuple[Callable[..., None], Callable[[int, float], None]]":
+    """Return `set_exit_code(code)`, where no code keeps it, and `exit_process(code, patience)`.
 
     The interpreter's own end is left out: there, what user code has done to streams and modules
     changes the exit code, and threads that still run may crash it.
     """
-    own_pid, exit_code = os.getpid(), 1
+    own_pid, exit_code, is_end = os.getpid(), 1, False
 
-    def set_exit_code(code: int) -> None:
-        nonlocal exit_code
-        exit_code = code
+    def set_exit_code(code: "int | None" = None) -> None:
+        nonlocal exit_code, is_end
+        exit_code, is_end = exit_code if code is None else code, True
 
-    def finish() -> None:
-        if os.getpid() == own_pid:
+    def finish() -> None:  # before the end, user code runs the functions of atexit
+        if is_end and os.getpid() == own_pid:
             flush_streams()
             os._exit(exit_code)
 
@@ -4959,5 +5050,8 @@ if __name__ == "__main__":
     if os.getpid() == 1 and len(sys.argv) == 1:
         become_init()
     set_exit_code, exit_process = make_exit_process()
-    status = main(sys.argv[1:], os.environ, set_exit_code)
+    try:
+        status = main(sys.argv[1:], os.environ, set_exit_code)
+    finally:
+        set_exit_code()
     exit_process(status, PATIENCE if status == 0 else 1.0)
