@@ -2918,12 +2918,12 @@ class Connection:
         "turn",
         "waits_for",
     )
-    conversation: "Conversation"
     resume: "Callable[[None], None]"  # run the generator until it waits again
 
     def __init__(self, sock: "Socket") -> None:
         self.sock = sock
         self.fd = sock.fileno()
+        self.conversation: "Any" = None  # the generator
         self.message = Message(self)  # in work where it is read, or by CALL
         self.call: "Batch | None" = None  # of `message`, with a deadline
         self.messages: "list[Message]" = []  # in the queue, or answered and not yet sent
@@ -3172,7 +3172,7 @@ def serve_connection(
                     pass
             return
         except BaseException as error:
-            if connection.waits_for == CLOSED or type(error) is GeneratorExit:
+            if connection.waits_for == CLOSED:
                 raise
             if isinstance(error, OSError) and error.errno in PEER_IS_GONE:
                 return
@@ -4177,7 +4177,7 @@ class Server:
                 self.answer_call(connection)
                 connection.resume(None)
         except BaseException as error:
-            if connection.conversation.gi_frame is not None:  # type: ignore[attr-defined]
+            if connection.conversation.gi_frame is not None:
                 raise  # not of the conversation: it goes on
             if not isinstance(error, StopIteration):
                 log("closing a connection, which cannot be served: %s" % type(error).__name__)
@@ -4346,14 +4346,15 @@ def make_accept(
                         continue
                 sock = sockets[fd]
                 make_patient(sock)
-                connection = Connection(sock)
+                connections[fd] = Connection(sock)
+            connection = connections[fd]
+            while connection.conversation is None or connection.conversation.gi_frame is None:
                 connection.conversation = make_conversation(connection)
                 connection.resume = connection.conversation.send
                 connection.resume(None)  # until its first wait: before it, an exception ends it
-                connections[fd] = connection
             sockets.clear()
             accepted.popleft()
-            server.advance(connections[fd])
+            server.advance(connection)
 
     def close() -> None:
         if spare >= 0:
