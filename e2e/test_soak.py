@@ -23,7 +23,7 @@ MINUTES = float(os.environ.get("SOAK_MINUTES") or 2.5)
 # What leaks does so with messages and pods, not with time: many of them make a short test enough.
 # The handler works for 20 ms.
 PAUSE, PODS_PER_SECOND = 0.005, 10.0
-SAMPLES, LEAST = 60, 12
+SAMPLES, LEAST = 40, 12
 # Memory in MB: allocators keep some. A leak of 100 bytes per message is more than that in an hour.
 BOUNDS = {"memory, MB": 2.0, "threads": 0.0, "file descriptors": 2.0}
 FIGURES = {"memory, MB": "memory_mb", "threads": "threads", "file descriptors": "descriptors"}

@@ -2900,7 +2900,8 @@ LARGE = 16777216  # replies to messages of this size are built with little memor
 # Flags of system calls; without DONT_WAIT, one waits for the peer as long as LONGEST_PAUSE
 DONT_WAIT, WAIT_ALL = _socket.MSG_DONTWAIT, _socket.MSG_WAITALL
 NO_SIGNAL = _socket.MSG_NOSIGNAL
-LONGEST_PAUSE = _struct.pack("ll", 0, 2000)  # 2 ms: the kernel rounds it up to its ticks
+if not IS_PROBE:
+    LONGEST_PAUSE = _struct.pack("ll", 0, 2000)  # 2 ms: the kernel rounds it up to its ticks
 PEER_IS_GONE = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.ENOTSOCK, errno.ENOTCONN)
 MAX_INTERRUPTIONS = 1000  # of one message by exceptions from outside
 
