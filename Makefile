@@ -9,8 +9,11 @@ PYTHON ?= python3
 CLUSTER ?= asya
 DIST ?= dist
 export CLUSTER
-export KUBECONFIG := $(CURDIR)/.tools/kubeconfig
-export PATH := $(CURDIR)/.tools/bin:$(PATH)
+# Each cluster has its own kubeconfig and, if its version requires it, kubectl; e2e/cluster/lib.sh has the same names.
+suffix := $(addprefix -,$(filter-out asya,$(CLUSTER)))
+tools_path := $(if $(suffix),$(CURDIR)/.tools/bin$(suffix):)$(CURDIR)/.tools/bin
+export KUBECONFIG := $(CURDIR)/.tools/kubeconfig$(suffix)
+export PATH := $(tools_path):$(PATH)
 export UV := $(or $(shell command -v uv),$(CURDIR)/.tools/uv/bin/uv)
 export PYTHONPATH := $(CURDIR)/injector
 # Many tests wait for processes and deadlines, so one more than there are processors.
@@ -139,6 +142,10 @@ helm3 helm4:
 .PHONY: cluster
 cluster: ## create a kind cluster, and install what it needs
 	@e2e/cluster/up.sh
+
+.PHONY: env
+env: ## print what your shell needs to use the cluster: eval "$(make -s env)"
+	@echo 'export CLUSTER=$(CLUSTER) KUBECONFIG=$(KUBECONFIG) PATH=$(tools_path):$$PATH'
 
 .PHONY: cluster-down
 cluster-down: ## delete the kind cluster

@@ -2,8 +2,8 @@
 
 Pods without an annotation, and annotated ones with each delivery of the runtime, are created in
 turns, by different numbers of clients. They have a scheduling gate, so that API server and injector
-are measured without a kubelet. Where pods can mount images, as many pods as the node has room for,
-at most 300, are then started at once with each delivery.
+are measured without a kubelet. Where pods can mount images, many pods are then started at once with
+each delivery (see `starts`).
 """
 
 import argparse
@@ -24,16 +24,14 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from bench.results import Goal, Results, describe_run, draw_bars, publish, short
+from bench.starts import Starts, delete_pods, find_sizes, start_pods
 from e2e.harness import (
     REPOSITORY,
     SYSTEM,
     Cluster,
     Object,
-    bare_pod,
     connect,
-    is_ready,
     run,
-    until,
 )
 from e2e.load.ledger import State
 from e2e.load.traffic import gated, judge_admitted
@@ -42,7 +40,6 @@ from tests.support.tables import Table
 
 CLIENTS = (2, 4, 8, 16)
 PLAIN = "without annotation"
-AT_ONCE = 300  # pods that are started at once, if the node has room for them
 REQUEST, WEBHOOK = "request", "webhook"
 POSTS = {"verb": "POST", "resource": "pods", "subresource": ""}
 REVIEWS = {"name": "pods.asya.sh"}
@@ -82,16 +79,15 @@ class Created:
 class Bench:
     """A cluster with the release, and a namespace for the pods that are created.
 
-    results: by kind, which is `PLAIN` or a delivery, and number of clients. started: the seconds
-    until all of `room` pods were ready, by delivery. memory: MB of a replica, idle and at the end.
+    results: by kind, which is `PLAIN` or a delivery, and number of clients. starts: pods that
+    were started at once. memory: MB of a replica, idle and at the end.
     """
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self.cluster = cluster
         self.namespace = namespace
         self.results: dict[tuple[str, int], Created] = defaultdict(Created)
-        self.started: dict[str, list[float]] = defaultdict(list)
-        self.room = self._find_room()
+        self.starts = Starts()
         self.memory = (0.0, 0.0)
         has_images = cluster.version() >= MIN_KUBERNETES
         self.deliveries = (CONFIG_MAP, IMAGE) if has_images else (CONFIG_MAP,)
@@ -129,39 +125,7 @@ class Bench:
         for key, buckets in self._read_histograms().items():
             for bound, calls in histogram.between(before[key], buckets).items():
                 result.buckets[key][bound] = result.buckets[key].get(bound, 0.0) + calls
-        self._delete_pods()
-
-    def start_pods(self, count: int) -> float:
-        """Create annotated pods, and delete them; the seconds until all of them are ready."""
-        core, annotation = self.cluster.core, {"asya.sh/handler": "handlers.echo"}
-        image = self.cluster.model_image
-
-        def create(number: int) -> None:
-            core.create_namespaced_pod(self.namespace, bare_pod(f"p{number}", image, annotation))
-
-        def are_ready() -> bool:
-            pods = core.list_namespaced_pod(self.namespace).items
-            return sum(map(is_ready, pods)) == count
-
-        began = time.monotonic()
-        with ThreadPoolExecutor(max(CLIENTS)) as pool:
-            list(pool.map(create, range(count)))
-        until(f"{count} pods to be ready", are_ready, seconds=900)
-        seconds = time.monotonic() - began
-        self._delete_pods()
-        return seconds
-
-    def _find_room(self) -> int:
-        """The number of pods that the node has room for."""
-        (node,) = self.cluster.core.list_node().items
-        running = len(self.cluster.core.list_pod_for_all_namespaces().items)
-        return min(AT_ONCE, int(node.status.allocatable["pods"]) - running)
-
-    def _delete_pods(self) -> None:
-        core = self.cluster.core
-        core.delete_collection_namespaced_pod(self.namespace)
-        until("the pods to be gone", lambda: not core.list_namespaced_pod(
-            self.namespace, limit=1).items, seconds=300)  # fmt: skip
+        delete_pods(self.cluster, self.namespace)
 
     def _read_histograms(self) -> dict[str, histogram.Buckets]:
         text = self.cluster.kubectl("get", "--raw", "/metrics").stdout
@@ -207,12 +171,19 @@ def measure(bench: Bench, count: int, rounds: int) -> None:
             for clients in CLIENTS:
                 create_pods(bench, count // rounds, kind, clients)
     bench.memory = idle, max(bench.usage("memory_mb"))
-    if IMAGE not in bench.deliveries:
-        return
+    if IMAGE in bench.deliveries:
+        for count in find_sizes(bench.cluster):
+            measure_starts(bench, count)
+
+
+def measure_starts(bench: Bench, count: int) -> None:
+    """Start pods at once with each delivery, twice, in turns."""
     for delivery in (CONFIG_MAP, IMAGE, IMAGE, CONFIG_MAP):
         bench.deliver(delivery)
-        bench.start_pods(1)  # the first pod unpacks the image, or creates the ConfigMap
-        bench.started[delivery].append(bench.start_pods(bench.room))
+        where = bench.cluster, bench.namespace
+        start_pods(*where, 1)  # the first pod unpacks the image, or creates the ConfigMap
+        for what, figure in start_pods(*where, count).items():
+            bench.starts.figures[count, delivery, what].append(figure)
 
 
 def create_pods(bench: Bench, count: int, kind: str, clients: int) -> None:
@@ -266,14 +237,11 @@ def summarize(bench: Bench) -> Results:
     creation = "Creating pods, by the API server's own histograms"
     tables = [Table(rows, creation), Table(injector, "The injector")]
     if IMAGE in injected:
-        ready = f"time until {bench.room} pods are ready"
-        cells = (" and ".join(f"{each:.0f} s" for each in bench.started[key]) for key in injected)
-        tables.append(Table([["", *injected], [ready, *cells]], "Starting pods at once"))
+        tables.append(bench.starts.table())
         rate = injected[IMAGE][enough].rate / usual[enough].rate
         text = f"pods a second with image, × with configMap, {enough} clients"
         goals.append(Goal(text, rate, 0.95, at_least=True))
-        slower = sum(bench.started[IMAGE]) / sum(bench.started[CONFIG_MAP])
-        goals.append(Goal(f"{ready} with image, × with configMap", slower, 1.05))
+        goals += bench.starts.goals()
     bars: dict[str, float] = {}
     for quantile, share in (("p50", 0.5), ("p99", 0.99)):
         bars[f"without annotation, {quantile}"] = plain[enough].milliseconds(REQUEST, share)

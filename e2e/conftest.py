@@ -19,11 +19,12 @@ from asya_injector.runtime_image import MIN_KUBERNETES
 
 from e2e.harness import IMAGE_DELIVERY, MADE_HERE, REPOSITORY, SYSTEM, Cluster, connect, run
 from e2e.load import ledger, queue, trend
-from e2e.load.faults import Scene, staged
+from e2e.load.faults import NODE, Scene, staged
 from tests.support.tables import Table, write_section
 
-LOCK = REPOSITORY / "build" / "e2e.lock"
-CHANGED = REPOSITORY / "build" / "e2e.changed"  # exists while the release is not the usual one
+# Files of this cluster's tests; those of another cluster may run at the same time.
+LOCK = REPOSITORY / "build" / f"{NODE}.e2e.lock"
+CHANGED = LOCK.with_suffix(".changed")  # exists while the release is not the usual one
 # Fixtures that install what their tests need, in the order in which their tests run.
 OWN_RELEASE = ("free", "sidecar_release", "image_release")
 
@@ -121,7 +122,7 @@ def usual_release(cluster: Cluster, request: pytest.FixtureRequest) -> None:
     """Restore the usual release if an earlier test changed it."""
     if not set(OWN_RELEASE).isdisjoint(request.fixturenames):
         return
-    with CHANGED.with_name("e2e.changed.lock").open("w") as stream:
+    with CHANGED.with_suffix(".changed-lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         if CHANGED.exists():
             cluster.uninstall()

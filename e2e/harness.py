@@ -278,17 +278,20 @@ class Cluster:
         return found
 
     def rights(self, account: str, *, namespace: str = SYSTEM) -> set[tuple[str, str, str]]:
-        """The permissions of an account of the release, in a namespace: resources, names and verbs.
+        """The permissions of an account of the release in a namespace.
 
-        Without those of every account, which depend on the Kubernetes release.
+        Each with resource or URL, names and verbs; without those of every account, which depend on
+        the Kubernetes release.
         """
 
         def listed(name: str) -> set[tuple[str, str, str]]:
             user = f"system:serviceaccount:{SYSTEM}:{name}"
             printed = self.kubectl("auth", "can-i", "--list", "-n", namespace, "--as", user).stdout
-            rows = re.findall(r"^(\S+) +\[\] +\[(.*?)\] +\[(.*?)\]$", printed, re.M)
+            rows = re.findall(r"^(\S*) +\[(.*?)\] +\[(.*?)\] +\[(.*?)\]$", printed, re.M)
+            assert len(rows) == printed.count("\n") - 1, printed  # all but the header
             return {
-                (resource, names, " ".join(sorted(each.split()))) for resource, names, each in rows
+                (resource or url, names, " ".join(sorted(verbs.split())))
+                for resource, url, names, verbs in rows
             }
 
         return listed(account) - listed("default")

@@ -23,10 +23,9 @@ from e2e.harness import (
     bare_pod,
     run,
     switch_injection,
-    until,
     workload,
 )
-from e2e.load.faults import NODE, run_in_node
+from e2e.load.faults import NODE
 from e2e.test_command_line import run_check
 from e2e.test_matrix import assert_replies, variants
 from e2e.test_runtime_configmap import config_map, limit_config_maps
@@ -38,21 +37,6 @@ APP = ["python3", "-m", "app"]
 MODES: dict[str, list[str] | None] = {"wrap": APP, "hook": None}
 OK = [{"status": "ok", "result": {}}]
 RUNTIME = ("asya_runtime.py", "asya_entrypoint.py")
-CTR = ("ctr", "--namespace", "k8s.io")
-# Nothing listens on this port of the node.
-UNREACHABLE = "localhost:5999/asya/e2e-runtime"
-PRIVATE = "private.example.com"
-LOGIN_REQUIRED = """
-import http.server
-class Registry(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(401)
-        self.send_header("WWW-Authenticate", 'Basic realm="private"')
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-    do_HEAD = do_GET
-http.server.HTTPServer(("", 5000), Registry).serve_forever()
-"""
 
 
 def actors(cluster: Cluster) -> list[Object]:
@@ -145,7 +129,12 @@ def test_the_injector_has_no_permission_outside_its_namespace_but_its_webhooks(
     cluster = image_release
     webhooks = "mutatingwebhookconfigurations.admissionregistration.k8s.io"
     everywhere = {(webhooks, "asya-runtime", "get patch")}
-    assert cluster.rights("asya-runtime", namespace="default") == everywhere
+    namespaces = {each["metadata"]["name"] for each in cluster.get("namespaces")["items"]}
+    others = namespaces - {SYSTEM}
+    found = {each: cluster.rights("asya-runtime", namespace=each) for each in others}
+    assert found == dict.fromkeys(others, everywhere)
+    accounts = cluster.get("-n", SYSTEM, "serviceaccounts")["items"]
+    assert {each["metadata"]["name"] for each in accounts} == {"default", "asya-runtime"}
     assert cluster.rights("asya-runtime") == everywhere | {
         ("secrets", "", "create"),
         ("secrets", "asya-runtime-tls", "get patch update"),
@@ -291,91 +280,6 @@ def inject(item: Object, namespace: str, image: str) -> str:
     words = ["inject", "-n", namespace, "--delivery", "image", "--runtime-image", image]
     program = (sys.executable, "-m", "asya_injector")
     return run(*program, *words, stdin=json.dumps(item)).stdout
-
-
-def waiting(cluster: Cluster, namespace: str, app: str) -> tuple[str, str]:
-    """Why the target of an application's pod does not run: the reason and the message."""
-    for pod in cluster.pods(namespace, app):
-        for status in pod.status.container_statuses or []:
-            if status.name == "model" and status.state.waiting:
-                return status.state.waiting.reason, status.state.waiting.message or ""
-    return "", ""
-
-
-def wait_for_pull_error(cluster: Cluster, namespace: str, app: str, *words: str) -> None:
-    """Wait until the pod says in the kubelet's words that an image cannot be pulled."""
-
-    def is_shown() -> bool:
-        reason, message = waiting(cluster, namespace, app)
-        is_failed = reason in {"ErrImagePull", "ImagePullBackOff"}
-        return is_failed and all(word in message for word in words)
-
-    until(f"an image error of {app} with {words}", is_shown, seconds=120)
-
-
-@pytest.mark.timeout(300)
-def test_a_container_whose_image_is_gone_restarts_when_the_image_is_back(
-    cluster: Cluster, namespace: str, tmp_path: Path
-) -> None:
-    for name in RUNTIME:
-        (tmp_path / name).write_text((REPOSITORY / "runtime" / name).read_text())
-    dockerfile = f"FROM scratch\nCOPY {' '.join(RUNTIME)} /{RUNTIME_FOLDER}/\n"
-    (tmp_path / "Dockerfile").write_text(dockerfile)
-    image = build_image(UNREACHABLE, tmp_path)
-    switch_injection(cluster, namespace, on=False)
-    for item in actors(cluster):
-        cluster.kubectl("apply", "-n", namespace, "-f", "-", stdin=inject(item, namespace, image))
-    pods = {mode: cluster.ready_pod(namespace, mode) for mode in MODES}
-    remove_from_node(image)
-    for pod in pods.values():  # the mount in a running container stays
-        assert cluster.call(pod, {"payload": {}}) == OK
-        cluster.end_target(pod)
-    for mode in MODES:
-        wait_for_pull_error(cluster, namespace, mode, image)
-    build_image(UNREACHABLE, tmp_path)
-    for mode, before in pods.items():
-        pod = cluster.ready_pod(namespace, mode, seconds=150)
-        assert pod.metadata.uid == before.metadata.uid
-        assert cluster.call(pod, {"payload": {}}) == OK
-        counts = {each.name: each.restart_count for each in pod.status.container_statuses}
-        assert counts == {"model": 1, "asya-sidecar": 0}
-
-
-def remove_from_node(image: str) -> None:
-    """Remove an image, under all its names, from the node's container runtime."""
-    rows = [line.split() for line in run_in_node(*CTR, "images", "list").splitlines()[1:]]
-    (digest,) = {row[2] for row in rows if row[0] == image}
-    names = [row[0] for row in rows if row[2] == digest]
-    run_in_node(*CTR, "images", "remove", "--sync", *names)
-
-
-@pytest.mark.timeout(300)
-def test_a_pod_without_credentials_for_the_image_shows_the_registry_s_answer(
-    cluster: Cluster, namespace: str
-) -> None:
-    switch_injection(cluster, namespace, on=False)
-    command = ["python3", "-c", LOGIN_REQUIRED]
-    cluster.create(bare_pod("registry", cluster.model_image, {}, command=command), "-n", namespace)
-    address = cluster.ready_pod(namespace, "registry").status.pod_ip
-    host = f"{namespace}.{PRIVATE}"
-    image = f"{host}/asya/runtime:1"
-    model = workload("model", cluster.model_image, template=ECHO, command=APP)
-    with node_registry(host, f"http://{address}:5000"):
-        manifests = inject(model, namespace, image)
-        cluster.kubectl("apply", "-n", namespace, "-f", "-", stdin=manifests)
-        wait_for_pull_error(cluster, namespace, "model", image, "authorization failed")
-
-
-@contextlib.contextmanager
-def node_registry(host: str, url: str) -> Iterator[None]:
-    """The node asks this URL for the images of a host."""
-    folder = f"/etc/containerd/certs.d/{host}"
-    write = f"mkdir -p {folder} && echo 'server = \"{url}\"' >{folder}/hosts.toml"
-    run_in_node("sh", "-ec", write)
-    try:
-        yield
-    finally:
-        run_in_node("rm", "-r", folder)
 
 
 @pytest.mark.timeout(300)

@@ -224,7 +224,7 @@ def demo() -> None:
     """Run all steps."""
     started = time.monotonic()
     print("To run these commands yourself, in the root of the repository:")
-    print("  export KUBECONFIG=$PWD/.tools/kubeconfig PATH=$PWD/.tools/bin:$PATH")
+    print(f'  eval "$(make -s env CLUSTER={os.environ.get("CLUSTER", "asya")})"')
     headline("Install asya-runtime")
     install()
     pod = annotate(deploy())

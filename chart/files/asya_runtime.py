@@ -102,6 +102,7 @@ try:
         from itertools import repeat, starmap
         from json import encoder as json_encoder
         from json.decoder import JSONDecodeError, JSONDecoder
+        from operator import itemgetter
         from operator import sub as subtract
 finally:
     sys.path[:] = saved_path
@@ -139,6 +140,7 @@ else:
             globals()[name] = type(sys.implementation)(**vars(module))
     globals().update((n, f) for n, f in vars(builtins).items() if not n.startswith("_"))
 
+SIGNAL_MODULE = sys.modules["_signal"]  # see `guard_event_loop`
 MODULES, MAX_FLOAT = sys.modules, sys.float_info.max
 getrecursionlimit, setrecursionlimit = sys.getrecursionlimit, sys.setrecursionlimit
 getrefcount = sys.getrefcount
@@ -203,6 +205,15 @@ def get_attribute(thing: object, name: str) -> "Any":
         return getattr(thing, name, None)
     except BaseException:
         return None
+
+
+def store(table: "dict[int, Any]", key: int, results: "Iterator[Any]") -> None:
+    """Store the next of `results` in a table, in one step in C.
+
+    An exception that user code raises from outside cannot come in between and take away what a
+    call has returned.
+    """
+    table.update(zip((key,), results))  # noqa: B905
 
 
 VERSION = "0.2.0"  # of the injector's package; written by `make sync`
@@ -1225,12 +1236,18 @@ class Parts:
         self.changing = []
 
 
-def get_rest(head: bytes, tail: "Reply", sent: int) -> "list[Bytes]":
-    """Return what is to be sent next of a reply, when `sent` bytes have been sent."""
-    first = [head[sent:]] if sent < len(head) else []
-    if type(tail) is Parts:
-        return first + tail.get_rest(max(0, sent - len(head)))
-    return [*first, tail]  # type: ignore[list-item]
+def get_rest(head: bytes, tail: "Reply", sent: int) -> "tuple[list[Bytes], int]":
+    """Return what is to be sent next of a reply, when `sent` bytes have been sent, and its size."""
+    rest: "list[Bytes]" = [head[sent:]] if sent < len(head) else []
+    skip = max(0, sent - len(head))
+    rest += tail.get_rest(skip) if type(tail) is Parts else [memoryview(tail)[skip:]]  # type: ignore[arg-type]
+    size = 0
+    for number, piece in enumerate(rest):
+        if size + len(piece) >= PIECE:
+            rest[number:] = [memoryview(piece)[: PIECE - size]]
+            return rest, PIECE
+        size += len(piece)
+    return rest, size
 
 
 # --- Memory errors: recognized by class name and text, without importing a framework
@@ -1928,6 +1945,7 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
     calls: "_collections.deque[Action]" = _collections.deque()  # for the loop's own thread
     waker: "Waker | None" = None  # of that; the loop's own uses sockets, which may be replaced
     tasks: "dict[int, Any]" = {}  # by the thread that waits for it
+    interruption: "BaseException | None" = None  # of the main thread's task
     loops_left: "list[Any]" = []  # user code has broken them
 
     def run_calls() -> None:
@@ -1937,6 +1955,8 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
 
     def open_loop(module: "Any") -> None:
         nonlocal asyncio, loop, all_tasks, waker
+        if asyncio is None and not threads:
+            guard_event_loop(interrupt)
         asyncio, loop, all_tasks = module, None, all_tasks or module.all_tasks
         warnings = importlib.import_module("warnings")
         with warnings.catch_warnings(module=warnings):
@@ -1972,6 +1992,15 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
 
     def has_background_tasks() -> bool:
         return loop is not None and not loop.is_closed() and bool(all_tasks(loop))
+
+    def interrupt(error: BaseException) -> None:
+        """Cancel what the main thread awaits: a signal handler has raised an exception."""
+        nonlocal interruption
+        log_traceback(error, "a signal handler failed while the event loop ran")
+        task = tasks.get(_thread.get_ident())
+        if task is not None:
+            interruption = error
+            loop.call_soon_threadsafe(task.cancel)
 
     def run_until(done: "Callable[[], bool]", run: "Callable[[], Any]") -> None:
         attempts = 0
@@ -2065,6 +2094,7 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         return True
 
     def run(make: "Callable[[], object]") -> object:
+        nonlocal interruption
         with lock:
             if loop is None or loop.is_closed():
                 import_library("asyncio", open_loop)
@@ -2072,15 +2102,22 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         if threads or loop.is_running():
             result, error = run_in_thread(make)
         else:
-            caller.has_background_tasks = has_background_tasks
-            task = tasks[_thread.get_ident()] = loop.create_task(capture(make))
+            caller.has_background_tasks, interruption = has_background_tasks, None
             try:
+                thread = _thread.get_ident()
+                store(tasks, thread, map(loop.create_task, (capture(make),)))
+                task = tasks[thread]
                 run_until(task.done, lambda: loop.run_until_complete(task))
                 if not task.done():
                     leave_loop()
                 result, error = task.result()
             finally:
+                if loop is not None and not loop.is_closed():
+                    for task in tasks.values():
+                        task.cancel()  # it was left where it waits
                 tasks.clear()
+            if interruption is not None and isinstance(error, asyncio.CancelledError):
+                error = interruption
         try:
             if error is not None:
                 raise error
@@ -2121,6 +2158,53 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         import_library("asyncio", open_loop)
         caller.call = lambda request: run(lambda: handler(request))
     return caller
+
+
+def guard_event_loop(interrupt: "Callable[[BaseException], None]") -> None:
+    """Pass exceptions of signal handlers to a function instead of raising them in asyncio's code.
+
+    Raised there, they take away a callback that the loop was about to run or to schedule, and
+    what waits for it waits for ever. A handler that interrupts user code raises as usual.
+    """
+    handlers: "dict[object, Any]" = {}  # of user code, by their guards
+
+    def guard(handler: "Any") -> "Any":
+        def run_guarded(number: int, frame: "Any") -> object:
+            try:
+                return handler(number, frame)
+            except BaseException as error:
+                if not is_in_event_loop(frame):
+                    raise
+                interrupt(error)
+                return None
+
+        handlers[run_guarded] = handler
+        return run_guarded
+
+    def set_handler(number: int, handler: "Any") -> "Any":
+        before = _signal.signal(number, guard(handler) if callable(handler) else handler)
+        return handlers.pop(before, before)
+
+    def get_handler(number: int) -> "Any":
+        handler = _signal.getsignal(number)
+        return handlers.get(handler, handler)
+
+    for number in _signal.valid_signals():
+        if callable(_signal.getsignal(number)) and number not in (TERM, INT):
+            set_handler(number, _signal.getsignal(number))
+    SIGNAL_MODULE.signal, SIGNAL_MODULE.getsignal = set_handler, get_handler  # type: ignore[attr-defined]
+
+
+def is_in_event_loop(frame: "Any") -> bool:
+    """Whether a frame belongs to asyncio, or to what it calls, with no user code in between."""
+    seen = False
+    while frame is not None and frame.f_globals is not globals():
+        file = frame.f_code.co_filename
+        if not file.startswith((LIBRARY[0] + "/", "<frozen ")) or "-packages/" in file:
+            return False
+        seen = seen or file.startswith(LIBRARY[0] + "/asyncio/")
+        frame = frame.f_back
+    return seen and frame is not None
 
 
 def format_task(task: "Any") -> "list[str]":
@@ -2806,7 +2890,10 @@ POOLED_BUFFER = 4194304  # buffers up to this size are used again
 PIECE = 1048576  # a buffer doubles, by at most this: the allocator would keep larger ones
 ZEROS = bytes(PIECE)  # which takes no memory
 LARGE = 16777216  # replies to messages of this size are built with little memory
+# Flags of system calls; without DONT_WAIT, one waits for the peer as long as LONGEST_PAUSE
+DONT_WAIT, WAIT_ALL = _socket.MSG_DONTWAIT, _socket.MSG_WAITALL
 NO_SIGNAL = _socket.MSG_NOSIGNAL
+LONGEST_PAUSE = _struct.pack("ll", 0, 2000)  # 2 ms: the kernel rounds it up to its ticks
 PEER_IS_GONE = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.ENOTSOCK, errno.ENOTCONN)
 MAX_INTERRUPTIONS = 1000  # of one message by exceptions from outside
 
@@ -2831,12 +2918,12 @@ class Connection:
         "turn",
         "waits_for",
     )
-    conversation: "Conversation"
     resume: "Callable[[None], None]"  # run the generator until it waits again
 
     def __init__(self, sock: "Socket") -> None:
         self.sock = sock
         self.fd = sock.fileno()
+        self.conversation: "Any" = None  # the generator
         self.message = Message(self)  # in work where it is read, or by CALL
         self.call: "Batch | None" = None  # of `message`, with a deadline
         self.messages: "list[Message]" = []  # in the queue, or answered and not yet sent
@@ -2846,8 +2933,8 @@ class Connection:
         # IDLE: the next message. READ: the rest of one. WRITE: the peer to read its reply.
         # NOW: the turn of the others. REPLY: one of `messages`. CALL: the reply to `message`
         self.waits_for = IDLE
-        self.settled = IDLE  # what the server has prepared for
-        self.is_muted = False  # it is not polled, because it waits for something else
+        self.settled = CLOSED  # what the server has prepared for
+        self.is_muted = True  # it is not polled: it is new, or waits for something else
         self.turn = 0  # when it was heard of last, in rounds of the server
         self.new_until = time.monotonic() + GRACE  # until then, or its first reply, it stays
 
@@ -2857,11 +2944,7 @@ class BrokenStream(Exception):  # noqa: N818
 
 
 def keep_result(connection: Connection, name: str, results: "Iterator[Any]") -> "Action":
-    """Return a function that stores the next of `results` as an attribute of the connection.
-
-    The system call behind it and the storing are one step in C: an exception that user code
-    raises from outside cannot come in between and take away what the call has returned.
-    """
+    """Return a function that stores the next of `results` as an attribute, as `store` does."""
     return map(setattr, repeat(connection), repeat(name), results).__next__
 
 
@@ -2892,10 +2975,10 @@ def serve_connection(
     prefix = _struct.Struct(">I")
     pack, unpack = prefix.pack, prefix.unpack_from
     chunk = settings.chunk_size if queue is None else queue.chunk
-    receive = keep_result(connection, "received", map(sock.recv, repeat(chunk)))
+    receive = keep_result(connection, "received", map(sock.recv, repeat(chunk), repeat(DONT_WAIT)))
     frames = map(getattr, repeat(connection), repeat("frame"))
     move = partial(keep_result, connection, "count")
-    transmit = move(map(sock.send, frames, repeat(NO_SIGNAL)))
+    transmit = move(map(sock.send, frames, repeat(NO_SIGNAL | DONT_WAIT)))
     held, start = b"", 0  # received; from `start` not yet part of a message in work
     got, size = -1, 0  # of a message that is larger than `held`, while `got` is not negative
     buffer: "ReceiveBuffer | None" = None  # for it; None: its bytes are discarded
@@ -2907,6 +2990,7 @@ def serve_connection(
     sent = replied = 0  # bytes of these; messages that they reply to
     end: "BrokenStream | None" = None  # of the stream, while messages are in the queue
     rest: "list[Bytes]" = []  # of a large reply, for a system call
+    is_prompt = True  # the peer: the rest of a large message is worth a wait, see LONGEST_PAUSE
     interruptions = 0
     while True:
         try:
@@ -2921,6 +3005,7 @@ def serve_connection(
                         added = None
                     if messages and messages[0].reply is not None:
                         head, tail, replied = join_replies(messages, pack)
+                        is_prompt = True
                     elif end is not None and not messages:
                         raise end
                     elif end is not None or not queue.has_room(connection):
@@ -2966,7 +3051,7 @@ def serve_connection(
                             if size <= limit:
                                 buffer = take_buffer(buffer_pool if queue is None else [])
                                 buffer[: len(held) - start - 4] = held[start + 4 :]
-                            more = held[following:]
+                            more, is_prompt = held[following:], True
                             got, held, start = min(size, len(held) - start - 4), more, 0
                     # Body, of a message that did not come with its prefix or is over the limit
                     while 0 <= got < size:
@@ -2975,13 +3060,16 @@ def serve_connection(
                                 pass  # kept when an exception came in between
                             elif buffer is None:
                                 most = min(size - got, FIRST_BUFFER)
-                                move(map(len, map(sock.recv, (most,))))()
+                                move(map(len, map(sock.recv, (most,), (DONT_WAIT,))))()
                             else:
                                 if got == len(buffer):
                                     step = min(max(got, FIRST_BUFFER), PIECE, size - got)
                                     buffer.extend(ZEROS if step == PIECE else bytes(step))
+                                most = min(len(buffer), size) - got
+                                flag, is_prompt = (WAIT_ALL if is_prompt else DONT_WAIT), False
                                 with memoryview(buffer) as view:
-                                    move(map(sock.recv_into, (view[got:size],)))()
+                                    move(map(sock.recv_into, (view[got:size],), (0,), (flag,)))()
+                                is_prompt = flag == WAIT_ALL and connection.count == most
                             if not connection.count:
                                 text = "connection closed after %d of %d bytes" % (got, size)
                                 raise BrokenStream(text)
@@ -3031,7 +3119,7 @@ def serve_connection(
                         head, tail, asked = pack(len(reply)) + reply, b"", False  # type: ignore[operator]
                     else:  # too large to copy
                         head, tail, asked = pack(len(reply)), reply, False
-                    reply = None
+                    reply, is_prompt = None, True
                     if keep is not None:
                         message.body = None
                         buffer_pool[:] = [keep]
@@ -3042,15 +3130,13 @@ def serve_connection(
                     try:
                         if connection.count:
                             pass
-                        elif tail and (type(tail) is Parts or sent < len(head)):  # type: ignore[arg-type]
-                            rest = get_rest(head, tail, sent)  # type: ignore[arg-type]
-                            move(map(sock.sendmsg, (rest,), ((),), (NO_SIGNAL,)))()
-                            rest = []
+                        elif tail:
+                            rest, most = get_rest(head, tail, sent)  # type: ignore[arg-type]
+                            flag, is_prompt = (0 if is_prompt else DONT_WAIT), False
+                            move(map(sock.sendmsg, (rest,), ((),), (NO_SIGNAL | flag,)))()
+                            rest, is_prompt = [], not flag and connection.count == most
                         else:
-                            if tail:
-                                connection.frame = memoryview(tail)[sent - len(head) :]  # type: ignore[arg-type]
-                            else:
-                                connection.frame = memoryview(head)[sent:] if sent else head  # type: ignore[assignment, arg-type]
+                            connection.frame = memoryview(head)[sent:] if sent else head  # type: ignore[assignment, arg-type]
                             transmit()
                         sent, connection.count = sent + connection.count, 0
                         if sent == total:
@@ -3061,7 +3147,7 @@ def serve_connection(
                     rest = []
                     if type(tail) is Parts:
                         tail.keep()
-                    connection.waits_for = WRITE
+                    connection.waits_for = NOW if is_prompt and tail else WRITE
                     yield
                 connection.frame = tail = b""
                 if queue is None:
@@ -3081,7 +3167,7 @@ def serve_connection(
                 reply = error_reply("connection_error", str(error))
                 note_reply(reply)
                 try:
-                    sock.send(pack(len(reply)) + reply, NO_SIGNAL)
+                    sock.send(pack(len(reply)) + reply, NO_SIGNAL | DONT_WAIT)
                 except OSError:
                     pass
             return
@@ -3107,6 +3193,18 @@ def serve_connection(
                 and not (sent or connection.count)
             ):
                 head, tail = pack(len(no_memory)) + no_memory, b""
+
+
+def make_patient(sock: "Socket") -> None:
+    """Let system calls without DONT_WAIT wait, but not longer than LONGEST_PAUSE."""
+    try:
+        for option in (_socket.SO_RCVTIMEO, _socket.SO_SNDTIMEO):
+            sock.setsockopt(_socket.SOL_SOCKET, option, LONGEST_PAUSE)
+        sock.setblocking(True)  # user code may have set a default timeout
+    except OSError as error:
+        if error.errno is None:  # not of the system
+            raise
+        sock.setblocking(False)
 
 
 def has_reply(connection: Connection) -> bool:
@@ -4079,7 +4177,7 @@ class Server:
                 self.answer_call(connection)
                 connection.resume(None)
         except BaseException as error:
-            if connection.conversation.gi_frame is not None:  # type: ignore[attr-defined]
+            if connection.conversation.gi_frame is not None:
                 raise  # not of the conversation: it goes on
             if not isinstance(error, StopIteration):
                 log("closing a connection, which cannot be served: %s" % type(error).__name__)
@@ -4147,7 +4245,8 @@ def make_accept(
     reserve_std_fds: "Action",
 ) -> "tuple[Action, Action, Action]":
     """Return `accept()` of one connection, `add_accepted()` after an exception, and `close()`."""
-    accepted: "_collections.deque[Any]" = _collections.deque()  # not yet among the connections
+    accepted: "_collections.deque[int]" = _collections.deque()  # fds, not yet of a connection
+    sockets: "dict[int, Socket]" = {}  # of these
     connections, deadlines = server.connections, server.deadlines
     accept_fd = _socket.socket._accept  # type: ignore[attr-defined]
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -4164,7 +4263,7 @@ def make_accept(
 
         def has_sent(connection: Connection) -> bool:
             try:
-                return bool(connection.sock.recv(1, _socket.MSG_PEEK))
+                return bool(connection.sock.recv(1, _socket.MSG_PEEK | DONT_WAIT))
             except OSError:
                 return False
 
@@ -4208,13 +4307,13 @@ def make_accept(
     def take_one() -> None:
         nonlocal spare
         try:
-            accepted.extend(map(accept_fd, (listener,)))
+            accepted.extend(map(itemgetter(0), map(accept_fd, (listener,))))
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EINVAL):  # EINVAL: and the listener is shut down
                 server.backlog_is_empty = True
             elif error.errno in NO_ROOM and spare >= 0:
-                os.close(spare)
-                spare = -1
+                fd, spare = spare, -1  # first: it may soon be the descriptor of a connection
+                os.close(fd)
                 take_one()
             elif error.errno in NO_ROOM:
                 if not make_room():
@@ -4224,29 +4323,38 @@ def make_accept(
                 raise
 
     def add_accepted() -> None:
+        """Make a connection of what was accepted. May be repeated after an exception."""
         while accepted:
-            fd = accepted[0][0]
+            fd = accepted[0]
             if fd < 3:  # user code has closed that one: its prints would go here
                 reserve_std_fds()
-                moved = os.dup(fd)
-                os.close(fd)
-                accepted[0] = (moved,)
+                if len(accepted) == 1:
+                    accepted.extend(map(os.dup, (fd,)))
+                close_quietly(lambda: os.close(accepted[0]))
+                accepted.popleft()
                 reserve_std_fds()
                 continue
             if fd not in connections:
-                try:
-                    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
-                except OSError:  # an exception has closed it
-                    accepted.popleft()
-                    continue
-                sock.setblocking(False)  # always: user code may have set a default timeout
-                connection = Connection(sock)
+                if fd not in sockets:
+                    family, kind = (_socket.AF_UNIX,), (_socket.SOCK_STREAM,)
+                    try:
+                        store(sockets, fd, map(_socket.socket, family, kind, (0,), (fd,)))
+                    except OSError as error:
+                        if error.errno is None:  # not of the system
+                            raise
+                        accepted.popleft()  # user code has closed it
+                        continue
+                sock = sockets[fd]
+                make_patient(sock)
+                connections[fd] = Connection(sock)
+            connection = connections[fd]
+            while connection.conversation is None or connection.conversation.gi_frame is None:
                 connection.conversation = make_conversation(connection)
                 connection.resume = connection.conversation.send
-                connections[fd] = connection
-            server.listen(fd, select.EPOLLIN)
-            server.advance(connections[fd])
+                connection.resume(None)  # until its first wait: before it, an exception ends it
+            sockets.clear()
             accepted.popleft()
+            server.advance(connection)
 
     def close() -> None:
         if spare >= 0:
@@ -4942,7 +5050,7 @@ def make_exit_process() -> "tuple[Callable[..., None], Callable[[int, float], No
 
 if __name__ == "__main__":
     if IS_PROBE:
-        raise SystemExit(main(sys.argv[1:], os.environ))
+        os._exit(main(sys.argv[1:], os.environ))  # the interpreter's own end takes time
     if os.getpid() == 1 and len(sys.argv) == 1:
         become_init()
     set_exit_code, exit_process = make_exit_process()

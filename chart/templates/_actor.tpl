@@ -14,14 +14,21 @@ this chart there, under runtime.defaults.
   include "asya-runtime.sidecar.volumeMounts" .                volume mounts of the sidecar that sends the messages
   include "asya-runtime.sidecar.env" .                         its environment variables
 
+With `runtime.delivery: image` among these values, the volume is that image; otherwise, the ConfigMap of the release.
 The container of the value `sidecar` is not rendered: only the injector adds it.
 */}}
 {{- define "asya-runtime.volumes" -}}
 {{- $values := fromJson (include "asya-runtime.actor" .) -}}
 - name: asya-runtime
+{{- if $values.image }}
+  image:
+    reference: {{ $values.image | quote }}
+    pullPolicy: {{ $values.pullPolicy }}
+{{- else }}
   configMap:
     name: {{ $values.configMap }}
     defaultMode: 0444
+{{- end }}
 - name: asya-socket
   emptyDir:
     medium: Memory
@@ -32,6 +39,9 @@ The container of the value `sidecar` is not rendered: only the injector adds it.
 {{- $values := fromJson (include "asya-runtime.actor" .) -}}
 - name: asya-runtime
   mountPath: {{ $values.directory }}
+{{- if $values.image }}
+  subPath: asya-runtime
+{{- end }}
   readOnly: true
 {{- if $values.isOneFile }}
 - name: asya-runtime
@@ -104,9 +114,14 @@ The container of the value `sidecar` is not rendered: only the injector adds it.
 
 {{- define "asya-runtime.readinessProbe" -}}
 {{- $values := fromJson (include "asya-runtime.actor" (index . 0)) -}}
+{{- $python := include "asya-runtime.actor.python" (list $values (rest .)) }}
+{{- $command := list $python "-I" "-S" (printf "%s/asya_entrypoint.py" $values.directory) "--ready" }}
+{{- if $values.isOneFile }}
+{{- $command = concat $command (list "--runtime" $values.file) }}
+{{- end -}}
 exec:
   command:
-    {{- toYaml (list (include "asya-runtime.actor.python" (list $values (rest .))) "-I" "-S" $values.file "--ready") | nindent 4 }}
+    {{- toYaml $command | nindent 4 }}
 periodSeconds: 5
 # The probe starts an interpreter, which can take seconds on a busy node.
 timeoutSeconds: 10
@@ -179,16 +194,24 @@ The settings of actors in the calling chart, as JSON: `defaults` has the values 
 injector (_tables.tpl).
 */}}
 {{- define "asya-runtime.actor" -}}
-{{- $values := dict }}
+{{- $chart := dict }}
 {{- /* An alias changes the dependency's name, so look for its values. */}}
 {{- range .Subcharts }}
 {{- $runtime := ternary .Values.runtime nil (hasKey .Values "runtime") }}
 {{- if and (kindIs "map" $runtime) (hasKey ($runtime | default dict) "configMap") (hasKey ($runtime | default dict) "defaults") }}
-{{- $values = .Values }}
+{{- $chart = . }}
 {{- end }}
 {{- end }}
-{{- if not $values }}
+{{- if not $chart }}
 {{- fail (printf "chart %s uses a template helper of asya-runtime, which is not an enabled dependency; add asya-runtime to the dependencies in Chart.yaml" .Chart.Name) }}
+{{- end }}
+{{- $values := $chart.Values }}
+{{- $image := "" }}
+{{- if include "asya-runtime.mountsImage" $chart }}
+{{- if not (or $values.runtime.image.repository $values.injector.image.repository) }}
+{{- fail (printf "chart %s uses runtime.delivery: image of asya-runtime, which names no image; set runtime.image.repository to an image with the runtime files" .Chart.Name) }}
+{{- end }}
+{{- $image = include "asya-runtime.runtimeImage" $chart }}
 {{- end }}
 {{- $tables := fromJson (include "asya-runtime.actor.tables" .) }}
 {{- $defaults := mergeOverwrite (deepCopy $tables.defaults) (fromJson (include "asya-runtime.defaults" $values)) }}
@@ -196,6 +219,7 @@ injector (_tables.tpl).
 {{- $isOneFile := hasSuffix ".py" $path }}
 {{- $directory := ternary (get $tables.defaults "mount-path") $path $isOneFile }}
 {{- $file := ternary $path (printf "%s/asya_runtime.py" $path) $isOneFile }}
-{{- toJson (dict "configMap" $values.runtime.configMap.name "tables" $tables "defaults" $defaults
+{{- toJson (dict "configMap" $values.runtime.configMap.name
+  "image" $image "pullPolicy" ($values.runtime.image.pullPolicy | default $values.injector.image.pullPolicy) "tables" $tables "defaults" $defaults
   "directory" $directory "file" $file "isOneFile" (ne (dir $file) $directory)) }}
 {{- end }}

@@ -31,7 +31,7 @@
 {{- fail "runtime.image.repository is required if runtime.image.tag or runtime.image.digest is set; without all three, pods mount the image of the injector" }}
 {{- end }}
 {{- end }}
-{{- else if not .Values.runtime.configMap.create }}
+{{- else if and .Values.injector.enabled (not .Values.runtime.configMap.create) }}
 {{- fail "runtime.configMap.create must be true if injector.enabled is true: the injector mounts this ConfigMap" }}
 {{- end }}
 {{- end }}

@@ -11,8 +11,8 @@ templates include it first, because Helm does not define the order in which it r
 {{- include "asya-runtime.valid.annotation" (list "commonAnnotations" $key) }}
 {{- end }}
 {{- include "asya-runtime.valid.sidecar" . }}
-{{- if .Values.injector.enabled }}
 {{- include "asya-runtime.valid.delivery" . }}
+{{- if .Values.injector.enabled }}
 {{- include "asya-runtime.valid.injector" . }}
 {{- end }}
 {{- end }}

@@ -15,5 +15,6 @@ else
   say "there is no cluster $CLUSTER"
 fi
 rm -f "$KUBECONFIG"
+[[ ! $suffix ]] || rm -rf "$repo/.tools/bin$suffix"
 say "kept for the next cluster: $cache ($(du -sh "$cache" | cut -f 1)), Go's cache, images named asya/*, the container engine"
 say "to remove these too: rm -r $cache; docker image rm --force \$(docker image ls -q 'asya/*')"

@@ -7,8 +7,11 @@ repo=$(cd "$cluster_dir/../.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/asya-runtime
 CLUSTER=${CLUSTER:-asya}
 node=$CLUSTER-control-plane
-export KUBECONFIG=$repo/.tools/kubeconfig # never the user's
-export PATH=$repo/.tools/bin:$PATH
+# Each cluster has its own kubeconfig, never the user's, and kubectl. The default cluster's names have no suffix.
+suffix=-$CLUSTER
+[[ $CLUSTER != asya ]] || suffix=
+export KUBECONFIG=$repo/.tools/kubeconfig$suffix
+export PATH=${suffix:+$repo/.tools/bin$suffix:}$repo/.tools/bin:$PATH
 mkdir -p "$cache/log" "$repo/.tools/bin"
 # shellcheck source=versions.env source=step.sh
 . "$cluster_dir/versions.env"

@@ -4,7 +4,7 @@
 # usage: tools.sh [kind] [helm] [helm4] [helm3] [cosign] [crane] [kubectl]
 #   helm     Helm 3 or 4, as `helm`
 #   helm4    Helm 4, as `helm`; helm3: Helm 3, as `helm3`; the tests need both
-#   kubectl  copied from the node, so the cluster must be running
+#   kubectl  copied from the node, so the cluster must be running; a cluster that is not the default one has its own
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -21,7 +21,7 @@ version_of() {
   esac 2>/dev/null || true
 }
 
-link() { ln -sfn "$1" "$repo/.tools/bin/${2}"; }
+link() { ln -sfn "$1" "${3:-$repo/.tools/bin}/$2"; }
 
 # tool NAME VERSION MINIMUM PACKAGE DURATION URL SUMS: PACKAGE is the Go package, URL the official release, SUMS the file
 # of checksums that is published with it
@@ -89,7 +89,8 @@ kubectl_tool() {
     docker cp -q "$node:/usr/bin/kubectl" "$kept.tmp$$"
     mv "$kept.tmp$$" "$kept"
   fi
-  link "$kept" kubectl
+  mkdir -p "$repo/.tools/bin$suffix"
+  link "$kept" kubectl "$repo/.tools/bin$suffix"
 }
 
 helm_tool() {

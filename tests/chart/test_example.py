@@ -4,14 +4,18 @@ Its pods must be those that the injector would make.
 """
 
 import copy
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from asya_injector import __version__
 from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.mutation.inject import inject
 from asya_injector.runtime_files import RUNTIME_VOLUME
+from asya_injector.runtime_image import RuntimeImage
 from asya_injector.startup import programs
 
 from tests.chart.charts import (
@@ -41,16 +45,19 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here
 
 
-def deployment(chart: Path, values: Object, *, tool: str = "helm") -> Object:
+def deployment(
+    chart: Path, values: Object, *, tool: str = "helm", release: str = RELEASES[0]
+) -> Object:
     """The example's Deployment, which is all that it renders beside the runtime files."""
-    text = render(IMAGES | values, chart=chart, namespace="models", tool=tool)
+    where: Any = {"chart": chart, "namespace": "models", "kubernetes": f"{release}.0"}
+    text = render(IMAGES | values, tool=tool, **where)
     found = load_objects(text)
     assert set(found) == {
         ("ConfigMap", "models", "asya-runtime"),
         ("Deployment", "models", "sentiment"),
     }
     for item in found.values():
-        assert problems(item, RELEASES[0]) == []
+        assert problems(item, release) == []
     result: Object = found["Deployment", "models", "sentiment"]
     return result
 
@@ -59,7 +66,9 @@ def with_defaults(defaults: Object) -> Object:
     return value_at("asya-runtime/runtime/defaults", defaults)
 
 
-def injected(spec: Object, command: list[str], defaults: Object) -> Object:
+def injected(
+    spec: Object, command: list[str], defaults: Object, image: RuntimeImage | None = None
+) -> Object:
     """What the injector makes of the pod, once all that the helpers gave it is removed."""
     annotations = {"asya.sh/handler": HANDLER}
     pod: Object = {"metadata": {"annotations": annotations}, "spec": copy.deepcopy(spec)}
@@ -74,12 +83,13 @@ def injected(spec: Object, command: list[str], defaults: Object) -> Object:
     else:
         annotations["asya.sh/mode"] = "runtime"
     settings = {"handler-timeout": 30} | defaults  # the example's own value
-    policy = ClusterDefaults("0" * 10, {name: str(value) for name, value in settings.items()})
+    texts = {name: str(value) for name, value in settings.items()}
+    policy = ClusterDefaults("0" * 10, texts, image=image)
     injection = inject(pod, policy)
     assert injection
     wanted: Object = injection.pod["spec"]
     for volume in wanted["volumes"]:  # the plain ConfigMap in place of a copy
-        if volume["name"] == RUNTIME_VOLUME:
+        if volume["name"] == RUNTIME_VOLUME and not image:
             volume["configMap"]["name"] = "asya-runtime"
     return wanted
 
@@ -152,6 +162,52 @@ def test_the_helpers_choose_the_interpreter_as_the_injector_does(
     values = with_defaults(defaults) | {"command": command}
     spec = deployment(example, values)["spec"]["template"]["spec"]
     assert spec == injected(spec, command, defaults)
+
+
+DIGEST = "sha256:" + "fedcba9876543210" * 4
+INJECTOR = {"repository": "example.com/injector", "digest": DIGEST}  # as in a released chart
+FILES = {"repository": "example.com/files", "tag": "1"}
+
+
+def from_image(injector: Object, **runtime: Object) -> Object:
+    delivery: Object = {"delivery": "image"}
+    return {"asya-runtime": {"injector": {"image": injector}, "runtime": delivery | runtime}}
+
+
+@pytest.mark.parametrize(
+    ("values", "reference", "policy"),
+    [
+        (from_image({}, image=FILES), "example.com/files:1", "IfNotPresent"),
+        (from_image(INJECTOR), f"example.com/injector:{__version__}@{DIGEST}", "IfNotPresent"),
+        (from_image(INJECTOR, image={"pullPolicy": "Never"}),
+         f"example.com/injector:{__version__}@{DIGEST}", "Never"),
+        (from_image(INJECTOR | {"pullPolicy": "Always"}, image={"repository": "example.com/files"}),
+         f"example.com/files:{__version__}", "Always"),
+    ],
+)  # fmt: skip
+def test_the_helpers_mount_an_image_as_the_injector_would(
+    values: Object, reference: str, policy: str, example: Path
+) -> None:
+    spec = deployment(example, values, release=RELEASES[-1])["spec"]["template"]["spec"]
+    assert spec == injected(spec, APP, {}, RuntimeImage(reference, policy))
+
+
+@pytest.mark.parametrize(
+    ("values", "kubernetes", "line"),
+    [
+        (from_image({}), "1.37.0",
+         "chart sentiment uses runtime.delivery: image of asya-runtime, which names no image"),
+        (from_image({}, image={"tag": "1"}), "1.37.0", "runtime.image.repository is required if"),
+        (from_image(INJECTOR), "1.35.9", "runtime.delivery: image requires Kubernetes 1.36"),
+        (from_image(INJECTOR, defaults={"mount-path": "/app/asya_runtime.py"}), "1.37.0",
+         "runtime.defaults.mount-path is the file /app/asya_runtime.py"),
+    ],
+)  # fmt: skip
+def test_an_image_that_the_helpers_cannot_mount_is_rejected(
+    values: Object, kubernetes: str, line: str, example: Path
+) -> None:
+    with pytest.raises(HelmError, match=re.escape(line)):
+        render(IMAGES | values, chart=example, kubernetes=kubernetes)
 
 
 def test_the_config_map_may_belong_to_another_release(example: Path) -> None:

@@ -201,6 +201,33 @@ def test_a_release_is_found_by_minor_or_by_either_full_version(
 
 
 @pytest.mark.parametrize(
+    ("cluster", "kubeconfig", "folders"),
+    [
+        ({}, "kubeconfig", ["bin"]),
+        ({"CLUSTER": "asya"}, "kubeconfig", ["bin"]),
+        ({"CLUSTER": "other"}, "kubeconfig-other", ["bin-other", "bin"]),
+    ],
+)
+def test_each_cluster_has_its_own_kubeconfig_and_kubectl(
+    run: Run, tmp_path: Path, cluster: dict[str, str], kubeconfig: str, folders: list[str]
+) -> None:
+    show = 'echo "$KUBECONFIG"; echo "$PATH"'
+    programs = {"docker": 'echo v1.34.4; [[ $1 != cp ]] || echo >"${@: -1}"', "kubectl": "exit 1"}
+    checkout = tmp_path / "checkout"
+    shutil.copy(SCRIPTS.parents[1] / "Makefile", checkout)
+    by_scripts = run("bash", "-c", f". ./lib.sh; {show}", env=cluster, programs_=programs)
+    by_make = run("bash", "-c", f'eval "$(make -s -C ../.. env)"; {show}', env=cluster)
+    for result in (by_scripts, by_make):
+        found, path = result.stdout.splitlines()
+        tools = [str(checkout / ".tools" / each) for each in folders]
+        assert found == str(checkout / ".tools" / kubeconfig)
+        assert path.split(":")[: len(tools) + 1] == [*tools, str(tmp_path / "programs")]
+    assert run("./tools.sh", "kubectl", env=cluster).returncode == 0
+    linked = [each.parent.name for each in checkout.glob(".tools/*/kubectl")]
+    assert linked == folders[:1]
+
+
+@pytest.mark.parametrize(
     ("version", "minimum", "enough"),
     [
         ("0.33.0", "0.30.0", True),

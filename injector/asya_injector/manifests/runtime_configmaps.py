@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from asya_injector.annotations.settings import ClusterDefaults
-from asya_injector.documents.document import Document, remove_documents
+from asya_injector.documents.document import Document
 from asya_injector.errors import InjectionError, Reason, quote
 from asya_injector.kube_objects import Object, get_in
 from asya_injector.manifests.objects import ManifestObject, iter_objects
@@ -86,26 +86,19 @@ def is_added_configmap(item: Object) -> bool:
     return is_runtime_configmap(item) and FROM_MANIFEST.items() <= labels.items()
 
 
-def remove_unused(documents: Sequence[Document]) -> list[Document]:
-    """Remove the added ConfigMaps that no object names; those in lists stay.
+def find_unused(documents: Sequence[Document]) -> set[str]:
+    """Names of the added ConfigMaps that no object names.
 
     An object that is left alone may still mount one, because it was injected before.
     """
-    added = [
-        isinstance(document.value, dict) and is_added_configmap(document.value)
-        for document in documents
-    ]
-    others = [
-        document.text for document, is_added in zip(documents, added, strict=True) if not is_added
-    ]
-
-    def is_named(document: Document) -> bool:
-        return any(str(document.value["metadata"]["name"]) in text for text in others)
-
-    return remove_documents(
-        (document, None if is_added and not is_named(document) else document)
-        for document, is_added in zip(documents, added, strict=True)
-    )
+    added: set[str] = set()
+    others: list[str] = []
+    for found in iter_objects(documents):
+        if is_added_configmap(found.value):
+            added.add(str(found.value["metadata"]["name"]))
+        else:
+            others.append(str(found.value))
+    return {name for name in added if not any(name in text for text in others)}
 
 
 def _get_hook(item: Object) -> str:

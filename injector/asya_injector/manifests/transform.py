@@ -29,8 +29,8 @@ from asya_injector.kube_objects import (
 from asya_injector.manifests.objects import ManifestObject, is_list, iter_objects
 from asya_injector.manifests.runtime_configmaps import (
     RuntimeConfigMaps,
+    find_unused,
     is_added_configmap,
-    remove_unused,
 )
 from asya_injector.manifests.templates import (
     find_ineffective_keys,
@@ -143,7 +143,7 @@ def inject_all(
         raise RejectedError([*error.lines, f"{summary}; no output was written"]) from None
     output.documents = [each for group in outputs for each in group]
     if defaults.image:
-        output.documents = remove_unused(output.documents)
+        output.documents = _remove_unused(output.documents, output.warnings)
     return output
 
 
@@ -160,12 +160,18 @@ def uninject_all(documents: Sequence[Document], *, namespace: str = "") -> Outpu
                 after = replace_at(after, each.template, uninject(get_template(each.value)))
         return [after]
 
-    outputs = _replace_objects(documents, namespace, restore, warnings)
-    pairs = [
-        (document, output[0] if output else None)
-        for document, output in zip(documents, outputs, strict=True)
-    ]
-    return Output(remove_documents(pairs), warnings)
+    return Output(_rewrite(documents, namespace, restore, warnings), warnings)
+
+
+def _remove_unused(documents: Sequence[Document], warnings: list[str]) -> list[Document]:
+    """Remove the ConfigMaps that `inject_all` once added, and that no object names."""
+    unused = find_unused(documents)
+
+    def keep(found: ManifestObject) -> list[Object]:
+        is_added = is_added_configmap(found.value)
+        return [] if is_added and found.value["metadata"]["name"] in unused else [found.value]
+
+    return _rewrite(documents, "", keep, warnings)
 
 
 def _change(
@@ -237,6 +243,20 @@ def _is_annotated(item: Object) -> bool:
     metadata = (get_in(item, "metadata"), get_in(get_template(item), "metadata"))
     return any(
         str(key).startswith(PREFIX) for each in metadata for key in get_in(each, "annotations")
+    )
+
+
+def _rewrite(
+    documents: Sequence[Document],
+    namespace: str,
+    change: Callable[[ManifestObject], list[Object]],
+    warnings: list[str],
+) -> list[Document]:
+    """Replace each object by what `change` returns: the new one, or nothing; see below."""
+    outputs = _replace_objects(documents, namespace, change, warnings)
+    return remove_documents(
+        (document, output[0] if output else None)
+        for document, output in zip(documents, outputs, strict=True)
     )
 
 

@@ -126,18 +126,41 @@ def test_options_that_cannot_work_are_wrong_usage(
         assert done.err.count("\n") == 1
 
 
-def test_injected_manifests_change_to_the_other_delivery_and_back() -> None:
-    plain = dump(workload("a"), workload("a", namespace="n"))
+PAIR = (workload("a"), workload("a", namespace="n"))
+
+
+def list_of(*items: Object) -> Object:
+    return {"apiVersion": "v1", "kind": "List", "items": list(items)}
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        dump(*PAIR),
+        dump(list_of(*PAIR)),
+        dump(list_of(PAIR[0]), list_of(PAIR[1]), workload("b", namespace="m")),
+        dump(list_of(*PAIR)).replace("\n- ", "\n# its model\n- "),
+        json.dumps(list_of(*PAIR), indent=2),
+        json.dumps(list_of(*PAIR)),
+    ],
+    ids=["documents", "a list", "several", "comments", "JSON", "JSON in one line"],
+)
+def test_injected_manifests_change_to_the_other_delivery_and_back(plain: str) -> None:
     with_configmaps = asya("inject", stdin=plain).out
     with_image = asya("inject", *FROM_IMAGE, stdin=plain).out
     assert asya("inject", *FROM_IMAGE, stdin=with_configmaps).out == with_image
     assert asya("inject", stdin=with_image).out == with_configmaps
 
 
-def test_a_configmap_stays_while_an_object_that_is_left_alone_mounts_it() -> None:
-    injected = list(yaml.safe_load_all(asya("inject", stdin=dump(workload("a"))).out))
+@pytest.mark.parametrize("is_list", [False, True])
+def test_a_configmap_stays_while_an_object_that_is_left_alone_mounts_it(is_list: bool) -> None:
+    both = dump(workload("a"), workload("b", namespace="n"))
+    injected = list(yaml.safe_load_all(asya("inject", stdin=both).out))
     injected[1]["spec"]["template"]["metadata"]["annotations"]["asya.sh/inject"] = "false"
-    out = list(yaml.safe_load_all(asya("inject", *FROM_IMAGE, stdin=dump(*injected)).out))
+    written = dump(list_of(*injected)) if is_list else dump(*injected)
+    (*out,) = yaml.safe_load_all(asya("inject", *FROM_IMAGE, stdin=written).out)
+    out = out[0]["items"] if is_list else out
+    assert [each["kind"] for each in out] == ["ConfigMap", "Deployment", "Deployment"]
     assert out[0] == injected[0]
     (volume, _) = out[1]["spec"]["template"]["spec"]["volumes"]
     assert volume["configMap"]["name"] == injected[0]["metadata"]["name"]
