@@ -4756,6 +4756,9 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         if not file.is_open():
             file = open_listener(path, mode)
         serve(settings, file, answers, caller, watch, reserve_std_fds, state, set_exit_code)
+    except OSError as error:  # the import has used up the descriptors
+        reason = "%s cannot be served after its import: %s"
+        raise StartupError(reason % (settings.handler, error.strerror or error)) from None
     finally:
         if not state.forked:
             file.remove()
