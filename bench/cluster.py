@@ -167,6 +167,7 @@ def measure(bench: Bench, count: int, rounds: int) -> None:
     bench.deliver(CONFIG_MAP)
     idle = max(bench.usage("memory_mb"))
     for turn in range(rounds):
+        say(f"creating pods, round {turn + 1} of {rounds}")
         for kind in kinds if turn % 2 == 0 else kinds[::-1]:
             for clients in CLIENTS:
                 create_pods(bench, count // rounds, kind, clients)
@@ -179,6 +180,7 @@ def measure(bench: Bench, count: int, rounds: int) -> None:
 def measure_starts(bench: Bench, count: int) -> None:
     """Start pods at once with each delivery, twice, in turns."""
     for delivery in (CONFIG_MAP, IMAGE, IMAGE, CONFIG_MAP):
+        say(f"starting {count} pods at once, {delivery}")
         bench.deliver(delivery)
         where = bench.cluster, bench.namespace
         start_pods(*where, 1)  # the first pod unpacks the image, or creates the ConfigMap
@@ -191,6 +193,11 @@ def create_pods(bench: Bench, count: int, kind: str, clients: int) -> None:
     if kind != PLAIN:
         bench.deliver(kind)
     bench.create_pods(count, kind=kind, clients=clients)
+
+
+def say(text: str) -> None:
+    """Print what is measured now, which takes minutes."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def summarize(bench: Bench) -> Results:

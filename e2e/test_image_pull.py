@@ -36,7 +36,7 @@ CTR = ("ctr", "--namespace", "k8s.io")
 UNREACHABLE = "localhost:5999/asya/e2e-runtime"
 REGISTRY = (REPOSITORY / "e2e/load/pods/registry.py").read_text()
 USER, PASSWORD = "e2e", "not-secret"
-NO_CREDENTIALS = ("failed to authorize", "no basic auth credentials")
+NO_CREDENTIALS = ("authorization failed", "no basic auth credentials")
 
 
 def waiting(cluster: Cluster, namespace: str, app: str) -> tuple[str, str]:

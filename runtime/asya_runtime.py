@@ -667,26 +667,33 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
                 raise ValueError("number too large for a double" + place)
         return value
 
+    def make_attachment_reader() -> "tuple[AttachmentReader, Callable[[str, int], Any]]":
+        reader = AttachmentReader()
+        decoder = JSONDecoder(
+            object_pairs_hook=reader.read_object,
+            parse_constant=reject_constant,
+            parse_int=parse_int,
+            parse_float=parse_finite,
+        )
+        return reader, decoder.scan_once  # type: ignore[attr-defined]
+
+    main_reader = make_attachment_reader()  # to make it takes as long as to read short JSON
+
     def decode_attached(message: Message) -> object:
         """Decode JSON before a zero byte, with the bytes behind it in their places."""
         message.reads_attachments = True
         body: "Any" = message.body
         end = find_zero(body)
         view = memoryview(body)
-        reader = AttachmentReader(view[end + 1 :].toreadonly())
-        scan = JSONDecoder(
-            object_pairs_hook=reader.read_object,
-            parse_constant=reject_constant,
-            parse_int=parse_int,
-            parse_float=parse_finite,
-        ).scan_once  # type: ignore[attr-defined]
+        reader, scan = make_attachment_reader() if threads else main_reader
         text = str(view[:end], "utf-8")
         try:
+            reader.rest, reader.at = view[end + 1 :].toreadonly(), 0
             value, at = scan_from(text, find_text(text, 0), scan)
             check_rest(text, at)
             reader.check_end()
         finally:
-            reader.rest = None  # the decoder may be freed late
+            reader.rest = None  # so that the buffer can be used again
         if len(body) > POOLED_BUFFER:
             message.body = None
         return value
@@ -1116,8 +1123,8 @@ class AttachmentReader:
 
     __slots__ = ("at", "rest")
 
-    def __init__(self, rest: memoryview) -> None:
-        self.rest: "Any" = rest  # the bytes of all attachments
+    def __init__(self) -> None:
+        self.rest: "Any" = None  # the bytes of all attachments of a message
         self.at = 0  # in it, of the next one
 
     def read_object(self, pairs: "list[tuple[str, Any]]") -> object:
@@ -4749,6 +4756,9 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         if not file.is_open():
             file = open_listener(path, mode)
         serve(settings, file, answers, caller, watch, reserve_std_fds, state, set_exit_code)
+    except OSError as error:  # the import has used up the descriptors
+        reason = "%s cannot be served after its import: %s"
+        raise StartupError(reason % (settings.handler, error.strerror or error)) from None
     finally:
         if not state.forked:
             file.remove()
