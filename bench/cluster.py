@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -173,13 +173,13 @@ def measure(bench: Bench, count: int, rounds: int) -> None:
                 create_pods(bench, count // rounds, kind, clients)
     bench.memory = idle, max(bench.usage("memory_mb"))
     if IMAGE in bench.deliveries:
-        for count in find_sizes(bench.cluster):
-            measure_starts(bench, count)
+        for count, deliveries in find_sizes(bench.cluster).items():
+            measure_starts(bench, count, deliveries)
 
 
-def measure_starts(bench: Bench, count: int) -> None:
-    """Start pods at once with each delivery, twice, in turns."""
-    for delivery in (CONFIG_MAP, IMAGE, IMAGE, CONFIG_MAP):
+def measure_starts(bench: Bench, count: int, deliveries: Sequence[str]) -> None:
+    """Start pods at once with each of the deliveries."""
+    for delivery in deliveries:
         say(f"starting {count} pods at once, {delivery}")
         bench.deliver(delivery)
         where = bench.cluster, bench.namespace

@@ -19,7 +19,8 @@ from e2e.harness import Cluster, Object, bare_pod, is_ready, until
 from e2e.load.faults import run_in_node
 from tests.support.tables import Table
 
-SIZES = (100, 300)  # pods at once, if the node has room for them
+# Numbers of pods at once, if the node has room for them, and the deliveries in turn.
+SIZES = {100: (CONFIG_MAP, IMAGE, IMAGE, CONFIG_MAP), 300: (CONFIG_MAP, IMAGE)}
 ADMITTED, READY, CPU = "time until admitted", "time until ready", "CPU of the node, per pod"
 UNITS = {ADMITTED: "s", READY: "s", CPU: "ms"}
 CLIENTS = 16
@@ -72,12 +73,12 @@ class Starts:
         ]
 
 
-def find_sizes(cluster: Cluster) -> list[int]:
-    """The numbers of pods that the node has room for."""
+def find_sizes(cluster: Cluster) -> dict[int, tuple[str, ...]]:
+    """The numbers of pods that the node has room for, and the deliveries in turn."""
     (node,) = cluster.core.list_node().items
     running = len(cluster.core.list_pod_for_all_namespaces().items)
     room = int(node.status.allocatable["pods"]) - running
-    return sorted({min(size, room) for size in SIZES})
+    return {min(size, room): deliveries for size, deliveries in SIZES.items()}
 
 
 def start_pods(cluster: Cluster, namespace: str, count: int) -> dict[str, float]:

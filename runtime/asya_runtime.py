@@ -2018,8 +2018,12 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             except BaseException as error:  # SystemExit in a background task of user code
                 log_traceback(error, "a background task stopped the event loop; it is restarted")
 
-    async def capture(make: "Callable[[], Any]") -> "tuple[object, BaseException | None]":
-        """Return result and exception: a SystemExit that is raised would end the loop."""
+    async def capture(make: "Callable[[], Any]", outcome: "list[Any]") -> None:
+        """Append result and exception: a SystemExit that is raised would end the loop.
+
+        The frames that run the task, and so the task, stay as long as the exception; if it were
+        the result of the task, they would hold each other.
+        """
         result, failure = None, None
         try:
             result = make()
@@ -2033,10 +2037,8 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             failure = error
         if state.forked:
             exit_child(failure)
-        try:
-            return result, failure
-        finally:
-            del result, failure  # else the exception and this frame would hold each other
+        outcome.append((result, failure))
+        del result, failure
 
     def run_in_thread(make: "Callable[[], object]") -> "Any":
         """Run it on the loop of another thread; wait with a lock that user code cannot replace.
@@ -2044,18 +2046,17 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         User code may cancel the task before it begins, and exceptions from outside may interrupt
         `begin` and `deliver`. So the wait looks at them from time to time.
         """
-        outcome: "Any" = None
+        outcome: "list[Any]" = []
         task: "Any" = None
         done = _thread.allocate_lock()
         done.acquire()
 
         async def deliver() -> None:
-            nonlocal outcome
-            outcome = await capture(make)
+            await capture(make, outcome)
             done.release()
 
         def begin() -> None:
-            nonlocal outcome, task
+            nonlocal task
             if task is not None:
                 return
             try:
@@ -2063,23 +2064,23 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
                 if not task.done():
                     tasks[thread] = task
             except BaseException as error:  # no memory; or of a task factory of user code
-                outcome = outcome or (None, error)
+                outcome.append((None, error))
                 done.release()
 
         thread, own_loop = _thread.get_ident(), loop
         call_soon(begin)
         while not done.acquire(True, PAUSE):
             if loop is not own_loop or loop.is_closed():
-                outcome = outcome or (None, RuntimeError("the event loop was closed"))
+                outcome.append((None, RuntimeError("the event loop was closed")))
             elif task is None:
                 call_soon(begin)
             elif task.done():
                 failure = None if task.cancelled() else task.exception()
-                outcome = outcome or (None, failure or asyncio.CancelledError())
-            if outcome is not None:
+                outcome.append((None, failure or asyncio.CancelledError()))
+            if outcome:
                 break
         tasks.pop(thread, None)
-        return outcome
+        return outcome.pop(0)
 
     def call_soon(action: "Action") -> None:
         """Call a function on the loop, from another thread."""
@@ -2105,26 +2106,28 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         with lock:
             if loop is None or loop.is_closed():
                 import_library("asyncio", open_loop)
-        task = None
+        task, outcome = None, []  # type: Any, list[Any]
         if threads or loop.is_running():
             result, error = run_in_thread(make)
         else:
             caller.has_background_tasks, interruption = has_background_tasks, None
             try:
                 thread = _thread.get_ident()
-                store(tasks, thread, map(loop.create_task, (capture(make),)))
+                store(tasks, thread, map(loop.create_task, (capture(make, outcome),)))
                 task = tasks[thread]
                 run_until(task.done, lambda: loop.run_until_complete(task))
                 if not task.done():
                     leave_loop()
-                result, error = task.result()
+                if not outcome:
+                    task.result()  # raises
+                result, error = outcome.pop()
             finally:
                 if loop is not None and not loop.is_closed():
                     for task in tasks.values():
                         task.cancel()  # it was left where it waits
                 tasks.clear()
             if interruption is not None and isinstance(error, asyncio.CancelledError):
-                error = interruption
+                error, interruption = interruption, None
         try:
             if error is not None:
                 raise error
