@@ -1,4 +1,4 @@
-"""`make bench`: the runtime, its attachments and the injector beside their peers, in one run.
+"""`make bench`: the runtime, its attachments, its probe and the injector beside their peers.
 
 Prints tables; with --docs also writes them and the picture to the documentation. All traffic is on
 Unix sockets and 127.0.0.1.
@@ -8,7 +8,7 @@ import argparse
 import platform
 import sys
 
-from bench import attachments, injector, runtime
+from bench import attachments, injector, probes, runtime
 from bench.processes import until_interrupted
 from bench.results import Results, describe_run, publish
 
@@ -16,7 +16,7 @@ from bench.results import Results, describe_run, publish
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.run", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="measure a part, in under a minute")
-    parts = {"runtime": runtime, "attachments": attachments, "injector": injector}
+    parts = {"runtime": runtime, "attachments": attachments, "probe": probes, "injector": injector}
     parser.add_argument("--only", choices=parts, help="measure one of them")
     parser.add_argument("--docs", action="store_true", help="also write the documentation")
     options = parser.parse_args()

@@ -102,6 +102,7 @@ try:
         from itertools import repeat, starmap
         from json import encoder as json_encoder
         from json.decoder import JSONDecodeError, JSONDecoder
+        from operator import itemgetter
         from operator import sub as subtract
 finally:
     sys.path[:] = saved_path
@@ -139,6 +140,7 @@ else:
             globals()[name] = type(sys.implementation)(**vars(module))
     globals().update((n, f) for n, f in vars(builtins).items() if not n.startswith("_"))
 
+SIGNAL_MODULE = sys.modules["_signal"]  # see `guard_event_loop`
 MODULES, MAX_FLOAT = sys.modules, sys.float_info.max
 getrecursionlimit, setrecursionlimit = sys.getrecursionlimit, sys.setrecursionlimit
 getrefcount = sys.getrefcount
@@ -203,6 +205,15 @@ def get_attribute(thing: object, name: str) -> "Any":
         return getattr(thing, name, None)
     except BaseException:
         return None
+
+
+def store(table: "dict[int, Any]", key: int, results: "Iterator[Any]") -> None:
+    """Store the next of `results` in a table, in one step in C.
+
+    An exception that user code raises from outside cannot come in between and take away what a
+    call has returned.
+    """
+    table.update(zip((key,), results))  # noqa: B905
 
 
 VERSION = "0.2.0"  # of the injector's package; written by `make sync`
@@ -656,26 +667,33 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
                 raise ValueError("number too large for a double" + place)
         return value
 
+    def make_attachment_reader() -> "tuple[AttachmentReader, Callable[[str, int], Any]]":
+        reader = AttachmentReader()
+        decoder = JSONDecoder(
+            object_pairs_hook=reader.read_object,
+            parse_constant=reject_constant,
+            parse_int=parse_int,
+            parse_float=parse_finite,
+        )
+        return reader, decoder.scan_once  # type: ignore[attr-defined]
+
+    main_reader = make_attachment_reader()  # to make it takes as long as to read short JSON
+
     def decode_attached(message: Message) -> object:
         """Decode JSON before a zero byte, with the bytes behind it in their places."""
         message.reads_attachments = True
         body: "Any" = message.body
         end = find_zero(body)
         view = memoryview(body)
-        reader = AttachmentReader(view[end + 1 :].toreadonly())
-        scan = JSONDecoder(
-            object_pairs_hook=reader.read_object,
-            parse_constant=reject_constant,
-            parse_int=parse_int,
-            parse_float=parse_finite,
-        ).scan_once  # type: ignore[attr-defined]
+        reader, scan = make_attachment_reader() if threads else main_reader
         text = str(view[:end], "utf-8")
         try:
+            reader.rest, reader.at = view[end + 1 :].toreadonly(), 0
             value, at = scan_from(text, find_text(text, 0), scan)
             check_rest(text, at)
             reader.check_end()
         finally:
-            reader.rest = None  # the decoder may be freed late
+            reader.rest = None  # so that the buffer can be used again
         if len(body) > POOLED_BUFFER:
             message.body = None
         return value
@@ -1105,8 +1123,8 @@ class AttachmentReader:
 
     __slots__ = ("at", "rest")
 
-    def __init__(self, rest: memoryview) -> None:
-        self.rest: "Any" = rest  # the bytes of all attachments
+    def __init__(self) -> None:
+        self.rest: "Any" = None  # the bytes of all attachments of a message
         self.at = 0  # in it, of the next one
 
     def read_object(self, pairs: "list[tuple[str, Any]]") -> object:
@@ -1225,12 +1243,18 @@ class Parts:
         self.changing = []
 
 
-def get_rest(head: bytes, tail: "Reply", sent: int) -> "list[Bytes]":
-    """Return what is to be sent next of a reply, when `sent` bytes have been sent."""
-    first = [head[sent:]] if sent < len(head) else []
-    if type(tail) is Parts:
-        return first + tail.get_rest(max(0, sent - len(head)))
-    return [*first, tail]  # type: ignore[list-item]
+def get_rest(head: bytes, tail: "Reply", sent: int) -> "tuple[list[Bytes], int]":
+    """Return what is to be sent next of a reply, when `sent` bytes have been sent, and its size."""
+    rest: "list[Bytes]" = [head[sent:]] if sent < len(head) else []
+    skip = max(0, sent - len(head))
+    rest += tail.get_rest(skip) if type(tail) is Parts else [memoryview(tail)[skip:]]  # type: ignore[arg-type]
+    size = 0
+    for number, piece in enumerate(rest):
+        if size + len(piece) >= PIECE:
+            rest[number:] = [memoryview(piece)[: PIECE - size]]
+            return rest, PIECE
+        size += len(piece)
+    return rest, size
 
 
 # --- Memory errors: recognized by class name and text, without importing a framework
@@ -1521,6 +1545,9 @@ def empty_caches() -> None:
             log("emptying a GPU cache failed: %s" % type(error).__name__)
 
 
+MOST_FRAMES = 1000  # of each exception in the log; a raised recursion limit allows millions
+
+
 def log_traceback(error: BaseException, title: str) -> None:
     """Log an exception as the interpreter would, without the frames of this file."""
     try:
@@ -1529,9 +1556,14 @@ def log_traceback(error: BaseException, title: str) -> None:
             trace = trace.tb_next
         chain = list(walk_chain(error))
         if len(chain) < 100 and sum(len(get_text(link)) for link in chain) < TEXT_LIMIT / 4:
-            lines = traceback.format_exception(type(error), error, trace)
+            below = trace
+            for _ in range(MOST_FRAMES):
+                below = below and below.tb_next
+            while below is not None:  # quicker than the limit of traceback, for those of the chain
+                below, trace = below.tb_next, trace.tb_next  # type: ignore[union-attr]
+            lines = traceback.format_exception(type(error), error, trace, -MOST_FRAMES)
         else:  # it would take seconds
-            lines = traceback.format_tb(trace)
+            lines = traceback.format_tb(trace, -MOST_FRAMES)
             lines.append("%s: %s" % (type(error).__name__, get_text(error)[:MESSAGE_LIMIT]))
         log(title + "\n" + "".join(lines)[-LOG_LIMIT // 2 :].rstrip())
     except BaseException:
@@ -1775,6 +1807,7 @@ def read_text(path: str) -> str:
 
 FUNCTION = type(walk_chain)
 METHOD: "Any" = None if IS_PROBE else type(JSONDecoder().decode)
+MOST_AWAITS = 100  # of a result that can be awaited, and of what that gives
 # Results as they are
 PLAIN = frozenset((dict, list, str, int, float, bool, tuple, type(None), *BYTES))
 
@@ -1914,10 +1947,13 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
     """
     asyncio: "Any" = None
     loop: "Any" = None
+    all_tasks: "Any" = None  # as it was before calls could replace it
     lock = _thread.allocate_lock()
     calls: "_collections.deque[Action]" = _collections.deque()  # for the loop's own thread
     waker: "Waker | None" = None  # of that; the loop's own uses sockets, which may be replaced
     tasks: "dict[int, Any]" = {}  # by the thread that waits for it
+    interruption: "BaseException | None" = None  # of the main thread's task
+    loops_left: "list[Any]" = []  # user code has broken them
 
     def run_calls() -> None:
         waker.clear()  # type: ignore[union-attr]
@@ -1925,8 +1961,10 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             calls.popleft()()
 
     def open_loop(module: "Any") -> None:
-        nonlocal asyncio, loop, waker
-        asyncio, loop = module, None
+        nonlocal asyncio, loop, all_tasks, waker
+        if asyncio is None and not threads:
+            guard_event_loop(interrupt)
+        asyncio, loop, all_tasks = module, None, all_tasks or module.all_tasks
         warnings = importlib.import_module("warnings")
         with warnings.catch_warnings(module=warnings):
             warnings.simplefilter("ignore")  # of asking for a loop where none is current
@@ -1934,16 +1972,42 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
                 loop = asyncio.get_event_loop_policy().get_event_loop()
             except Exception:
                 pass  # RuntimeError: none is current
-        if loop is None or loop.is_closed():
+        if loop is None or loop in loops_left or loop.is_closed():
             loop = asyncio.new_event_loop()
             asyncio.set_event_loop(loop)
         if threads and not loop.is_running():
             waker = Waker()
             os.register_at_fork(after_in_child=waker.close)
             loop.add_reader(waker.reader, run_calls)
-            start_thread(lambda: run_until(lambda: False, loop.run_forever))
-        if not threads:
-            caller.has_background_tasks = lambda: bool(asyncio.all_tasks(loop))
+            start_thread(run_loop)
+
+    def run_loop() -> None:
+        try:
+            run_until(lambda: False, loop.run_forever)
+        finally:
+            leave_loop()
+
+    def leave_loop() -> None:
+        """Open another loop for the next call: user code has broken this one."""
+        nonlocal loop
+        loop, left = None, loop
+        loops_left.append(left)
+        try:
+            left.close()
+        except BaseException as error:
+            log_traceback(error, "the event loop cannot be closed")
+
+    def has_background_tasks() -> bool:
+        return loop is not None and not loop.is_closed() and bool(all_tasks(loop))
+
+    def interrupt(error: BaseException) -> None:
+        """Cancel what the main thread awaits: a signal handler has raised an exception."""
+        nonlocal interruption
+        log_traceback(error, "a signal handler failed while the event loop ran")
+        task = tasks.get(_thread.get_ident())
+        if task is not None:
+            interruption = error
+            loop.call_soon_threadsafe(task.cancel)
 
     def run_until(done: "Callable[[], bool]", run: "Callable[[], Any]") -> None:
         attempts = 0
@@ -1954,12 +2018,18 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             except BaseException as error:  # SystemExit in a background task of user code
                 log_traceback(error, "a background task stopped the event loop; it is restarted")
 
-    async def capture(make: "Callable[[], Any]") -> "tuple[object, BaseException | None]":
-        """Return result and exception: a SystemExit that is raised would end the loop."""
+    async def capture(make: "Callable[[], Any]", outcome: "list[Any]") -> None:
+        """Append result and exception: a SystemExit that is raised would end the loop.
+
+        The frames that run the task, and so the task, stay as long as the exception; if it were
+        the result of the task, they would hold each other.
+        """
         result, failure = None, None
         try:
             result = make()
-            while has_method(result, "__await__"):
+            for _ in range(MOST_AWAITS):  # some clients give themselves
+                if not has_method(result, "__await__"):
+                    break
                 result = await result
             if has_method(result, "__anext__"):
                 result = [item async for item in result]
@@ -1967,29 +2037,50 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             failure = error
         if state.forked:
             exit_child(failure)
-        return result, failure
+        outcome.append((result, failure))
+        del result, failure
 
     def run_in_thread(make: "Callable[[], object]") -> "Any":
-        """Run it on the loop of another thread; wait with a lock that user code cannot replace."""
-        outcome, task = None, None
+        """Run it on the loop of another thread; wait with a lock that user code cannot replace.
+
+        User code may cancel the task before it begins, and exceptions from outside may interrupt
+        `begin` and `deliver`. So the wait looks at them from time to time.
+        """
+        outcome: "list[Any]" = []
+        task: "Any" = None
         done = _thread.allocate_lock()
         done.acquire()
 
         async def deliver() -> None:
-            nonlocal outcome
-            outcome = await capture(make)
+            await capture(make, outcome)
             done.release()
 
         def begin() -> None:
             nonlocal task
-            task = loop.create_task(deliver())  # the loop itself holds tasks only weakly
-            tasks[thread] = task
+            if task is not None:
+                return
+            try:
+                task = loop.create_task(deliver())  # the loop itself holds tasks only weakly
+                if not task.done():
+                    tasks[thread] = task
+            except BaseException as error:  # no memory; or of a task factory of user code
+                outcome.append((None, error))
+                done.release()
 
-        thread = _thread.get_ident()
+        thread, own_loop = _thread.get_ident(), loop
         call_soon(begin)
-        done.acquire()
+        while not done.acquire(True, PAUSE):
+            if loop is not own_loop or loop.is_closed():
+                outcome.append((None, RuntimeError("the event loop was closed")))
+            elif task is None:
+                call_soon(begin)
+            elif task.done():
+                failure = None if task.cancelled() else task.exception()
+                outcome.append((None, failure or asyncio.CancelledError()))
+            if outcome:
+                break
         tasks.pop(thread, None)
-        return outcome
+        return outcome.pop(0)
 
     def call_soon(action: "Action") -> None:
         """Call a function on the loop, from another thread."""
@@ -2003,7 +2094,7 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         task = tasks.get(thread)
         if task is None:
             return False
-        for one in asyncio.all_tasks(loop):
+        for one in all_tasks(loop):
             stack = "".join(format_task(one))  # none of one that runs
             if stack:
                 log("a task is here:\n%s" % stack[-5000:].rstrip())
@@ -2011,24 +2102,39 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         return True
 
     def run(make: "Callable[[], object]") -> object:
+        nonlocal interruption
         with lock:
             if loop is None or loop.is_closed():
                 import_library("asyncio", open_loop)
+        task, outcome = None, []  # type: Any, list[Any]
         if threads or loop.is_running():
             result, error = run_in_thread(make)
         else:
-            task = tasks[_thread.get_ident()] = loop.create_task(capture(make))
+            caller.has_background_tasks, interruption = has_background_tasks, None
             try:
+                thread = _thread.get_ident()
+                store(tasks, thread, map(loop.create_task, (capture(make, outcome),)))
+                task = tasks[thread]
                 run_until(task.done, lambda: loop.run_until_complete(task))
-                result, error = task.result()
+                if not task.done():
+                    leave_loop()
+                if not outcome:
+                    task.result()  # raises
+                result, error = outcome.pop()
             finally:
+                if loop is not None and not loop.is_closed():
+                    for task in tasks.values():
+                        task.cancel()  # it was left where it waits
                 tasks.clear()
+            if interruption is not None and isinstance(error, asyncio.CancelledError):
+                error, interruption = interruption, None
         try:
             if error is not None:
                 raise error
             return result
         finally:
-            del error, result  # else the exception and this frame would hold each other
+            task = None
+            del error, result  # as above
 
     def complete(result: "Any") -> object:
         """Make a list of a generator's items; await what can be awaited."""
@@ -2062,6 +2168,53 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         import_library("asyncio", open_loop)
         caller.call = lambda request: run(lambda: handler(request))
     return caller
+
+
+def guard_event_loop(interrupt: "Callable[[BaseException], None]") -> None:
+    """Pass exceptions of signal handlers to a function instead of raising them in asyncio's code.
+
+    Raised there, they take away a callback that the loop was about to run or to schedule, and
+    what waits for it waits for ever. A handler that interrupts user code raises as usual.
+    """
+    handlers: "dict[object, Any]" = {}  # of user code, by their guards
+
+    def guard(handler: "Any") -> "Any":
+        def run_guarded(number: int, frame: "Any") -> object:
+            try:
+                return handler(number, frame)
+            except BaseException as error:
+                if not is_in_event_loop(frame):
+                    raise
+                interrupt(error)
+                return None
+
+        handlers[run_guarded] = handler
+        return run_guarded
+
+    def set_handler(number: int, handler: "Any") -> "Any":
+        before = _signal.signal(number, guard(handler) if callable(handler) else handler)
+        return handlers.pop(before, before)
+
+    def get_handler(number: int) -> "Any":
+        handler = _signal.getsignal(number)
+        return handlers.get(handler, handler)
+
+    for number in _signal.valid_signals():
+        if callable(_signal.getsignal(number)) and number not in (TERM, INT):
+            set_handler(number, _signal.getsignal(number))
+    SIGNAL_MODULE.signal, SIGNAL_MODULE.getsignal = set_handler, get_handler  # type: ignore[attr-defined]
+
+
+def is_in_event_loop(frame: "Any") -> bool:
+    """Whether a frame belongs to asyncio, or to what it calls, with no user code in between."""
+    seen = False
+    while frame is not None and frame.f_globals is not globals():
+        file = frame.f_code.co_filename
+        if not file.startswith((LIBRARY[0] + "/", "<frozen ")) or "-packages/" in file:
+            return False
+        seen = seen or file.startswith(LIBRARY[0] + "/asyncio/")
+        frame = frame.f_back
+    return seen and frame is not None
 
 
 def format_task(task: "Any") -> "list[str]":
@@ -2100,6 +2253,19 @@ def flush_streams() -> None:
             getattr(sys, name).flush()
         except BaseException:
             pass  # closed, or replaced by anything
+
+
+def persist(work: "Action") -> "Action":
+    """Return a function for a thread: do the work, again after each exception from outside."""
+
+    def work_on() -> None:
+        while True:
+            try:
+                work()
+            except BaseException:
+                pass
+
+    return work_on
 
 
 def start_thread(work: "Callable[[], object]") -> None:
@@ -2553,8 +2719,8 @@ def make_is_open(*fds: int) -> "Callable[[], bool]":
     def is_open() -> bool:
         try:
             return known == [identify(fd) for fd in fds]
-        except OSError:
-            return False
+        except OSError as error:
+            return error.errno is None  # not of the system: a TimeoutError from outside
 
     return is_open
 
@@ -2716,7 +2882,7 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
         before=before_fork, after_in_parent=after_fork, after_in_child=after_fork_in_child
     )
     try:
-        start_thread(watch_forever)
+        start_thread(persist(persist(watch_forever)))
     except RuntimeError as error:
         log("cannot watch signals and slow calls while C code runs: %s" % error)
     result.install, result.watch_call = install, watch_call
@@ -2734,7 +2900,11 @@ POOLED_BUFFER = 4194304  # buffers up to this size are used again
 PIECE = 1048576  # a buffer doubles, by at most this: the allocator would keep larger ones
 ZEROS = bytes(PIECE)  # which takes no memory
 LARGE = 16777216  # replies to messages of this size are built with little memory
+# Flags of system calls; without DONT_WAIT, one waits for the peer as long as LONGEST_PAUSE
+DONT_WAIT, WAIT_ALL = _socket.MSG_DONTWAIT, _socket.MSG_WAITALL
 NO_SIGNAL = _socket.MSG_NOSIGNAL
+if not IS_PROBE:
+    LONGEST_PAUSE = _struct.pack("ll", 0, 2000)  # 2 ms: the kernel rounds it up to its ticks
 PEER_IS_GONE = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.ENOTSOCK, errno.ENOTCONN)
 MAX_INTERRUPTIONS = 1000  # of one message by exceptions from outside
 
@@ -2759,12 +2929,12 @@ class Connection:
         "turn",
         "waits_for",
     )
-    conversation: "Conversation"
     resume: "Callable[[None], None]"  # run the generator until it waits again
 
     def __init__(self, sock: "Socket") -> None:
         self.sock = sock
         self.fd = sock.fileno()
+        self.conversation: "Any" = None  # the generator
         self.message = Message(self)  # in work where it is read, or by CALL
         self.call: "Batch | None" = None  # of `message`, with a deadline
         self.messages: "list[Message]" = []  # in the queue, or answered and not yet sent
@@ -2774,8 +2944,8 @@ class Connection:
         # IDLE: the next message. READ: the rest of one. WRITE: the peer to read its reply.
         # NOW: the turn of the others. REPLY: one of `messages`. CALL: the reply to `message`
         self.waits_for = IDLE
-        self.settled = IDLE  # what the server has prepared for
-        self.is_muted = False  # it is not polled, because it waits for something else
+        self.settled = CLOSED  # what the server has prepared for
+        self.is_muted = True  # it is not polled: it is new, or waits for something else
         self.turn = 0  # when it was heard of last, in rounds of the server
         self.new_until = time.monotonic() + GRACE  # until then, or its first reply, it stays
 
@@ -2785,11 +2955,7 @@ class BrokenStream(Exception):  # noqa: N818
 
 
 def keep_result(connection: Connection, name: str, results: "Iterator[Any]") -> "Action":
-    """Return a function that stores the next of `results` as an attribute of the connection.
-
-    The system call behind it and the storing are one step in C: an exception that user code
-    raises from outside cannot come in between and take away what the call has returned.
-    """
+    """Return a function that stores the next of `results` as an attribute, as `store` does."""
     return map(setattr, repeat(connection), repeat(name), results).__next__
 
 
@@ -2820,10 +2986,10 @@ def serve_connection(
     prefix = _struct.Struct(">I")
     pack, unpack = prefix.pack, prefix.unpack_from
     chunk = settings.chunk_size if queue is None else queue.chunk
-    receive = keep_result(connection, "received", map(sock.recv, repeat(chunk)))
+    receive = keep_result(connection, "received", map(sock.recv, repeat(chunk), repeat(DONT_WAIT)))
     frames = map(getattr, repeat(connection), repeat("frame"))
     move = partial(keep_result, connection, "count")
-    transmit = move(map(sock.send, frames, repeat(NO_SIGNAL)))
+    transmit = move(map(sock.send, frames, repeat(NO_SIGNAL | DONT_WAIT)))
     held, start = b"", 0  # received; from `start` not yet part of a message in work
     got, size = -1, 0  # of a message that is larger than `held`, while `got` is not negative
     buffer: "ReceiveBuffer | None" = None  # for it; None: its bytes are discarded
@@ -2835,6 +3001,7 @@ def serve_connection(
     sent = replied = 0  # bytes of these; messages that they reply to
     end: "BrokenStream | None" = None  # of the stream, while messages are in the queue
     rest: "list[Bytes]" = []  # of a large reply, for a system call
+    is_prompt = True  # the peer: the rest of a large message is worth a wait, see LONGEST_PAUSE
     interruptions = 0
     while True:
         try:
@@ -2849,6 +3016,7 @@ def serve_connection(
                         added = None
                     if messages and messages[0].reply is not None:
                         head, tail, replied = join_replies(messages, pack)
+                        is_prompt = True
                     elif end is not None and not messages:
                         raise end
                     elif end is not None or not queue.has_room(connection):
@@ -2894,7 +3062,7 @@ def serve_connection(
                             if size <= limit:
                                 buffer = take_buffer(buffer_pool if queue is None else [])
                                 buffer[: len(held) - start - 4] = held[start + 4 :]
-                            more = held[following:]
+                            more, is_prompt = held[following:], True
                             got, held, start = min(size, len(held) - start - 4), more, 0
                     # Body, of a message that did not come with its prefix or is over the limit
                     while 0 <= got < size:
@@ -2903,13 +3071,16 @@ def serve_connection(
                                 pass  # kept when an exception came in between
                             elif buffer is None:
                                 most = min(size - got, FIRST_BUFFER)
-                                move(map(len, map(sock.recv, (most,))))()
+                                move(map(len, map(sock.recv, (most,), (DONT_WAIT,))))()
                             else:
                                 if got == len(buffer):
                                     step = min(max(got, FIRST_BUFFER), PIECE, size - got)
                                     buffer.extend(ZEROS if step == PIECE else bytes(step))
+                                most = min(len(buffer), size) - got
+                                flag, is_prompt = (WAIT_ALL if is_prompt else DONT_WAIT), False
                                 with memoryview(buffer) as view:
-                                    move(map(sock.recv_into, (view[got:size],)))()
+                                    move(map(sock.recv_into, (view[got:size],), (0,), (flag,)))()
+                                is_prompt = flag == WAIT_ALL and connection.count == most
                             if not connection.count:
                                 text = "connection closed after %d of %d bytes" % (got, size)
                                 raise BrokenStream(text)
@@ -2959,7 +3130,7 @@ def serve_connection(
                         head, tail, asked = pack(len(reply)) + reply, b"", False  # type: ignore[operator]
                     else:  # too large to copy
                         head, tail, asked = pack(len(reply)), reply, False
-                    reply = None
+                    reply, is_prompt = None, True
                     if keep is not None:
                         message.body = None
                         buffer_pool[:] = [keep]
@@ -2970,15 +3141,13 @@ def serve_connection(
                     try:
                         if connection.count:
                             pass
-                        elif tail and (type(tail) is Parts or sent < len(head)):  # type: ignore[arg-type]
-                            rest = get_rest(head, tail, sent)  # type: ignore[arg-type]
-                            move(map(sock.sendmsg, (rest,), ((),), (NO_SIGNAL,)))()
-                            rest = []
+                        elif tail:
+                            rest, most = get_rest(head, tail, sent)  # type: ignore[arg-type]
+                            flag, is_prompt = (0 if is_prompt else DONT_WAIT), False
+                            move(map(sock.sendmsg, (rest,), ((),), (NO_SIGNAL | flag,)))()
+                            rest, is_prompt = [], not flag and connection.count == most
                         else:
-                            if tail:
-                                connection.frame = memoryview(tail)[sent - len(head) :]  # type: ignore[arg-type]
-                            else:
-                                connection.frame = memoryview(head)[sent:] if sent else head  # type: ignore[assignment, arg-type]
+                            connection.frame = memoryview(head)[sent:] if sent else head  # type: ignore[assignment, arg-type]
                             transmit()
                         sent, connection.count = sent + connection.count, 0
                         if sent == total:
@@ -2989,7 +3158,7 @@ def serve_connection(
                     rest = []
                     if type(tail) is Parts:
                         tail.keep()
-                    connection.waits_for = WRITE
+                    connection.waits_for = NOW if is_prompt and tail else WRITE
                     yield
                 connection.frame = tail = b""
                 if queue is None:
@@ -3009,7 +3178,7 @@ def serve_connection(
                 reply = error_reply("connection_error", str(error))
                 note_reply(reply)
                 try:
-                    sock.send(pack(len(reply)) + reply, NO_SIGNAL)
+                    sock.send(pack(len(reply)) + reply, NO_SIGNAL | DONT_WAIT)
                 except OSError:
                     pass
             return
@@ -3035,6 +3204,18 @@ def serve_connection(
                 and not (sent or connection.count)
             ):
                 head, tail = pack(len(no_memory)) + no_memory, b""
+
+
+def make_patient(sock: "Socket") -> None:
+    """Let system calls without DONT_WAIT wait, but not longer than LONGEST_PAUSE."""
+    try:
+        for option in (_socket.SO_RCVTIMEO, _socket.SO_SNDTIMEO):
+            sock.setsockopt(_socket.SOL_SOCKET, option, LONGEST_PAUSE)
+        sock.setblocking(True)  # user code may have set a default timeout
+    except OSError as error:
+        if error.errno is None:  # not of the system
+            raise
+        sock.setblocking(False)
 
 
 def has_reply(connection: Connection) -> bool:
@@ -3202,7 +3383,7 @@ class Queue:
         self.jobs.put(batch)
         if self.threads < min(len(self.batches), self.limit):
             try:
-                start_thread(self.work)
+                start_thread(persist(persist(self.work)))
                 self.threads += 1
             except RuntimeError as error:
                 if not self.failed:
@@ -3224,6 +3405,8 @@ class Queue:
         if not batch.is_begun:
             batch.is_begun = True
             replies = self.answer(batch)
+            if self.state.forked:  # while a result was encoded, or an error printed
+                exit_child(None)
         _collections.deque(map(setattr, batch.messages, repeat("reply"), replies), 0)  # in one step
         for message in batch.messages:
             if message.reply is None:
@@ -3891,7 +4074,7 @@ def start_metrics(settings: Settings, state: State) -> "Metrics | None":
 
     os.register_at_fork(after_in_child=close_in_child)
     try:
-        start_thread(serve_forever)
+        start_thread(persist(persist(serve_forever)))
     except RuntimeError as error:
         log("ASYA_METRICS_PORT=%d: there are no metrics, a thread cannot start: %s" % (port, error))
         state.note_reply = state.note_memory_error = ignore
@@ -4005,7 +4188,7 @@ class Server:
                 self.answer_call(connection)
                 connection.resume(None)
         except BaseException as error:
-            if connection.conversation.gi_frame is not None:  # type: ignore[attr-defined]
+            if connection.conversation.gi_frame is not None:
                 raise  # not of the conversation: it goes on
             if not isinstance(error, StopIteration):
                 log("closing a connection, which cannot be served: %s" % type(error).__name__)
@@ -4073,7 +4256,8 @@ def make_accept(
     reserve_std_fds: "Action",
 ) -> "tuple[Action, Action, Action]":
     """Return `accept()` of one connection, `add_accepted()` after an exception, and `close()`."""
-    accepted: "_collections.deque[Any]" = _collections.deque()  # not yet among the connections
+    accepted: "_collections.deque[int]" = _collections.deque()  # fds, not yet of a connection
+    sockets: "dict[int, Socket]" = {}  # of these
     connections, deadlines = server.connections, server.deadlines
     accept_fd = _socket.socket._accept  # type: ignore[attr-defined]
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -4090,7 +4274,7 @@ def make_accept(
 
         def has_sent(connection: Connection) -> bool:
             try:
-                return bool(connection.sock.recv(1, _socket.MSG_PEEK))
+                return bool(connection.sock.recv(1, _socket.MSG_PEEK | DONT_WAIT))
             except OSError:
                 return False
 
@@ -4134,13 +4318,13 @@ def make_accept(
     def take_one() -> None:
         nonlocal spare
         try:
-            accepted.extend(map(accept_fd, (listener,)))
+            accepted.extend(map(itemgetter(0), map(accept_fd, (listener,))))
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EINVAL):  # EINVAL: and the listener is shut down
                 server.backlog_is_empty = True
             elif error.errno in NO_ROOM and spare >= 0:
-                os.close(spare)
-                spare = -1
+                fd, spare = spare, -1  # first: it may soon be the descriptor of a connection
+                os.close(fd)
                 take_one()
             elif error.errno in NO_ROOM:
                 if not make_room():
@@ -4150,29 +4334,38 @@ def make_accept(
                 raise
 
     def add_accepted() -> None:
+        """Make a connection of what was accepted. May be repeated after an exception."""
         while accepted:
-            fd = accepted[0][0]
+            fd = accepted[0]
             if fd < 3:  # user code has closed that one: its prints would go here
                 reserve_std_fds()
-                moved = os.dup(fd)
-                os.close(fd)
-                accepted[0] = (moved,)
+                if len(accepted) == 1:
+                    accepted.extend(map(os.dup, (fd,)))
+                close_quietly(lambda: os.close(accepted[0]))
+                accepted.popleft()
                 reserve_std_fds()
                 continue
             if fd not in connections:
-                try:
-                    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
-                except OSError:  # an exception has closed it
-                    accepted.popleft()
-                    continue
-                sock.setblocking(False)  # always: user code may have set a default timeout
-                connection = Connection(sock)
+                if fd not in sockets:
+                    family, kind = (_socket.AF_UNIX,), (_socket.SOCK_STREAM,)
+                    try:
+                        store(sockets, fd, map(_socket.socket, family, kind, (0,), (fd,)))
+                    except OSError as error:
+                        if error.errno is None:  # not of the system
+                            raise
+                        accepted.popleft()  # user code has closed it
+                        continue
+                sock = sockets[fd]
+                make_patient(sock)
+                connections[fd] = Connection(sock)
+            connection = connections[fd]
+            while connection.conversation is None or connection.conversation.gi_frame is None:
                 connection.conversation = make_conversation(connection)
                 connection.resume = connection.conversation.send
-                connections[fd] = connection
-            server.listen(fd, select.EPOLLIN)
-            server.advance(connections[fd])
+                connection.resume(None)  # until its first wait: before it, an exception ends it
+            sockets.clear()
             accepted.popleft()
+            server.advance(connection)
 
     def close() -> None:
         if spare >= 0:
@@ -4217,6 +4410,7 @@ def serve(
     turn = 0  # of the loop
     draining = 0.0  # since when
     is_damaged = False  # by an exception: `repair` is due
+    failures = 0  # in a row, of waiting with background tasks
     getsignal, on_signal = _signal.getsignal, watch.on_signal
 
     def make_conversation(connection: Connection) -> "Conversation":
@@ -4236,14 +4430,22 @@ def serve(
 
     def wait(timeout: "float | None") -> "list[tuple[int, int]]":
         """Return events; run background tasks of user code while there are none."""
+        nonlocal failures
         most = len(connections) + 2
-        if not caller.has_background_tasks():  # type: ignore[misc]
-            return poll.poll(timeout, most)
-        events = poll.poll(0, most)
-        if not events and timeout != 0:
-            caller.run_until_readable(poll.fileno(), timeout)
+        try:
+            if not caller.has_background_tasks():  # type: ignore[misc]
+                return poll.poll(timeout, most)
             events = poll.poll(0, most)
-        return events
+            if not events and timeout != 0:
+                caller.run_until_readable(poll.fileno(), timeout)
+                events = poll.poll(0, most)
+            failures = 0
+            return events
+        except BaseException:
+            failures += 1
+            if failures > MAX_RETRIES:  # the loop is broken: no tasks until it is used again
+                failures, caller.has_background_tasks = 0, None
+            raise
 
     def step(timeout: "float | None") -> None:
         """Wait until something happens; give each connection that can go on one turn."""
@@ -4347,7 +4549,13 @@ def serve(
 
     def drain(latest: float) -> None:
         """Answer what is left; without the calls beside one that lost the GPU context and hang."""
+        empty_since = time.monotonic()
         while (connections or not server.backlog_is_empty) and time.monotonic() < latest:
+            if connections:
+                empty_since = time.monotonic()
+            elif time.monotonic() > empty_since + PATIENCE:
+                log("connections that wait cannot be accepted, and are not answered")
+                return
             if server.backlog_is_empty:
                 server.listen(listening, None)  # it is shut down, and so readable for good
             for connection in list(connections.values()):
@@ -4402,6 +4610,8 @@ def serve(
                 return
             except BaseException as error:
                 is_damaged = True
+                if state.forked:
+                    exit_child(None)
                 if not is_open():
                     give_up("user code has closed descriptors of the server")
                 log_traceback(error, "an exception arrived between calls; the server goes on")
@@ -4549,6 +4759,9 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         if not file.is_open():
             file = open_listener(path, mode)
         serve(settings, file, answers, caller, watch, reserve_std_fds, state, set_exit_code)
+    except OSError as error:  # the import has used up the descriptors
+        reason = "%s cannot be served after its import: %s"
+        raise StartupError(reason % (settings.handler, error.strerror or error)) from None
     finally:
         if not state.forked:
             file.remove()
@@ -4812,20 +5025,20 @@ def main(
     return 0 if command in ("-h", "--help") else 64
 
 
-def make_exit_process() -> "tuple[Callable[[int], None], Callable[[int, float], None]]":
-    """Return `set_exit_code(code)`, and `exit_process(code, patience)` with seconds for threads.
+def make_exit_process() -> "tuple[Callable[..., None], Callable[[int, float], None]]":
+    """Return `set_exit_code(code)`, where no code keeps it, and `exit_process(code, patience)`.
 
     The interpreter's own end is left out: there, what user code has done to streams and modules
     changes the exit code, and threads that still run may crash it.
     """
-    own_pid, exit_code = os.getpid(), 1
+    own_pid, exit_code, is_end = os.getpid(), 1, False
 
-    def set_exit_code(code: int) -> None:
-        nonlocal exit_code
-        exit_code = code
+    def set_exit_code(code: "int | None" = None) -> None:
+        nonlocal exit_code, is_end
+        exit_code, is_end = exit_code if code is None else code, True
 
-    def finish() -> None:
-        if os.getpid() == own_pid:
+    def finish() -> None:  # before the end, user code runs the functions of atexit
+        if is_end and os.getpid() == own_pid:
             flush_streams()
             os._exit(exit_code)
 
@@ -4848,9 +5061,12 @@ def make_exit_process() -> "tuple[Callable[[int], None], Callable[[int, float], 
 
 if __name__ == "__main__":
     if IS_PROBE:
-        raise SystemExit(main(sys.argv[1:], os.environ))
+        os._exit(main(sys.argv[1:], os.environ))  # the interpreter's own end takes time
     if os.getpid() == 1 and len(sys.argv) == 1:
         become_init()
     set_exit_code, exit_process = make_exit_process()
-    status = main(sys.argv[1:], os.environ, set_exit_code)
+    try:
+        status = main(sys.argv[1:], os.environ, set_exit_code)
+    finally:
+        set_exit_code()
     exit_process(status, PATIENCE if status == 0 else 1.0)

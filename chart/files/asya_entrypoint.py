@@ -11,6 +11,8 @@
     asya_entrypoint.py --stop [-- HOOK COMMAND...]
         For a preStop hook: run the image's own hook, if any; then stop the background runtime
         and wait until its message is answered.
+    asya_entrypoint.py --ready [--runtime FILE]
+        For a readiness probe: what `asya_runtime.py --ready` does, without its long start.
 
 Run it as `python3 -I -S`: PYTHONPATH and site-packages of the image are for the runtime, not
 for this program. It never starts a shell. All signals are blocked and taken one at a time
@@ -18,11 +20,7 @@ with `sigtimedwait`, so there are no signal handlers and no races; child process
 original signal mask.
 """
 
-import errno
-import os
-import signal
 import sys
-import time
 
 if sys.version_info < (3, 9):  # a readable line, not a traceback: this file parses on 3.6
     sys.stderr.write(
@@ -31,16 +29,25 @@ if sys.version_info < (3, 9):  # a readable line, not a traceback: this file par
     )
     sys.exit(78)
 
+IS_PROBE = __name__ == "__main__" and sys.argv[1:2] == ["--ready"]  # which has to be cheap
+if not IS_PROBE:
+    import errno
+    import os
+    import signal
+    import time
+
+    IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)  # reset in child processes
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import NoReturn
 
 EXIT_USAGE = 64
 EXIT_CONFIG = 78  # of the runtime: a setting or the handler is wrong
 SECONDS_FOR_APP = 10  # from its SIGTERM until the runtime gets one too
 SECONDS_FOR_RUNTIME = 30  # to answer its message, where the kubelet sets no limit
 SECONDS_FOR_HOOK = 3
-IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)  # reset in child processes
 
 
 LOG_LIMIT = 4000  # characters
@@ -226,18 +233,19 @@ def detach(runtime: str) -> int:
     os.close(writer)
 
     import select
-    import socket
 
-    path = os.environ.get("ASYA_SOCKET_PATH") or "/tmp/sockets/app.sock"  # noqa: S108
+    path = get_socket_path()
     deadline = time.monotonic() + SECONDS_FOR_HOOK
     while time.monotonic() < deadline:
         if select.select([reader], [], [], 0.05)[0]:
             if not os.read(reader, 1):
                 break  # the supervisor has ended without a report
             return repeat_startup_error(runtime)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            if probe.connect_ex(path) == 0:
-                break
+        try:
+            try_to_connect(path)
+            break
+        except OSError:
+            pass  # not yet
     return 0
 
 
@@ -331,6 +339,68 @@ def find_supervisors() -> "list[int]":
     return found
 
 
+# --- Readiness: without `os` and `socket`, whose import costs as much as the interpreter's start
+
+
+def check_ready(runtime: str) -> "NoReturn":
+    """Exit 0 if a process listens, and 1 if none does yet; else become the runtime's `--ready`.
+
+    The runtime explains what is wrong. To start it takes many times as long, and most probes that
+    fail do so while models are loaded, when a node is busy.
+    """
+    import posix
+
+    path = get_socket_path()
+    try:
+        if path[0] == "/" != path[-1]:  # otherwise the path is invalid
+            try_to_connect(path)
+            posix._exit(0)  # the interpreter's own end takes a fifth of its time
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        if not has_startup_error():
+            line = "asya_runtime: not ready: %s: %s\n" % (path.translate(CONTROLS), error.strerror)
+            posix.write(1, line.encode("utf-8", "backslashreplace"))
+            posix._exit(1)
+    except OSError:
+        pass
+    import os
+
+    argv = [sys.executable or "python3", "-I", "-S", runtime, "--ready"]
+    os.execvp(argv[0], argv)  # noqa: S606
+
+
+def get_socket_path() -> str:
+    """Return the path as the runtime reads it."""
+    import posix
+
+    text = posix.environ.get(b"ASYA_SOCKET_PATH", b"")
+    path = str(text, sys.getfilesystemencoding(), "surrogateescape").strip()
+    return path or "/tmp/sockets/app.sock"  # noqa: S108
+
+
+def try_to_connect(path: str) -> None:
+    """Raise OSError unless a process listens there."""
+    import _socket
+
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    sock.setblocking(False)
+    try:
+        sock.connect(path)
+    except BlockingIOError:
+        pass  # the backlog is full: a process listens
+    finally:
+        sock.close()
+
+
+def has_startup_error() -> bool:
+    """Whether the runtime, or another program, has left a line for Kubernetes."""
+    import posix
+
+    try:
+        return posix.stat("/dev/termination-log").st_size > 0
+    except OSError:
+        return False
+
+
 # --- Command line
 
 
@@ -338,13 +408,15 @@ def main(arguments: "list[str]") -> int:
     """Run the command of the command line, as above; return the exit status."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
     ours, command = arguments[:split], arguments[split + 1 :]
-    mode = ours.pop(0) if ours[:1] in (["--detach"], ["--stop"]) else ""
-    runtime = os.path.join(os.path.dirname(os.path.abspath(__file__)), "asya_runtime.py")
+    mode = ours.pop(0) if ours[:1] in (["--detach"], ["--stop"], ["--ready"]) else ""
+    runtime = __file__.rpartition("/")[0] + "/asya_runtime.py"
     if len(ours) == 2 and ours[0] == "--runtime" and mode != "--stop":
         runtime, ours = ours[1], []
-    if ours or not (mode or command):
+    if ours or not (mode or command) or (command and mode == "--ready"):
         sys.stderr.write(__doc__)
         return EXIT_USAGE
+    if mode == "--ready":
+        check_ready(runtime)
     if not mode:
         return wrap(command, runtime)
     if mode == "--detach":

@@ -114,9 +114,14 @@ The container of the value `sidecar` is not rendered: only the injector adds it.
 
 {{- define "asya-runtime.readinessProbe" -}}
 {{- $values := fromJson (include "asya-runtime.actor" (index . 0)) -}}
+{{- $python := include "asya-runtime.actor.python" (list $values (rest .)) }}
+{{- $command := list $python "-I" "-S" (printf "%s/asya_entrypoint.py" $values.directory) "--ready" }}
+{{- if $values.isOneFile }}
+{{- $command = concat $command (list "--runtime" $values.file) }}
+{{- end -}}
 exec:
   command:
-    {{- toYaml (list (include "asya-runtime.actor.python" (list $values (rest .))) "-I" "-S" $values.file "--ready") | nindent 4 }}
+    {{- toYaml $command | nindent 4 }}
 periodSeconds: 5
 # The probe starts an interpreter, which can take seconds on a busy node.
 timeoutSeconds: 10

@@ -299,11 +299,12 @@ def parse_attempt(line: str) -> list[Event]:
 
 @contextlib.contextmanager
 def generate_load(
-    cluster: Cluster, namespace: str, *actors: Object
+    cluster: Cluster, namespace: str, *actors: Object, pods_per_second: float = 5.0
 ) -> Iterator[tuple[Messages, PodRequests]]:
     """Send messages to these actors and request pods while the context is open."""
     cluster.apply(code_config_map(), *actors, namespace=namespace)
-    messages, pods = Messages(cluster, namespace), PodRequests(cluster, namespace)
+    messages = Messages(cluster, namespace)
+    pods = PodRequests(cluster, namespace, rate=pods_per_second)
     messages.start()
     try:
         for each in actors:

@@ -170,8 +170,8 @@ FILES = {"repository": "example.com/files", "tag": "1"}
 
 
 def from_image(injector: Object, **runtime: Object) -> Object:
-    values = {"injector": {"image": injector}, "runtime": {"delivery": "image", **runtime}}
-    return {"asya-runtime": values}
+    delivery: Object = {"delivery": "image"}
+    return {"asya-runtime": {"injector": {"image": injector}, "runtime": delivery | runtime}}
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,10 @@ def test_the_cluster_tests_run_on_each_kubernetes_release_that_is_known() -> Non
     job = jobs("ci.yml")["cluster"]
     assert job["strategy"]["matrix"]["kubernetes"] == known
     (step,) = [step for step in job["steps"] if step.get("run") == "make e2e"]
-    assert step["env"] == {"KUBERNETES_VERSION": "${{ matrix.kubernetes }}"}
+    assert step["env"] == {
+        "KUBERNETES_VERSION": "${{ matrix.kubernetes }}",
+        "SOAK_MINUTES": "5",
+    }
 
 
 def test_the_unit_tests_run_on_the_oldest_python_that_is_supported() -> None:

@@ -56,6 +56,48 @@ class Like:
 ANSWERED = Like()  # the reply's text is no contract, that there is one is
 
 
+# In a handler: `arm(n)` lets a signal handler raise ValueError where the n-th call in the code of
+# the runtime or of asyncio has returned, or the n-th function of theirs begins
+ARM = """
+    import opcode, os, signal, sys
+    def late(number, frame): raise ValueError("late")
+    signal.signal(signal.SIGUSR1, late)
+    CALLS = [n for n, name in enumerate(opcode.opname) if name.startswith("CALL")]
+    TRACE = '''
+    def make_trace(left):
+        before = {}
+        def trace(frame, event, argument):
+            nonlocal left
+            file = frame.f_code.co_filename
+            if not (file.endswith("asya_runtime.py") or "/asyncio/" in file): return trace
+            frame.f_trace_opcodes = True
+            if event == "call": before.pop(id(frame), None)
+            if event != "opcode": return trace
+            last = before.get(id(frame))
+            before[id(frame)] = frame.f_code.co_code[frame.f_lasti]
+            if last is None or last in CALLS:
+                left -= 1
+                if left == 0:
+                    sys.settrace(None)
+                    before.clear()
+                    signal.raise_signal(signal.SIGUSR1)
+                    for step in range(9): pass
+            return trace
+        return trace
+    '''
+    import textwrap
+    # The signal interrupts this function, which therefore has to seem a part of the library
+    exec(compile(textwrap.dedent(TRACE), os.path.dirname(os.__file__) + "/trace.py", "exec"))
+    def disarm(): sys.settrace(None)
+    def arm(count):
+        trace, frame = make_trace(count), sys._getframe(2)
+        while frame is not None:
+            frame.f_trace, frame.f_trace_opcodes = trace, True
+            frame = frame.f_back
+        sys.settrace(trace)
+"""
+
+
 @dataclass(frozen=True)
 class Case:
     """A handler, its messages with the replies that are due, and the status after SIGTERM."""

@@ -91,6 +91,9 @@ IMPORTS = {
         "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n1 / 0"
     ),
     "hooks-of-forks": End("import os\nos.register_at_fork(after_in_child=print)\n1 / 0"),
+    "no-descriptor-left": End(
+        "import resource as r\nr.setrlimit(r.RLIMIT_NOFILE, (3, 64))\ndef predict(m): pass"
+    ),
     "abort": End("import os; os.abort()", -signal.SIGABRT),
     "killed": End("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
     "a-segmentation-fault": End("import ctypes; ctypes.string_at(0)", -signal.SIGSEGV),

@@ -450,6 +450,7 @@ print("zombies:", zombies())
     [
         *([], ["true"], ["--"], ["--nonsense", "--", "true"], ["--runtime", "--", "true"]),
         *(["--stop", "--runtime", "x"], ["--detach", "--stop"]),
+        *(["--ready", "x"], ["--ready", "--runtime"], ["--ready", "--", "true"]),
     ],
     ids=" ".join,
 )

@@ -394,6 +394,45 @@ def test_what_the_failed_call_held_is_free_before_the_caches_are_emptied(
     assert client.call({"payload": {"events": 1}})["result"] == [emptied, 0]
 
 
+FAILS = """
+    import asyncio, gc
+    gc.disable()
+    alive = 0
+    class Failed(Exception):
+        def __init__(self):
+            global alive
+            alive += 1
+        def __del__(self):
+            global alive
+            alive -= 1
+    def plain(m):
+        if "count" in m["payload"]: return alive
+        raise Failed
+    async def coroutine(m):
+        await asyncio.sleep(0)
+        return plain(m)
+    def awaited(m): return coroutine(m)
+    async def batch_coroutine(messages): return [plain(m) for m in messages]
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "concurrency"),
+    [("plain", "1"), ("coroutine", "1"), ("awaited", "2"), ("batch_coroutine", "1")],
+)
+def test_an_exception_that_was_answered_is_free_without_collecting_garbage(
+    start: Start, python: str, way: str, concurrency: str
+) -> None:
+    """Many turn the collection off for speed: with each exception the locals of its call stay."""
+    size = "2" if way.startswith("batch") else "1"
+    process = start(
+        FAILS, f"app.{way}", python=python, ASYA_CONCURRENCY=concurrency, ASYA_BATCH_SIZE=size
+    )
+    for _ in range(3):
+        assert process.call({})["type"] == "Failed"
+    assert process.call({"count": 1}) in ({"status": "ok", "result": n} for n in (0, [0]))
+
+
 def test_the_caches_stay_when_the_setting_says_so(start: Start) -> None:
     client = start(FRAMEWORKS, "app.fail", ASYA_CUDA_CLEANUP_ON_OOM="no").client()
     client.call({"payload": {}})

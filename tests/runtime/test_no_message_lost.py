@@ -210,6 +210,13 @@ def test_a_drain_answers_the_whole_backlog_whatever_it_takes_to_accept_it(
     assert process.wait() == 0
 
 
+def test_a_drain_ends_where_no_connection_can_be_accepted(start: Start) -> None:
+    source = "import resource as r\ndef predict(m): r.setrlimit(r.RLIMIT_NOFILE, (3, 64))"
+    process = start(source, "app.predict")
+    assert process.call({}) == ok(None)
+    stopped(process)
+
+
 # --- peers that read slowly or not at all ----------------------------------------------
 
 

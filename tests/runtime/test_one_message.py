@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
+import traceback
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -310,6 +316,61 @@ def test_alarms_of_calls_that_have_just_ended_lose_no_message(start: Start, pyth
     stopped(process)
 
 
+def test_work_of_a_thread_is_done_again_after_each_exception(runtime: ModuleType) -> None:
+    done = threading.Event()
+    raised: list[str] = []
+
+    def work() -> None:
+        if len(raised) == len(KINDS):
+            done.set()
+            threading.Event().wait()
+        raised.append(KINDS[len(raised)])
+        raise getattr(builtins, raised[-1])
+
+    runtime.start_thread(runtime.persist(work))
+    assert done.wait(DEADLINE)
+    assert raised == KINDS
+
+
+@pytest.mark.parametrize(
+    ("error", "is_open"),
+    [(OSError(errno.EBADF, "closed"), False), (TimeoutError("late"), True)],
+    ids=["of the system", "from outside"],
+)
+def test_only_an_error_of_the_system_says_that_a_descriptor_is_closed(
+    runtime: ModuleType, monkeypatch: pytest.MonkeyPatch, error: OSError, is_open: bool
+) -> None:
+    def fail(fd: int) -> None:
+        raise error
+
+    asked = runtime.make_is_open(0)
+    monkeypatch.setattr(runtime.os, "fstat", fail)
+    assert asked() is is_open
+
+
+def test_of_a_deep_traceback_only_the_end_is_formatted(
+    runtime: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes 0.1 ms a frame, and user code may raise the recursion limit to millions."""
+
+    def descend(depth: int) -> int:
+        return descend(depth - 1) if depth else 1 // 0
+
+    def measure(kind: type, error: BaseException, trace: Any, limit: int) -> list[str]:
+        frames = list(traceback.walk_tb(trace))
+        measured.append((len(frames), frames[-1][0].f_locals["depth"], limit))
+        return []
+
+    measured: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(runtime.traceback, "format_exception", measure)
+    monkeypatch.setattr(runtime, "MOST_FRAMES", 50)
+    for depth in (20, 700):
+        with pytest.raises(ZeroDivisionError) as raised:
+            descend(depth)
+        runtime.log_traceback(raised.value, "deep")
+    assert measured == [(22, 0, -50), (50, 0, -50)]
+
+
 # --- hostile results and exceptions ----------------------------------------------------
 
 HOSTILE = r"""
@@ -383,6 +444,14 @@ HOSTILE = r"""
     def changing():
         import asyncio
         return asyncio.sleep(0)
+    class Awaits:
+        def __await__(self):
+            return self
+            yield
+    class AwaitsAnother:
+        def __await__(self):
+            return AwaitsAnother()
+            yield
     def holds_itself():
         error = ValueError("x")
         error.exceptions = (error,)
@@ -395,6 +464,8 @@ HOSTILE = r"""
     async def later(m): return predict(m)
 """
 RETURNED = [
+    "Awaits()",
+    "AwaitsAnother()",
     "Map(a=1)",
     "List([1])",
     "Tuple((1,))",

@@ -73,18 +73,6 @@ def test_the_line_is_where_kubernetes_shows_it(start: Start, folder: Path) -> No
 
 
 @needs_namespace
-@pytest.mark.parametrize(("first", "more"), [('"$@"', f"; {REFUSED}"), (":", "")])
-def test_a_probe_repeats_what_the_runtime_was_refused_for_and_no_line_of_others(
-    start: Start, folder: Path, first: str, more: str
-) -> None:
-    after = f'set +e; {first}; "$@" --ready > said'
-    argv = ["unshare", "--mount", "sh", "-ec", with_dev(folder, log=True) + after, "sh", *SERVE]
-    assert start("1 / 0", argv=argv, ready=False).wait() == 1
-    absent = f"asya_runtime: not ready: {folder}/app.sock: No such file or directory"
-    assert (folder / "said").read_text() == f"{absent}{more}\n"
-
-
-@needs_namespace
 def test_a_termination_log_is_not_made_where_there_is_none(start: Start, folder: Path) -> None:
     after = 'set +e; "$@"; status=$?; ls /dev > entries; exit $status'
     argv = ["unshare", "--mount", "sh", "-ec", with_dev(folder, log=False) + after, "sh", *SERVE]

@@ -556,28 +556,6 @@ def command(folder: Path, *arguments: str, stdin: bytes = b"", **environ: str) -
     return ran.returncode, ran.stdout.decode()
 
 
-def test_ready_tells_whether_somebody_serves(start: Start, folder: Path) -> None:
-    absent = (1, f"asya_runtime: not ready: {folder}/app.sock: No such file or directory\n")
-    assert command(folder, "--ready") == absent
-    process = start(SLOW, "app.slow")
-    assert command(folder, "--ready") == (0, "")
-    process.client().send(frame({"payload": {"seconds": 60}}))
-    in_handler(process)
-    assert command(folder, "--ready") == (0, "")
-    process.popen.kill()
-    process.wait()
-    stale = (1, f"asya_runtime: not ready: {folder}/app.sock: Connection refused\n")
-    assert command(folder, "--ready") == stale
-
-
-def test_ready_is_quick_though_the_backlog_is_full(folder: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as client:
-        busy.bind(str(folder / "app.sock"))
-        busy.listen(0)
-        client.connect(str(folder / "app.sock"))
-        assert command(folder, "--ready") == (0, "")
-
-
 def test_check_refuses_what_the_server_would_refuse(folder: Path) -> None:
     (folder / "app.py").write_text("def echo(message): pass")
     (folder / "orjson.py").write_text("raise ImportError")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Start, eventually, frame
+from .conftest import Start, eventually, frame, taken
 from .served import (
     ANSWERED,
     Case,
@@ -301,6 +301,7 @@ ACTS = r"""
         def hooks_of_forks(): os.register_at_fork(before=raising, after_in_parent=raising)
         def hooks_of_the_end(): atexit.register(raising); atexit.register(exiting)
         def no_hooks_of_the_end(): atexit._clear()
+        def hooks_of_the_end_before_it(): atexit._run_exitfuncs()
         def time_limits_of_sockets(): socket.setdefaulttimeout(0.001)
         def faults(): faulthandler.disable()
         def classes_of_the_library():
@@ -725,6 +726,44 @@ LOOPS = {
         """,
         [({"stop": 1}, ok(5)), ({}, ok(5)), ({"forget": 1}, ok(5)), ({}, ok(5))],
     ),
+    "functions-of-asyncio-that-a-call-replaces": Case(
+        """
+        import asyncio
+        def bad(*args, **more): raise KeyError("from user code")
+        async def predict(m):
+            if "do" in m["payload"]:
+                for name in dir(asyncio):
+                    if type(getattr(asyncio, name)) in (type(bad), type(len)):
+                        setattr(asyncio, name, bad)
+            return 5
+        """,
+        [({"do": 1}, ok(5)), ({}, ok(5)), ({}, ok(5))],
+    ),
+    "a-task-factory-that-fails": Case(
+        """
+        import asyncio
+        async def predict(m):
+            loop = asyncio.get_running_loop()
+            def fail(*args, **more):
+                loop.set_task_factory(None)
+                raise KeyError("factory")
+            if "do" in m["payload"]: loop.set_task_factory(fail)
+            return 5
+        """,
+        [({"do": 1}, ok(5)), ({}, error("KeyError", "'factory'")), ({}, ok(5))],
+    ),
+    "a-loop-whose-selector-a-call-closes": Case(
+        """
+        import asyncio
+        async def predict(m):
+            await asyncio.sleep(0)
+            if "do" in m["payload"]:
+                asyncio.get_running_loop()._selector.close()
+                asyncio.ensure_future(asyncio.sleep(60))
+            return 5
+        """,
+        [({"do": 1}, ANSWERED), ({}, Like(status="error")), ({}, ok(5)), ({}, ok(5))],
+    ),
 }
 
 
@@ -741,12 +780,44 @@ def test_an_event_loop_of_user_code_is_the_handlers(
         "a-future-of-the-current-loop",
         "a-loop-that-has-run-and-stays-current",
         "asyncio.run-at-import",
+        "functions-of-asyncio-that-a-call-replaces",
+        "a-task-factory-that-fails",
+        "a-loop-whose-selector-a-call-closes",
     ],
 )
 def test_an_event_loop_of_user_code_is_the_handlers_beside_others(
     start: Start, folder: Path, name: str, python: str
 ) -> None:
     check(start, folder, LOOPS[name], python, ASYA_CONCURRENCY="3")
+
+
+CANCELS = """
+    import asyncio, os, time
+    async def predict(m):
+        if "first" not in m["payload"]: return 5
+        os.write(2, b"held\\n")
+        while not os.path.exists("go"): time.sleep(0.005)
+        for _ in range(5):
+            await asyncio.sleep(0)
+            for task in asyncio.all_tasks():
+                if task is not asyncio.current_task(): task.cancel()
+        return 1
+"""
+
+
+def test_a_task_that_user_code_cancels_before_it_begins_is_answered(
+    start: Start, python: str
+) -> None:
+    process = start(CANCELS, "app.predict", python=python, ASYA_CONCURRENCY="3")
+    first, second = process.client(), process.client()
+    first.send(frame({"payload": {"first": 1}}))
+    process.logged("held")
+    second.send(frame({"payload": {}}))
+    taken(second)
+    (process.folder / "go").touch()
+    assert [first.reply(), second.reply()] == [ok(1), error("CancelledError", "CancelledError")]
+    assert process.call({}) == ok(5)
+    stopped(process)
 
 
 # --- forks -----------------------------------------------------------------------------
@@ -776,8 +847,17 @@ FORKS = """
             if pid == 0: sys.exit(2)
             sys.exit(10 + os.WEXITSTATUS(os.waitpid(pid, 0)[1]))
         if way == "unencodable": return {1, 2}
+    def fork():
+        pid = os.fork()
+        return os.WEXITSTATUS(os.waitpid(pid, 0)[1]) if pid else 9
+    class Encoded:
+        def model_dump(self, mode): return fork()
+    class Printed(Exception):
+        def __str__(self): return str(fork())
     def predict(m):
         way = m["payload"]["way"]
+        if way == "encoded": return Encoded()
+        if way == "printed": raise Printed
         if way == "Process":
             child = multiprocessing.get_context("fork").Process(target=sys.exit, args=(3,))
             child.start(); child.join(9)
@@ -802,6 +882,7 @@ WAYS = {
     "thread": 6,
     "again": 12,
     "unencodable": 0,
+    "encoded": 0,
     "Process": 3,
 }
 
@@ -822,6 +903,8 @@ def test_a_child_forked_in_a_call_ends_with_the_status_of_its_own(
         got[way] = client.reply()
     assert got == {way: ok(status) for way, status in WAYS.items()}
     assert process.log().count("from the child") == 1
+    assert replies_to(process, [{"way": "printed"}]) == [error("Printed", "0")]
+    assert "exiting" not in process.log()
     assert replies_to(process, [{"way": "exit"}]) == [ok(3)]
     stopped(process)
 

@@ -25,7 +25,7 @@ class Registry(http.server.BaseHTTPRequestHandler):
         if self.headers["Authorization"] != LOGIN:
             self._answer(401, {"WWW-Authenticate": 'Basic realm="private"'})
             return
-        name = self.path.rpartition("/")[2].removeprefix("sha256:")
+        name = self.path.partition("?")[0].rpartition("/")[2].removeprefix("sha256:")
         is_manifest = "/manifests/" in self.path
         file = FOLDER / ("manifest.json" if is_manifest else name)
         kind = "application/vnd.oci.image.manifest.v1+json" if is_manifest else "application/x-tar"

@@ -4,10 +4,9 @@ from asya_injector.annotations.settings import Decision, Settings
 from asya_injector.annotations.table import PREFIX
 from asya_injector.errors import InjectionError, Reason, quote
 from asya_injector.kube_objects import Object, get_name, get_strings
-from asya_injector.runtime_files import ENTRYPOINT_FILE
 from asya_injector.startup.hooks import HOOKS, add_hook, get_hook_command, reject_unhookable
 from asya_injector.startup.programs import find_launcher_end, find_process_1, get_program
-from asya_injector.startup.wrapper import has_wrapper, is_wrapped, replace_wrapper
+from asya_injector.startup.wrapper import build_wrapper, has_wrapper, is_wrapped, replace_wrapper
 
 
 def choose_mode(target: Object, settings: Settings, recorded: str = "") -> Decision:
@@ -36,11 +35,9 @@ def configure_startup(
 
     In mode mount the image starts it.
     """
-    wrapper = [python, "-I", "-S", f"{settings.directory}/{ENTRYPOINT_FILE}"]
-    location = ["--runtime", settings.runtime_file] if settings.is_one_file else []
     if mode == "wrap":
         first = find_process_1(target)
-        _wrap(target, [*wrapper, *location, "--"])
+        _wrap(target, [*build_wrapper(settings, python), "--"])
         if first:
             return [
                 f"container {quote(get_name(target))} starts {quote(first)}, which must be process "
@@ -48,8 +45,8 @@ def configure_startup(
             ]
     elif mode == "hook":
         reject_unhookable(pod, target)
-        add_hook(target, "postStart", [*wrapper, HOOKS["postStart"], *location])
-        add_hook(target, "preStop", [*wrapper, HOOKS["preStop"]])
+        for hook, option in HOOKS.items():
+            add_hook(target, hook, build_wrapper(settings, python, option))
     elif mode == "runtime":
         _run(target, [python, settings.runtime_file])
     return []

@@ -2,11 +2,19 @@
 
 import posixpath
 
+from asya_injector.annotations.settings import Settings
 from asya_injector.kube_objects import Object, get_strings
 from asya_injector.runtime_files import ENTRYPOINT_FILE
 
 # Where the wrapper may begin at most.
 _MAX_WRAPPER = 1000
+
+
+def build_wrapper(settings: Settings, python: str, *options: str) -> list[str]:
+    """The command that starts the wrapper, which finds the runtime only in its own directory."""
+    is_elsewhere = settings.is_one_file and "--stop" not in options
+    location = ["--runtime", settings.runtime_file] if is_elsewhere else []
+    return [python, "-I", "-S", f"{settings.directory}/{ENTRYPOINT_FILE}", *options, *location]
 
 
 def has_wrapper(container: Object) -> bool:

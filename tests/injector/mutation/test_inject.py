@@ -17,7 +17,7 @@ HASH = "0123456789"
 DEFAULTS = ClusterDefaults(HASH, {})
 HANDLER = {"asya.sh/handler": "my_app.handler.predict"}
 WRAPPER = ["python3", "-I", "-S", "/opt/asya/asya_entrypoint.py"]
-READY = ["python3", "-I", "-S", "/opt/asya/asya_runtime.py", "--ready"]
+READY = [*WRAPPER, "--ready"]
 RUNTIME_VOLUME = {
     "name": "asya-runtime",
     "configMap": {"name": f"asya-runtime-{HASH}", "defaultMode": 0o444},
@@ -387,7 +387,8 @@ def test_mounts_a_single_file_beside_the_directory() -> None:
         SOCKET_MOUNT,
     ]
     assert result["command"] == [*WRAPPER, "--runtime", "/app/asya_runtime.py", "--", *SERVE]
-    assert result["readinessProbe"]["exec"]["command"][3] == "/app/asya_runtime.py"
+    ready = [*READY, "--runtime", "/app/asya_runtime.py"]
+    assert result["readinessProbe"]["exec"]["command"] == ready
 
 
 def test_the_stopping_hook_needs_no_path_of_the_runtime() -> None:
@@ -401,7 +402,7 @@ def test_the_stopping_hook_needs_no_path_of_the_runtime() -> None:
 def test_another_mount_path_moves_all_runtime_files() -> None:
     result = container(pod(model(), annotations={"asya.sh/mount-path": "/srv/asya"}))
     assert result["command"][3] == "/srv/asya/asya_entrypoint.py"
-    assert result["readinessProbe"]["exec"]["command"][3] == "/srv/asya/asya_runtime.py"
+    assert result["readinessProbe"]["exec"]["command"][3] == "/srv/asya/asya_entrypoint.py"
     assert result["volumeMounts"][0]["mountPath"] == "/srv/asya"
 
 
@@ -502,17 +503,6 @@ def test_keeps_the_users_readiness_probe_and_warns() -> None:
         'container "model" keeps its own readiness probe, so the pod may become ready '
         "before the actor",
     )
-
-
-def test_updates_a_readiness_probe_that_calls_the_runtime() -> None:
-    by_hand = ["python", "-I", "-S", "/srv/asya_runtime.py", "--ready"]
-    probe = {"exec": {"command": by_hand, "future": 1}, "periodSeconds": 1}
-    result = injected(pod(model(readinessProbe=probe)))
-    assert result.warnings == ()
-    assert result.pod["spec"]["containers"][0]["readinessProbe"] == {
-        "exec": {"command": READY, "future": 1},
-        "periodSeconds": 1,
-    }
 
 
 def test_adds_no_probe_if_it_is_disabled() -> None:
@@ -673,13 +663,6 @@ def test_keeps_unknown_fields_of_hooks() -> None:
     )["lifecycle"]["postStart"]
     assert changed["more"] == 2
     assert changed["exec"]["future"] == 1
-
-
-def test_keeps_the_users_probe_that_ends_like_the_runtimes() -> None:
-    probe = {"exec": {"command": ["ctl", "--ready"]}}
-    result = injected(pod(model(readinessProbe=probe)))
-    assert result.pod["spec"]["containers"][0]["readinessProbe"] == probe
-    assert len(result.warnings) == 1
 
 
 def test_accepts_each_spelling_of_a_boolean_chart_value() -> None:

@@ -1,0 +1,110 @@
+"""A signal handler of user code may raise an exception after any step: no message is lost to it."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .conftest import Process, Start, frame
+from .served import ARM, Case, check, error, ok, stopped
+
+HANDLER = (
+    ARM
+    + """
+    import asyncio
+    def predict(message):
+        disarm()
+        payload = message["payload"]
+        if payload["at"]: arm(payload["at"])
+        return payload["n"]
+    def batch(messages): return [predict(message) for message in messages]
+    async def later(message):
+        result = predict(message)
+        await asyncio.sleep(0)
+        return result
+    async def background(message):
+        global task
+        if "task" not in globals(): task = asyncio.create_task(asyncio.sleep(3600))
+        return predict(message)
+"""
+)
+MODES = {
+    "plain": ("predict", {}),
+    "deadline": ("predict", {"ASYA_HANDLER_DEADLINE": "60"}),
+    "timeout": ("predict", {"ASYA_HANDLER_TIMEOUT": "60"}),
+    "batches": ("batch", {"ASYA_BATCH_SIZE": "4"}),
+    "async": ("later", {}),
+    "async-deadline": ("later", {"ASYA_HANDLER_DEADLINE": "60"}),
+    "background-task": ("background", {}),
+}
+
+
+def call(process: Process, at: int, numbers: Iterator[int]) -> bool:
+    """Interrupt after `at` steps the reply to a message, or the connection that comes next."""
+    first = process.client()
+    whole = []
+    for step in (at, 0, 0):
+        for old in (first, None):
+            client, number = old or process.client(), next(numbers)
+            client.send(frame({"payload": {"at": step if old else 0, "n": number}}))
+            reply = client.reply()
+            whole.append(reply == ok(number))
+            assert whole[-1] or reply["message"].endswith(("late", "cannot be printed")), at
+            if client is not first:
+                client.close()
+    first.close()
+    assert whole[-1], at
+    return all(whole)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_exception_after_any_step_loses_no_message(start: Start, python: str, mode: str) -> None:
+    handler, environ = MODES[mode]
+    process = start(HANDLER, f"app.{handler}", python=python, **environ)
+    numbers = itertools.count()
+    steps = range(1, 400, 3 if python == sys.executable else 13)
+    whole = [call(process, at, numbers) for at in steps]
+    assert 0.02 < sum(whole) / len(whole) < 0.98
+    stopped(process)
+
+
+# --- signal handlers of async handlers --------------------------------------------------
+
+ALARM = """
+    import asyncio, signal, time
+    def late(number, frame): raise TimeoutError("late")
+    first = signal.signal(signal.SIGALRM, late)
+    async def predict(message):
+        do = message["payload"]["do"]
+        if do == "echo": return do
+        if do == "handlers":
+            before = signal.signal(signal.SIGALRM, signal.SIG_IGN)
+            ignored = signal.signal(signal.SIGALRM, late)
+            return [one is late for one in (before, signal.getsignal(signal.SIGALRM))] + [
+                ignored is signal.SIG_IGN, first is signal.SIG_DFL]
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        if do == "task": await asyncio.create_task(asyncio.sleep(3600))
+        try:
+            if do == "await": await asyncio.sleep(3600)
+            if do == "own-code": time.sleep(3600)
+        except TimeoutError: return "caught"
+"""
+LATE = error("TimeoutError", "late")
+
+
+def test_a_signal_handler_that_raises_while_a_call_waits_ends_that_call(
+    start: Start, folder: Path, python: str
+) -> None:
+    calls = [
+        ({"do": "handlers"}, ok([True, True, True, True])),
+        ({"do": "await"}, LATE),
+        ({"do": "echo"}, ok("echo")),
+        ({"do": "task"}, LATE),
+        ({"do": "own-code"}, ok("caught")),
+        ({"do": "echo"}, ok("echo")),
+    ]
+    check(start, folder, Case(ALARM, calls), python)
