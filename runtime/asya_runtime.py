@@ -2174,7 +2174,7 @@ def guard_event_loop(interrupt: "Callable[[BaseException], None]") -> None:
     """Pass exceptions of signal handlers to a function instead of raising them in asyncio's code.
 
     Raised there, they take away a callback that the loop was about to run or to schedule, and
-    what waits for it waits for ever. A handler that interrupts user code raises as usual.
+    what waits for it never goes on. A handler that interrupts user code raises as usual.
     """
     handlers: "dict[object, Any]" = {}  # of user code, by their guards
 
@@ -2729,8 +2729,9 @@ def close_quietly(close: "Action") -> None:
     """Close what user code may have closed."""
     try:
         close()
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno is None:  # not of the system
+            raise
 
 
 def try_to_connect(address: str) -> None:
@@ -4138,6 +4139,7 @@ class Server:
     __slots__ = (
         "answer_call",
         "backlog_is_empty",
+        "closing",
         "connections",
         "deadlines",
         "leaving",
@@ -4156,6 +4158,7 @@ class Server:
         self.deadlines: "dict[int, float]" = {}  # by fd: of what waits inside a frame
         self.ready: "list[Connection]" = []  # they go on without an event
         self.leaving: "set[int]" = set()  # fds; nothing more is read from them
+        self.closing: "_collections.deque[Connection]" = _collections.deque()
         self.patience = patience  # seconds that a peer may pause inside a frame
         self.paused = 0.0  # when accepting goes on; 0: it is not paused
         self.backlog_is_empty = False  # after the listener was shut down
@@ -4220,19 +4223,29 @@ class Server:
 
     def close(self, connection: Connection) -> None:
         """Close a connection, and make room for another."""
-        fd = connection.fd
-        self.deadlines.pop(fd, None)
-        self.leaving.discard(fd)
-        self.connections.pop(fd, None)
-        connection.waits_for = CLOSED
-        close_quietly(connection.sock.close)
-        if self.paused:
-            self.paused = time.monotonic()  # now
+        self.closing.append(connection)
+        self.finish_closing()
+
+    def finish_closing(self) -> None:
+        """Close the connections that are to be closed. May be repeated."""
+        while self.closing:
+            connection = self.closing[0]
+            self.connections.pop(connection.fd, None)
+            self.deadlines.pop(connection.fd, None)
+            self.leaving.discard(connection.fd)
+            connection.waits_for = CLOSED
+            close_quietly(connection.sock.close)
+            if self.paused:
+                self.paused = time.monotonic()  # now
+            self.closing.popleft()
 
     def stop_reading(self, connection: Connection) -> None:
-        """Let the peer's next write fail; what is here can still be read, and is answered."""
-        self.leaving.add(connection.fd)
+        """Let the peer's next write fail; what is here can still be read, and is answered.
+
+        May be repeated.
+        """
         close_quietly(lambda: connection.sock.shutdown(_socket.SHUT_RD))
+        self.leaving.add(connection.fd)
 
     def expire(self, now: float, active: "Iterable[int]", seconds: float) -> None:
         """Close what stalled inside a frame: late before a poll that brought nothing for it."""
@@ -4365,7 +4378,7 @@ def make_accept(
                 connection.resume(None)  # until its first wait: before it, an exception ends it
             sockets.clear()
             accepted.popleft()
-            server.advance(connection)
+            server.settle(connection)
 
     def close() -> None:
         if spare >= 0:
@@ -4525,6 +4538,7 @@ def serve(
 
     def repair() -> None:
         """Resume what an exception may have interrupted."""
+        server.finish_closing()
         add_accepted()
         for connection in connections.values():
             if connection.waits_for != connection.settled:
@@ -4759,7 +4773,10 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         if not file.is_open():
             file = open_listener(path, mode)
         serve(settings, file, answers, caller, watch, reserve_std_fds, state, set_exit_code)
-    except OSError as error:  # the import has used up the descriptors
+    except OSError as error:
+        if error.errno is None or state.wake is not None:
+            raise  # not of the system, or it comes from user code while its messages were served
+        # The import has used up the descriptors
         reason = "%s cannot be served after its import: %s"
         raise StartupError(reason % (settings.handler, error.strerror or error)) from None
     finally:

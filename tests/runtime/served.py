@@ -56,11 +56,11 @@ class Like:
 ANSWERED = Like()  # the reply's text is no contract, that there is one is
 
 
-# In a handler: `arm(n)` lets a signal handler raise ValueError where the n-th call in the code of
-# the runtime or of asyncio has returned, or the n-th function of theirs begins
+# In a handler: `arm(n)` lets a signal handler raise TimeoutError, which is an OSError, where the
+# n-th call in the code of the runtime or of asyncio has returned, or a function of theirs begins
 ARM = """
     import opcode, os, signal, sys
-    def late(number, frame): raise ValueError("late")
+    def late(number, frame): raise TimeoutError("late")
     signal.signal(signal.SIGUSR1, late)
     CALLS = [n for n, name in enumerate(opcode.opname) if name.startswith("CALL")]
     TRACE = '''

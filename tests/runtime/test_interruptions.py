@@ -72,6 +72,21 @@ def test_an_exception_after_any_step_loses_no_message(start: Start, python: str,
     stopped(process)
 
 
+@pytest.mark.parametrize("mode", ["plain", "async"])
+def test_an_exception_after_any_step_of_the_end_does_not_change_the_exit_status(
+    start: Start, mode: str
+) -> None:
+    handler, environ = MODES[mode]
+    for at in range(20, 400, 20):
+        process = start(HANDLER, f"app.{handler}", **environ)
+        call(process, 0, itertools.count())
+        client = process.client()
+        client.send(frame({"payload": {"at": at, "n": at}}))
+        reply = client.reply()
+        assert reply == ok(at) or reply["message"].endswith(("late", "cannot be printed")), at
+        stopped(process)
+
+
 # --- signal handlers of async handlers --------------------------------------------------
 
 ALARM = """

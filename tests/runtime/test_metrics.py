@@ -62,16 +62,20 @@ def scrape(port: int) -> Samples:
 def scrape_until(port: int, **expected: float) -> Samples:
     """Samples in which these have their values; a text may be half a second old."""
     found: Samples = {}
+    errors: set[str] = set()
 
     def is_there() -> bool:
         found.clear()
         try:
             found.update(scrape(port))
-        except OSError:
+        except OSError as error:
+            errors.add(repr(error))
             return False
         return expected.items() <= found.items()
 
-    eventually(is_there, f"{expected} in {found}")
+    end = time.monotonic() + DEADLINE
+    while not is_there():
+        assert time.monotonic() < end, (expected, found, errors)
     return found
 
 

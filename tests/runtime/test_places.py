@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -232,7 +233,7 @@ def test_as_pid_1_a_second_sigterm_ends_it(start: Start, folder: Path) -> None:
     os.kill(pid, signal.SIGTERM)
 
     def second() -> bool:  # two of them at the same instant are one
-        if process.popen.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
         return process.popen.poll() is not None
 
