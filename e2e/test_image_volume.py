@@ -92,7 +92,7 @@ def test_an_actor_starts_in_every_form_of_image_and_pod(
 ) -> None:
     cluster = image_release
     table = variants(cluster)
-    del table["one-file"]  # an image has no mounts of files
+    del table["one-file"]  # one file of an image cannot be mounted
     del table["must-be-process-1"]  # mounts a ConfigMap
     cluster.apply(*(item for item, _ in table.values()), namespace=namespace)
     assert_replies(cluster, namespace, table)

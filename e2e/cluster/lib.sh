@@ -7,7 +7,7 @@ repo=$(cd "$cluster_dir/../.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/asya-runtime
 CLUSTER=${CLUSTER:-asya}
 node=$CLUSTER-control-plane
-# Each cluster has its own kubeconfig, never the user's, and kubectl. The default cluster's names have no suffix.
+# Each cluster has its own kubeconfig, never the user's, and kubectl. Names of the default cluster end without a suffix.
 suffix=-$CLUSTER
 [[ $CLUSTER != asya ]] || suffix=
 export KUBECONFIG=$repo/.tools/kubeconfig$suffix

@@ -161,6 +161,23 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     return base | {"ASYA_SOCKET_PATH": str(folder / "app.sock")} | more
 
 
+def run_to_end(
+    argv: list[str], folder: Path, *, stdin: bytes = b"", **environ: str
+) -> tuple[int, str]:
+    """Run a command in the folder; return its exit status and all that it printed."""
+    ran = subprocess.run(
+        argv,
+        env=environment(folder, **environ),
+        cwd=folder,
+        input=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=DEADLINE,
+        check=False,
+    )
+    return ran.returncode, ran.stdout.decode()
+
+
 Start = Callable[..., Process]
 
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -14,7 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import DEADLINE, RUNTIME, Process, Start, environment, eventually, frame, taken
+from .conftest import (
+    DEADLINE,
+    RUNTIME,
+    Process,
+    Start,
+    eventually,
+    frame,
+    run_to_end,
+    taken,
+)
 
 SLOW = """
     import os, time
@@ -543,17 +551,8 @@ def test_no_more_calls_at_once_than_concurrency(start: Start) -> None:
 
 
 def command(folder: Path, *arguments: str, stdin: bytes = b"", **environ: str) -> tuple[int, str]:
-    ran = subprocess.run(
-        [sys.executable, "-I", "-S", str(RUNTIME), *arguments],
-        env=environment(folder, **environ),
-        cwd=folder,
-        input=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=DEADLINE,
-        check=False,
-    )
-    return ran.returncode, ran.stdout.decode()
+    argv = [sys.executable, "-I", "-S", str(RUNTIME), *arguments]
+    return run_to_end(argv, folder, stdin=stdin, **environ)
 
 
 def test_check_refuses_what_the_server_would_refuse(folder: Path) -> None:

@@ -5,30 +5,16 @@ from __future__ import annotations
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .conftest import DEADLINE, ENTRYPOINT, RUNTIME, Start, environment
+from .conftest import ENTRYPOINT, RUNTIME, Start, run_to_end
 from .test_places import REFUSED, needs_namespace, with_dev
 
 Result = tuple[int, str]
-
-
-def run(argv: list[str], folder: Path, **environ: str) -> Result:
-    ran = subprocess.run(
-        argv,
-        env=environment(folder, **environ),
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=DEADLINE,
-        check=False,
-    )
-    return ran.returncode, ran.stdout.decode()
 
 
 def probe(file: Path, *options: str, python: str = sys.executable) -> list[str]:
@@ -97,7 +83,7 @@ def sockets(folder: Path) -> Iterator[Path]:
 def run_cases(argv: list[str], sockets: Path) -> list[Result]:
     paths = [path for path, _ in [*QUICK.values(), *EXPLAINED.values()]]
     inside = str(sockets)
-    got = [run(argv, sockets, ASYA_SOCKET_PATH=path.replace("F", inside)) for path in paths]
+    got = [run_to_end(argv, sockets, ASYA_SOCKET_PATH=path.replace("F", inside)) for path in paths]
     return [(status, output.replace(inside, "F")) for status, output in got]
 
 
@@ -120,7 +106,7 @@ def test_a_probe_imports_nothing_but_the_socket(sockets: Path, python: str) -> N
     """The imports of the wrapper itself would double its time."""
 
     def list_imports(*argv: str) -> set[str]:
-        output = run([python, "-X", "importtime", "-I", "-S", *argv], sockets)[1]
+        output = run_to_end([python, "-X", "importtime", "-I", "-S", *argv], sockets)[1]
         return {line.rpartition("|")[2].strip() for line in output.splitlines()}
 
     (sockets / "empty.py").write_text("")
@@ -133,11 +119,11 @@ def test_a_stopped_process_is_ready_and_a_killed_one_is_not(start: Start, folder
     process = start()
     both = [probe(ENTRYPOINT), probe(RUNTIME)]
     process.signal(signal.SIGSTOP)
-    assert [run(argv, folder) for argv in both] == [READY, READY]
+    assert [run_to_end(argv, folder) for argv in both] == [READY, READY]
     process.signal(signal.SIGKILL)
     process.wait()
     stale = not_ready(f"{folder}/app.sock", REFUSES)
-    assert [run(argv, folder) for argv in both] == [stale, stale]
+    assert [run_to_end(argv, folder) for argv in both] == [stale, stale]
 
 
 def in_container(folder: Path, *commands: str) -> list[str]:
@@ -159,7 +145,7 @@ def test_a_probe_repeats_the_startup_error_and_no_line_of_other_programs(
     serve = shlex.join([sys.executable, str(RUNTIME)]) + " 2>/dev/null"
     argv = in_container(folder, ready, serve, ready, again)
     absent = f"asya_runtime: not ready: /tmp/sockets/app.sock: {ABSENT}"
-    assert run(argv, folder, ASYA_HANDLER="app.x")[1].splitlines() == [
+    assert run_to_end(argv, folder, ASYA_HANDLER="app.x")[1].splitlines() == [
         *(absent, "1"),
         *(f"{absent}; {REFUSED}", "1"),
         *(absent, "1"),
