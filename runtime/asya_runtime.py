@@ -88,6 +88,7 @@ try:
         import _thread
         import atexit
         import enum
+        import faulthandler
         import fcntl
         import gc
         import importlib
@@ -3518,18 +3519,20 @@ def make_enforce_deadline(
 
     A coroutine is cancelled. Any other call cannot be ended: its messages are answered, and the
     process ends with status 75, which `give_up_call` begins. Code that keeps the interpreter's
-    lock stops this thread too; then faulthandler, which is re-armed here as long as it runs, ends
-    the process after twice the deadline.
+    lock stops this thread too; then faulthandler, which is armed here before the first call and
+    re-armed as long as the watch runs, ends the process after twice the deadline.
     """
-    faulthandler = import_library("faulthandler", lambda module: module)
     limit = deadline.limit
     armed = 0.0  # until when
+
+    def arm(seconds: float) -> None:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=2)
 
     def enforce_deadline() -> float:
         nonlocal armed
         now = time.monotonic()
         if now >= armed:
-            faulthandler.dump_traceback_later(2 * limit, exit=True, file=2)
+            arm(2 * limit)
             armed = now + max(0.1, limit / 8)
         nearest = armed
         for batch, began in list(deadline.began.items()):
@@ -3554,10 +3557,13 @@ def make_enforce_deadline(
             message.reply = deadline.late_reply
             state.note_reply(deadline.late_reply)
         state.exit_code = EXIT_BROKEN
-        # This thread may be away for twice PATIENCE: to answer, and to log
-        faulthandler.dump_traceback_later(2 * limit + 2 * PATIENCE, exit=True, file=2)
+        arm(2 * limit + 2 * PATIENCE)  # this thread may be away twice: to answer, and to log
         give_up_call(batch)
 
+    try:
+        arm(2 * limit)  # the watch may not run before the first call
+    except (MemoryError, RuntimeError):
+        pass  # no thread: the watch says so
     return enforce_deadline
 
 

@@ -22,7 +22,8 @@ LATE = error(
     retry_after=1,
 )
 HANDLERS = """
-import asyncio, ctypes, os, re, sys, threading, time
+import asyncio, ctypes, faulthandler, os, re, sys, threading, time
+faulthandler.dump_traceback_later = None
 def name(m): return m["payload"]["n"]
 def late(m): return m["payload"].get("late")
 def sleeps(m):
@@ -180,6 +181,30 @@ def test_code_that_keeps_the_interpreters_lock_is_ended_after_twice_the_deadline
     assert time.monotonic() - began > DEADLINE
     assert client.at_end()
     assert "Timeout (0:00:01)!" in process.log()
+
+
+@pytest.mark.parametrize("concurrency", ["1", "2"])
+def test_the_first_call_has_a_deadline_although_no_other_thread_has_run(
+    start: Start, concurrency: str
+) -> None:
+    """The other threads of the runtime wait for a processor, which a busy process has."""
+    starve = """
+for thread in {*map(int, os.listdir("/proc/self/task"))} - {os.getpid()}:
+    os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+parent = os.getpid()
+if os.fork() == 0:
+    while os.getppid() == parent: pass
+    os._exit(0)
+"""
+    process = start(
+        HANDLERS + starve,
+        "app.regular_expression",
+        ASYA_CONCURRENCY=concurrency,
+        ASYA_HANDLER_DEADLINE=str(DEADLINE),
+    )
+    process.client().send(frame({"payload": {"n": 1, "late": True}}))
+    assert process.wait() == 1
 
 
 @pytest.mark.parametrize(
