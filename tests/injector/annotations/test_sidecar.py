@@ -80,6 +80,7 @@ WRONG: dict[str, list[Any]] = {
     "a list of mappings": [{}, ["A"], [[]]],
 }
 PORT: Object = {"containerPort": 1}
+LONG = "a" * 64
 # Values that the chart's schema rejects, in the words of Helm.
 REJECTED: list[tuple[Any, str]] = [
     ([], "sidecar: is not a mapping"),
@@ -89,7 +90,7 @@ REJECTED: list[tuple[Any, str]] = [
     ({"container": ["a"]}, "sidecar.container: is not a mapping"),
     (value({"imge": "a"}), 'sidecar.container: unknown name "imge"; did you mean "image"?'),
     *((value({"name": name}), f"sidecar.container.name: {shown} is not a valid name")
-      for name, shown in (("A", '"A"'), ("a_b", '"a_b"'), ("a" * 64, f'"{"a" * 64}"'), (1, '"int"'))),
+      for name, shown in (("A", '"A"'), ("a_b", '"a_b"'), (LONG, f'"{LONG}"'), (1, '"int"'))),
     (value({"image": 1}), "sidecar.container.image: is required"),
     *((value({field: wrong}), f"sidecar.container.{field}: is not {expected}")
       for field, expected in CONTAINER_FIELDS.items() if field not in ("name", "image")
