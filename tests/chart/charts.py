@@ -325,7 +325,7 @@ def run(*words: str | Path, stdin: str | None = None, tool: str = "helm", **env:
     return done.stdout
 
 
-class _Strict(yaml.SafeLoader):
+class _Strict(yaml.CSafeLoader):
     """Rejects duplicate keys, as strict decoding in the API server does."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
