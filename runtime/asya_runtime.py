@@ -2810,7 +2810,8 @@ if not IS_PROBE:
 class Watch:
     """What `start_watch` offers."""
 
-    __slots__ = ("enforce_deadline", "install", "on_signal", "wake", "watch_call")
+    __slots__ = ("enforce_deadline", "install", "is_running", "on_signal", "wake", "watch_call")
+    is_running: bool
     wake: "Action"  # let it look at the deadlines
     enforce_deadline: "Callable[[], float] | None"  # the seconds until it is to be called again
     install: "Action"  # the signal handlers, again after user code has replaced them
@@ -2832,7 +2833,7 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
     signals = (TERM, INT)
     main_thread = _thread.get_ident()
     result = Watch()
-    result.enforce_deadline = None
+    result.enforce_deadline, result.is_running = None, True
 
     def on_signal(way: str, number: int) -> None:
         received[way] += 1
@@ -2940,6 +2941,7 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
         start_thread(persist(persist(watch_forever)))
     except RuntimeError as error:
         log("cannot watch signals and slow calls while C code runs: %s" % error)
+        result.is_running = False
     result.install, result.watch_call = install, watch_call
     result.on_signal, result.wake = on_signal_in_python, wake
     return result
@@ -4822,6 +4824,11 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
     try:
         os.register_at_fork(after_in_child=lambda: setattr(state, "forked", True))
         watch = start_watch(settings.handler_timeout, state, lambda: file.remove())
+        if settings.handler_deadline and not watch.is_running:
+            text = (
+                "ASYA_HANDLER_DEADLINE needs a thread: raise the limit of processes, or set it to 0"
+            )
+            raise StartupError(text)
         classify = make_classify() if settings.enable_oom_detection else lambda error: ""
         use_user_paths()
         orjson, state.json = choose_json(settings.json, settings.memory_limit)
