@@ -207,7 +207,7 @@ def test_the_summary_of_a_keyless_release_names_the_workflow(tmp_path: Path) -> 
     text = summary(tmp_path, about, "")
     assert (
         "--certificate-identity-regexp "
-        "'^https://github\\.com/owner/asya-runtime/\\.github/workflows/release\\.yml@' "
+        "'^https://github\\.com/owner/asya-runtime/\\.github/workflows/release\\.yml@refs/tags/v' "
         "--certificate-oidc-issuer https://token.actions.githubusercontent.com "
         "registry.example.com/team/asya-injector@sha256:1\n"
     ) in text
