@@ -23,6 +23,7 @@ from tests.chart.charts import (
     EXAMPLE,
     HelmError,
     Object,
+    copy_chart,
     load_objects,
     render,
     run,
@@ -38,7 +39,7 @@ IMAGES = {"image": "model:1", "sidecarImage": "sidecar:1"}
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example with its dependency, as `helm dependency update` gets it."""
     root = tmp_path_factory.mktemp("checkout")
-    shutil.copytree(CHART, root / "chart")
+    copy_chart(root, all_defaults=True)
     here = root / "examples/chart-with-helpers"
     shutil.copytree(EXAMPLE, here, ignore=shutil.ignore_patterns("charts", "Chart.lock"))
     run("dependency", "update", here)
@@ -128,6 +129,16 @@ COMMANDS = [
     ),
     ["/usr/bin/tini", "-s", "-p", "SIGTERM", "--", "/opt/venv/bin/python3.13t", "-m", "app"],
     *([f"/x/{launcher}", "python3.12", "app.py"] for launcher in programs.LAUNCHERS),
+    *(
+        [f"/x/{launcher.split()[0]}", launcher.split()[1], "-x", "v", "--", "python3.12", "app.py"]
+        for launcher in programs.SUBCOMMAND_LAUNCHERS
+    ),
+    ["vault-env", "op", "run", "--", "tini", "-p", "SIGTERM", "pypy3"],
+    ["tini", "--", "op", "run", "--", "python3.12", "--", "x"],
+    ["op", "run", "python3.12"],
+    ["op", "run", "--"],
+    ["op", "--", "python3.12"],
+    ["op"],
     ["tini", "-g", "--", "/vault/vault-env", "-x", "--", "tini", "--", "pypy3"],
     ["vault-env"],
     ["tini", "vault-env", "--"],
