@@ -493,8 +493,9 @@ async def test_messages_stay_in_the_queue_while_the_socket_does_not_answer(
 
 
 async def test_stop_takes_no_more_messages_and_finishes_those_in_flight(
-    server: Server, queues: Queues, actor: Actor
+    server: Server, queues: Queues, actor: Actor, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    """Of this pod's sidecar: another pod may use the network of the node too."""
     name = queues.name
     await queues.declare(name)
     going_on = asyncio.Event()
@@ -505,15 +506,23 @@ async def test_stop_takes_no_more_messages_and_finishes_those_in_flight(
 
     actor.handler = wait
     settings = environment(server, queues, actor.path, NEXT=f"{name}.next", PREFETCH="2")
-    async with start(settings) as sidecar:
+    neighbour = Actor(tmp_path_factory.mktemp("neighbour") / "s")
+    await neighbour.start()
+    await queues.declare(f"{name}.other")
+    elsewhere = {"ASYA_SOCKET_PATH": str(neighbour.path), "QUEUE": f"{name}.other"}
+    async with start(settings | elsewhere) as other, start(settings) as sidecar:
         await queues.send(name, *(encode({"payload": {"n": n}}) for n in range(5)))
         await queues.until(name, (3, 1))
+        await other.until("takes messages")
         async with start(settings, "--stop") as stop:
             assert await stop.end() == 0
         assert await queues.state(name) == (3, 0)
         assert await queues.state(f"{name}.next") == (0, 0)
         going_on.set()
         assert await sidecar.end() == 0
+        assert other.process.returncode is None
+        assert len(other.lines) == 1  # not: --stop does not work
+    await neighbour.stop()
     assert await queues.state(name) == (3, 0)
     assert await queues.state(f"{name}.next") == (2, 0)
     async with start(settings, "--stop") as stop:
@@ -644,13 +653,15 @@ async def test_a_broker_that_cannot_be_used_is_one_line_without_the_password(
         ({"CONNECTIONS": "٣"}, "CONNECTIONS='٣' is not a number from 1 to 64"),
         ({"METRICS_PORT": "1e3"}, "METRICS_PORT='1e3' is not a number from 0 to 65535"),
         ({"ASYA_SOCKET_PATH": ""}, "ASYA_SOCKET_PATH is not set"),
+        ({"ASYA_SOCKET_PATH": "/missing/s"},
+         "ASYA_SOCKET_PATH=/missing/s: its folder is not mounted"),
     ],
     ids=str,
 )  # fmt: skip
 def test_a_wrong_setting_is_one_line(setting: dict[str, str], text: str) -> None:
     from asya_queue.__main__ import read_settings
 
-    right = {"QUEUE": "q", "AMQP_URL": "amqp://b", "ASYA_SOCKET_PATH": "/s"}
+    right = {"QUEUE": "q", "AMQP_URL": "amqp://b", "ASYA_SOCKET_PATH": "/tmp/s"}
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         read_settings(right | setting)
 
@@ -668,7 +679,7 @@ def test_settings_are_read_without_space_around_them(url: str) -> None:
     """Secrets and multi-line annotations often end with a newline."""
     from asya_queue.__main__ import read_settings
 
-    plain = {"QUEUE": "q", "AMQP_URL": url, "ASYA_SOCKET_PATH": "/s", "PREFETCH": "7"}
+    plain = {"QUEUE": "q", "AMQP_URL": url, "ASYA_SOCKET_PATH": "/tmp/s", "PREFETCH": "7"}
     spaced = {name: f" {value}\n" for name, value in plain.items()}
     found = read_settings(spaced)
     assert found == read_settings(plain)

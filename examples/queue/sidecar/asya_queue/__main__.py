@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
-# An abstract socket, which exists only inside the pod.
-STOP_SOCKET = "\0asya-queue-stop"
 BAD_SETTING = 78  # EX_CONFIG
 LONGEST_NAME = 240  # bytes of a queue's name; the queues for retries add a few to it
 
@@ -54,6 +52,9 @@ def read_settings(environment: dict[str, str]) -> Settings:
     url = text("AMQP_URL")
     check_url(url)
     queue = name("QUEUE")
+    socket_path = text("ASYA_SOCKET_PATH")
+    if not Path(socket_path).parent.is_dir():
+        raise ValueError(f"ASYA_SOCKET_PATH={socket_path}: its folder is not mounted")
     return Settings(
         url=url,
         queue=queue,
@@ -64,7 +65,7 @@ def read_settings(environment: dict[str, str]) -> Settings:
         retries=number("RETRIES", 5, 0, 1000),
         max_size=number("MAX_SIZE", 16 << 20, 1, 512 << 20),  # RabbitMQ's max_message_size
         metrics_port=number("METRICS_PORT", 9095, 0, 65535),
-        socket_path=text("ASYA_SOCKET_PATH"),
+        socket_path=socket_path,
     )
 
 
@@ -86,10 +87,16 @@ def check_url(url: str) -> None:
             raise ValueError(f"AMQP_URL: {name}={path} does not exist; mount it in the sidecar")
 
 
-def stop() -> None:
+def name_stop_socket(socket_path: str) -> str:
+    """An abstract socket. Pods that use the node's network share these: the folder is the pod's."""
+    folder = Path(socket_path).parent.stat()
+    return f"\0asya-queue-stop-{folder.st_dev}-{folder.st_ino}"
+
+
+def stop(socket_path: str) -> None:
     """Tell the sidecar of this pod to take no more messages, and wait until it takes none."""
     with socket.socket(socket.AF_UNIX) as sidecar:
-        sidecar.connect(STOP_SOCKET)
+        sidecar.connect(name_stop_socket(socket_path))
         sidecar.recv(1)
 
 
@@ -97,8 +104,8 @@ def main() -> int:
     """Run the sidecar, or stop it; returns the exit status."""
     if sys.argv[1:] == ["--stop"]:
         try:
-            stop()
-        except ConnectionError:
+            stop(os.environ.get("ASYA_SOCKET_PATH", ""))
+        except (ConnectionError, FileNotFoundError):
             print("asya-queue: no sidecar is running", file=sys.stderr)
         return 0
     try:
@@ -108,7 +115,7 @@ def main() -> int:
         return BAD_SETTING
     from asya_queue.worker import run  # imported here, because --stop has to be quick
 
-    asyncio.run(run(settings, STOP_SOCKET))
+    asyncio.run(run(settings, name_stop_socket(settings.socket_path)))
     return 0
 
 
