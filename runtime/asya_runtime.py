@@ -1069,10 +1069,8 @@ def name_class(kind: type) -> str:
 
 get_bases: "Callable[[type], tuple[type, ...]]" = type.__dict__["__mro__"].__get__
 ALL = slice(None)
-OBJECTS: "tuple[type[dict[Any, Any]], ...]" = (
-    dict,
-    *filter(None, [get_attribute(builtins, "frozendict")]),  # since 3.15
-)
+frozen = get_attribute(builtins, "frozendict")  # 3.15
+OBJECTS: "tuple[type[dict[Any, Any]], ...]" = (dict, frozen) if frozen else (dict,)
 BASES: "tuple[tuple[type, Callable[[Any], Any]], ...]" = (
     (str, str.__str__),
     (int, int.__int__),

@@ -25,4 +25,5 @@ class NoOp:
 
 if __name__ == "__main__":
     vars(worker)["Actor"] = NoOp
-    asyncio.run(worker.run(__main__.read_settings(dict(os.environ)), __main__.STOP_SOCKET))
+    settings = __main__.read_settings(dict(os.environ))
+    asyncio.run(worker.run(settings, __main__.name_stop_socket(settings.socket_path)))
