@@ -41,7 +41,7 @@ def describe_path(path: Path) -> str:
     """A path as users write it: spec.replicatedJobs[0].template."""
     steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
     text = "".join(steps).removeprefix(".")
-    return text if text.isascii() and text.isprintable() else quote(text)
+    return text if len(text) <= 500 and text.isascii() and text.isprintable() else quote(text)
 
 
 def find_operator(item: Object) -> str:
