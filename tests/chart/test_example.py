@@ -23,6 +23,7 @@ from tests.chart.charts import (
     EXAMPLE,
     HelmError,
     Object,
+    copy_chart,
     load_objects,
     render,
     run,
@@ -38,7 +39,7 @@ IMAGES = {"image": "model:1", "sidecarImage": "sidecar:1"}
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example with its dependency, as `helm dependency update` gets it."""
     root = tmp_path_factory.mktemp("checkout")
-    shutil.copytree(CHART, root / "chart")
+    copy_chart(root, all_defaults=True)
     here = root / "examples/chart-with-helpers"
     shutil.copytree(EXAMPLE, here, ignore=shutil.ignore_patterns("charts", "Chart.lock"))
     run("dependency", "update", here)
