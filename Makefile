@@ -122,11 +122,14 @@ package: helm4 ## build the chart archive reproducibly in dist/
 	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct -- chart 2>/dev/null || echo 0) helm package --destination $(DIST) chart >/dev/null
 	@cd $(DIST) && sha256sum asya-runtime-$$(sed -n 's/^version: //p' $(CURDIR)/chart/Chart.yaml).tgz
 
+release_words = --registry '$(REGISTRY)' --dist '$(DIST)' $(if $(PUSH),--push) $(if $(REPLACE),--replace) $(if $(PLAIN_HTTP),--plain-http) $(if $(DIRTY),--dirty) $(if $(KEYLESS),--keyless) $(if $(KEY),--key '$(KEY)')
+
 .PHONY: release
 release: deps ## build a release in dist/; PUSH=1 pushes it to REGISTRY=host/path and signs it there
+	@$(bin)/python -m release $(release_words) --check
 	@e2e/cluster/engine.sh
 	@e2e/cluster/tools.sh helm cosign crane
-	@$(bin)/python -m release --registry '$(REGISTRY)' --dist '$(DIST)' $(if $(PUSH),--push) $(if $(REPLACE),--replace) $(if $(PLAIN_HTTP),--plain-http) $(if $(DIRTY),--dirty) $(if $(KEYLESS),--keyless) $(if $(KEY),--key '$(KEY)')
+	@$(bin)/python -m release $(release_words)
 
 # --- Cluster
 

@@ -44,7 +44,9 @@ class Release:
         options = self.options
         shutil.rmtree(WORK, ignore_errors=True)
         WORK.mkdir(parents=True)
-        empty(self.dist)
+        for path in list_files(self.dist):
+            path.unlink()
+        self.dist.mkdir(parents=True, exist_ok=True)
 
         self.say("image")
         builds = list(docker.build_all(WORK, self.left_out))
@@ -222,21 +224,17 @@ class Release:
         return text
 
 
-def empty(folder: Path) -> None:
-    """Create a folder, or delete the files of a release in it; raises ReleaseError for others."""
-    folder.mkdir(parents=True, exist_ok=True)
-    others = [
-        path.name
-        for path in sorted(folder.iterdir())
-        if not path.is_file() or not any(map(path.match, _FILES))
-    ]
+def list_files(folder: Path) -> list[Path]:
+    """The files of an earlier release in a folder, if any; raises ReleaseError for other files."""
+    present = sorted(folder.iterdir()) if folder.exists() else []
+    files = [path for path in present if path.is_file() and any(map(path.match, _FILES))]
+    others = [path.name for path in present if path not in files]
     if others:
         raise ReleaseError(
             f"DIST: {folder} has other files than those of a release, the first is {others[0]}; "
             "name an empty or new folder (DistInUse)"
         )
-    for path in folder.iterdir():
-        path.unlink()
+    return files
 
 
 def main() -> None:
@@ -252,11 +250,15 @@ def main() -> None:
     parser.add_argument(
         "--key", default="", help="cosign's private key, a file or a URL; a missing file is created"
     )
+    parser.add_argument("--check", action="store_true", help="check the other arguments only")
     words = parser.parse_args()
     key = words.key or str(Path.home() / ".config/asya-runtime/cosign.key")
     try:
         options = read_options(words.registry, plain_http=words.plain_http, allow_dirty=words.dirty)
         release = Release(options, words.dist.resolve())
+        list_files(release.dist)
+        if words.check:
+            return
         # Before anything is built or pushed, which would then have no signature.
         key, public = ("", "") if words.keyless else signing.find_key(key)
         release.build()
@@ -267,8 +269,9 @@ def main() -> None:
         sys.exit(f"release: {error}")
     except OSError as error:
         is_program = isinstance(error, FileNotFoundError) and os.sep not in str(error.filename)
-        fix = "install it" if is_program else "make it available, or choose another path"
-        sys.exit(f"release: {error.filename}: {error.strerror}; {fix} (OSError)")
+        fix = "make it available, or choose another path (FileUnavailable)"
+        fix = "install it (ProgramMissing)" if is_program else fix
+        sys.exit(f"release: {error.filename}: {error.strerror}; {fix}")
     except subprocess.CalledProcessError as error:
         sys.exit(f"release: {' '.join(map(str, error.cmd))} ended with {error.returncode}")
     release.say(f"done: {words.dist}/")

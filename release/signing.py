@@ -45,9 +45,10 @@ class Signer:
     def verify_options(self, *, registry: bool = True) -> str:
         """The options with which `cosign verify` accepts these signatures."""
         if not self.key:
-            workflow = f"{self.homepage}/.github/workflows/release.yml@".replace(".", r"\.")
+            # Only on a tag: the workflow of any branch would sign with the same name otherwise.
+            workflow = f"{self.homepage}/.github/workflows/release.yml".replace(".", r"\.")
             return (
-                f"--certificate-identity-regexp '^{workflow}' "
+                f"--certificate-identity-regexp '^{workflow}@refs/tags/v' "
                 "--certificate-oidc-issuer https://token.actions.githubusercontent.com"
             )
         options = "--key cosign.pub --insecure-ignore-tlog"

@@ -1069,7 +1069,8 @@ def name_class(kind: type) -> str:
 
 get_bases: "Callable[[type], tuple[type, ...]]" = type.__dict__["__mro__"].__get__
 ALL = slice(None)
-OBJECTS: "tuple[type, ...]" = (dict, *filter(None, [get_attribute(builtins, "frozendict")]))  # 3.15
+frozen = get_attribute(builtins, "frozendict")  # 3.15
+OBJECTS: "tuple[type[dict[Any, Any]], ...]" = (dict, frozen) if frozen else (dict,)
 BASES: "tuple[tuple[type, Callable[[Any], Any]], ...]" = (
     (str, str.__str__),
     (int, int.__int__),
@@ -1591,7 +1592,7 @@ def format_stack(frame: "Any", most: int = MOST_FRAMES) -> "list[str]":
     try:
         return traceback.format_stack(frame, most)
     except BaseException:
-        places = []
+        places: "list[tuple[Any, int]]" = []
         while frame is not None and len(places) < most:
             places.append((frame, frame.f_lineno))
             frame = frame.f_back

@@ -65,7 +65,12 @@ def join(texts: Collection[str]) -> str:
     return f"{shown} and {len(texts) - 10} more" if len(texts) > 10 else shown
 
 
-def suggest(wrong: str, known: Iterable[str], *, fallback: str) -> str:
-    """`did you mean "x"?` with the nearest of the first 100 known names, or the fallback."""
-    near = difflib.get_close_matches(wrong[:100], list(islice(known, 100)), n=1)
-    return f"did you mean {quote(near[0])}?" if near else fallback
+def suggest(wrong: str, known: Iterable[str], *, fallback: str, prefix: str = "") -> str:
+    """`did you mean "x"?` with the nearest of the first 100 known names, or the fallback.
+
+    prefix: what all names begin with; the rest is compared, because a common beginning makes any
+    two names similar.
+    """
+    rests = [name.removeprefix(prefix) for name in islice(known, 100)]
+    near = difflib.get_close_matches(wrong.removeprefix(prefix)[:100], rests, n=1)
+    return f"did you mean {quote(prefix + near[0])}?" if near else fallback

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from asya_injector.annotations.settings import ClusterDefaults
@@ -13,6 +14,7 @@ from asya_injector.mutation.inject import inject
 
 from tests.chart.charts import CHART, SIDECAR, case_objects, find_by_name
 from tests.chart.schemas import RELEASES, problems
+from tests.injector.annotations.test_sidecar import REJECTED
 
 Object = dict[str, Any]
 
@@ -49,6 +51,20 @@ def test_a_pod_with_the_sidecar_is_valid_in_every_supported_kubernetes_release(
     injection = inject(pod, ClusterDefaults("0123456789", {}, sidecar=template))
     assert injection is not None
     assert [problems(injection.pod, release) for release in RELEASES] == [[] for _ in RELEASES]
+
+
+# Helm reads no values that JSON cannot hold, and makes strings of all keys.
+IN_JSON = [
+    given for given, _ in REJECTED if given != {1: 2} and "Infinity" not in json.dumps(given)
+]
+
+
+@pytest.mark.parametrize("given", IN_JSON)
+def test_the_schema_rejects_what_the_injector_rejects(given: Any) -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    sidecar = {"definitions": schema["definitions"], **schema["properties"]["sidecar"]}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(given, sidecar, jsonschema.Draft7Validator)
 
 
 def test_the_schema_has_the_fields_and_the_limit_of_the_injector() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import json
 import os
 import re
 import signal
@@ -103,6 +104,12 @@ def test_what_follows_from_a_result(
         {"actors": ["a", "b"], "current": "0"},
         {"actors": ["a", "b"], "current": -1},
         {"actors": 1, "current": 0},
+        {"actors": "ab", "current": 0},
+        {"actors": {"1": "a"}, "current": 0},
+        {"actors": ["a", "b"], "current": True},
+        {"actors": ["a", "b"], "current": 0.0},
+        {"actors": ["a", ""], "current": 0},
+        {"actors": ["a", None], "current": 0},
         {"actors": ["a", "long" * 64], "current": 0},
     ],
     ids=str,
@@ -131,6 +138,11 @@ def test_attachments_start_where_a_vector_can() -> None:
         body = encode({"a" * size: b"bytes"})
         assert (body.index(b"\0") + 1) % 16 == 0
 
+
+AMQP_URL = (
+    "amqp://user:password@host:5672/vhost, or amqps://...; write special characters of the "
+    "password as %2F (/), %3F (?), %23 (#), %40 (@)"
+)
 
 # --- The sidecar -----------------------------------------------------------------------------
 
@@ -396,6 +408,45 @@ async def test_messages_end_in_the_queues_that_their_replies_say(
     assert moved in "\n".join(sidecar.lines)
 
 
+async def test_a_reply_of_any_form_ends_its_message(
+    server: Server, queues: Queues, actor: Actor
+) -> None:
+    """No message stays with the sidecar, whatever the actor replies."""
+    replies: list[Reply | bytes] = [
+        b"",
+        b"no JSON",
+        b"\xff",
+        b"[]",
+        b"1",
+        b'"status"',
+        b"{}",
+        b'{"status": "ok"}',
+        b'{"status": "error", "error": "e", "message": "m"}',
+        b"[" * 100_000,
+        b'{"status": "ok", "result": {"$bytes": "x"}}\0x',
+        error("fatal") | {"message": "\ud800" + "x" * 1_000_000},
+    ]
+    actor.handler = reply_in_turn(replies)
+    for queue in (queues.name, f"{queues.name}.dead"):
+        await queues.declare(queue)
+    await queues.send(queues.name, *(encode({"payload": {"n": n}}) for n in range(len(replies))))
+    async with start(environment(server, queues, actor.path, PREFETCH="1")):
+        letters = [await queues.receive(f"{queues.name}.dead") for _ in replies]
+        await queues.until(queues.name, (0, 1))
+    *malformed, last = [str(each.headers["x-asya-message"]) for each in letters]
+    assert {each.headers["x-asya-error"] for each in letters[:-1]} == {"bad_reply"}
+    assert all(text.startswith("the actor's reply is not of the protocol: b") for text in malformed)
+    assert last == "\\ud800" + "x" * 1999
+
+
+def reply_in_turn(replies: list[Reply | bytes]) -> Handler:
+    async def reply(message: Any) -> Reply | bytes:
+        found = replies[int(message["payload"]["n"])]
+        return json.dumps(found).encode() if isinstance(found, dict) else found
+
+    return reply
+
+
 async def test_a_result_goes_to_reply_to_if_no_queue_is_next(
     server: Server, queues: Queues, actor: Actor
 ) -> None:
@@ -578,7 +629,16 @@ async def test_a_broker_that_cannot_be_used_is_one_line_without_the_password(
     [
         ({"QUEUE": ""}, "QUEUE is not set"),
         ({"AMQP_URL": ""}, "AMQP_URL is not set"),
-        ({"AMQP_URL": "http://x"}, "AMQP_URL does not start with amqp:// or amqps://"),
+        *(({"AMQP_URL": url}, f"AMQP_URL is not like {AMQP_URL}")
+          for url in (
+              "http://x", "b", "amqp://", "amqp:///vhost", "amqp://b:port/", "amqp://b:0/",
+              "amqp://b:99999/", "amqp://[::1/", "amqp://u:p/x@b", "amqp://u:1/x@b",
+              "amqp://u:1?x@b", "amqp://u:p?x@b", "amqp://u:p#x@b", "amqp://u:1#x@b",
+          )),
+        ({"AMQP_URL": "amqps://b/?cafile=/missing/ca.crt"},
+         "AMQP_URL: cafile=/missing/ca.crt does not exist; mount it in the sidecar"),
+        ({"QUEUE": "ä" * 121}, "QUEUE has more than 240 bytes"),
+        ({"NEXT": "a" * 241}, "NEXT has more than 240 bytes"),
         ({"PREFETCH": "0"}, "PREFETCH='0' is not a number from 1 to 65535"),
         ({"RETRIES": "-1"}, "RETRIES='-1' is not a number from 0 to 1000"),
         ({"CONNECTIONS": "٣"}, "CONNECTIONS='٣' is not a number from 1 to 64"),
@@ -586,13 +646,33 @@ async def test_a_broker_that_cannot_be_used_is_one_line_without_the_password(
         ({"ASYA_SOCKET_PATH": ""}, "ASYA_SOCKET_PATH is not set"),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_a_wrong_setting_is_one_line(setting: dict[str, str], text: str) -> None:
     from asya_queue.__main__ import read_settings
 
     right = {"QUEUE": "q", "AMQP_URL": "amqp://b", "ASYA_SOCKET_PATH": "/s"}
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         read_settings(right | setting)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "amqp://b",
+        "amqp://u:p@b:1/v",
+        "amqp://[::1]:5672/",
+        "amqps://u:p%2F%40%23@b/%2F?heartbeat=9",
+    ],
+)
+def test_settings_are_read_without_space_around_them(url: str) -> None:
+    """Secrets and multi-line annotations often end with a newline."""
+    from asya_queue.__main__ import read_settings
+
+    plain = {"QUEUE": "q", "AMQP_URL": url, "ASYA_SOCKET_PATH": "/s", "PREFETCH": "7"}
+    spaced = {name: f" {value}\n" for name, value in plain.items()}
+    found = read_settings(spaced)
+    assert found == read_settings(plain)
+    assert (found.url, found.queue, found.prefetch) == (url, "q", 7)
 
 
 BATCHES = '''

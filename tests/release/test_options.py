@@ -207,7 +207,7 @@ def test_the_summary_of_a_keyless_release_names_the_workflow(tmp_path: Path) -> 
     text = summary(tmp_path, about, "")
     assert (
         "--certificate-identity-regexp "
-        "'^https://github\\.com/owner/asya-runtime/\\.github/workflows/release\\.yml@' "
+        "'^https://github\\.com/owner/asya-runtime/\\.github/workflows/release\\.yml@refs/tags/v' "
         "--certificate-oidc-issuer https://token.actions.githubusercontent.com "
         "registry.example.com/team/asya-injector@sha256:1\n"
     ) in text
@@ -297,24 +297,17 @@ def test_a_key_that_cosign_would_create_under_another_name_is_rejected(tmp_path:
 
 
 def test_only_the_files_of_a_release_are_deleted(tmp_path: Path) -> None:
-    for name in (
-        "asya-runtime-0.1.0.tgz",
-        "asya_injector-0.1.0.tar.gz",
-        "SHA256SUMS",
-        ".gitignore",
-    ):
+    assert release_main.list_files(tmp_path / "new") == []
+    names = [".gitignore", "SHA256SUMS", "asya-runtime-0.1.0.tgz", "asya_injector-0.1.0.tar.gz"]
+    for name in names:
         (tmp_path / name).touch()
-    release_main.empty(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    release_main.empty(tmp_path / "new/folder")
-    assert (tmp_path / "new/folder").is_dir()
+    assert [path.name for path in release_main.list_files(tmp_path)] == names
     for other in ("notes.txt", ".git", "asya_injector"):
         folder = tmp_path / f"with-{other}"
         (folder / other).mkdir(parents=True)
         (folder / "SHA256SUMS").touch()
         with pytest.raises(ReleaseError, match=rf"the first is {other}; .*\(DistInUse\)"):
-            release_main.empty(folder)
-        assert (folder / "SHA256SUMS").exists()
+            release_main.list_files(folder)
 
 
 @pytest.mark.parametrize(
@@ -373,12 +366,14 @@ def test_a_version_in_the_registry_is_not_changed_unless_it_is_asked_for(
         (["--registry", REGISTRY, "--key", "/dev/null/a.key"],
          "release: /dev/null: File exists; make it available, or choose another path"),
         (["--registry", REGISTRY], "release: cosign: No such file or directory; install it"),
+        (["--registry", REGISTRY, "--dist", "/usr", "--check"], "release: DIST: /usr has other"),
+        (["--registry", REGISTRY, "--dist", "/dev/null", "--check"], "release: /dev/null: Not a"),
     ],
 )  # fmt: skip
 def test_a_release_that_cannot_begin_says_why_in_one_line(
     words: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["release", "--dirty", *words])
+    monkeypatch.setattr("sys.argv", ["release", "--dirty", "--dist", str(tmp_path / "d"), *words])
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     with pytest.raises(SystemExit, match=f"^{re.escape(line)}") as caught:

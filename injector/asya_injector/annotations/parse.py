@@ -90,10 +90,14 @@ def parse_values(
         if key not in BY_KEY and key not in declared:
             shown = key if re.fullmatch(r"asya\.sh/[A-Za-z0-9._-]{1,63}", key) else quote(key)
             known = [*BY_KEY, *declared]
+            fallback = (
+                f"known annotations are {', '.join(known)}; others can be declared in the chart's "
+                "value sidecar.annotations"
+            )
             raise InjectionError(
                 shown,
                 "unknown annotation",
-                fix=suggest(key, known, fallback=f"known annotations are {', '.join(known)}"),
+                fix=suggest(key, known, fallback=fallback, prefix=PREFIX),
                 reason=Reason.ANNOTATION_UNKNOWN,
             )
     if PREFIX + "handler" not in merged:

@@ -196,10 +196,13 @@ def test_rejects_a_misspelt_annotation_and_suggests_the_nearest() -> None:
     )
 
 
-def test_rejects_an_annotation_unlike_any_other_with_the_whole_list() -> None:
+@pytest.mark.parametrize("name", ["qqqqqqqqqq", "queue", "topic", "a"])
+def test_rejects_an_annotation_unlike_any_other_with_the_whole_list(name: str) -> None:
+    """The common prefix does not make names similar."""
     with pytest.raises(InjectionError) as caught:
-        parse_values({**HANDLER, "asya.sh/qqqqqqqqqq": "1"})
+        parse_values({**HANDLER, f"asya.sh/{name}": "1"})
     assert "known annotations are " + ", ".join(BY_KEY) in str(caught.value)
+    assert "can be declared in the chart's value sidecar.annotations" in str(caught.value)
 
 
 @pytest.mark.parametrize(

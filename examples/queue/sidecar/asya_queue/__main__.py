@@ -5,10 +5,13 @@ import os
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 # An abstract socket, which exists only inside the pod.
 STOP_SOCKET = "\0asya-queue-stop"
 BAD_SETTING = 78  # EX_CONFIG
+LONGEST_NAME = 240  # bytes of a queue's name; the queues for retries add a few to it
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ def read_settings(environment: dict[str, str]) -> Settings:
     """Raises ValueError, whose text is one line, for a setting that is missing or wrong."""
 
     def text(name: str, default: str | None = None) -> str:
-        value = environment.get(name) or default
+        value = environment.get(name, "").strip() or default
         if value is None:
             raise ValueError(f"{name} is not set")
         return value
@@ -42,15 +45,20 @@ def read_settings(environment: dict[str, str]) -> Settings:
             raise ValueError(f"{name}={value!r} is not a number from {lowest} to {highest}")
         return int(value)
 
+    def name(name: str, default: str | None = None) -> str:
+        value = text(name, default)
+        if len(value.encode(errors="replace")) > LONGEST_NAME:
+            raise ValueError(f"{name} has more than {LONGEST_NAME} bytes")
+        return value
+
     url = text("AMQP_URL")
-    if not url.startswith(("amqp://", "amqps://")):
-        raise ValueError("AMQP_URL does not start with amqp:// or amqps://")
-    queue = text("QUEUE")
+    check_url(url)
+    queue = name("QUEUE")
     return Settings(
         url=url,
         queue=queue,
-        next_queue=text("NEXT", ""),
-        dead_letters=text("DEAD_LETTERS", f"{queue}.dead"),
+        next_queue=name("NEXT", ""),
+        dead_letters=name("DEAD_LETTERS", f"{queue}.dead"),
         prefetch=number("PREFETCH", 32, 1, 65535),
         connections=number("CONNECTIONS", 4, 1, 64),
         retries=number("RETRIES", 5, 0, 1000),
@@ -58,6 +66,24 @@ def read_settings(environment: dict[str, str]) -> Settings:
         metrics_port=number("METRICS_PORT", 9095, 0, 65535),
         socket_path=text("ASYA_SOCKET_PATH"),
     )
+
+
+def check_url(url: str) -> None:
+    """Raises ValueError, without the password in its text."""
+    try:
+        parts = urlsplit(url)
+        is_valid = parts.scheme in ("amqp", "amqps") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_valid = False
+    # A password with `/`, `?` or `#` ends the host too early.
+    if not is_valid or parts.fragment or "@" in parts.path + parts.query:
+        raise ValueError(
+            "AMQP_URL is not like amqp://user:password@host:5672/vhost, or amqps://...; write "
+            "special characters of the password as %2F (/), %3F (?), %23 (#), %40 (@)"
+        )
+    for name, path in parse_qsl(parts.query):
+        if name in ("cafile", "certfile", "keyfile") and not Path(path).exists():
+            raise ValueError(f"AMQP_URL: {name}={path} does not exist; mount it in the sidecar")
 
 
 def stop() -> None:

@@ -56,6 +56,18 @@ def to_frame(body: bytes) -> bytes:
     return body if ZERO in body or b'"$bytes"' in body else body + ZERO
 
 
+def read_reply(frame: bytes) -> dict[str, Any]:
+    """A reply of the actor; raises ValueError if it is not of the protocol."""
+    try:
+        reply = decode(frame)
+        needed = {"result"} if reply["status"] == "ok" else {"error", "severity", "message"}
+        if needed <= reply.keys():
+            return dict(reply)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        pass
+    raise ValueError(f"the actor's reply is not of the protocol: {frame[:100]!r}")
+
+
 def forward(body: bytes, result: Any, last: str) -> Iterator[tuple[str, bytes]]:
     """The messages that follow from a result, each with its queue; a list is a fan-out.
 
@@ -79,12 +91,19 @@ def advance(message: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         return "", message
     try:
         actors, following = route["actors"], route["current"] + 1
-        queue = actors[following] if following < len(actors) else ""
+        is_end = following >= len(actors)
+        queue = "" if is_end else actors[following]
+        is_valid = isinstance(actors, list) and type(route["current"]) is int and following >= 1
     except (KeyError, TypeError, IndexError):
-        queue = None
-    if not isinstance(queue, str) or following < 1 or len(queue.encode()) > LONGEST_NAME:
+        is_valid = False
+    if not is_valid or not isinstance(queue, str) or not (queue or is_end) or is_long(queue):
         raise ValueError(
             'route: not like {"actors": ["queue", "next-queue"], "current": 0}: '
             + json.dumps(route, default=repr)[:200]
         )
     return queue, {**message, "route": {**route, "current": following}}
+
+
+def is_long(queue: str) -> bool:
+    """Whether no queue can have this name."""
+    return len(queue.encode(errors="replace")) > LONGEST_NAME

@@ -27,7 +27,7 @@ from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 from asya_queue.actor import Actor
 from asya_queue.broker import Broker
-from asya_queue.messages import decode, forward, to_frame
+from asya_queue.messages import forward, read_reply, to_frame
 
 if TYPE_CHECKING:
     from asya_queue.__main__ import Settings
@@ -37,6 +37,9 @@ DELAYS = (1, 2, 5, 10, 30, 60, 120, 300, 600)
 # Headers that end with the queue that they are about: those of this sidecar and of the broker.
 OURS = ("x-asya-", "x-death", "x-first-death", "x-last-death", "x-delivery", "x-acquired")
 FULL_PAUSE = 1  # seconds before a message is tried again whose results have no place
+LONGEST_TEXT = (
+    2000  # characters of an error in a header or log line; headers have to fit into one frame
+)
 LONGEST_PAUSE = 15  # seconds between attempts to reach the broker
 BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, ssl.SSLError, TimeoutError)
 
@@ -51,7 +54,8 @@ CONNECTED = Gauge("asya_queue_connected", "Whether there is a connection (0 or 1
 
 def say(text: str) -> None:
     """Print one line, whatever a message contains."""
-    print("asya-queue:", text.encode("unicode_escape").decode(), file=sys.stderr, flush=True)
+    line = text[:LONGEST_TEXT].encode("unicode_escape").decode()
+    print("asya-queue:", line, file=sys.stderr, flush=True)
 
 
 class Stop:
@@ -159,7 +163,7 @@ class Worker:
         outcome = "ok"
         try:
             try:
-                await self.publish_results(message, decode(reply))
+                await self.publish_results(message, reply)
             except RejectedError as failure:
                 outcome = await self.fail(message, failure.args[0])
         except DeliveryError as error:
@@ -170,8 +174,12 @@ class Worker:
         await message.ack()
         return outcome
 
-    async def publish_results(self, message: AbstractIncomingMessage, reply: Any) -> None:
+    async def publish_results(self, message: AbstractIncomingMessage, frame: bytes) -> None:
         """Publish what follows from a reply, and wait for the broker's confirmations."""
+        try:
+            reply = read_reply(frame)
+        except ValueError as error:
+            raise RejectedError(fatal("bad_reply", str(error))) from None
         if reply["status"] != "ok":
             raise RejectedError(reply)
         last = self.settings.next_queue or message.reply_to or ""
@@ -179,16 +187,14 @@ class Worker:
             results = list(forward(message.body, reply["result"], last))
         except (ValueError, RecursionError) as error:
             text = f"the results cannot be sent on: {error}"
-            raise RejectedError(
-                {"error": "bad_route", "severity": "fatal", "message": text}
-            ) from None
+            raise RejectedError(fatal("bad_route", text)) from None
         for queue in {queue for queue, _ in results}:
             if not await self.broker.exists(queue):
                 raise RejectedError(no_queue(queue))
         largest = max((len(body) for _, body in results), default=0)
         if largest > self.settings.max_size:  # the broker would close the channel
             text = f"a result of {largest} bytes: more than MAX_SIZE={self.settings.max_size}"
-            raise RejectedError({"error": "too_large", "severity": "fatal", "message": text})
+            raise RejectedError(fatal("too_large", text))
         headers = {
             name: value for name, value in message.headers.items() if not name.startswith(OURS)
         }
@@ -219,7 +225,7 @@ class Worker:
             "x-asya-attempts": attempts,
             "x-asya-queue": self.settings.queue,
             **{
-                f"x-asya-{key}": str(error[key])
+                f"x-asya-{key}": shorten(error[key])
                 for key in ("error", "type", "message")
                 if key in error
             },
@@ -237,6 +243,16 @@ class Worker:
             queue, message.body, message, message_id=message.message_id, headers=headers
         )
         return outcome
+
+
+def shorten(text: Any) -> str:
+    """The text of an error, as a header can hold it."""
+    return str(text)[:LONGEST_TEXT].encode(errors="backslashreplace").decode()
+
+
+def fatal(error: str, text: str) -> dict[str, str]:
+    """An error that another attempt does not change."""
+    return {"error": error, "severity": "fatal", "message": text}
 
 
 def no_queue(queue: str) -> dict[str, str]:
