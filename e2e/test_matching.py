@@ -152,8 +152,10 @@ def test_annotations_of_others_take_little_time_in_the_api_server(
     cluster.kubectl("label", "namespace", namespace, "asya.sh/injection=disabled")
     until("the namespace to be disabled", lambda: not counter.is_reviewed("create", PROBE))
     without = {what: seconds(counter, *request) for what, request in requests(annotations).items()}
-    slow = {what: (with_webhook[what], without[what]) for what in without}
-    assert {what for what in slow if with_webhook[what] > without[what] + 1} == set(), slow
+    times = {what: (with_webhook[what], without[what]) for what in without}
+    # On a busy machine both take many times as long.
+    slow = {what for what, (seen, unseen) in times.items() if seen > max(unseen + 1, 4 * unseen)}
+    assert slow == set(), times
 
 
 @pytest.mark.timeout(300)
