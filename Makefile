@@ -126,7 +126,7 @@ package: helm4 ## build the chart archive reproducibly in dist/
 release: deps ## build a release in dist/; PUSH=1 pushes it to REGISTRY=host/path and signs it there
 	@e2e/cluster/engine.sh
 	@e2e/cluster/tools.sh helm cosign crane
-	@$(bin)/python -m release --registry '$(REGISTRY)' --dist '$(DIST)' $(if $(PUSH),--push) $(if $(PLAIN_HTTP),--plain-http) $(if $(DIRTY),--dirty) $(if $(KEYLESS),--keyless) $(if $(KEY),--key '$(KEY)')
+	@$(bin)/python -m release --registry '$(REGISTRY)' --dist '$(DIST)' $(if $(PUSH),--push) $(if $(REPLACE),--replace) $(if $(PLAIN_HTTP),--plain-http) $(if $(DIRTY),--dirty) $(if $(KEYLESS),--keyless) $(if $(KEY),--key '$(KEY)')
 
 # --- Cluster
 

@@ -14,9 +14,14 @@ from pathlib import Path
 import yaml
 
 from release import archives, changelog, chart, docker, image, plugin, sbom, signing, summary
-from release.options import REPOSITORY, Options, ReleaseError, read_options
+from release.options import REPOSITORY, Options, ReleaseError, is_loopback, read_options
 
 WORK = REPOSITORY / "build/release"
+# Names of the files of a release; nothing else is deleted.
+_FILES = (
+    "asya-injector-*", "asya-runtime-*", "asya_injector-*", "kubectl-asya-*", "asya.yaml",
+    "cosign.pub", "INSTALL.md", "NOTES.md", "SHA256SUMS", "SHA256SUMS.sigstore.json", ".gitignore",
+)  # fmt: skip
 
 
 @dataclass
@@ -38,9 +43,8 @@ class Release:
         """Build all files. Equal commits give equal files."""
         options = self.options
         shutil.rmtree(WORK, ignore_errors=True)
-        shutil.rmtree(self.dist, ignore_errors=True)
         WORK.mkdir(parents=True)
-        self.dist.mkdir(parents=True)
+        empty(self.dist)
 
         self.say("image")
         builds = list(docker.build_all(WORK, self.left_out))
@@ -144,14 +148,21 @@ class Release:
             epoch=epoch,
         )
 
-    def push(self) -> None:
-        """Push image and chart to the registry."""
+    def push(self, *, replace: bool) -> None:
+        """Push image and chart to the registry.
+
+        replace: another image or chart of this version, too. On this machine they always are.
+        """
         options = self.options
-        self.say(f"push to {options.registry}")
         insecure = ["--insecure"] if options.plain_http else []
         reference = f"{options.image}:{options.version}"
-        docker.run("crane", "push", *insecure, "--index", str(WORK / "image"), reference)
         (archive,) = self.dist.glob("asya-runtime-*.tgz")
+        if not replace and not is_loopback(options.registry):
+            self._reject_other(reference, ["digest"], self.image_digest)
+            chart_reference = f"{options.chart}:{options.version}"
+            self._reject_other(chart_reference, ["manifest"], archives.sha256(archive))
+        self.say(f"push to {options.registry}")
+        docker.run("crane", "push", *insecure, "--index", str(WORK / "image"), reference)
         # Helm writes the time of the file into the chart's manifest.
         os.utime(archive, (options.epoch, options.epoch))
         plain = ["--plain-http"] if options.plain_http else []
@@ -165,13 +176,30 @@ class Release:
             "crane", "digest", *insecure, f"{options.chart}:{options.version}"
         )
 
-    def sign(self, key: Path | None, *, pushed: bool) -> str:
-        """Sign what is in the registry, and the checksums of the files; returns the summary."""
+    def _reject_other(self, reference: str, verb: list[str], digest: str) -> None:
+        """Reject a push that would change what a version is.
+
+        verb: of crane; what it prints has to contain the digest. A registry that cannot be asked
+        refuses the push too, with its reason.
+        """
+        insecure = ["--insecure"] if self.options.plain_http else []
+        present = docker.try_run("crane", *verb, *insecure, reference)
+        if present is not None and digest not in present:
+            raise ReleaseError(
+                f"{reference}: the registry has this version with other content; set a new "
+                "__version__ in injector/asya_injector/__init__.py, or set REPLACE=1 to replace it "
+                "(VersionExists)"
+            )
+
+    def sign(self, key: str, public: str, *, pushed: bool) -> str:
+        """Sign what is in the registry, and the checksums of the files; returns the summary.
+
+        key, public: a private key and its public one; empty to sign keyless.
+        """
         options = self.options
         signer = signing.Signer(key, WORK, options.homepage, options.plain_http)
-        if key:
-            public = signing.ensure_key(key)
-            shutil.copy(public, self.dist / "cosign.pub")
+        if public:
+            (self.dist / "cosign.pub").write_text(public)
         if pushed:
             self.say("sign image and chart")
             signer.sign(f"{options.image}@{self.image_digest}")
@@ -194,6 +222,23 @@ class Release:
         return text
 
 
+def empty(folder: Path) -> None:
+    """Create a folder, or delete the files of a release in it; raises ReleaseError for others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    others = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if not path.is_file() or not any(map(path.match, _FILES))
+    ]
+    if others:
+        raise ReleaseError(
+            f"DIST: {folder} has other files than those of a release, the first is {others[0]}; "
+            "name an empty or new folder (DistInUse)"
+        )
+    for path in folder.iterdir():
+        path.unlink()
+
+
 def main() -> None:
     """Build, push and sign, as the arguments say."""
     parser = argparse.ArgumentParser(prog="python -m release", description=__doc__)
@@ -203,18 +248,27 @@ def main() -> None:
     parser.add_argument("--plain-http", action="store_true", help="the registry has no TLS")
     parser.add_argument("--dirty", action="store_true", help="allow changes that are not committed")
     parser.add_argument("--keyless", action="store_true", help="sign as the identity of a workflow")
-    parser.add_argument("--key", type=Path, help="cosign's private key; created if it is missing")
+    parser.add_argument("--replace", action="store_true", help="push over another release")
+    parser.add_argument(
+        "--key", default="", help="cosign's private key, a file or a URL; a missing file is created"
+    )
     words = parser.parse_args()
-    key = words.key or Path.home() / ".config/asya-runtime/cosign.key"
+    key = words.key or str(Path.home() / ".config/asya-runtime/cosign.key")
     try:
         options = read_options(words.registry, plain_http=words.plain_http, allow_dirty=words.dirty)
         release = Release(options, words.dist.resolve())
+        # Before anything is built or pushed, which would then have no signature.
+        key, public = ("", "") if words.keyless else signing.find_key(key)
         release.build()
         if words.push:
-            release.push()
-        text = release.sign(None if words.keyless else key.resolve(), pushed=words.push)
+            release.push(replace=words.replace)
+        text = release.sign(key, public, pushed=words.push)
     except (ReleaseError, signing.SigningError, ValueError) as error:
         sys.exit(f"release: {error}")
+    except OSError as error:
+        is_program = isinstance(error, FileNotFoundError) and os.sep not in str(error.filename)
+        fix = "install it" if is_program else "make it available, or choose another path"
+        sys.exit(f"release: {error.filename}: {error.strerror}; {fix} (OSError)")
     except subprocess.CalledProcessError as error:
         sys.exit(f"release: {' '.join(map(str, error.cmd))} ended with {error.returncode}")
     release.say(f"done: {words.dist}/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import yaml
@@ -25,8 +26,22 @@ def package(
 
     image: name without tag. annotations: more of Chart.yaml.
     """
-    stage = folder / "chart"
-    shutil.copytree(source, stage)
+    with tempfile.TemporaryDirectory() as temporary:
+        stage = Path(temporary, "chart")
+        shutil.copytree(source, stage)
+        _complete(stage, image=image, digest=digest, annotations=annotations)
+        subprocess.run(
+            ["helm", "package", "--destination", folder, stage],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+    (archive,) = folder.glob("*.tgz")
+    archives.normalize_tgz(archive, epoch=epoch)
+    return archive
+
+
+def _complete(stage: Path, *, image: str, digest: str, annotations: dict[str, str]) -> None:
+    """Write the image and the annotations into a copy of the chart."""
     values = stage / "values.yaml"
     # Those of `runtime.image` stay empty: it defaults to the injector's image.
     before, mark, text = values.read_text().partition("\ninjector:\n")
@@ -39,10 +54,3 @@ def package(
     chart = yaml.safe_load(about.read_text())
     chart["annotations"] = chart.get("annotations", {}) | annotations
     about.write_text(yaml.safe_dump(chart, sort_keys=False, width=1000, allow_unicode=True))
-    subprocess.run(
-        ["helm", "package", "--destination", folder, stage], check=True, stdout=subprocess.DEVNULL
-    )
-    shutil.rmtree(stage)
-    (archive,) = folder.glob("*.tgz")
-    archives.normalize_tgz(archive, epoch=epoch)
-    return archive

@@ -9,9 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
-_HOST = r"[A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9a-fA-F:]+\]"
-_REGISTRY = re.compile(rf"(?P<host>{_HOST})(?P<port>:[0-9]{{1,5}})?(?P<path>(/[a-z0-9._-]+)*)")
-_LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|\[::1\]")
+# As in references of images; see also `_is_host`.
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?"
+_HOST = rf"{_LABEL}(\.{_LABEL})*|\[[0-9a-fA-F:]+\]"
+_NAME = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
+_REGISTRY = re.compile(rf"(?P<host>{_HOST})(:(?P<port>[0-9]{{1,5}}))?(?P<path>(/{_NAME})*)")
+_LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|\[::1\]", re.IGNORECASE)
+# Image tags have no `+`, and Python packages write pre-releases in another form.
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 class ReleaseError(Exception):
@@ -65,6 +70,12 @@ def is_loopback(registry: str) -> bool:
     return bool(host and _LOOPBACK.fullmatch(host["host"]))
 
 
+def _is_host(registry: re.Match[str]) -> bool:
+    """Whether clients take the first part for a host: `team/app` is an image of Docker Hub."""
+    host, port = registry["host"].lower(), registry["port"]
+    return bool(set(".[").intersection(host) or port or host == "localhost")
+
+
 def read_options(
     registry: str, *, plain_http: bool, allow_dirty: bool, root: Path = REPOSITORY
 ) -> Options:
@@ -74,21 +85,29 @@ def read_options(
             "REGISTRY: not set; name the registry that nodes pull from, such as "
             "REGISTRY=registry.example.com/team (RegistryMissing)"
         )
-    if not _REGISTRY.fullmatch(registry):
+    found = _REGISTRY.fullmatch(registry)
+    if not found or not _is_host(found) or int(found["port"] or 1) not in range(1, 65536):
         raise ReleaseError(
             f"REGISTRY: {registry!r} is not a host with an optional path in lower case; write it "
             "like registry.example.com/team, without https:// (RegistryInvalid)"
         )
     version = _read_version(root)
+    if not _VERSION.fullmatch(version):
+        raise ReleaseError(
+            f"version: {version!r} is not a version of a release; set __version__ in "
+            "injector/asya_injector/__init__.py to a version such as 1.2.3, and run `make sync` "
+            "(VersionInvalid)"
+        )
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    changed = _git(root, "status", "--porcelain").splitlines()
+    # Git can be configured to leave out new files.
+    changed = _git(root, "status", "--porcelain", "--untracked-files=normal").splitlines()
     if changed and not allow_dirty:
         raise ReleaseError(
-            f"checkout: {len(changed)} files are changed or new, the first is {changed[0][3:]}; "
+            f"checkout: changed or new files: {len(changed)}, the first is {changed[0][3:]}; "
             "commit them, or set DIRTY=1 for a release that nobody can reproduce (CheckoutDirty)"
         )
     tags = _git(root, "tag", "--points-at", "HEAD").split()
-    versions = [tag for tag in tags if re.fullmatch(r"v\d+\.\d+\.\d+", tag)]
+    versions = [tag for tag in tags if re.match(r"v\d+\.\d+\.\d+", tag)]
     if versions and f"v{version}" not in versions:
         raise ReleaseError(
             f"tag: this commit is {versions[0]}, but its version is {version}; set __version__ in "

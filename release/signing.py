@@ -16,12 +16,12 @@ class SigningError(Exception):
 class Signer:
     """Signs files and what a registry has.
 
-    key: the private key; None signs keyless, as the identity of the workflow that runs this.
+    key: the private key; empty signs keyless, as the identity of the workflow that runs this.
     folder: where the description of the services that a signature needs is written. homepage:
     address of the repository, whose workflow signs keyless. plain_http: the registry has no TLS.
     """
 
-    key: Path | None
+    key: str
     folder: Path
     homepage: str
     plain_http: bool = False
@@ -44,7 +44,7 @@ class Signer:
 
     def verify_options(self, *, registry: bool = True) -> str:
         """The options with which `cosign verify` accepts these signatures."""
-        if self.key is None:
+        if not self.key:
             workflow = f"{self.homepage}/.github/workflows/release.yml@".replace(".", r"\.")
             return (
                 f"--certificate-identity-regexp '^{workflow}' "
@@ -61,19 +61,28 @@ class Signer:
         if self.key:
             config = self.folder / "signing-config.json"
             run_cosign("signing-config", "create", "--out", str(config))
-            with_key = ["--key", str(self.key), "--signing-config", str(config)]
+            with_key = ["--key", self.key, "--signing-config", str(config)]
         run_cosign(verb, "--yes", *with_key, *words)
 
 
-def ensure_key(key: Path) -> Path:
-    """Create a key pair unless it exists; returns the public key."""
-    public = key.with_suffix(".pub")
-    if not key.exists():
-        key.parent.mkdir(parents=True, exist_ok=True)
-        run_cosign("generate-key-pair", "--output-key-prefix", str(key.with_suffix("")))
-    if not public.exists():
-        public.write_text(run_cosign("public-key", "--key", str(key)))
-    return public
+def find_key(key: str) -> tuple[str, str]:
+    """A private key for cosign, and its public key; a missing file is created.
+
+    key: a path, or the URL of a key in another system, such as `awskms:///alias/releases`. Raises
+    SigningError if the key cannot be used.
+    """
+    if "://" not in key:
+        path = Path(key).resolve()
+        if not path.exists():
+            if path.suffix != ".key":
+                raise SigningError(
+                    f"KEY: {key} does not exist, and cosign creates only files that end in .key; "
+                    "choose such a name (KeyInvalid)"
+                )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            run_cosign("generate-key-pair", "--output-key-prefix", str(path.with_suffix("")))
+        key = str(path)
+    return key, run_cosign("public-key", "--key", key)
 
 
 def run_cosign(*words: str) -> str:

@@ -71,7 +71,20 @@ IS_PROBE = __name__ == "__main__" and sys.argv[1:] == ["--ready"]  # which has t
 # like modules of the standard library. `encodings` is always loaded, from where the rest is too
 LIBRARY = [sys.modules["encodings"].__path__[0].rpartition("/")[0]]
 LIBRARY += [folder for folder in sys.path if folder.endswith("lib-dynload")]
-saved_path = sys.path[:]
+
+
+def import_at_once() -> "Any":
+    """Let no import wait until its name is used, when other files may be found, unless the library
+    itself asks for that; return a function that undoes it. Up to 3.14, none waits.
+    """
+    if sys.version_info < (3, 15):
+        return int
+    before = sys.get_lazy_imports()
+    sys.set_lazy_imports("normal")
+    return lambda: sys.set_lazy_imports(before)
+
+
+saved_path, undo = sys.path[:], import_at_once()
 sys.path[:] = LIBRARY
 try:
     import _socket
@@ -106,6 +119,7 @@ try:
         from operator import itemgetter
         from operator import sub as subtract
 finally:
+    undo()
     sys.path[:] = saved_path
 
 TYPE_CHECKING = False
@@ -191,9 +205,11 @@ def import_library(name: str, use: "Callable[[Any], T]") -> "T":
         del MODULES[name_of_user]
     MODULES.update(OWN_MODULES)
     sys.path[:] = LIBRARY
+    undo = import_at_once()
     try:
         return use(importlib.import_module(name))
     finally:
+        undo()
         sys.path[:] = path
         OWN_MODULES.update((n, MODULES[n]) for n in set(MODULES) - before)
         unload_shadowed(set(MODULES) - before)
@@ -1009,7 +1025,7 @@ def find_unencodable(value: object, reads_attachments: bool = False) -> str:
         if len(parents) >= 400:
             return ": nested too deeply"
         parents += (id(value),)
-        if isinstance(value, dict):
+        if isinstance(value, OBJECTS):
             form, items = ".%s", value.items()
             if reads_attachments and len(value) == 1 and ATTACHMENT in value:
                 return ": " + LOOKS_ATTACHED
@@ -1053,13 +1069,14 @@ def name_class(kind: type) -> str:
 
 get_bases: "Callable[[type], tuple[type, ...]]" = type.__dict__["__mro__"].__get__
 ALL = slice(None)
+OBJECTS: "tuple[type, ...]" = (dict, *filter(None, [get_attribute(builtins, "frozendict")]))  # 3.15
 BASES: "tuple[tuple[type, Callable[[Any], Any]], ...]" = (
     (str, str.__str__),
     (int, int.__int__),
     (float, float.__float__),
     (list, lambda value: list.__getitem__(value, ALL)),
     (tuple, lambda value: tuple.__getitem__(value, ALL)),
-    (dict, copy_dict),
+    *((kind, copy_dict) for kind in OBJECTS),
 )
 
 
@@ -1549,6 +1566,38 @@ def empty_caches() -> None:
 MOST_FRAMES = 1000  # of each exception in the log; a raised recursion limit allows millions
 
 
+def name_error(error: BaseException) -> str:
+    """Return the class and the text of an exception."""
+    return "%s: %s" % (type(error).__name__, get_text(error)[:MESSAGE_LIMIT])
+
+
+def format_trace(trace: "Any") -> "list[str]":
+    """Return the lines of a traceback without source."""
+    places: "_collections.deque[tuple[Any, int]]" = _collections.deque(maxlen=MOST_FRAMES)
+    while trace is not None:
+        places.append((trace.tb_frame, trace.tb_lineno))
+        trace = trace.tb_next
+    return ["Traceback (most recent call last):\n", *format_places(places)]
+
+
+def format_places(places: "Iterable[tuple[Any, int]]") -> "list[str]":
+    """Return a line for each frame and its line number."""
+    form = '  File "%s", line %d, in %s\n'
+    return [form % (one.f_code.co_filename, line, one.f_code.co_name) for one, line in places]
+
+
+def format_stack(frame: "Any", most: int = MOST_FRAMES) -> "list[str]":
+    """Return the lines of a stack, without source where `traceback` fails as above."""
+    try:
+        return traceback.format_stack(frame, most)
+    except BaseException:
+        places = []
+        while frame is not None and len(places) < most:
+            places.append((frame, frame.f_lineno))
+            frame = frame.f_back
+        return format_places(reversed(places))
+
+
 def log_traceback(error: BaseException, title: str) -> None:
     """Log an exception as the interpreter would, without the frames of this file."""
     try:
@@ -1556,16 +1605,18 @@ def log_traceback(error: BaseException, title: str) -> None:
         while trace is not None and trace.tb_frame.f_globals is globals():
             trace = trace.tb_next
         chain = list(walk_chain(error))
-        if len(chain) < 100 and sum(len(get_text(link)) for link in chain) < TEXT_LIMIT / 4:
-            below = trace
-            for _ in range(MOST_FRAMES):
-                below = below and below.tb_next
-            while below is not None:  # quicker than the limit of traceback, for those of the chain
-                below, trace = below.tb_next, trace.tb_next  # type: ignore[union-attr]
-            lines = traceback.format_exception(type(error), error, trace, -MOST_FRAMES)
-        else:  # it would take seconds
-            lines = traceback.format_tb(trace, -MOST_FRAMES)
-            lines.append("%s: %s" % (type(error).__name__, get_text(error)[:MESSAGE_LIMIT]))
+        try:
+            if len(chain) < 100 and sum(len(get_text(link)) for link in chain) < TEXT_LIMIT / 4:
+                below = trace
+                for _ in range(MOST_FRAMES):
+                    below = below and below.tb_next
+                while below is not None:  # quicker than the limit of traceback, for the chain's
+                    below, trace = below.tb_next, trace.tb_next  # type: ignore[union-attr]
+                lines = traceback.format_exception(type(error), error, trace, -MOST_FRAMES)
+            else:  # it would take seconds
+                lines = [*traceback.format_tb(trace, -MOST_FRAMES), name_error(error)]
+        except BaseException:  # a file of the user has the name of a module that it imports
+            lines = [*format_trace(trace), name_error(error)]
         log(title + "\n" + "".join(lines)[-LOG_LIMIT // 2 :].rstrip())
     except BaseException:
         log(title + "; its traceback cannot be printed")
@@ -1970,7 +2021,9 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         with warnings.catch_warnings(module=warnings):
             warnings.simplefilter("ignore")  # of asking for a loop where none is current
             try:
-                loop = asyncio.get_event_loop_policy().get_event_loop()
+                if sys.version_info < (3, 14):  # where the next line also makes one, and warns
+                    module = asyncio.get_event_loop_policy()
+                loop = module.get_event_loop()
             except Exception:
                 pass  # RuntimeError: none is current
         if loop is None or loop in loops_left or loop.is_closed():
@@ -2225,7 +2278,7 @@ def format_task(task: "Any") -> "list[str]":
     while coroutine is not None and len(lines) < 100:
         frame = get_attribute(coroutine, "cr_frame") or get_attribute(coroutine, "gi_frame")
         if frame is not None and frame.f_globals is not globals():
-            lines += traceback.format_stack(frame, 1)
+            lines += format_stack(frame, 1)
         following = get_attribute(coroutine, "cr_await")
         coroutine = following or get_attribute(coroutine, "gi_yieldfrom")
     return lines
@@ -2757,7 +2810,8 @@ if not IS_PROBE:
 class Watch:
     """What `start_watch` offers."""
 
-    __slots__ = ("enforce_deadline", "install", "on_signal", "wake", "watch_call")
+    __slots__ = ("enforce_deadline", "install", "is_running", "on_signal", "wake", "watch_call")
+    is_running: bool
     wake: "Action"  # let it look at the deadlines
     enforce_deadline: "Callable[[], float] | None"  # the seconds until it is to be called again
     install: "Action"  # the signal handlers, again after user code has replaced them
@@ -2779,7 +2833,7 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
     signals = (TERM, INT)
     main_thread = _thread.get_ident()
     result = Watch()
-    result.enforce_deadline = None
+    result.enforce_deadline, result.is_running = None, True
 
     def on_signal(way: str, number: int) -> None:
         received[way] += 1
@@ -2887,6 +2941,7 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
         start_thread(persist(persist(watch_forever)))
     except RuntimeError as error:
         log("cannot watch signals and slow calls while C code runs: %s" % error)
+        result.is_running = False
     result.install, result.watch_call = install, watch_call
     result.on_signal, result.wake = on_signal_in_python, wake
     return result
@@ -2981,6 +3036,10 @@ def serve_connection(
     call, and `keep_result` keeps what system calls return. After an exception the loop goes on
     from this state: each turn of the inner loop looks at the variables below and does what is
     next. These steps are marked: queue, prefix, body, answer, send.
+
+    Compilers from 3.12 to 3.14 leave a jump back out of its `try` if it has a condition, and
+    exceptions from outside arrive at such jumps. So loops here are `while True`, and do not end
+    with an `if`.
     """
     sock, message = connection.sock, connection.message
     no_memory = OUT_OF_MEMORY if settings.enable_oom_detection else UNPRINTABLE
@@ -3067,7 +3126,9 @@ def serve_connection(
                             more, is_prompt = held[following:], True
                             got, held, start = min(size, len(held) - start - 4), more, 0
                     # Body, of a message that did not come with its prefix or is over the limit
-                    while 0 <= got < size:
+                    while True:
+                        if not 0 <= got < size:
+                            break
                         try:
                             if connection.count:
                                 pass  # kept when an exception came in between
@@ -3097,6 +3158,7 @@ def serve_connection(
                             yield
                             if queue is not None and has_reply(connection):
                                 break
+                        most = 0
                     if got >= size:
                         reply: "Reply | None" = None
                         if buffer is None:
@@ -3139,7 +3201,9 @@ def serve_connection(
                         keep = None
                 # Send
                 total = len(head) + len(tail)  # type: ignore[arg-type]
-                while sent < total:
+                while True:
+                    if sent >= total:
+                        break
                     try:
                         if connection.count:
                             pass
@@ -3152,7 +3216,7 @@ def serve_connection(
                             connection.frame = memoryview(head)[sent:] if sent else head  # type: ignore[assignment, arg-type]
                             transmit()
                         sent, connection.count = sent + connection.count, 0
-                        if sent == total:
+                        if sent >= total:
                             break
                     except BlockingIOError as error:
                         if error.errno is None:
@@ -3168,10 +3232,11 @@ def serve_connection(
                 else:
                     rest_of_them = connection.messages[replied:]
                     head, sent, replied, connection.messages = None, 0, 0, rest_of_them
-                interruptions, connection.new_until = 0, 0.0
+                connection.new_until = 0.0
                 if len(held) >= start + 4:
                     connection.waits_for = NOW
                     yield
+                interruptions = 0
         except BrokenStream as error:
             if connection.messages:
                 end = error  # they are answered first
@@ -3579,7 +3644,7 @@ def park() -> None:
 def log_stacks() -> None:
     """Log where each thread is."""
     for thread, frame in current_frames().items():
-        stack = "".join(traceback.format_stack(frame))
+        stack = "".join(format_stack(frame))
         log("thread %d is here:\n%s" % (thread, stack[-5000:].rstrip()))
 
 
@@ -4759,6 +4824,11 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
     try:
         os.register_at_fork(after_in_child=lambda: setattr(state, "forked", True))
         watch = start_watch(settings.handler_timeout, state, lambda: file.remove())
+        if settings.handler_deadline and not watch.is_running:
+            text = (
+                "ASYA_HANDLER_DEADLINE needs a thread: raise the limit of processes, or set it to 0"
+            )
+            raise StartupError(text)
         classify = make_classify() if settings.enable_oom_detection else lambda error: ""
         use_user_paths()
         orjson, state.json = choose_json(settings.json, settings.memory_limit)

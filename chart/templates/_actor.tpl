@@ -138,9 +138,14 @@ such as tini, and launchers such as vault-env, are skipped with their options. A
 {{- $found := false }}
 {{- $inOptions := false }}
 {{- $isOptionValue := false }}
-{{- range $word := index . 1 }}
+{{- $inLauncher := false }}
+{{- $words := index . 1 }}
+{{- range $i, $word := $words }}
 {{- $word = toString $word }}
+{{- $start := printf "%s %v" (last (splitList "/" $word)) (first (rest (slice $words $i))) }}
 {{- if $found }}
+{{- else if $inLauncher }}
+{{- $inLauncher = ne $word "--" }}
 {{- else if $isOptionValue }}
 {{- $isOptionValue = false }}
 {{- else if and $inOptions (hasPrefix "-" $word) }}
@@ -148,6 +153,9 @@ such as tini, and launchers such as vault-env, are skipped with their options. A
 {{- $isOptionValue = has $word $tables.initOptionsWithValue }}
 {{- else if has (last (splitList "/" $word)) (concat $tables.initPrograms $tables.launchers) }}
 {{- $inOptions = true }}
+{{- else if has $start $tables.subcommandLaunchers }}
+{{- $inOptions = false }}
+{{- $inLauncher = true }}
 {{- else }}
 {{- $program = $word }}
 {{- $found = true }}
@@ -169,9 +177,13 @@ with what starts it. Arguments: the result of "asya-runtime.actor", and the comm
 {{- $inOptions := false }}
 {{- $isOptionValue := false }}
 {{- $isLauncher := false }}
+{{- $inLauncher := false }}
 {{- range $i, $word := $words }}
 {{- $word = toString $word }}
+{{- $start := printf "%s %v" (last (splitList "/" $word)) (first (rest (slice $words $i))) }}
 {{- if $found }}
+{{- else if $inLauncher }}
+{{- $inLauncher = ne $word "--" }}
 {{- else if $isOptionValue }}
 {{- $isOptionValue = false }}
 {{- else if and $inOptions (hasPrefix "-" $word) }}
@@ -181,8 +193,9 @@ with what starts it. Arguments: the result of "asya-runtime.actor", and the comm
 {{- if $isLauncher }}
 {{- $end = $i }}
 {{- end }}
-{{- $inOptions = true }}
-{{- $isLauncher = has (last (splitList "/" $word)) $tables.launchers }}
+{{- $inLauncher = has $start $tables.subcommandLaunchers }}
+{{- $inOptions = not $inLauncher }}
+{{- $isLauncher = or $inLauncher (has (last (splitList "/" $word)) $tables.launchers) }}
 {{- $found = not (or $isLauncher (has (last (splitList "/" $word)) $tables.initPrograms)) }}
 {{- end }}
 {{- end }}

@@ -46,6 +46,9 @@ escaped.
 {{- end }}
 {{- range $field := list "volumeMounts" "volumeDevices" }}
 {{- range get $container $field | default list }}
+{{- if has .name (list "asya-runtime" "asya-socket") }}
+{{- fail (printf "sidecar.container.%s: the injector mounts %s where needed; remove it" $field .name) }}
+{{- end }}
 {{- if not (has .name $names) }}
 {{- fail (printf "sidecar.container.%s: the volume %s does not exist; add it to sidecar.volumes" $field .name) }}
 {{- end }}

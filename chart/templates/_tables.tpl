@@ -19,8 +19,9 @@
     {"name": "metrics-port", "env": "ASYA_METRICS_PORT"}
   ],
   "initPrograms": ["catatonit", "docker-init", "dumb-init", "tini", "tini-static"],
-  "initOptionsWithValue": ["--rewrite", "-e", "-p", "-r"],
+  "initOptionsWithValue": ["--google-project", "--log-format", "--provider", "--rewrite", "-e", "-l", "-p", "-r"],
   "launchers": ["azure-keyvault-env", "k8s-secret-injector", "secret-init", "secrets-init", "vault-env"],
+  "subcommandLaunchers": ["berglas exec", "chamber exec", "doppler run", "infisical run", "op run", "teller run"],
   "interpreter": "^[^$]*/(python|pypy)[0-9]*(\\.[0-9]+)*t?$",
   "handler": "^[A-Za-z_][A-Za-z0-9_]*(\\.[A-Za-z_][A-Za-z0-9_]*)+$",
   "defaults": {"sidecars": "asya-sidecar", "mode": "auto", "python": "python3", "mount-path": "/opt/asya", "probe": "true", "socket-path": "/tmp/sockets/app.sock", "include-metadata": "false", "chunk-size": "4096", "handler-timeout": "0", "enable-oom-detection": "true", "cuda-cleanup-on-oom": "true", "concurrency": "1", "max-message-size": "4294967295", "read-timeout": "60", "json": "auto", "batch-size": "1", "batch-wait": "0", "handler-deadline": "0", "memory-limit": "0", "metrics-port": "0"},

@@ -17,8 +17,12 @@ IMAGE_VARIABLE, RUNTIME_IMAGE_VARIABLE = "INJECTOR_IMAGE", "INJECTOR_RUNTIME_IMA
 MIN_KUBERNETES = (1, 36)
 
 _MAX_LENGTH = 500
+# As container runtimes read it: https://pkg.go.dev/github.com/distribution/reference
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?"
+_HOST = rf"({_LABEL}(\.{_LABEL})*|\[[0-9a-fA-F:]+\])(:[0-9]+)?"
+_NAME = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
 _REFERENCE = re.compile(
-    r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?(/[a-z0-9._-]+)*"
+    rf"({_HOST}/)?{_NAME}(/{_NAME})*"
     r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:(?P<digest>[0-9a-f]{64}))?",
     re.ASCII,
 )

@@ -129,6 +129,16 @@ COMMANDS = [
     ),
     ["/usr/bin/tini", "-s", "-p", "SIGTERM", "--", "/opt/venv/bin/python3.13t", "-m", "app"],
     *([f"/x/{launcher}", "python3.12", "app.py"] for launcher in programs.LAUNCHERS),
+    *(
+        [f"/x/{launcher.split()[0]}", launcher.split()[1], "-x", "v", "--", "python3.12", "app.py"]
+        for launcher in programs.SUBCOMMAND_LAUNCHERS
+    ),
+    ["vault-env", "op", "run", "--", "tini", "-p", "SIGTERM", "pypy3"],
+    ["tini", "--", "op", "run", "--", "python3.12", "--", "x"],
+    ["op", "run", "python3.12"],
+    ["op", "run", "--"],
+    ["op", "--", "python3.12"],
+    ["op"],
     ["tini", "-g", "--", "/vault/vault-env", "-x", "--", "tini", "--", "pypy3"],
     ["vault-env"],
     ["tini", "vault-env", "--"],

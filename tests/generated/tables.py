@@ -78,6 +78,7 @@ def helper_tables() -> str:
         "initPrograms": sorted(programs.INIT_PROGRAMS),
         "initOptionsWithValue": sorted(programs.INIT_OPTIONS_WITH_VALUE),
         "launchers": sorted(programs.LAUNCHERS),
+        "subcommandLaunchers": sorted(programs.SUBCOMMAND_LAUNCHERS),
         "interpreter": f"^{programs.INTERPRETER}$",
         "handler": formats.handler.schema["pattern"],
         "defaults": {entry.name: entry.default for entry in DEFAULTS},

@@ -39,7 +39,7 @@ def asya(*words: str | Path, stdin: str = "", **environ: str) -> Done:
         stream.flush()
         buffer = stream.buffer
         assert isinstance(buffer, io.BytesIO)
-        texts.append(buffer.getvalue().decode())
+        texts.append(buffer.getvalue().decode(errors="surrogateescape"))
     return Done(int(ended.value.code or 0), *texts)
 
 

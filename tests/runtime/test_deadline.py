@@ -183,6 +183,23 @@ def test_code_that_keeps_the_interpreters_lock_is_ended_after_twice_the_deadline
     assert "Timeout (0:00:01)!" in process.log()
 
 
+def test_a_process_without_a_thread_to_watch_its_calls_does_not_start(
+    start: Start, folder: Path
+) -> None:
+    (folder / "sitecustomize.py").write_text(
+        "import _thread\n"
+        'def refuse(*_): raise RuntimeError("can\'t start new thread")\n'
+        "_thread.start_new_thread = refuse\n"
+    )
+    process = start(ready=False, ASYA_HANDLER_DEADLINE=str(DEADLINE), PYTHONPATH=str(folder))
+    assert process.wait() == 78
+    log = process.log()
+    assert "cannot watch signals and slow calls while C code runs: can't start new thread" in log
+    assert (
+        "ASYA_HANDLER_DEADLINE needs a thread: raise the limit of processes, or set it to 0" in log
+    )
+
+
 @pytest.mark.parametrize("concurrency", ["1", "2"])
 def test_the_first_call_has_a_deadline_although_no_other_thread_has_run(
     start: Start, concurrency: str

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Process, Start, frame
+from .conftest import RUNTIME, Process, Start, frame, run_to_end
 from .served import ARM, Case, check, error, ok, stopped
 
 HANDLER = (
@@ -70,6 +70,39 @@ def test_an_exception_after_any_step_loses_no_message(start: Start, python: str,
     whole = [call(process, at, numbers) for at in steps]
     assert 0.02 < sum(whole) / len(whole) < 0.98
     stopped(process)
+
+
+# Prints the jumps back and the resumptions in the `try` statements of a function: how many they
+# are, and the lines of those without a handler.
+LOOK = """
+import ast, dis, sys
+if sys.version_info < (3, 11): sys.exit("no exception tables")
+name, source = "serve_connection", open(sys.argv[1]).read()
+(tree,) = [one for one in ast.parse(source).body if getattr(one, "name", "") == name]
+whole = compile(source, "", "exec")
+(code,) = [one for one in whole.co_consts if getattr(one, "co_name", "") == name]
+bodies = [one.body for one in ast.walk(tree) if isinstance(one, ast.Try)]
+lines = {line for body in bodies for line in range(body[0].lineno, body[-1].end_lineno + 1)}
+handled = {at for one in dis._parse_exception_table(code) for at in range(one.start, one.end)}
+found = [
+    one for one in dis.get_instructions(code)
+    if "JUMP_BACKWARD" in one.opname or one.opname == "RESUME"
+]
+found = [one for one in found if one.positions.lineno in lines]
+print(len(found), [one.positions.lineno for one in found if one.offset not in handled])
+"""
+
+
+def test_an_exception_at_each_jump_of_a_connection_has_its_handler(
+    folder: Path, python: str
+) -> None:
+    """Compilers leave some jumps out of their `try`, and exceptions from outside arrive there."""
+    (folder / "look.py").write_text(LOOK)
+    status, printed = run_to_end([python, "look.py", str(RUNTIME)], folder)
+    if printed == "no exception tables\n":
+        pytest.skip("this interpreter has none")
+    count, _, lines = printed.partition(" ")
+    assert (status, lines, int(count) > 10) == (0, "[]\n", True), printed
 
 
 @pytest.mark.parametrize("mode", ["plain", "async"])

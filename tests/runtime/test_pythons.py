@@ -9,6 +9,7 @@ import pytest
 
 from .conftest import DEADLINE, ENTRYPOINT, RUNTIME, Start, eventually, frame
 
+DEV = ["-X", "dev"]  # shows all warnings
 SOURCE = """
     import asyncio
     async def work(message):
@@ -20,9 +21,12 @@ SOURCE = """
 """
 
 
-@pytest.mark.parametrize("concurrency", ["1", "2"])
-def test_the_contract_holds(start: Start, python: str, concurrency: str) -> None:
-    process = start(SOURCE, "app.work", python=python, ASYA_CONCURRENCY=concurrency)
+@pytest.mark.parametrize(("concurrency", "options"), [("1", DEV), ("2", [])])
+def test_the_contract_holds(
+    start: Start, python: str, concurrency: str, options: list[str]
+) -> None:
+    argv = [python, *options, str(RUNTIME)]
+    process = start(SOURCE, "app.work", argv=argv, ASYA_CONCURRENCY=concurrency)
     client = process.client()
 
     def call(what: object) -> tuple[object, ...]:
@@ -37,6 +41,7 @@ def test_the_contract_holds(start: Start, python: str, concurrency: str) -> None
     client.send(frame({"payload": {"what": 1}}) * 3)
     process.signal()
     assert process.wait() == 0
+    assert "Warning" not in process.log()
 
 
 MODEL = """
@@ -105,13 +110,14 @@ def test_sigterm_is_heard_while_importing(start: Start, folder: Path, python: st
 
 def test_the_wrapper_serves_and_gives_the_programs_status(start: Start, python: str) -> None:
     wait = "trap 'exit 3' TERM; echo up; while :; do sleep 0.05; done"
-    argv = [python, "-I", "-S", str(ENTRYPOINT), "--", "sh", "-c", wait]
+    argv = [python, *DEV, "-I", "-S", str(ENTRYPOINT), "--", "sh", "-c", wait]
     process = start(argv=argv)
     assert process.call({"a": 1}) == {"status": "ok", "result": {"a": 1}}
     process.logged("up")
     process.signal()
     assert process.wait() == 3
     assert not process.socket.exists()
+    assert "Warning" not in process.log()
 
 
 @pytest.mark.parametrize("file", [RUNTIME, ENTRYPOINT], ids=lambda path: path.stem)

@@ -25,7 +25,10 @@ from .served import Case, check, error, ok
 
 BAD = "result is not JSON-serializable at "
 SOURCE = """
-    import array, collections, dataclasses, datetime, decimal, enum, fractions, pathlib, types, uuid
+    import array, builtins, collections, dataclasses, datetime, decimal, enum, fractions, pathlib
+    import types, uuid
+    frozendict = getattr(builtins, "frozendict", collections.OrderedDict)  # since 3.15
+    class Frozen(frozendict): pass
     class Color(enum.Enum):
         RED = "red"
         PAIR = (1, 2)
@@ -97,6 +100,7 @@ WRITTEN: dict[str, Any] = {
     "collections.OrderedDict(a=collections.defaultdict(int, b=1))": {"a": {"b": 1}},
     "collections.Counter('aa')": {"a": 2},
     "Both(a=1)": {"a": 1},
+    "frozendict(a=[Frozen(b=Color.RED)])": {"a": [{"b": "red"}]},
     "{Word.YES: 1}": {"yes": 1},
     "{1: 2, 1.5: 3, None: 4, True: 5}": {"1": 5, "1.5": 3, "null": 4},
     "[2**64, -2**63 - 1, '\\ud800']": [2**64, -(2**63) - 1, "\ud800"],
@@ -108,6 +112,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "Box('a', float('nan'))": ("result.score: nan", "ValueError"),
     "{'a': Model(b=[1, float('inf')])}": ("result.a.b[1]: inf", "ValueError"),
     "Array([[0.5], [float('nan')]])": ("result[1][0]: nan", "ValueError"),
+    "Frozen(a=[frozendict(b=float('nan'))])": ("result.a[0].b: nan", "ValueError"),
     "[decimal.Decimal('NaN')]": ("result[0]: decimal.Decimal", "TypeError"),
     "[decimal.Decimal('-Infinity')]": ("result[0]: decimal.Decimal", "TypeError"),
     "[NaT(2026, 1, 2)]": ("result[0]: app.NaT", "TypeError"),

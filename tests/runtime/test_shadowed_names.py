@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -32,8 +33,10 @@ names -= set(sys.builtin_module_names) | set(sys.modules)
 names = {name for name in names if name.isidentifier() and not name.startswith("_frozen")}
 print("\\n".join(names))
 """
-HANDLER = "def predict(m): return m['payload']"
-CALLS = [{"a": 1}, {"a": [1.5, None, "ä"]}, b"[", {"b": 2}]
+HANDLER = """def predict(m):
+    return [m["payload"], 1 / m["payload"].get("divisor", 1)][0]
+"""
+CALLS = [{"a": 1}, {"a": [1.5, None, "ä"]}, b"[", {"b": 2}, {"divisor": 0}]
 
 
 @functools.cache
@@ -66,6 +69,8 @@ def serves(start: Start, python: str, script: Path = RUNTIME, **environ: str) ->
     got = replies_to(process, CALLS)
     assert [got[0], got[1], got[3]] == [ok(CALLS[0]), ok(CALLS[1]), ok(CALLS[3])], process.log()
     assert Like(error="invalid_json") == got[2], process.log()
+    place = f'  File "{process.folder}/pkg/h.py", line 2, in predict\n'
+    assert re.search(re.escape(place) + "(    .*\n)*  ZeroDivisionError: ", process.log())
     for command in ("--ready", "--check", "--call"):
         ran = subprocess.run(
             [python, str(script), command],
@@ -95,7 +100,8 @@ def test_empty_files_in_the_working_directory_are_not_the_runtimes_modules(
 ) -> None:
     write_files(folder, {**PACKAGE, "pkg/h.py": handler})
     hide(folder, python)
-    serves(start, python, ASYA_CONCURRENCY=concurrency)
+    # Since 3.15: an import waits until its name is used
+    serves(start, python, ASYA_CONCURRENCY=concurrency, PYTHON_LAZY_IMPORTS="all")
 
 
 def test_broken_files_in_the_directory_of_the_script_are_not_the_runtimes_modules(

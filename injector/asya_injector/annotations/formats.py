@@ -167,19 +167,23 @@ def python(text: str) -> str:
 _SYSTEM = re.compile(
     r"/(bin|boot|dev|etc|gnu|lib[a-z]?[0-9]*|nix|proc|sbin|snap|sys|usr)(/|$)"
     r"|(/var)?/run/(secrets|systemd|udev|dbus|docker|containerd|crio|nvidia[^/]*|lock|user)(/|$)"
-    r"|/var/lib/(apk|apt|containerd|docker|dpkg|kubelet|pacman|private|rpm|systemd)(/|$)"
+    r"|/var/lock(/|$)|/var/lib/(apk|apt|containerd|docker|dpkg|kubelet|pacman|private|rpm|systemd)(/|$)"
 )
 # Directories in which users and services have theirs.
-_SHARED = re.compile(r"/home/[^/]+|/var/[^/]+")
+_SHARED = re.compile(r"/home/[^/]+|/var/[^/]+|/var/(cache|mail|spool|www)/[^/]+")
 # Directories of interpreters, package managers and image vendors, with all below them.
 _INSTALLED = re.compile(
     r"(\..*|(ana|mini)?conda\d*|(mini|mamba)forge\d*|(micro)?mamba|envs?|virtualenvs?|v?env\d*"
-    r"|s?bin|libexec|lib\d*|include|(site|dist)-packages|node_modules"
-    r"|(python|pypy|cpython)[\d.]*)"
+    r"|(.*[-_.])?venv([-_.\d].*)?|pyenv|pixi|(home|linux)brew|s?bin|libexec|lib\d*|include"
+    r"|(site|dist)-packages|node_modules|(python|pypy|cpython)[\d.]*t?)",
+    re.IGNORECASE,
 )
 _VENDORS = re.compile(
-    r"/opt/(amazon|aws|app-root|bitnami|cuda|google|hpcx|intel|java|ml|nvidia|oracle|poetry|program"
-    r"|pytorch|rocm[^/]*|spark|tensorflow|tensorrt|tritonserver|uv)(/|$)"
+    r"/opt/(amazon|aws|app-root|bitnami|cuda|dotnet|google|hpcx|intel|java|j(dk|re|ulia)[^/]*|local"
+    r"|microsoft|ml|node[^/]*|nvidia|oracle|poetry|program|pytorch|rh|rocm[^/]*|spark|tensorflow"
+    r"|tensorrt|tljh|tritonserver|uv|R)(/|$)"
+    # Of buildpacks, of Databricks, and of images with these programs alone.
+    r"|/(busybox|cnb|databricks|kaniko|layers)(/|$)"
 )
 
 

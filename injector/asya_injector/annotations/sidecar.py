@@ -22,14 +22,20 @@ from asya_injector.runtime_files import RUNTIME_VOLUME, SOCKET_VOLUME
 SIDECAR_VARIABLE = "INJECTOR_SIDECAR"
 MAX_DECLARED = 50
 MAX_SIZE = 60_000  # bytes as JSON; a variable holds twice as much
+_TEXT, _BOOLEAN, _MAPPING = "text", "a boolean", "a mapping"
+_TEXTS, _MAPPINGS = "a list of strings", "a list of mappings"
+_TYPES = {_TEXT: str, _BOOLEAN: bool, _MAPPING: dict, _TEXTS: list, _MAPPINGS: list}
+_ITEM_TYPES = {_TEXTS: str, _MAPPINGS: dict}
 # The fields of a container in Kubernetes 1.36, except `restartPolicy`, which `native` sets, and
 # `startupProbe`.
-CONTAINER_FIELDS = (
-    "name", "image", "imagePullPolicy", "command", "args", "workingDir", "env", "envFrom", "ports",
-    "resources", "resizePolicy", "volumeMounts", "volumeDevices", "securityContext", "lifecycle",
-    "livenessProbe", "readinessProbe", "terminationMessagePath", "terminationMessagePolicy",
-    "stdin", "stdinOnce", "tty",
-)  # fmt: skip
+CONTAINER_FIELDS = {
+    "name": _TEXT, "image": _TEXT, "imagePullPolicy": _TEXT, "command": _TEXTS, "args": _TEXTS,
+    "workingDir": _TEXT, "env": _MAPPINGS, "envFrom": _MAPPINGS, "ports": _MAPPINGS,
+    "resources": _MAPPING, "resizePolicy": _MAPPINGS, "volumeMounts": _MAPPINGS,
+    "volumeDevices": _MAPPINGS, "securityContext": _MAPPING, "lifecycle": _MAPPING,
+    "livenessProbe": _MAPPING, "readinessProbe": _MAPPING, "terminationMessagePath": _TEXT,
+    "terminationMessagePolicy": _TEXT, "stdin": _BOOLEAN, "stdinOnce": _BOOLEAN, "tty": _BOOLEAN,
+}  # fmt: skip
 # Annotations of the table, and other keys with this prefix, most of them labels.
 _LABELS = ("injection", "runtime-hash", "runtime-sha256", "source")
 RESERVED = frozenset({*BY_KEY, *INTERNAL, *(PREFIX + name for name in _LABELS)})
@@ -79,11 +85,9 @@ class SidecarTemplate:
         _check_names(value, _FIELDS, "")
         fields: Object = {name: value.get(name) for name in _FIELDS}
         for name in ("container", "annotations"):
-            fields[name] = _check_type(fields[name] or {}, dict, f".{name}", "a mapping")
+            fields[name] = _check_type(fields[name] or {}, _MAPPING, f".{name}")
         for name in ("volumes", "imagePullSecrets"):
-            fields[name] = _check_type(fields[name] or [], list, f".{name}", "a list of mappings")
-            for item in fields[name]:
-                _check_type(item, dict, f".{name}", "a list of mappings")
+            fields[name] = _check_type(fields[name] or [], _MAPPINGS, f".{name}")
         if not fields["container"]:
             for name in ("annotations", "volumes", "imagePullSecrets"):
                 if fields[name]:
@@ -96,11 +100,16 @@ class SidecarTemplate:
         _check_container(fields["container"])
         _check_volumes(fields["volumes"], fields["container"])
         native = fields["native"]
+        volumes = [
+            # What the API server makes of a volume without a source.
+            volume if len(volume) > 1 else {**volume, "emptyDir": {}}
+            for volume in fields["volumes"]
+        ]
         return cls(
             container=fields["container"],
-            native=True if native is None else _check_type(native, bool, ".native", "a boolean"),
+            native=True if native is None else _check_type(native, _BOOLEAN, ".native"),
             declared=_parse_declared(fields["annotations"]),
-            volumes=fields["volumes"],
+            volumes=volumes,
             pull_secrets=[
                 _check_name(item, f".imagePullSecrets[{index}]", _SUBDOMAIN)
                 for index, item in enumerate(fields["imagePullSecrets"])
@@ -160,21 +169,27 @@ def _check_container(container: Object) -> None:
         )
     if "restartPolicy" in container:
         raise SidecarError(f"{where}.restartPolicy", "is set by sidecar.native", "remove it")
-    _check_names(container, CONTAINER_FIELDS, where)
+    _check_names(container, [*CONTAINER_FIELDS], where)
     _check_name(container, where)
     image = container.get("image")
     if not image or not isinstance(image, str):
         raise SidecarError(f"{where}.image", "is required", "set it to an image")
-    for field in ("env", "envFrom", "ports", "volumeMounts", "volumeDevices"):
-        items = container.get(field, [])
-        for item in _check_type(items, list, f"{where}.{field}", "a list of mappings"):
-            _check_type(item, dict, f"{where}.{field}", "a list of mappings")
+    for field, value in container.items():
+        _check_type(value, CONTAINER_FIELDS[field], f"{where}.{field}")
     for variable in container.get("env", []):
         _check_variable(variable.get("name"), f"{where}.env")
         if not isinstance(variable.get("value", ""), str):
             raise SidecarError(
                 f"{where}.env", f"the value of {variable['name']} is not a string", "quote it"
             )
+    for port in container.get("ports", []):
+        _check_port(port.get("containerPort"), f"{where}.ports", "containerPort")
+        _check_port(port.get("hostPort") or 1, f"{where}.ports", "hostPort")
+
+
+def _check_port(number: Any, where: str, field: str) -> None:
+    if type(number) is not int or not 1 <= number <= 65535:
+        raise SidecarError(where, f"has no valid {field}", "set it to a number from 1 to 65535")
 
 
 def _check_volumes(volumes: Sequence[Object], container: Object) -> None:
@@ -190,14 +205,18 @@ def _check_volumes(volumes: Sequence[Object], container: Object) -> None:
                 ".volumes", f"two volumes have the name {name}", "choose another name"
             )
         names.append(name)
-    for field in ("volumeMounts", "volumeDevices"):
+    for field, path in (("volumeMounts", "mountPath"), ("volumeDevices", "devicePath")):
+        where = f".container.{field}"
         for mount in container.get(field, []):
-            if mount.get("name") not in names:
+            name = mount.get("name")
+            if name in (RUNTIME_VOLUME, SOCKET_VOLUME):
+                raise SidecarError(where, f"the injector mounts {name} where needed", "remove it")
+            if name not in names:
                 raise SidecarError(
-                    f".container.{field}",
-                    f"the volume {mount.get('name')} does not exist",
-                    "add it to sidecar.volumes",
+                    where, f"the volume {name} does not exist", "add it to sidecar.volumes"
                 )
+            if not mount.get(path) or not isinstance(mount[path], str):
+                raise SidecarError(where, f"a mount of {name} has no {path}", "set it to a path")
 
 
 def _parse_declared(annotations: Object) -> dict[str, DeclaredAnnotation]:
@@ -216,7 +235,7 @@ def _parse_declared(annotations: Object) -> dict[str, DeclaredAnnotation]:
                 ".annotations", f"{key} is a key of asya-runtime", "choose another key"
             )
         where = f".annotations.{key}"
-        entry = _check_type(annotations[key], dict, where, "a mapping")
+        entry = _check_type(annotations[key], _MAPPING, where)
         _check_names(entry, ("env", "required"), where)
         env = _check_variable(entry.get("env"), f"{where}.env")
         if env == _SOCKET_PATH:
@@ -228,7 +247,7 @@ def _parse_declared(annotations: Object) -> dict[str, DeclaredAnnotation]:
                 raise SidecarError(
                     ".annotations", f"{other.key} and {key} set {env}", "choose another variable"
                 )
-        required = _check_type(entry.get("required", False), bool, where, "a boolean")
+        required = _check_type(entry.get("required", False), _BOOLEAN, f"{where}.required")
         declared[key] = DeclaredAnnotation(key, env, required)
     return declared
 
@@ -241,19 +260,24 @@ def _check_variable(name: Any, where: str) -> str:
 
 def _check_name(item: Object, where: str, pattern: re.Pattern[str] = _LABEL) -> str:
     name = item.get("name")
-    if not isinstance(name, str) or not pattern.fullmatch(name):
-        raise SidecarError(f"{where}.name", "is required", "set it to a name such as asya-sidecar")
-    return name
+    if isinstance(name, str) and pattern.fullmatch(name):
+        return name
+    what = f"{quote(name)} is not a valid name" if name else "is required"
+    raise SidecarError(f"{where}.name", what, "set it to a name such as asya-sidecar")
 
 
-def _check_type(value: Any, kind: type, where: str, expected: str) -> Any:
-    if not isinstance(value, kind):
+def _check_type(value: Any, expected: str, where: str) -> Any:
+    """The value itself; expected: one of `_TYPES`."""
+    item_type = _ITEM_TYPES.get(expected, object)
+    if not isinstance(value, _TYPES[expected]) or (
+        isinstance(value, list) and not all(isinstance(item, item_type) for item in value)
+    ):
         raise SidecarError(where, f"is not {expected}", "see the chart's README")
     return value
 
 
 def _check_names(value: Any, known: Sequence[str], where: str) -> None:
-    for name in _check_type(value, dict, where, "a mapping"):
+    for name in _check_type(value, _MAPPING, where):
         if name not in known:
             fix = suggest(name, known, fallback=f"known names are {', '.join(known)}")
             raise SidecarError(where, f"unknown name {quote(name)}", fix)

@@ -13,6 +13,8 @@ from asya_injector.annotations.settings import ClusterDefaults
 from asya_injector.cli.common import EXIT_STATUS, FAILED, CommandError, output_option
 from asya_injector.documents.document import (
     Document,
+    decode,
+    encode,
     find_files,
     join_documents,
     read_documents,
@@ -252,21 +254,19 @@ def _read_input(filenames: Sequence[str]) -> list[Document]:
     try:
         for name in filenames or ["-"]:
             if name == "-":
-                documents += read_documents("stdin", _read_stdin())
+                documents += read_documents("stdin", decode(_read_stdin()))
                 continue
             for path in find_files(Path(name)):
-                documents += read_documents(str(path), path.read_bytes().decode())
+                documents += read_documents(str(path), decode(path.read_bytes()))
     except OSError as error:
         raise CommandError(f"{error.filename}: {os.strerror(error.errno or 0)}") from None
-    except UnicodeDecodeError as error:
-        raise CommandError(f"{name}: not UTF-8: {error.reason}") from None
     return documents
 
 
-def _read_stdin() -> str:
+def _read_stdin() -> bytes:
     if sys.stdin.isatty():
         raise CommandError("no input: use -f FILE, or pipe manifests to standard input")
-    return sys.stdin.buffer.read().decode()
+    return sys.stdin.buffer.read()
 
 
 def _name() -> str:
@@ -282,5 +282,5 @@ def _print_warnings(output: transform.Output) -> None:
 def _print_output(documents: Sequence[Document], output: transform.Output) -> None:
     # A byte order mark can only be at the start, where a ConfigMap may have been added.
     bom = "\ufeff" if documents and documents[0].has_bom else ""
-    sys.stdout.buffer.write((bom + join_documents(output.documents)).encode())
+    sys.stdout.buffer.write(encode(bom + join_documents(output.documents)))
     sys.stdout.buffer.flush()

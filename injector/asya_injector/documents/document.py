@@ -39,7 +39,7 @@ _COMMENTS_AT_END = re.compile(
     r"^(#[^\n]*\n|[ \t\r]*\n)*#[^\n]*(\n|\Z)(#[^\n]*\n|[ \t\r]*\n)*\Z", re.MULTILINE
 )
 # Keys of ours, those that look so, and the names of runtime ConfigMaps.
-_CONCERNS_US = re.compile(r"asya(\.sh|\.io|-runtime)")
+_CONCERNS_US = re.compile(r"asya(\.sh|\.io|-runtime|[\w.-]{0,50}/handler)")
 # What a quoted text may contain in place of an ASCII character, or of nothing.
 _ESCAPE = re.compile(
     r"\\(?:x([2-7][0-9a-fA-F])|u00([2-7][0-9a-fA-F])|U000000([2-7][0-9a-fA-F])|\r?\n[ \t]*)"
@@ -48,6 +48,8 @@ _HEAD = re.compile(r"^(apiVersion|kind):[ \t]*[\"']?([\w./-]+)", re.MULTILINE)
 _METADATA = re.compile(
     r"^metadata:[ \t]*(?:#[^\n]*)?\r?\n((?:[ \t]+[^\n]*(?:\n|\Z))+)", re.MULTILINE
 )
+# Bytes that are not UTF-8; see `decode`.
+_UNDECODED = re.compile("[\udc80-\udcff]")
 _ADDED_MARKER = re.compile(r"---\r?\n")
 _NAME = re.compile(r"^([ \t]+)(name|namespace):[ \t]*[\"']?([\w./-]+)", re.MULTILINE)
 
@@ -112,6 +114,16 @@ def find_files(path: Path) -> list[Path]:
         patterns = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
         raise ManifestError(f"{path}: contains no file named {patterns}")
     return found
+
+
+def decode(content: bytes) -> str:
+    """The text of a file; bytes that are not UTF-8 become half surrogates, for `encode`."""
+    return content.decode(errors="surrogateescape")
+
+
+def encode(text: str) -> bytes:
+    """The bytes of a text from `decode`."""
+    return text.encode(errors="surrogateescape")
 
 
 def read_documents(source: str, text: str, *, read_all: bool = False) -> list[Document]:
@@ -199,6 +211,8 @@ def _concerns_us(text: str) -> bool:
     """Whether a text has, perhaps with escapes, a key of ours or the name of our ConfigMaps."""
     if "\\" in text:
         text = _ESCAPE.sub(_unescape, text)
+    if "\0" in text:  # of UTF-16, which is an error if it concerns us
+        text = text.replace("\0", "")
     return "asya" in text and _CONCERNS_US.search(text) is not None
 
 
@@ -233,6 +247,8 @@ def _read_json(source: str, text: str, *, read_all: bool) -> list[Document]:
             line_end = _LINE_END.match(text, end)
             end = line_end.end() if line_end else end
             is_read = read_all or _concerns_us(text[start:end])
+            if is_read:
+                _reject_undecoded(document.place, text[start:end])
             value = check_json(value) if is_read else None
         except RecursionError:
             if read_all or _concerns_us(text[start:]):
@@ -250,6 +266,12 @@ def _read_json(source: str, text: str, *, read_all: bool) -> list[Document]:
     return documents
 
 
+def _reject_undecoded(place: str, text: str) -> None:
+    wrong = _UNDECODED.search(text)
+    if wrong:
+        raise ManifestError(f"{place}: not UTF-8: invalid byte 0x{ord(wrong[0]) - 0xDC00:02x}")
+
+
 def _compose(document: Document) -> Node | None:
     """The nodes of a document; raises DocumentError."""
     if document.is_json:
@@ -259,6 +281,7 @@ def _compose(document: Document) -> Node | None:
 
 def _parse(document: Document) -> Document:
     """Read a document; raises ManifestError, and ValueError for JSON that is not well-formed."""
+    _reject_undecoded(document.place, document.text)
     try:
         if document.is_json:
             check_json(json.loads(document.text))

@@ -74,6 +74,8 @@ class _Editor:
             self._change_mapping(node, after)
         elif can_change:
             self._change_list(node, after)
+        elif is_collection and self._can_rename(node, after):
+            self._rename_key(*node.pairs[0], after)
         elif colon >= 0 and after is None:
             self._edit(colon + 1, max(self._layout.find_end(node), colon + 1), "")
         elif colon >= 0 and node.is_empty:  # its own place is at the next token
@@ -94,6 +96,21 @@ class _Editor:
                 return True
             return not {*map(_identify, node.value)}.isdisjoint(map(_identify, after))
         return not after.keys().isdisjoint(node.value)
+
+    def _can_rename(self, node: Node, after: Any) -> bool:
+        """Whether a block with one key gets another key, with a value of the same style."""
+        if node.is_flow or not isinstance(after, dict) or len(node.pairs) != 1 or len(after) != 1:
+            return False
+        (key, value), (content,) = node.pairs[0], after.values()
+        has_both = bool(value.pairs and content) and isinstance(content, dict)
+        return has_both and key.style != "merge" and value.style in ("flow", "block")
+
+    def _rename_key(self, key: Node, value: Node, after: Any) -> None:
+        """Replace a key and its value; comments behind each of them stay."""
+        ((name, content),) = after.items()
+        self._edit(key.start, key.end, render_flow(name))
+        lines = self._render_lines(content, value.column).strip() if not value.is_flow else ""
+        self._edit(value.start, self._layout.find_end(value), lines or render_flow(content))
 
     def _change_mapping(self, node: Node, after: Any) -> None:
         before = node.value

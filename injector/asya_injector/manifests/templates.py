@@ -6,7 +6,7 @@ from typing import Any
 
 from asya_injector.annotations.table import PREFIX
 from asya_injector.errors import join, quote
-from asya_injector.kube_objects import Object, Path, find_kind, get_in
+from asya_injector.kube_objects import KINDS, Object, Path, find_kind, get_in
 
 # Operators that change the containers of their pods, by API group.
 OPERATORS = {
@@ -15,7 +15,9 @@ OPERATORS = {
     "serving.knative.dev": "Knative rejects lifecycle hooks and adds its own readiness probe",
 }
 _POLICIES = ("kyverno.io", "gatekeeper.sh", "admissionregistration.k8s.io")
-_OUR_KEY = re.compile(r"asya\.(sh|io)/")
+# With the prefix of ours, and with those that users may confuse with it.
+_OUR_KEY = re.compile(r"([\w.-]*\.)?asya\.(sh|io)/|[\w.-]*asya[\w.-]*/handler\Z")
+_INJECTION = PREFIX + "injection"
 # Written by the injector and the chart, not by users.
 _OUR_LABELS = frozenset(
     PREFIX + name for name in ("runtime-hash", "source", "runtime-sha256", "injected", "inherited")
@@ -49,6 +51,9 @@ def find_operator(item: Object) -> str:
 
 def find_ineffective_keys(item: Object, handled: Collection[Path]) -> Iterator[str]:
     """Warnings about keys of ours that have no effect. handled: paths of pod templates."""
+    label = get_in(item, "metadata", "labels").get(_INJECTION)
+    if item.get("kind") == "Namespace" and label not in (None, "disabled"):
+        yield f'{_INJECTION}: {quote(label)} in metadata.labels has no effect: use "disabled"'
     known = {(*path, *_ANNOTATIONS) for path in handled}
     if find_kind(item):
         known |= {_ANNOTATIONS, ("spec", "jobTemplate", *_ANNOTATIONS)}
@@ -121,18 +126,27 @@ def _find_keys(node: Any, path: Path, is_nested: bool) -> Iterator[tuple[Path, l
 def _is_users_key(key: str, path: Path) -> bool:
     if not _OUR_KEY.match(key) or key in _OUR_LABELS or (path and path[-1] in _SELECTORS):
         return False
-    return not (key == PREFIX + "injection" and path == ("metadata", "labels"))
+    return not (key == _INJECTION and path == ("metadata", "labels"))
 
 
 def _explain_ineffective(item: Object, path: Path, keys: list[str], is_nested: bool) -> str:
-    if keys[0].startswith("asya.io/"):
-        return f"the prefix of the annotations is {PREFIX}"
-    if path[-1:] == ("labels",):
-        return "set it as an annotation"
-    if _is_policy(item):
-        return "pod templates in policies are not injected"
-    if is_nested:
-        return "objects inside of other objects are not injected"
-    if find_kind(item) or path != _ANNOTATIONS:
-        return "it is not an annotation of a workload or of its pod template"
-    return f"set it on the pod template, because kind {quote(item.get('kind'))} is not supported"
+    reasons = {
+        f"the prefix of the annotations is {PREFIX}": not keys[0].startswith(PREFIX),
+        "it is a label of namespaces": keys[0] == _INJECTION,
+        "set it as an annotation": path[-1:] == ("labels",),
+        "pod templates in policies are not injected": _is_policy(item),
+        "objects inside of other objects are not injected": is_nested,
+        "it is not an annotation of a workload or of its pod template": find_kind(item)
+        or path != _ANNOTATIONS,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), _explain_kind(item))
+
+
+def _explain_kind(item: Object) -> str:
+    """Why an object with annotations of ours is of no known kind."""
+    kind = item.get("kind")
+    if not isinstance(kind, str):
+        return "the object has no kind"
+    if kind in KINDS:
+        return f"{kind} needs apiVersion: {KINDS[kind].api_version}"
+    return f"kind {quote(kind)} is not supported; annotate its pod template, if it has one"

@@ -136,6 +136,11 @@ def inject_all(
             after = replace_at(after, each.template, changed)
         return [*added, after]
 
+    output.warnings += [
+        f"{document.place}: has no effect: not a Kubernetes object, but a list"
+        for document in documents
+        if isinstance(document.value, list)
+    ]
     try:
         outputs = _replace_objects(documents, namespace, change_one, output.warnings)
     except RejectedError as error:

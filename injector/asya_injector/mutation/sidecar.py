@@ -16,7 +16,12 @@ from asya_injector.kube_objects import (
     get_name,
     get_string,
 )
-from asya_injector.mutation.sidecar_additions import build_record, contains, remove_sidecar
+from asya_injector.mutation.sidecar_additions import (
+    build_record,
+    contains,
+    remove_sidecar,
+    strip_volume,
+)
 
 _KEY = PREFIX + "sidecar"
 _ENV_KEY = PREFIX + "sidecar-env"
@@ -219,7 +224,7 @@ def _add_volumes(spec: Object, template: SidecarTemplate) -> list[Object]:
         name = get_name(volume)
         if name not in present:
             added.append(volume)
-        elif not contains(present[name], volume):
+        elif not contains(present[name], strip_volume(volume)):
             raise InjectionError(
                 f"volume {quote(name)}",
                 f"the sidecar {quote(template.name)} needs other content in a volume of this name",
@@ -253,14 +258,17 @@ def _check_ports(spec: Object, template: SidecarTemplate) -> None:
 
 
 def _check_port(template: SidecarTemplate, needed: Object, container: Object, port: Object) -> None:
-    number, name = needed.get("containerPort"), get_name(needed)
+    name = get_name(needed)
     protocols = {get_string(each, "protocol") or "TCP" for each in (needed, port)}
-    is_same_number = port.get("containerPort") == number and len(protocols) == 1
-    if is_same_number or (name and get_name(port) == name):
-        shown = f"{number}" if is_same_number else f"named {quote(name)}"
+    shown = f"port named {quote(name)}" if name and get_name(port) == name else ""
+    for key, words in (("hostPort", "host port"), ("containerPort", "port")):
+        number = needed.get(key)
+        if number and number == port.get(key) and len(protocols) == 1:
+            shown = f"{words} {number}"
+    if shown:
         raise InjectionError(
             f"container {quote(get_name(container))}",
-            f"has a port {shown}, which the sidecar {quote(template.name)} needs",
+            f"has a {shown}, which the sidecar {quote(template.name)} needs",
             fix=f"choose another port, or {_OPT_OUT}",
             reason=Reason.SIDECAR_PORT_CONFLICT,
         )

@@ -11,8 +11,8 @@ from asya_injector.kube_objects import Object, get_items, get_name, set_or_remov
 
 # Nesting of a container is far less.
 _MAX_DEPTH = 20
-# Autoscalers change them, and the API server writes quantities in another form.
-_VOLATILE = "resources"
+# Fields with quantities, which the API server writes in another form; autoscalers change resources.
+_VOLATILE = frozenset({"resources", "sizeLimit", "divisor"})
 _EMPTY: tuple[object, ...] = ("", [], {}, False)
 
 
@@ -20,14 +20,18 @@ def build_record(
     template: str, container: Object, volumes: list[Object], secrets: list[str]
 ) -> Object:
     """What the record lists about an added sidecar. template: its digest."""
-    # Whole at the top, where an empty field such as `emptyDir` is the source.
-    sources = [{key: _strip(value) for key, value in volume.items()} for volume in volumes]
-    listed = {"volumes": sources, "imagePullSecrets": secrets}
+    listed = {"volumes": [strip_volume(each) for each in volumes], "imagePullSecrets": secrets}
     return {
         "template": template,
         "container": _strip(container),
         **{name: items for name, items in listed.items() if items},
     }
+
+
+def strip_volume(volume: Object) -> Object:
+    """A volume with the fields that the API server returns as they are."""
+    # Whole at the top, where an empty field such as `emptyDir` is the source.
+    return {key: _strip(value) for key, value in volume.items()}
 
 
 def is_well_formed(recorded: Object) -> bool:
@@ -108,6 +112,6 @@ def contains(present: Any, recorded: Any, depth: int = 0) -> bool:
 def _strip(value: Any) -> Any:
     """The fields that do not change on the way through the API server, which omits empty ones."""
     if isinstance(value, dict):
-        fields = {key: _strip(each) for key, each in value.items() if key != _VOLATILE}
+        fields = {key: _strip(each) for key, each in value.items() if key not in _VOLATILE}
         return {key: each for key, each in fields.items() if each not in _EMPTY}
     return [_strip(each) for each in value] if isinstance(value, list) else value

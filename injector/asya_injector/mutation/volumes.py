@@ -38,7 +38,10 @@ _FIXES = {
     "mount-path": "choose a writable directory with no mount at or below it",
     "socket-path": "choose a directory that all containers with the socket can share and write to",
 }
-_EXAMPLES = {"mount-path": "/opt/asya", "socket-path": "/tmp/sockets"}  # noqa: S108
+_DEDICATED = {
+    "mount-path": 'choose a dedicated directory, such as "/opt/asya"',
+    "socket-path": 'choose a dedicated directory, such as "/tmp/sockets"',
+}
 
 
 class _Volumes:
@@ -67,17 +70,24 @@ def mount_runtime(
     python: their interpreter. is_added: an earlier injection has added the volume.
     """
     if hidden_paths.is_at_or_below(python, settings.directory):
-        raise _hiding("mount-path", target, settings.directory, quote(python))
+        hidden, fix = quote(python), _DEDICATED["mount-path"]
+        raise _hiding("mount-path", target, settings.directory, hidden, fix)
     _add_volume(pod, build_volume(settings.defaults), is_added=is_added)
     volumes = _Volumes(pod)
     directory, *one_file = build_mounts(settings)
-    _add_runtime_mount(volumes, target, directory, f"{settings.directory}/{RUNTIME_FILE}")
+    handler = settings["handler"]
+    _add_runtime_mount(volumes, target, directory, f"{settings.directory}/{RUNTIME_FILE}", handler)
+    # In these modes, the container's own command may start the runtime.
+    is_started = settings["mode"] in ("runtime", "mount")
     for mount in one_file:
         _reject_hidden_handler(settings)
-        _add_runtime_mount(volumes, target, mount, settings.runtime_file)
+        own_handler = "" if is_started else handler
+        _add_runtime_mount(volumes, target, mount, settings.runtime_file, own_handler)
 
 
-def mount_socket(pod: Object, target: Object, sidecars: list[Object], path: str) -> Decision:
+def mount_socket(
+    pod: Object, target: Object, sidecars: list[Object], path: str, *, handler: str
+) -> Decision:
     """Mount the directory of the socket in the target and the sidecars; returns the volume.
 
     A volume that the target already mounts there is used, otherwise an emptyDir is added.
@@ -91,7 +101,7 @@ def mount_socket(pod: Object, target: Object, sidecars: list[Object], path: str)
         _add_volume(pod, {"name": SOCKET_VOLUME, "emptyDir": dict(SOCKET_SOURCE)})
     volumes = _Volumes(pod)
     if not is_mounted:
-        _add_mount(volumes, target, mount, path)
+        _add_mount(volumes, target, mount, path, handler)
     elif _is_read_only(volumes, mount):
         raise _conflict(
             "socket-path", target, mount, " read-only, so the socket cannot be created there"
@@ -155,8 +165,13 @@ def _add_volume(pod: Object, volume: Object, *, is_added: bool = False) -> None:
         )
 
 
-def _add_runtime_mount(volumes: _Volumes, target: Object, mount: Object, own: str) -> None:
-    """Add a mount of the runtime files, or use the one that is there. own: as in `_add_mount`."""
+def _add_runtime_mount(
+    volumes: _Volumes, target: Object, mount: Object, own: str, handler: str
+) -> None:
+    """Add a mount of the runtime files, or use the one that is there.
+
+    own, handler: as in `_add_mount`.
+    """
     path = mount["mountPath"]
     mounts = get_items(target, "volumeMounts")
     for present in mounts + get_items(target, "volumeDevices"):
@@ -169,20 +184,27 @@ def _add_runtime_mount(volumes: _Volumes, target: Object, mount: Object, own: st
             return
         if where == path or _is_within(where, path):
             raise _conflict("mount-path", target, present)
-    _add_mount(volumes, target, mount, own)
+    _add_mount(volumes, target, mount, own, handler)
 
 
-def _add_mount(volumes: _Volumes, container: Object, mount: Object, own: str) -> None:
+def _add_mount(
+    volumes: _Volumes, container: Object, mount: Object, own: str, handler: str = ""
+) -> None:
     """Add a mount; rejects one that hides something, and one inside a read-only mount.
 
     own: the injector's file in the mount, or the mount itself if that is one file.
+    handler: of the container; empty if it has none, or if its program may be that file.
     """
     path = mount["mountPath"]
     setting = "mount-path" if get_name(mount) == RUNTIME_VOLUME else "socket-path"
-    is_one_file = path == own
-    hidden = "" if is_one_file else hidden_paths.find_hidden(container, path, own)
+    if path != own:
+        hidden = hidden_paths.find_hidden(container, path, own, handler)
+        fix = _DEDICATED[setting]
+    else:
+        hidden = hidden_paths.find_hidden_file(container, path, handler) if handler else ""
+        fix = f"name the file {RUNTIME_FILE}"
     if hidden:
-        raise _hiding(setting, container, path, hidden)
+        raise _hiding(setting, container, path, hidden, fix)
     mounts = get_items(container, "volumeMounts")
     paths = map(_get_path, mounts)
     above = [(len(each), -index) for index, each in enumerate(paths) if _is_within(path, each)]
@@ -242,11 +264,10 @@ def _conflict(setting: str, container: Object, mount: Object, what: str = "") ->
     )
 
 
-def _hiding(setting: str, container: Object, directory: str, hidden: str) -> InjectionError:
+def _hiding(setting: str, container: Object, path: str, hidden: str, fix: str) -> InjectionError:
     return InjectionError(
         PREFIX + setting,
-        f"a volume at {quote(directory)} would hide {hidden} of container "
-        f"{quote(get_name(container))}",
-        fix=f"choose a dedicated directory, such as {quote(_EXAMPLES[setting])}",
+        f"a volume at {quote(path)} would hide {hidden} of container {quote(get_name(container))}",
+        fix=fix,
         reason=Reason.MOUNT_CONFLICT,
     )

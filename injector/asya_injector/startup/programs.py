@@ -1,5 +1,6 @@
 """The programs that a container's command starts: interpreters, init programs and launchers."""
 
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -8,10 +9,13 @@ from asya_injector.startup.hooks import HOOKS, get_hook_command
 from asya_injector.startup.probe import get_probe_command
 from asya_injector.startup.wrapper import get_wrapped, get_wrapper, is_wrapped
 
-# The chart's template helpers use these four too: `make sync` writes them there.
+# The chart's template helpers use these five too: `make sync` writes them there.
 # Programs that run another one as process 1, and those of their options that take a value.
 INIT_PROGRAMS = ("catatonit", "docker-init", "dumb-init", "tini", "tini-static")
-INIT_OPTIONS_WITH_VALUE = ("-p", "-e", "-r", "--rewrite")
+INIT_OPTIONS_WITH_VALUE = (
+    "-p", "-e", "-r", "--rewrite",
+    "-l", "--google-project", "--log-format", "--provider",  # of secrets-init
+)  # fmt: skip
 # Programs that put secrets into the environment and then become another program. Webhooks put them
 # before a container's command. The runtime needs these secrets, so the wrapper stands inside.
 LAUNCHERS = (
@@ -20,6 +24,15 @@ LAUNCHERS = (
     "secret-init",
     "secrets-init",
     "vault-env",
+)
+# Launchers with a subcommand, and with `--` before the program.
+SUBCOMMAND_LAUNCHERS = (
+    "berglas exec",
+    "chamber exec",
+    "doppler run",
+    "infisical run",
+    "op run",
+    "teller run",
 )
 # A Python interpreter, with "/" before its path. It must not contain $(NAME): the kubelet expands
 # that in a command, but not in probes and hooks.
@@ -33,6 +46,7 @@ _PROCESS_1 = re.compile(
 _MAX_PATH = 4096
 _MAX_NAME = 255
 _MAX_STARTERS = 100
+_MAX_SHELL_OPTIONS = 10
 _SHELLS = ("ash", "bash", "dash", "sh")
 
 
@@ -62,17 +76,35 @@ def find_process_1(target: Object) -> str:
     if is_wrapped(words):
         words = get_wrapped(words)
     words = words[_skip_starters(words, LAUNCHERS) :]
-    if len(words) > 2 and _is_any(words[0], _SHELLS):
-        is_script = re.fullmatch(r"-[a-z]*c", words[1])
-        last = re.fullmatch(r"(?s:.*)\bexec\s+([^\s;&|]+)[^;&|\n]*\s*", words[2][-1000:])
-        simple = re.fullmatch(r"\s*([^\s;&|]+)\s*", words[2][:1000])
-        found = (last or simple) if is_script else None
-        words = [found[1]] if found else []
+    if words and _is_any(words[0], ("env",)):
+        words = list(itertools.dropwhile(_is_of_env, words[1:_MAX_STARTERS]))
+    if words and _is_any(words[0], _SHELLS):
+        script = _find_script(words)
+        last = re.fullmatch(r"(?s:.*)\bexec\s+([^\s;&|]+)[^;&|\n]*\s*", script[-1000:])
+        simple = re.fullmatch(r"\s*([^\s;&|]+)\s*", script[:1000])
+        found = last or simple
+        words = [found[1].strip("\"'")] if found else []
     program = words[0] if words else ""
     if _is_any(program, ("busybox",)) and words[1:2] == ["init"]:
         return program
     is_first = len(program) < _MAX_PATH and _PROCESS_1.fullmatch(program)
     return program if is_first else ""
+
+
+def _is_of_env(word: str) -> bool:
+    """Whether a word is an option or a variable of the program `env`."""
+    return word.startswith("-") or "=" in word
+
+
+def _find_script(words: list[str]) -> str:
+    """What a shell runs with its option -c; empty if it has none."""
+    for index, word in enumerate(words[1:_MAX_SHELL_OPTIONS], 1):
+        if re.fullmatch(r"-[a-z]*c", word):
+            rest = [each for each in words[index + 1 : index + 3] if each != "--"]
+            return rest[0] if rest else ""
+        if word[:1] not in ("-", "+") and not words[index - 1].endswith("o"):
+            return ""
+    return ""
 
 
 def _is_interpreter(program: str) -> bool:
@@ -92,7 +124,7 @@ def _is_any(word: str, programs: tuple[str, ...]) -> bool:
 def find_launcher_end(words: list[str]) -> int:
     """Where the program starts that the last launcher becomes; 0 if there is no launcher."""
     starters = _iter_starters(words, INIT_PROGRAMS + LAUNCHERS)
-    ends = [end for name, end in starters if _is_any(name, LAUNCHERS)]
+    ends = [end for name, end in starters if not _is_any(name, INIT_PROGRAMS)]
     return max((end for end in ends if end < min(len(words), _MAX_STARTERS)), default=0)
 
 
@@ -102,11 +134,22 @@ def _skip_starters(words: list[str], starters: tuple[str, ...]) -> int:
 
 
 def _iter_starters(words: list[str], starters: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """The programs that start another one, each with where that one is."""
+    """The programs that start another one, launchers with a subcommand too.
+
+    Each with where that one is.
+    """
     start = 0
     words = words[:_MAX_STARTERS]
-    while start < len(words) and _is_any(words[start], starters):
-        name, start = words[start], _skip_options(words, start + 1)
+    while start < len(words):
+        name = words[start]
+        if _is_any(name, starters):
+            start = _skip_options(words, start + 1)
+        elif _is_any(" ".join(words[start : start + 2]), SUBCOMMAND_LAUNCHERS) and (
+            "--" in words[start:]
+        ):
+            start = words.index("--", start) + 1
+        else:
+            return
         yield name, start
 
 

@@ -59,6 +59,9 @@ REJECTED_BY_THE_CHART_TOO: list[tuple[Object, str]] = [
      "sidecar.container.volumeMounts: the volume ca does not exist; add it to sidecar.volumes"),
     (value({"volumeDevices": [{"name": "d", "devicePath": "/d"}]}),
      "sidecar.container.volumeDevices: the volume d does not exist; add it to sidecar.volumes"),
+    *((value({"volumeMounts": [{"name": name, "mountPath": "/a"}]}),
+       f"sidecar.container.volumeMounts: the injector mounts {name} where needed; remove it")
+      for name in ("asya-socket", "asya-runtime")),
     *((declare(**{key.removeprefix("asya.sh/"): "A"}),
        f"sidecar.annotations: {key} is a key of asya-runtime; choose another key")
       for key in ("asya.sh/handler", "asya.sh/sidecar-env", "asya.sh/injected",
@@ -68,6 +71,16 @@ REJECTED_BY_THE_CHART_TOO: list[tuple[Object, str]] = [
     (declare(b="X", a="X"),
      "sidecar.annotations: asya.sh/a and asya.sh/b set X; choose another variable"),
 ]  # fmt: skip
+# Of the wrong type, by the type.
+WRONG: dict[str, list[Any]] = {
+    "text": [1, ["a"]],
+    "a boolean": ["true", 1],
+    "a mapping": [1, [{}]],
+    "a list of strings": ["run me", [1], {}],
+    "a list of mappings": [{}, ["A"], [[]]],
+}
+PORT: Object = {"containerPort": 1}
+LONG = "a" * 64
 # Values that the chart's schema rejects, in the words of Helm.
 REJECTED: list[tuple[Any, str]] = [
     ([], "sidecar: is not a mapping"),
@@ -76,20 +89,30 @@ REJECTED: list[tuple[Any, str]] = [
     ({"containers": {}}, 'sidecar: unknown name "containers"; did you mean "container"?'),
     ({"container": ["a"]}, "sidecar.container: is not a mapping"),
     (value({"imge": "a"}), 'sidecar.container: unknown name "imge"; did you mean "image"?'),
-    (value({"name": "A"}), "sidecar.container.name: is required"),
+    *((value({"name": name}), f"sidecar.container.name: {shown} is not a valid name")
+      for name, shown in (("A", '"A"'), ("a_b", '"a_b"'), (LONG, f'"{LONG}"'), (1, '"int"'))),
     (value({"image": 1}), "sidecar.container.image: is required"),
-    (value({"env": {}}), "sidecar.container.env: is not a list of mappings"),
-    (value({"env": ["A"]}), "sidecar.container.env: is not a list of mappings"),
+    *((value({field: wrong}), f"sidecar.container.{field}: is not {expected}")
+      for field, expected in CONTAINER_FIELDS.items() if field not in ("name", "image")
+      for wrong in WRONG[expected]),
     (value({"env": [{"value": "1"}]}), "sidecar.container.env: has no valid name of a variable"),
     (value({"env": [{"name": "A", "value": 1}]}),
      "sidecar.container.env: the value of A is not a string; quote it"),
+    *((value({"ports": [PORT | {field: wrong}]}), f"sidecar.container.ports: has no valid {field}")
+      for field, wrong in (("containerPort", "1"), ("containerPort", 0), ("containerPort", None),
+                           ("containerPort", 65536), ("hostPort", "1"), ("hostPort", -1))),
+    *((value({field: [{"name": "a"} | where]}, volumes=[{"name": "a"}]),
+       f"sidecar.container.{field}: a mount of a has no {path}")
+      for field, path in (("volumeMounts", "mountPath"), ("volumeDevices", "devicePath"))
+      for where in ({}, {path: ""}, {path: 1})),
     (value({"resources": {"limits": {"cpu": float("inf")}}}),
      'sidecar.container.resources.limits.cpu: is "float"'),
     (value(native="yes"), "sidecar.native: is not a boolean"),
     (value(volumes={"name": "a"}), "sidecar.volumes: is not a list of mappings"),
     (value(volumes=["a"]), "sidecar.volumes: is not a list of mappings"),
     (value(volumes=[{}]), "sidecar.volumes[0].name: is required"),
-    (value(imagePullSecrets=[{"name": "A"}]), "sidecar.imagePullSecrets[0].name: is required"),
+    (value(imagePullSecrets=[{}]), "sidecar.imagePullSecrets[0].name: is required"),
+    (value(imagePullSecrets=[{"name": "A"}]), "sidecar.imagePullSecrets[0].name: \"A\" is not a"),
     (value(annotations=["a"]), "sidecar.annotations: is not a mapping"),
     (value(annotations={"queue": {"env": "A"}}), 'sidecar.annotations: "queue" is not valid'),
     (value(annotations={"asya.sh/Queue": {"env": "A"}}), '"asya.sh/Queue" is not valid'),
@@ -97,7 +120,8 @@ REJECTED: list[tuple[Any, str]] = [
     (value(annotations={"asya.sh/queue": {"env": "1"}}), "asya.sh/queue.env: has no valid name"),
     (value(annotations={"asya.sh/queue": {"env": "A", "require": True}}),
      'unknown name "require"; did you mean "required"?'),
-    (value(annotations={"asya.sh/queue": {"env": "A", "required": "yes"}}), "is not a boolean"),
+    (value(annotations={"asya.sh/queue": {"env": "A", "required": "yes"}}),
+     "sidecar.annotations.asya.sh/queue.required: is not a boolean"),
     (declare(**{f"a{number}": f"A{number}" for number in range(MAX_DECLARED + 1)}),
      f"sidecar.annotations: has more than {MAX_DECLARED} keys"),
 ]  # fmt: skip
@@ -132,7 +156,7 @@ def test_reads_all_of_it() -> None:
             "asya.sh/queue": {"env": "QUEUE", "required": True},
             "asya.sh/prefetch": {"env": "PREFETCH"},
         },
-        volumes=[{"name": "ca", "emptyDir": {}}],
+        volumes=[{"name": "ca", "emptyDir": {}}, {"name": "without-source"}],
         imagePullSecrets=[{"name": "pull.example.com"}],
     )
     before = copy.deepcopy(given)
@@ -143,7 +167,7 @@ def test_reads_all_of_it() -> None:
             "asya.sh/prefetch": DeclaredAnnotation("asya.sh/prefetch", "PREFETCH"),
             "asya.sh/queue": DeclaredAnnotation("asya.sh/queue", "QUEUE", required=True),
         },
-        volumes=[{"name": "ca", "emptyDir": {}}],
+        volumes=[{"name": "ca", "emptyDir": {}}, {"name": "without-source", "emptyDir": {}}],
         pull_secrets=["pull.example.com"],
     )
     assert given == before

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +52,26 @@ def test_a_document_without_a_key_of_ours_passes_unread(text: str, command: str)
     assert asya("inject", "--no-configmap", stdin=both).out.startswith(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"# M\xfcller\na: \xff\n",
+        b'{"a": "\xfc"}\n',
+        b"a: \xed\xa0\x80\n",
+        "a: ä\n".encode("utf-16"),
+    ],
+)
+def test_a_document_without_a_key_of_ours_need_not_be_utf_8(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_bytes(text)
+    (tmp_path / "b.yaml").write_text(ACTOR)
+    for command in ("inject", "uninject", "explain"):
+        done = asya(command, "-f", tmp_path)
+        assert done.status == 0
+        if command != "explain":
+            assert done.out.encode(errors="surrogateescape").startswith(text)
+
+
 SPELLINGS = [
     '{"asya.sh/handler": 1}',
     '{"asya.sh\\/handler": 1}',
@@ -63,6 +84,8 @@ SPELLINGS = [
     'a: {? "asya\\\r\n  .sh/handler" : 1}',
     "a: {asya.sh/handler: 1}",
     "a: {asya.io/handler: 1}",
+    "a: {asya/handler: 1}",
+    "a: {runtime.asya.dev/handler: 1}",
     "kind: Namespace\nmetadata: {labels: {asya.sh/injection: disabled}}",
     "kind: ConfigMap\nmetadata: {name: asya-runtime-0123456789}",
 ]

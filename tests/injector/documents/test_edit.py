@@ -169,6 +169,17 @@ EXACT: dict[str, tuple[str, Any, str]] = {
         [{"metadata": {"name": "x"}, "v": 3}, {"metadata": {"name": "new"}, "v": 2}],
         "a:\n- metadata: {name: x} # x\n  v: 3\n- metadata:\n    name: new\n  v: 2\n",
     ),
+    "another-key": (
+        "a:\n  # b\n  b: # of b\n    c: 1 # c\n",
+        {"x": {"q": ["z"]}},
+        "a:\n  # b\n  x: # of b\n    q:\n    - z # c\n",
+    ),
+    "another-key-on-a-line": ("a:\n  b: {c: 1} # c\n", {"x": {"q": 2}}, "a:\n  x: {q: 2} # c\n"),
+    "another-key-in-a-list": (
+        "a:\n- b:\n   c: 1\n- d",
+        [{"x": {"q": {"z": 2}}}, "d"],
+        "a:\n- x:\n   q:\n     z: 2\n- d",
+    ),
     "nameless-items": (
         "a:\n- {v: 1} # 1\n- {v: 2} # 2\n",
         [{"v": 2}],

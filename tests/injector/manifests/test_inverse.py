@@ -64,6 +64,27 @@ TEXTS = {
     "empty-mounts": _replace(IMAGE, IMAGE + "          volumeMounts: []\n"),
     "empty-lifecycle": _replace('command: ["gunicorn", "app:server"]', "lifecycle: {}"),
     "empty-command": _replace('["gunicorn", "app:server"]', "[]"),
+    "sleep-hook": _replace(
+        '          command: ["gunicorn", "app:server"]\n',
+        """\
+          lifecycle:
+            preStop: # one
+                # two
+                sleep: # three
+                  seconds: 5  # four
+                # five
+""",
+    ),
+    "sleep-hook-in-a-line": _replace(
+        'command: ["gunicorn", "app:server"]',
+        """\
+lifecycle:
+            preStop:
+              sleep: {seconds: 5}  # why""",
+    ),
+    "sleep-hook-in-braces": _replace(
+        'command: ["gunicorn", "app:server"]', "lifecycle: {preStop: {sleep: {seconds: 5}}}"
+    ),
     "empty-probe": _replace(IMAGE, IMAGE + "          readinessProbe: {}\n"),
     "empty-volumes": DEPLOYMENT + "      volumes: []\n",
     "volumes-without-value": DEPLOYMENT + "      volumes:\n",

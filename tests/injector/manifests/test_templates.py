@@ -112,7 +112,25 @@ WITHOUT: dict[str, tuple[Object, str]] = {
     ),
     "metadata-of-an-unknown-kind": (
         custom("Service", "v1") | {"metadata": {"name": "x", "annotations": HANDLER}},
-        'set it on the pod template, because kind "Service" is not supported',
+        'kind "Service" is not supported; annotate its pod template, if it has one',
+    ),
+    "older-version": (
+        custom("Deployment", "extensions/v1beta1")
+        | {"metadata": {"name": "x", "annotations": HANDLER}},
+        "Deployment needs apiVersion: apps/v1",
+    ),
+    "no-version": (
+        {"kind": "Pod", "metadata": {"annotations": HANDLER}}, "Pod needs apiVersion: v1",
+    ),
+    "no-kind": ({"metadata": {"annotations": HANDLER}}, "the object has no kind"),
+    "annotation-of-a-namespace": (
+        custom("Namespace", "v1")
+        | {"metadata": {"annotations": {"asya.sh/injection": "disabled"}}},
+        "it is a label of namespaces",
+    ),
+    "another-value": (
+        custom("Namespace", "v1") | {"metadata": {"labels": {"asya.sh/injection": "Disabled"}}},
+        'use "disabled"',
     ),
     "labels": (
         custom("Deployment", "apps/v1") | {"metadata": {"name": "x", "labels": HANDLER}},
@@ -122,6 +140,13 @@ WITHOUT: dict[str, tuple[Object, str]] = {
         custom("Pod", "v1") | {"metadata": {"annotations": {"asya.io/handler": "a.b"}}},
         "the prefix of the annotations is asya.sh/",
     ),
+    **{
+        key: (
+            custom("Pod", "v1") | {"metadata": {"annotations": {key: "a.b"}}},
+            "the prefix of the annotations is asya.sh/",
+        )
+        for key in ("asya/handler", "asya.com/handler", "runtime.asya.sh/mode", "my-asya/handler")
+    },
 }  # fmt: skip
 
 
@@ -133,6 +158,13 @@ def test_keys_without_effect_are_warned_of(item: Object, reason: str) -> None:
     assert done.err.count("has no effect") == 1
     assert f"has no effect: {reason}" in done.err
     assert reason in asya("explain", stdin=text).out
+
+
+@pytest.mark.parametrize("text", ['[{"asya.sh/handler": "a.b"}]\n', "- asya.sh/handler: a.b\n"])
+def test_a_list_is_no_object_and_is_warned_of(text: str) -> None:
+    done = asya("inject", stdin=text)
+    assert (done.status, done.out) == (0, text)
+    assert "stdin:1: has no effect: not a Kubernetes object, but a list\n" in done.err
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ def socket_in(directory: str, *containers: Object, **spec: Any) -> Object:
     return pod({"socket-path": f"{directory}/app.sock"}, *containers, **spec)
 
 
-def files_in(path: str, *containers: Object) -> Object:
-    return pod({"mount-path": path}, *containers)
+def files_in(path: str, *containers: Object, **spec: Any) -> Object:
+    return pod({"mount-path": path}, *containers, **spec)
 
 
 def probe(*command: str) -> Object:
@@ -47,6 +47,9 @@ USED = (
     "/var/lib", "/var/tmp", "/var/run", "/var/log", "/var/cache", "/home/user", "/opt/conda",
     "/opt/conda/envs/x", "/opt/miniconda3", "/opt/venv", "/opt/venv/lib", "/app/.venv", "/app/lib",
     "/srv/.cache/huggingface", "/opt/nvidia/x", "/opt/python3.12", "/srv/site-packages",
+    "/opt/venv-py3", "/opt/my_venv/x", "/srv/VENV", "/opt/Conda", "/opt/pyenv/x", "/opt/rh/x",
+    "/home/linuxbrew/x", "/opt/tljh", "/opt/R/4.4", "/opt/jdk-21", "/databricks/x", "/layers/x",
+    "/cnb/process", "/var/www/html", "/var/spool/cron", "/var/cache/apt",
 )  # fmt: skip
 
 
@@ -103,8 +106,22 @@ NEEDED = [
                  id="probe"),
     pytest.param({"env": [{"name": "PYTHONPATH", "value": "/x:/srv/model"}]}, '"/srv/model"',
                  id="import-path"),
-    pytest.param({"env": [{"name": "MODEL_DIR", "value": "/srv/model/weights"}]},
-                 '"/srv/model/weights"', id="variable"),
+    *(pytest.param({"env": [{"name": name, "value": "/srv/model/weights"}]},
+                   '"/srv/model/weights"', id=f"variable-{name}")
+      for name in ("MODEL_DIR", "WORKDIR", "APP_ROOT", "HF_HUB_CACHE", "MODEL_FILE", "LD_PRELOAD")),
+    pytest.param({"command": ["$(APP)/serve"], "env": [{"name": "APP", "value": "/srv/model"}]},
+                 '"/srv/model/serve"', id="program-by-a-variable"),
+    pytest.param({"args": ["--config=$(A)$(B)/c.yaml"], "env": [
+        {"name": "A", "value": "/srv"}, {"name": "B", "value": "/model"}]},
+                 '"/srv/model/c.yaml"', id="config-by-variables"),
+    pytest.param({"workingDir": "/srv", "command": ["python", "-m", "model.serve"]},
+                 '"/srv/model/serve"', id="module"),
+    pytest.param({"workingDir": "/", "args": ["uvicorn", "srv.model.main:app"]},
+                 '"/srv/model/main"', id="application"),
+    pytest.param({"command": ["python", "-m", "model"], "env": [
+        {"name": "PYTHONPATH", "value": "/x:/srv"}]}, '"/srv/model"', id="module-in-import-path"),
+    pytest.param({"terminationMessagePath": "/srv//model/end"},
+                 'the termination message path "/srv//model/end"', id="termination-message"),
 ]  # fmt: skip
 
 
@@ -157,6 +174,38 @@ def test_the_injectors_own_files_and_files_created_later_are_not_needed(fields: 
     assert inject(pod({}, model(**fields), SIDECAR | fields), DEFAULTS)
 
 
+@pytest.mark.parametrize(
+    "fields", [{"workingDir": "/srv/x"}, {"env": [{"name": "PYTHONPATH", "value": "/a:/srv/x"}]}]
+)
+@pytest.mark.parametrize("directory", ["/srv/x/my_app", "/srv/x/my_app/handler"])
+def test_the_handlers_package_is_needed(fields: Object, directory: str) -> None:
+    for given in (socket_in(directory, model(**fields)), files_in(directory, model(**fields))):
+        assert 'would hide "/srv/x/my_app/handler" of container "model"' in str(reject(given))
+    # It is needed in its own container only.
+    shared = [{"name": "own", "mountPath": directory}]
+    proxy = {"name": "asya-sidecar", "workingDir": "/srv/x"}
+    given = socket_in(directory, model(**fields, volumeMounts=shared), proxy, volumes=[TMP])
+    assert inject(given, DEFAULTS)
+
+
+@pytest.mark.parametrize(("link", "target"), [("/var/run/s", "/run/s"), ("/run/s", "/var/run/s")])
+def test_a_directory_behind_a_symbolic_link_is_the_same(link: str, target: str) -> None:
+    for fields, said in (
+        ({"command": [f"{link}/serve"]}, f'would hide "{link}/serve"'),
+        ({"workingDir": link}, "would hide the working directory"),
+        ({"volumeMounts": [mount(link)]}, f'mounts "own" at "{link}"'),
+        ({"volumeMounts": [mount(f"{link}/x")]}, f'mounts "own" at "{link}/x"'),
+        ({"volumeMounts": [mount(link.removesuffix("/s"), readOnly=True)]}, "read-only"),
+    ):
+        for given in (
+            socket_in(target, model(**fields), volumes=[TMP]),
+            files_in(target, model(**fields), volumes=[TMP]),
+        ):
+            assert said in str(reject(given))
+    assert inject(socket_in("/run/s", model(workingDir="/var/runs/s")), DEFAULTS)
+    assert "of the system" in str(reject(socket_in("/var/lock/s", model())))
+
+
 def test_a_program_in_a_temporary_directory_is_needed() -> None:
     for word in ("/tmp/sockets/run.sh", "/tmp/sockets/app.py"):
         assert reject(pod({}, model(command=["sh", word]))).reason == Reason.MOUNT_CONFLICT
@@ -193,6 +242,37 @@ def test_a_block_device_at_or_below_the_directory_of_the_socket_is_a_conflict(pa
 def test_socket_and_runtime_files_need_different_directories(files: str, socket: str) -> None:
     given = pod({"mount-path": files, "socket-path": socket}, model())
     assert reject(given).reason == Reason.MOUNT_CONFLICT
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"command": ["python", "/app/asya_serve.py"]},
+        {"command": ["sh", "-c", "exec python /app/asya_serve.py"]},
+        {"command": ["python"], "args": ["/app//x/../asya_serve.py"]},
+        {"command": ["python", "asya_serve.py"], "workingDir": "/app"},
+        {"command": ["python", "-m", "asya_serve"], "workingDir": "/app"},
+        {"command": ["uvicorn", "asya_serve:app"], "env": [{"name": "PYTHONPATH",
+                                                           "value": "/app"}]},
+    ],
+)  # fmt: skip
+def test_one_file_must_not_be_the_containers_program(fields: Object) -> None:
+    given = files_in("/app/asya_serve.py", {"name": "model", **fields})
+    assert str(reject(given)) == (
+        'asya.sh/mount-path: a volume at "/app/asya_serve.py" would hide "/app/asya_serve.py" of '
+        'container "model"; name the file asya_runtime.py (MountConflict)'
+    )
+    given["metadata"]["annotations"]["asya.sh/mount-path"] = "/app/asya_other.py"
+    result = inject(given, DEFAULTS)
+    assert result is not None
+    again = inject(result.pod, DEFAULTS)
+    assert again is not None
+    assert again.pod == result.pod
+    # In these modes, the program is the runtime.
+    given["metadata"]["annotations"] |= {
+        "asya.sh/mount-path": "/app/asya_serve.py", "asya.sh/mode": "mount",
+    }  # fmt: skip
+    assert inject(given, DEFAULTS)
 
 
 def test_one_file_must_not_have_the_name_of_the_handlers_module() -> None:

@@ -76,6 +76,14 @@ LARGE: list[Any] = [
                  id="wrappers"),
     pytest.param(lambda: pod({"command": ["/tmp/sockets/a.sock"] * 45_000}), id="paths"),
     pytest.param(lambda: pod({"command": ["x", " /tmp/sockets/a.sock" * 400_000]}), id="script"),
+    pytest.param(lambda: pod({"command": ["x", "$(A)" * 2_000_000], "env": [
+        {"name": "A", "value": "/tmp/sockets" * 100_000}]}), id="references"),
+    pytest.param(lambda: pod({"command": ["$(A)"] * 45_000, "env": [
+        {"name": "A", "value": "/tmp/sockets" * 100_000}]}), id="many-references"),
+    pytest.param(lambda: pod({"command": ["a:b"] * 45_000, "env": [
+        {"name": "PYTHONPATH", "value": "/a:" * 2_000_000}]}), id="modules"),
+    pytest.param(lambda: pod({"command": ["x", "a." * 3_000_000 + "a:b"], "env": [
+        {"name": "PYTHONPATH", "value": "/a:" * 2_000_000}]}), id="long-module"),
     pytest.param(lambda: pod({"command": ["sh", "-c", "exec " * 1_500_000]}), id="execs"),
     pytest.param(lambda: pod({"command": ["/python1" * 1_000_000 + "!"]}), id="interpreter"),
     pytest.param(lambda: pod({"command": ["python" + ".1" * 4_000_000 + "!"]}), id="version"),

@@ -21,7 +21,7 @@ CONTAINER: Object = {
     "name": "asya-sidecar",
     "image": "queue:1",
     "env": [URL, {"name": "PREFETCH", "value": "10"}],
-    "ports": [{"name": "queue", "containerPort": 9000}],
+    "ports": [{"name": "queue", "containerPort": 9000, "hostPort": 9001}],
     "resources": {"requests": {"cpu": "1000m"}},
     "volumeMounts": [{"name": "ca", "mountPath": "/ca", "readOnly": True}],
 }
@@ -286,6 +286,9 @@ REJECTED = [
           ({"containerPort": 9000, "protocol": "TCP"}, "has a port 9000"),
           ({"containerPort": 1, "name": "queue"}, 'has a port named "queue"'),
       )),
+    pytest.param({**pod(), "spec": {"containers": [model(ports=[{"containerPort": 1,
+                                                                  "hostPort": 9001}])]}},
+                 Reason.SIDECAR_PORT_CONFLICT, "has a host port 9001, which", id="host-port"),
     pytest.param(pod(initContainers=[{"name": "x", "restartPolicy": "Always",
                                       "ports": [{"containerPort": 9000}]}]),
                  Reason.SIDECAR_PORT_CONFLICT, 'container "x"', id="port-of-a-native-sidecar"),

@@ -73,6 +73,55 @@ def test_is_removed_from_a_pod_that_the_api_server_has_completed(value: Object) 
     assert "imagePullSecrets" not in restored["spec"]
 
 
+def divide(divisor: str) -> Object:
+    source = {"resource": "limits.memory", "divisor": divisor}
+    return {"env": [{"name": "MEMORY", "valueFrom": {"resourceFieldRef": source}}]}
+
+
+def claim(**fields: Any) -> Object:
+    return {"persistentVolumeClaim": {"claimName": "c", **fields}}
+
+
+def request(storage: str) -> Object:
+    template = {"spec": {"resources": {"requests": {"storage": storage}}}}
+    return {"ephemeral": {"volumeClaimTemplate": template}}
+
+
+@pytest.mark.parametrize(
+    ("container", "stored_container", "source", "stored_source"),
+    [
+        pytest.param({}, {}, {"emptyDir": {"sizeLimit": "1024Mi"}},
+                     {"emptyDir": {"sizeLimit": "1Gi"}}, id="size-limit"),
+        pytest.param({}, {}, {"emptyDir": {"sizeLimit": 1073741824}},
+                     {"emptyDir": {"sizeLimit": "1Gi"}}, id="size-limit-in-bytes"),
+        pytest.param({}, {}, request("1024Mi"), request("1Gi"), id="size-of-a-claim"),
+        pytest.param({}, {}, claim(readOnly=False), claim(), id="field-without-effect"),
+        pytest.param({}, {}, {}, {"emptyDir": {}}, id="volume-without-a-source"),
+        pytest.param(divide("1024Ki"), divide("1Mi"), claim(), claim(), id="divisor"),
+        pytest.param({"resources": {"limits": {"cpu": 0.5}}}, {"resources": {"limits":
+                     {"cpu": "500m"}}}, claim(), claim(), id="resources"),
+    ],
+)  # fmt: skip
+def test_is_recognised_in_the_form_that_the_api_server_stores(
+    container: Object, stored_container: Object, source: Object, stored_source: Object
+) -> None:
+    value = {**VALUE, "container": CONTAINER | container, "volumes": [CA, {"name": "v"} | source]}
+    settings = defaults(value)
+    stored = injected(pod(), settings).pod
+    stored["spec"]["initContainers"][0] |= {
+        field: [*stored["spec"]["initContainers"][0]["env"][:-1], *form] if field == "env" else form
+        for field, form in stored_container.items()
+    }
+    stored["spec"]["volumes"][1] = {"name": "v"} | stored_source
+    assert uninject(stored) == pod()
+    stored["metadata"]["annotations"]["asya.sh/prefetch"] = "2"
+    copied = inject(stored, settings)
+    assert copied is not None
+    assert copied.pod == injected(pod(annotations={"asya.sh/prefetch": "2"}), settings).pod
+    own = injected(pod(volumes=[{"name": "v"} | stored_source]), settings).pod
+    assert [each["name"] for each in own["spec"]["volumes"]].count("v") == 1
+
+
 @pytest.mark.parametrize("later", [NEWER, RENAMED, ORDINARY, OTHER_VOLUME, FEWER, None])
 @pytest.mark.parametrize("earlier", [VALUE, ORDINARY, None])
 def test_a_copied_pod_gets_the_template_of_today(

@@ -2,7 +2,7 @@
 
 import pytest
 from asya_injector.mutation.uninject import uninject
-from asya_injector.startup.programs import LAUNCHERS
+from asya_injector.startup.programs import LAUNCHERS, SUBCOMMAND_LAUNCHERS
 
 from tests.injector.mutation.test_inject import injected
 from tests.injector.startup.test_modes import interpreters, pod, target, wrapper
@@ -19,6 +19,8 @@ def test_the_wrapper_stands_inside_a_launcher(name: str) -> None:
         ([start, "--", "serve"], None, ([start, "--", *wrapper(), "serve"], None)),
         (["tini", "-g", "--", start, "serve"], None,
          (["tini", "-g", "--", start, *wrapper(), "serve"], None)),
+        ([start, "--provider", "google", "python", "a.py"], None,
+         ([start, "--provider", "google", *wrapper("python"), "python", "a.py"], None)),
         (["tini"], ["--", start, "serve"], (["tini"], ["--", start, *wrapper(), "serve"])),
         ([start, start], None, ([start, *wrapper(), start], None)),
         ([start, "tini", "--", "python", "a.py"], None,
@@ -31,6 +33,32 @@ def test_the_wrapper_stands_inside_a_launcher(name: str) -> None:
         item = target(result.pod)
         assert (item["command"], item.get("args")) == expected
         assert uninject(result.pod) == given
+
+
+@pytest.mark.parametrize("name", SUBCOMMAND_LAUNCHERS)
+def test_the_wrapper_stands_inside_a_launcher_with_a_subcommand(name: str) -> None:
+    program, subcommand = name.split()
+    start = [f"/x/{program}", subcommand, "--option", "value", "--"]
+    for before, words in (
+        (start, ["python3.12", "app.py"]),
+        ([*start, "tini", "--", "vault-env"], ["python3.12", "app.py"]),
+        (["vault-env", *start], ["python3.12", "app.py"]),
+        (["tini", "--", program, subcommand, "--"], ["python3.12", "app.py", "--", "x"]),
+    ):
+        given = pod(command=before + words)
+        result = injected(given)
+        assert target(result.pod)["command"] == [*before, *wrapper("python3.12"), *words]
+        assert interpreters(target(result.pod)) == {"python3.12"}
+        assert injected(result.pod).pod == result.pod
+        assert uninject(result.pod) == given
+    # It is unknown where the program begins, or there is no launcher.
+    for words in (
+        [program, subcommand, "serve"],
+        [program, "--", "serve"],
+        [program, subcommand, "--"],
+        ["x", subcommand, "--", "y"],
+    ):
+        assert target(injected(pod(command=words)).pod)["command"] == [*wrapper(), *words]
 
 
 def test_the_wrapper_moves_into_a_launcher_that_replaces_an_unknown_entrypoint() -> None:
@@ -68,7 +96,11 @@ PROCESS_1 = [
     ["/sbin/my_init", "--", "serve"], ["/sbin/runit"], ["/sbin/runit-init"], ["/sbin/openrc-init"],
     ["/package/admin/s6-overlay-3.2/libexec/init"], ["s6-overlay-suexec", "x"], ["busybox", "init"],
     ["/bin/sh", "-c", "exec /init"], ["bash", "-ec", "export A=1; exec /sbin/init"],
-    ["sh", "-c", "/init"], ["/vault/vault-env", "/init"],
+    ["sh", "-c", "/init"], ["/vault/vault-env", "/init"], ["op", "run", "--", "/init"],
+    ["bash", "-euo", "pipefail", "-c", "/init"],
+    ["/bin/bash", "-l", "-e", "-c", "a; exec /init"], ["sh", "-c", "--", "exec '/init' \"$@\""],
+    ["sh", "-c", 'exec "/sbin/init"'], ["/usr/bin/env", "A=1", "/init"],
+    ["env", "-i", "sh", "-c", "/init"],
 ]  # fmt: skip
 
 
@@ -100,7 +132,8 @@ def test_mode_wrap_warns_about_a_program_that_must_be_process_1(command: list[st
     [
         ["/app/init"], ["/init.sh"], ["init-db"], ["/sbin/tini", "--", "/init"], ["systemd-run"],
         ["sh", "-c", "/init && serve"], ["sh", "-c", "serve /init"], ["sh", "/init"],
-        ["busybox", "httpd"], ["python", "/init"],
+        ["busybox", "httpd"], ["python", "/init"], ["env"], ["env", "A=/init", "serve"], ["sh"],
+        ["bash", "-e", "/init", "-c", "/init"], ["sh", "-c"], ["bash", "-x", "run.sh"],
     ],
     ids=" ".join,
 )  # fmt: skip
