@@ -179,6 +179,7 @@ def run_to_end(
 
 
 Start = Callable[..., Process]
+Compiled = Callable[[str], str]
 
 
 @pytest.fixture
@@ -196,7 +197,7 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     """Give the path of the runtime's bytecode for an interpreter.
 
     Compiling takes more than half of the CPU time of a start. test_pythons.py starts the source.
@@ -214,7 +215,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 
 @pytest.fixture
-def start(folder: Path, compiled: Callable[[str], str]) -> Iterator[Start]:
+def start(folder: Path, compiled: Compiled) -> Iterator[Start]:
     """Start a runtime with `source` as handler module `app`; `ready=False`: do not wait."""
     started: list[Process] = []
 
