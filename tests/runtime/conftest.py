@@ -256,13 +256,15 @@ def runtime() -> ModuleType:
 @functools.cache
 def interpreters() -> list[str]:
     """Find every CPython that really runs here, the running one first."""
-    names = [f"python3.{minor}" for minor in range(6, 20)]
-    found = [shutil.which(name) for name in names]
     versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    found += [str(path) for path in sorted(versions.glob("3.*/bin/python3"))]
+    found = [sys.executable, *map(str, sorted(versions.glob("3.*/bin/python3")))]
     found += os.environ.get("ASYA_TEST_PYTHONS", "").split(":")  # more of them
+    found += [f"python3.{minor}" for minor in range(6, 20)]
     by_version: dict[str, str] = {}
-    for path in [sys.executable, *filter(None, found)]:
+    for name in found:
+        path = shutil.which(name)
+        if not path or Path(path).name.removeprefix("python") in by_version:  # shims are slow
+            continue
         code = "import sys; print('.'.join(map(str, sys.version_info[:2])))"
         ran = subprocess.run([path, "-c", code], capture_output=True, text=True, check=False)
         if ran.returncode == 0:
