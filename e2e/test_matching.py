@@ -121,7 +121,7 @@ def many_annotations(count: int, size: int) -> dict[str, str]:
 def seconds(counter: ReviewCounter, verb: str, item: Object) -> float:
     """The shortest time of some attempts."""
     times = []
-    for _ in range(3):
+    for _ in range(5):
         began = time.monotonic()
         counter.send(verb, item, dry_run="All")
         times.append(time.monotonic() - began)
@@ -153,8 +153,8 @@ def test_annotations_of_others_take_little_time_in_the_api_server(
     until("the namespace to be disabled", lambda: not counter.is_reviewed("create", PROBE))
     without = {what: seconds(counter, *request) for what, request in requests(annotations).items()}
     times = {what: (with_webhook[what], without[what]) for what in without}
-    # On a busy machine both take many times as long.
-    slow = {what for what, (seen, unseen) in times.items() if seen > max(unseen + 1, 4 * unseen)}
+    # A quiet machine takes 0.1 s. On a busy one, both times are many times as long.
+    slow = {what for what, (seen, unseen) in times.items() if seen > max(unseen + 1, 10 * unseen)}
     assert slow == set(), times
 
 
