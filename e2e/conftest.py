@@ -120,8 +120,12 @@ def cluster() -> Cluster:
 @pytest.fixture(autouse=True)
 def usual_release(cluster: Cluster, request: pytest.FixtureRequest) -> None:
     """Restore the usual release if an earlier test changed it."""
-    if not set(OWN_RELEASE).isdisjoint(request.fixturenames):
-        return
+    if {*OWN_RELEASE, "outage"}.isdisjoint(request.fixturenames):
+        restore_release(cluster)
+
+
+def restore_release(cluster: Cluster) -> None:
+    """Install the usual release again if it was changed."""
     with CHANGED.with_suffix(".changed-lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         if CHANGED.exists():
@@ -203,7 +207,8 @@ def pytest_runtest_makereport(
         if item.get_closest_marker("alone"):  # it may not have restored the release
             CHANGED.touch()
         arguments = getattr(item, "funcargs", {})
-        staged = [getattr(arguments.get(each), "namespace", None) for each in ("scene", "pipeline")]
+        modules = ("scene", "outage", "pipeline")  # fixtures with a namespace for a module
+        staged = [getattr(arguments.get(each), "namespace", None) for each in modules]
         for namespace in filter(None, (arguments.get("namespace"), *staged, SYSTEM)):
             report.sections.append((f"namespace {namespace}", _describe(namespace)))
     return report

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import datetime as dt
 import json
 import sys
 from collections.abc import Iterator
@@ -12,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from asya_injector.tls.authority import create
 
 from e2e.harness import (
     SYSTEM,
@@ -21,7 +18,6 @@ from e2e.harness import (
     bare_pod,
     run,
     switch_injection,
-    until,
     workload,
 )
 
@@ -117,25 +113,6 @@ def test_pods_and_workloads_that_the_injector_has_not_seen_are_found(
     # The suggested fix works.
     cluster.kubectl(*row["fix"].removeprefix("kubectl ").split())
     assert run_check("-n", namespace)[1]["workloads"][0]["state"] == "ok"
-
-
-@pytest.mark.alone
-@pytest.mark.timeout(300)
-def test_an_unreachable_injector_is_found(cluster: Cluster, namespace: str) -> None:
-    configuration = "mutatingwebhookconfiguration/asya-runtime"
-    with cluster.without_injectors():
-        other = create(["x.svc"], now=dt.datetime.now(dt.UTC)).bundle
-        path = "/webhooks/0/clientConfig/caBundle"
-        change = {"op": "replace", "path": path, "value": base64.b64encode(other).decode()}
-        cluster.kubectl("patch", configuration, "--type=json", "-p", json.dumps([change]))
-        status, rows = run_check("-n", namespace)
-    assert status == 1
-    wrong = {name: found[0]["found"] for name, found in rows.items() if found[0]["state"] != "ok"}
-    assert sorted(wrong) == ["admission", "certificate", "endpoints", "injector"]
-    assert wrong["certificate"].endswith("is not signed by a CA in caBundle")
-    assert "has no ready address" in wrong["endpoints"]
-    assert 'failed calling webhook "pods.asya.sh"' in wrong["admission"]
-    until("all checks to pass again", lambda: run_check("-n", namespace)[0] == 0)
 
 
 @pytest.fixture

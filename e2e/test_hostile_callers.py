@@ -54,7 +54,8 @@ def test_fifty_hostile_callers_keep_no_genuine_pod_away(
     print(f"{pods.done} of {pods.sent} pods; {slow} of {count} reviews over {bound} s; {answers}")
     assert pods.lost == []
     assert pods.done >= (2 if bound == SLOW_SECONDS else 1) * SECONDS  # one after the other
-    assert slow <= MAX_SLOW * count
+    # A busy machine answers too few to count hundredths.
+    assert slow <= max(MAX_SLOW * count, bound == BUSY_SECONDS)
     after = {pod.metadata.name: pod for pod in cluster.injector_pods()}
     assert {name: state_of(pod) for name, pod in after.items()} == {
         name: state_of(pod) for name, pod in before.items()

@@ -6,6 +6,7 @@ The conditions are CEL, which only an API server evaluates. The cases are shared
 import contextlib
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,36 +20,17 @@ from tests.chart.cel_cases import CASES, HANDLER, Case, build
 pytestmark = pytest.mark.alone  # reviews are counted
 
 
-class ReviewCounter:
-    """Sends objects as dry runs, and counts the reviews."""
+class Sender:
+    """Sends objects to a namespace."""
 
-    def __init__(self, cluster: Cluster, namespace: str) -> None:
+    def __init__(self, namespace: str) -> None:
         api: Any = client.ApiClient()
         self._objects: Any = DynamicClient(api)  # type: ignore[no-untyped-call]
-        self._core = cluster.core
         self._namespace = namespace
-        until("two injectors", lambda: len(cluster.injectors()) == 2)
-        self._injectors = [f"{name}:8080" for name in cluster.injectors()]
-
-    def reviews(self) -> int:
-        """The number of reviews that both replicas have answered, by their own metrics."""
-        total = 0
-        for pod in self._injectors:
-            text = self._core.connect_get_namespaced_pod_proxy_with_path(pod, SYSTEM, "metrics")
-            found = re.search(r"^asya_injector_admission_duration_seconds_count (\S+)$", text, re.M)
-            assert found is not None
-            total += int(float(found[1]))
-        return total
 
     def send(self, verb: str, item: Object, **how: Any) -> None:
         kind = self._objects.resources.get(api_version=item["apiVersion"], kind=item["kind"])
         getattr(kind, verb)(body=item, namespace=self._namespace, **how)
-
-    def is_reviewed(self, verb: str, item: Object) -> bool:
-        before = self.reviews()
-        with contextlib.suppress(ApiException):  # some of the cases are rejected
-            self.send(verb, item, dry_run="All")
-        return self.reviews() > before
 
     def find_failing_webhook(self, verb: str, item: Object) -> str:
         """The name of the webhook whose missing answer rejects the object, or an empty string."""
@@ -62,6 +44,32 @@ class ReviewCounter:
         return ""
 
 
+class ReviewCounter(Sender):
+    """Sends objects as dry runs, and counts the reviews."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        super().__init__(namespace)
+        self._core = cluster.core
+        until("two injectors", lambda: len(cluster.injectors()) == 2)
+        self._injectors = [f"{name}:8080" for name in cluster.injectors()]
+
+    def reviews(self) -> int:
+        """The number of reviews that both replicas have answered, by their own metrics."""
+        total = 0
+        for pod in self._injectors:
+            text = self._core.connect_get_namespaced_pod_proxy_with_path(pod, SYSTEM, "metrics")
+            found = re.search(r"^asya_injector_admission_duration_seconds_count (\S+)$", text, re.M)
+            assert found is not None
+            total += int(float(found[1]))
+        return total
+
+    def is_reviewed(self, verb: str, item: Object) -> bool:
+        before = self.reviews()
+        with contextlib.suppress(ApiException):  # some of the cases are rejected
+            self.send(verb, item, dry_run="All")
+        return self.reviews() > before
+
+
 def rename(item: Object, name: str) -> Object:
     return {**item, "metadata": {**item["metadata"], "name": name}}
 
@@ -69,15 +77,20 @@ def rename(item: Object, name: str) -> Object:
 PROBE = next(case for case in CASES if case.id == "pod-with-handler").new
 
 
-def create_old_objects(cluster: Cluster, namespace: str, counter: ReviewCounter) -> None:
-    """Create the objects for updates without injection, so that they are as given."""
+def create_old_objects(
+    cluster: Cluster, namespace: str, sender: Sender, is_seen: Callable[[str, Object], object]
+) -> None:
+    """Create the objects for updates without injection, so that they are as given.
+
+    is_seen: whether a webhook sees a request.
+    """
     cluster.kubectl("label", "namespace", namespace, "asya.sh/injection=disabled")
-    until("injection to be disabled", lambda: not counter.is_reviewed("create", PROBE))
+    until("injection to be disabled", lambda: not is_seen("create", PROBE))
     for case in CASES:
         if case.old is not None:
-            counter.send("create", rename(case.old, case.id))
+            sender.send("create", rename(case.old, case.id))
     cluster.kubectl("label", "namespace", namespace, "asya.sh/injection-")
-    until("injection to be enabled", lambda: counter.is_reviewed("create", PROBE))
+    until("injection to be enabled", lambda: is_seen("create", PROBE))
 
 
 def request_of(case: Case) -> tuple[str, Object]:
@@ -86,21 +99,9 @@ def request_of(case: Case) -> tuple[str, Object]:
 
 def test_only_matching_objects_are_reviewed(cluster: Cluster, namespace: str) -> None:
     counter = ReviewCounter(cluster, namespace)
-    create_old_objects(cluster, namespace, counter)
+    create_old_objects(cluster, namespace, counter, counter.is_reviewed)
     reviewed = {case.id: counter.is_reviewed(*request_of(case)) for case in CASES}
     assert reviewed == {case.id: bool(case.webhook) for case in CASES}
-
-
-@pytest.mark.timeout(300)
-def test_without_an_injector_only_objects_that_need_a_change_are_rejected(
-    cluster: Cluster, namespace: str
-) -> None:
-    counter = ReviewCounter(cluster, namespace)
-    create_old_objects(cluster, namespace, counter)
-    with cluster.without_injectors():
-        rejected = {case.id: counter.find_failing_webhook(*request_of(case)) for case in CASES}
-    expected = {"pods": "pods.asya.sh", "workloads": "workloads.asya.sh"}
-    assert rejected == {case.id: expected.get(case.webhook, "") for case in CASES}
 
 
 @pytest.mark.parametrize("namespace_name", ["kube-system", "kube-public", "kube-node-lease"])
@@ -120,7 +121,7 @@ def many_annotations(count: int, size: int) -> dict[str, str]:
 def seconds(counter: ReviewCounter, verb: str, item: Object) -> float:
     """The shortest time of some attempts."""
     times = []
-    for _ in range(3):
+    for _ in range(5):
         began = time.monotonic()
         counter.send(verb, item, dry_run="All")
         times.append(time.monotonic() - began)
@@ -151,8 +152,10 @@ def test_annotations_of_others_take_little_time_in_the_api_server(
     cluster.kubectl("label", "namespace", namespace, "asya.sh/injection=disabled")
     until("the namespace to be disabled", lambda: not counter.is_reviewed("create", PROBE))
     without = {what: seconds(counter, *request) for what, request in requests(annotations).items()}
-    slow = {what: (with_webhook[what], without[what]) for what in without}
-    assert {what for what in slow if with_webhook[what] > without[what] + 1} == set(), slow
+    times = {what: (with_webhook[what], without[what]) for what in without}
+    # A quiet machine takes 0.1 s. On a busy one, both times are many times as long.
+    slow = {what for what, (seen, unseen) in times.items() if seen > max(unseen + 1, 10 * unseen)}
+    assert slow == set(), times
 
 
 @pytest.mark.timeout(300)

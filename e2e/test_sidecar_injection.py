@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import json
 import subprocess
@@ -38,6 +37,7 @@ while True:
         stream = connection.makefile("rb")
         prefix = stream.read(4)
         print(stream.read(int.from_bytes(prefix, "big")).decode(), flush=True)
+        open(os.environ["ASYA_SOCKET_PATH"] + ".answered", "w").close()
         break
     except OSError:
         time.sleep(0.2)
@@ -45,8 +45,12 @@ while True:
     signal.pause()
 """
 STOP = ["python3", "-c", "import os; os.kill(1, 10)"]
-# Answers for a while, and ends.
-TASK = ["python3", "-c", "import time; time.sleep(15)"]
+# Ends when the sidecar has its reply.
+TASK = ["python3", "-c", """
+import os, time
+while not os.path.exists(os.environ["ASYA_SOCKET_PATH"] + ".answered"):
+    time.sleep(0.1)
+"""]  # fmt: skip
 
 
 def values(image: str, version: str = "1") -> Object:
@@ -73,7 +77,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sidecar_release(cluster: Cluster, file: Path) -> Iterator[Cluster]:
-    """The cluster with a release that has a sidecar. A test that changes it restores it."""
+    """The cluster with a release that has a sidecar. The last test changes it."""
     with own_release(cluster):
         install(cluster, file, values(cluster.model_image))
         yield cluster
@@ -83,16 +87,6 @@ def install(cluster: Cluster, file: Path, sidecar: Object, verb: str = "install"
     file.write_text(json.dumps({"sidecar": sidecar}))
     cluster.install(verb=verb, options=("--values", str(file)))
     cluster.settle()
-
-
-@contextlib.contextmanager
-def upgraded(cluster: Cluster, file: Path, sidecar: Object) -> Iterator[None]:
-    """The release with another sidecar in the context."""
-    install(cluster, file, sidecar, "upgrade")
-    try:
-        yield
-    finally:
-        install(cluster, file, values(cluster.model_image), "upgrade")
 
 
 def model(image: str, command: list[str] | None = None, **more: Any) -> Object:
@@ -234,40 +228,6 @@ def test_pods_that_need_none_are_as_before_and_wrong_ones_are_rejected(
 
 @pytest.mark.alone
 @pytest.mark.timeout(600)
-def test_a_changed_template_reaches_new_pods_and_check_names_the_old_ones(
-    sidecar_release: Cluster, namespace: str, file: Path
-) -> None:
-    cluster, image = sidecar_release, sidecar_release.model_image
-    cluster.apply(workload_of("Deployment", image, queue="orders"), namespace=namespace)
-    pod = cluster.ready_pod(namespace, "deployment")
-    assert reply_of(cluster, pod) == answered("orders")
-    status, rows = run_check("-n", namespace)
-    assert rows["pods"][0]["found"] == "actors with the current runtime and sidecar: 1"
-    assert status == 0, rows
-
-    with upgraded(cluster, file, values(image, "2")):
-        assert cluster.ready_pod(namespace, "deployment").metadata.name == pod.metadata.name
-        (row,) = run_check("-n", namespace)[1]["pods"]
-        assert row["found"] == (
-            f"{namespace}: deployment/deployment runs an older sidecar than the chart's (1 pod)"
-        )
-        cluster.kubectl("-n", namespace, "rollout", "restart", "deployment/deployment")
-        words = ("rollout", "status", "deployment/deployment", "--timeout=120s")
-        cluster.kubectl("-n", namespace, *words, timeout=150)
-        new = until(
-            "the new pod alone",
-            lambda: [
-                each
-                for each in cluster.pods(namespace, "deployment")
-                if each.metadata.name != pod.metadata.name and is_ready(each)
-            ],
-        )[0]
-        assert reply_of(cluster, new) == answered("orders", version="2")
-        assert run_check("-n", namespace)[1]["pods"][0]["state"] == "ok"
-
-
-@pytest.mark.alone
-@pytest.mark.timeout(300)
 def test_the_sidecar_stops_first_and_ends_last(sidecar_release: Cluster, namespace: str) -> None:
     cluster, image = sidecar_release, sidecar_release.model_image
     # The model takes three seconds to end.
@@ -290,3 +250,38 @@ def test_the_sidecar_stops_first_and_ends_last(sidecar_release: Cluster, namespa
     assert order == ["stopped", "ended"]
     stopped, ended = (dt.datetime.fromisoformat(times[each]) for each in order)
     assert (ended - stopped).total_seconds() > 2
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(600)
+def test_a_changed_template_reaches_new_pods_and_check_names_the_old_ones(
+    sidecar_release: Cluster, namespace: str, file: Path
+) -> None:
+    """The last test of the release, which it changes."""
+    cluster, image = sidecar_release, sidecar_release.model_image
+    cluster.apply(workload_of("Deployment", image, queue="orders"), namespace=namespace)
+    pod = cluster.ready_pod(namespace, "deployment")
+    assert reply_of(cluster, pod) == answered("orders")
+    status, rows = run_check("-n", namespace)
+    assert rows["pods"][0]["found"] == "actors with the current runtime and sidecar: 1"
+    assert status == 0, rows
+
+    install(cluster, file, values(image, "2"), "upgrade")
+    assert cluster.ready_pod(namespace, "deployment").metadata.name == pod.metadata.name
+    (row,) = run_check("-n", namespace)[1]["pods"]
+    assert row["found"] == (
+        f"{namespace}: deployment/deployment runs an older sidecar than the chart's (1 pod)"
+    )
+    cluster.kubectl("-n", namespace, "rollout", "restart", "deployment/deployment")
+    words = ("rollout", "status", "deployment/deployment", "--timeout=120s")
+    cluster.kubectl("-n", namespace, *words, timeout=150)
+    new = until(
+        "the new pod alone",
+        lambda: [
+            each
+            for each in cluster.pods(namespace, "deployment")
+            if each.metadata.name != pod.metadata.name and is_ready(each)
+        ],
+    )[0]
+    assert reply_of(cluster, new) == answered("orders", version="2")
+    assert run_check("-n", namespace)[1]["pods"][0]["state"] == "ok"

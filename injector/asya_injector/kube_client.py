@@ -159,9 +159,12 @@ class Cluster:
         *,
         namespace: str = "",
         labels: Mapping[str, str] | None = None,
+        name: str = "",
         metadata_only: bool = False,
     ) -> Iterator[Object]:
-        """Yield all objects of a namespace, or of all, that have these labels, page by page.
+        """Yield all objects of a namespace, or of all, page by page.
+
+        labels, name: only those that have these labels, and this name if it is not empty.
 
         If the API server drops a half-read list, it is read again, so an object may come twice.
         """
@@ -169,6 +172,8 @@ class Cluster:
         query = {"limit": str(_PAGE)}
         if labels:
             query["labelSelector"] = ",".join(f"{key}={value}" for key, value in labels.items())
+        if name:
+            query["fieldSelector"] = f"metadata.name={name}"
         accept = _METADATA_ONLY if metadata_only else "application/json"
         token, restarts = "", 0
         while True:

@@ -45,10 +45,10 @@ class RuntimeImage:
             raise ValueError(f"one of {', '.join(PULL_POLICIES)}")
 
     def identify(self) -> str:
-        """Ten hex digits that stand for an image whose content is unknown here.
+        """Ten hex digits that identify an image whose content is unknown here.
 
-        Those of its digest. A reference without one gets those of its own SHA-256: they tell
-        references apart, but not what a tag points to.
+        They come from its digest. Without a digest, they come from the SHA-256 of the reference,
+        which identifies the tag but not the content.
         """
         match = _REFERENCE.fullmatch(self.reference)
         digest = match["digest"] if match else None

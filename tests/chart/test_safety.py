@@ -187,7 +187,7 @@ def test_the_admission_policy_allows_the_runtime_config_maps(rendered: dict[str,
 
 
 @pytest.mark.parametrize("name", [name for name in WITH_INJECTOR if name not in FROM_IMAGE])
-def test_runtime_config_maps_must_be_immutable_whoever_writes_them(name: str, chart: Path) -> None:
+def test_runtime_config_maps_of_all_users_must_be_immutable(name: str, chart: Path) -> None:
     found = case_objects(name, chart)
     spec = found["ValidatingAdmissionPolicy", "", IMMUTABLE]["spec"]
     assert found["ValidatingAdmissionPolicyBinding", "", IMMUTABLE]["spec"] == {

@@ -128,6 +128,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _is_selected(self, item: Object, query: dict[str, list[str]]) -> bool:
         words = query.get("labelSelector", [""])[0].split(",")
         labels = item["metadata"].get("labels", {})
+        field, _, name = query.get("fieldSelector", [""])[0].partition("=")
+        if field and (field != "metadata.name" or item["metadata"].get("name") != name):
+            return False
         return all(
             labels.get(key) == value for key, _, value in (w.partition("=") for w in words if w)
         )

@@ -14,7 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import DEADLINE, ENTRYPOINT, RUNTIME, Process, environment, eventually, frame
+from .conftest import (
+    DEADLINE,
+    ENTRYPOINT,
+    RUNTIME,
+    Compiled,
+    Process,
+    environment,
+    eventually,
+    frame,
+)
 from .served import error, ok
 
 SERVED = """
@@ -174,8 +183,10 @@ def all_ends(
         }
 
 
-def test_every_end_of_an_import_has_its_status(folder: Path, python: str) -> None:
-    assert all_ends(folder, [python, str(RUNTIME)], lambda status: status, IMPORTS) == {}
+def test_every_end_of_an_import_has_its_status(
+    folder: Path, python: str, compiled: Compiled
+) -> None:
+    assert all_ends(folder, [python, compiled(python)], lambda status: status, IMPORTS) == {}
 
 
 def test_every_end_of_an_import_is_the_containers_under_the_wrapper(
@@ -357,9 +368,9 @@ def all_phases(folder: Path, argv: list[str], *, wrapped: bool) -> dict[str, str
 
 @pytest.mark.parametrize("concurrency", ["1", "2"])
 def test_every_end_of_a_process_that_serves_has_its_status(
-    folder: Path, python: str, concurrency: str
+    folder: Path, python: str, compiled: Compiled, concurrency: str
 ) -> None:
-    argv = ["env", f"ASYA_CONCURRENCY={concurrency}", python, str(RUNTIME)]
+    argv = ["env", f"ASYA_CONCURRENCY={concurrency}", python, compiled(python)]
     assert all_phases(folder, argv, wrapped=False) == {}
 
 
@@ -379,9 +390,11 @@ ASYNC = """
 
 
 @pytest.mark.parametrize("concurrency", ["1", "2"])
-def test_an_async_handler_ends_with_its_status(folder: Path, python: str, concurrency: str) -> None:
+def test_an_async_handler_ends_with_its_status(
+    folder: Path, python: str, compiled: Compiled, concurrency: str
+) -> None:
     end = End(ASYNC, 0, {"ASYA_CONCURRENCY": concurrency})
-    process = begin(folder, "async", end, [python, str(RUNTIME)])
+    process = begin(folder, "async", end, [python, compiled(python)])
     with ended([process]):
         idle(process)
         assert ended_as(process, end, 0) == ""

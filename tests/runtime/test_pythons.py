@@ -85,7 +85,9 @@ DONE = [
 
 
 def test_a_model_is_served_on_the_main_thread(start: Start, python: str) -> None:
-    process = start(MODEL, "app.Model.predict", python=python, ASYA_HANDLER_TIMEOUT="9")
+    process = start(
+        MODEL, "app.Model.predict", argv=[python, str(RUNTIME)], ASYA_HANDLER_TIMEOUT="9"
+    )
     client = process.client()
     for what, expected in DONE * 2:
         got = client.call({"payload": {"do": what}})
@@ -96,7 +98,7 @@ def test_a_model_is_served_on_the_main_thread(start: Start, python: str) -> None
 
 
 def test_a_wrong_setting_is_one_line(start: Start, python: str) -> None:
-    process = start(python=python, ready=False, ASYA_CONCURRENCY="0")
+    process = start(argv=[python, str(RUNTIME)], ready=False, ASYA_CONCURRENCY="0")
     assert process.wait() == 78
     line = "asya_runtime: ASYA_CONCURRENCY=0: must be a whole number from 1 to 1024\n"
     assert process.log() == line
@@ -104,7 +106,8 @@ def test_a_wrong_setting_is_one_line(start: Start, python: str) -> None:
 
 def test_sigterm_is_heard_while_importing(start: Start, folder: Path, python: str) -> None:
     in_c = "__import__('hashlib').pbkdf2_hmac('md5', b'', b'', 10**9)"
-    process = start(f"open('importing', 'w').close()\n{in_c}", python=python, ready=False)
+    source = f"open('importing', 'w').close()\n{in_c}"
+    process = start(source, argv=[python, str(RUNTIME)], ready=False)
     eventually((folder / "importing").exists, "import")
     process.signal()
     assert process.wait() == 0

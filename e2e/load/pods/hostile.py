@@ -125,6 +125,16 @@ async def send_slow_headers(address: str) -> str:
         writer.transport.abort()
 
 
+async def send_small_chunks(address: str) -> str:
+    reader, writer = await connect(address)
+    try:
+        head = build_head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+        writer.write(head + b"1\r\n{\r\n" * 200_000)
+        return await read_status(reader)
+    finally:
+        writer.transport.abort()
+
+
 async def forge(address: str) -> str:
     return await send(address, build_review(f"forged-{next(numbers)}"))
 
@@ -146,12 +156,13 @@ async def send_garbage(address: str) -> str:
 
 # The number of callers of each kind, and the seconds between two attempts of a caller.
 KINDS: dict[str, tuple[Callable[[str], Awaitable[str]], int, float]] = {
-    "closed at once": (leave, 10, 0.25),
+    "closed at once": (leave, 8, 0.25),
     "without time": (hurry, 6, 0.25),
     "unfinished bodies": (stop_in_the_body, 8, 0.1),
     "slow headers": (send_slow_headers, 6, 0.1),
     "600,000 values": (lambda address: send(address, DENSE), 5, 1.0),
     "8 MiB": (lambda address: send(address, LONG), 3, 1.0),
+    "small chunks": (send_small_chunks, 2, 0.25),
     "7,000 sidecars": (lambda address: send(address, SIDECARS), 5, 1.0),
     "forged namespaces": (forge, 4, 0.25),
     "garbage": (send_garbage, 3, 0.25),

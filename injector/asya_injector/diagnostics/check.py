@@ -14,6 +14,7 @@ from asya_injector.runtime_files import (
     CHART_SHA256,
     INJECTOR,
     RUNTIME_HASH_LABEL,
+    RUNTIME_VOLUME,
     RuntimeFiles,
 )
 from asya_injector.runtime_image import Delivery
@@ -137,9 +138,9 @@ class _Checks:
                 yield _try_admission(self._cluster, namespace, pod)
 
     def check_versions(self) -> Iterator[Finding]:
-        """Check the chart's ConfigMaps; those of the release have the current versions.
+        """Check the chart's ConfigMaps, and their copies in the namespaces of actors.
 
-        Anybody could write one in another namespace.
+        Those of the release have the current versions: anybody could write one elsewhere.
         """
         found = self._cluster.list("v1", "configmaps", namespace=self._release, labels=CHART)
         charts = [
@@ -153,6 +154,10 @@ class _Checks:
         hashes = (self._delivery.list_hashes(packaged) for packaged in self._current)
         self._current = set().union(*hashes)
         yield from injector.check_versions(charts, self._installed)
+        for version in self._current if self._delivery.image is None else ():
+            name = f"{RUNTIME_VOLUME}-{version}"
+            copies = self._cluster.list("v1", "configmaps", namespace=self._namespace, name=name)
+            yield from injector.check_copies(copies, version)
 
     def check_pods(self) -> Iterator[Finding]:
         pods = self._cluster.list("v1", "pods", namespace=self._namespace)

@@ -10,7 +10,7 @@ from cryptography.exceptions import InvalidSignature
 
 from asya_injector.diagnostics.results import Finding
 from asya_injector.kube_objects import Object, find_by_name, get_items, get_mapping
-from asya_injector.runtime_files import CHART_SHA256, RuntimeFiles
+from asya_injector.runtime_files import CHART_SHA256, MANAGED_BY, RuntimeFiles
 
 POD_WEBHOOK = "pods.asya.sh"
 # The injector renews its certificate 30 days before it expires, cert-manager after two thirds of
@@ -152,3 +152,32 @@ def _is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) ->
     except (ValueError, TypeError, InvalidSignature):
         return certificate == authority
     return True
+
+
+def check_copies(items: Iterable[Object], version: str) -> Iterator[Finding]:
+    """Report the runtime ConfigMaps of a version that keep annotated pods away.
+
+    items: all ConfigMaps with its name.
+    """
+    for item in items:
+        problem = _find_conflict(item, version)
+        if problem:
+            metadata = get_mapping(item, "metadata")
+            namespace, name = metadata.get("namespace"), metadata.get("name")
+            yield Finding(
+                f"{namespace}/{name}: {problem}: annotated pods are rejected there",
+                f"kubectl delete configmap -n {namespace} {name}",
+            )
+
+
+def _find_conflict(item: Object, version: str) -> str:
+    """What the injector does not accept in a runtime ConfigMap of a version; empty if nothing."""
+    labels = get_mapping(item, "metadata", "labels")
+    reasons = {
+        "is being deleted": "deletionTimestamp" in get_mapping(item, "metadata"),
+        "has different content": RuntimeFiles(item.get("data") or {}).hash != version,
+        "has binaryData": bool(item.get("binaryData")),
+        "is not immutable": item.get("immutable") is not True,
+        "lacks the injector's label": not MANAGED_BY.items() <= labels.items(),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")

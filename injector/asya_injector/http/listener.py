@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import aiohttp.web
 
+from asya_injector.http.body import is_chunked
 from asya_injector.http.limits import Connection, Connections
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,8 @@ class Listener(aiohttp.web.Server):
                 connection.close()
             finally:
                 limit.cancel()
+            if is_chunked(request):
+                connection.close()  # rather than parse the rest
             return response
         finally:
             connection.busy, connection.since = False, asyncio.get_running_loop().time()

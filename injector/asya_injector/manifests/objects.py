@@ -10,6 +10,8 @@ from asya_injector.kube_objects import Object, Path, get_in
 from asya_injector.manifests.templates import describe_path
 from asya_injector.mutation.workload import get_namespace
 
+_MAX_LABEL = 500
+
 
 @dataclass(frozen=True)
 class ManifestObject:
@@ -32,8 +34,9 @@ class ManifestObject:
         name = str(metadata.get("name") or metadata.get("generateName") or "")
         path = "/".join(filter(None, (self.namespace, name)))
         text = f"{self.value.get('kind') or ''} {path}".rstrip()
-        # Names may contain terminal sequences.
-        text = text if text.isascii() and text.isprintable() else quote(text)
+        # Names may contain terminal sequences, and be longer than Kubernetes accepts.
+        is_plain = len(text) <= _MAX_LABEL and text.isascii() and text.isprintable()
+        text = text if is_plain else quote(text)
         return f"{place} {text}" + (f" {describe_path(self.template)}" if self.template else "")
 
 

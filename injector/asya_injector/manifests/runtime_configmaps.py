@@ -1,6 +1,7 @@
 """The runtime ConfigMaps that a set of manifests brings along."""
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -12,14 +13,20 @@ from asya_injector.manifests.objects import ManifestObject, iter_objects
 from asya_injector.mutation.workload import is_runtime_configmap
 from asya_injector.runtime_files import FROM_MANIFEST, RuntimeFiles
 
-_HOOK = "helm.sh/hook"
+_WAVE = "argocd.argoproj.io/sync-wave"
+# Annotations of hooks, and those of their order.
+_HOOKS = {"helm.sh/hook": "helm.sh/hook-weight", "argocd.argoproj.io/hook": _WAVE}
+_FIRST = str(-(2**31))
+
+_Phase = tuple[tuple[str, str], ...]
 
 
 class RuntimeConfigMaps:
     """The runtime ConfigMaps of a set of manifests: those in it, and those to add.
 
     Each namespace gets its own, named after its first actor, so that several sets of manifests can
-    share a namespace. Helm creates hooks before everything else, so they get another one.
+    share a namespace. Helm and Argo CD create hooks and early waves before everything else, so they
+    get another one.
     """
 
     def __init__(
@@ -36,13 +43,13 @@ class RuntimeConfigMaps:
             for found in iter_objects(documents, namespace)
             if found.value.get("kind") == "ConfigMap"
         }
-        self._chosen: dict[tuple[str, str], ClusterDefaults] = {}
+        self._chosen: dict[tuple[str, _Phase], ClusterDefaults] = {}
 
     def choose_name(self, found: ManifestObject, defaults: ClusterDefaults) -> ClusterDefaults:
         """The defaults with the name of the ConfigMap that this object's pods mount."""
         if self._runtime is None or (found.namespace, defaults.config_map) in self._present:
             return defaults
-        chosen = self._chosen.get((found.namespace, _get_hook(found.value)))
+        chosen = self._chosen.get((found.namespace, _get_phase(found.value)))
         if chosen:
             return chosen
         metadata = get_in(found.value, "metadata")
@@ -52,10 +59,10 @@ class RuntimeConfigMaps:
 
     def add_missing(self, found: ManifestObject, settings: ClusterDefaults) -> list[Object]:
         """Return the ConfigMap to add before this object, if any; raises InjectionError."""
-        hook = _get_hook(found.value)
-        if self._runtime is None or (found.namespace, hook) in self._chosen:
+        phase = _get_phase(found.value)
+        if self._runtime is None or (found.namespace, phase) in self._chosen:
             return []
-        self._chosen[found.namespace, hook] = settings
+        self._chosen[found.namespace, phase] = settings
         configmap = self._runtime.config_map()
         name = settings.config_map
         present = self._present.get((found.namespace, name))
@@ -68,14 +75,13 @@ class RuntimeConfigMaps:
             )
         if present:
             return []
-        annotations = self._annotations
-        if hook:
-            annotations = {_HOOK: hook, f"{_HOOK}-weight": str(-(2**31))}
+        is_hook = any(key in _HOOKS for key, _ in phase)  # the tool itself keeps those
+        annotations = dict(phase) if is_hook else {**self._annotations, **dict(phase)}
         metadata = {
             "name": name,
             **({"namespace": found.namespace} if found.namespace else {}),
             "labels": configmap["metadata"]["labels"] | FROM_MANIFEST,
-            **({"annotations": dict(annotations)} if annotations else {}),
+            **({"annotations": annotations} if annotations else {}),
         }
         return [configmap | {"metadata": metadata}]
 
@@ -101,6 +107,14 @@ def find_unused(documents: Sequence[Document]) -> set[str]:
     return {name for name in added if not any(name in text for text in others)}
 
 
-def _get_hook(item: Object) -> str:
-    """When Helm runs an object as a hook; empty if it is not one."""
-    return str(get_in(item, "metadata", "annotations").get(_HOOK) or "")
+def _get_phase(item: Object) -> _Phase:
+    """Annotations that let a tool create a ConfigMap before an object; none if that is not early.
+
+    Within a wave, Argo CD creates ConfigMaps before pods and workloads.
+    """
+    annotations = get_in(item, "metadata", "annotations")
+    for hook, order in _HOOKS.items():
+        if annotations.get(hook):
+            return ((hook, str(annotations[hook])), (order, _FIRST))
+    wave = str(annotations.get(_WAVE) or "")
+    return ((_WAVE, wave),) if re.fullmatch(r"-[0-9]{1,9}", wave) else ()

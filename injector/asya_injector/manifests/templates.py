@@ -41,7 +41,7 @@ def describe_path(path: Path) -> str:
     """A path as users write it: spec.replicatedJobs[0].template."""
     steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
     text = "".join(steps).removeprefix(".")
-    return text if text.isascii() and text.isprintable() else quote(text)
+    return text if len(text) <= 500 and text.isascii() and text.isprintable() else quote(text)
 
 
 def find_operator(item: Object) -> str:
@@ -135,7 +135,7 @@ def _explain_ineffective(item: Object, path: Path, keys: list[str], is_nested: b
         "it is a label of namespaces": keys[0] == _INJECTION,
         "set it as an annotation": path[-1:] == ("labels",),
         "pod templates in policies are not injected": _is_policy(item),
-        "objects inside of other objects are not injected": is_nested,
+        "objects inside other objects are not injected": is_nested,
         "it is not an annotation of a workload or of its pod template": find_kind(item)
         or path != _ANNOTATIONS,
     }

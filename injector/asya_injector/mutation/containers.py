@@ -68,7 +68,7 @@ def find_sidecars(
     """The containers that share the socket with the target, not copies.
 
     Those named by an annotation must exist; those named by the chart's values need not. own: the
-    sidecar of the cluster defaults, which nobody needs to name.
+    sidecar of the cluster defaults, which need not be named.
     """
     present = {get_name(container): container for container in all_containers(pod)}
     candidates = _find_candidates(pod, target)

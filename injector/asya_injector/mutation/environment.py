@@ -36,8 +36,8 @@ def resolve_sidecar_socket_path(sidecar: Object, path: str) -> str:
     literal = get_string(variable, "value")
     try:
         own_path = _SOCKET_PATH.parse(literal)
-    except ValueError:
-        own_path = ""
+    except ValueError as error:
+        raise _invalid_value(where, literal, error) from None
     file = posixpath.basename(path)
     if posixpath.basename(own_path) != file:
         raise InjectionError(
@@ -85,12 +85,7 @@ def _read_value(target: Object, variable: Object, entry: Annotation, settings: S
         # The runtime takes an empty variable for the default.
         value = entry.parse(literal) if literal else entry.default or ""
     except ValueError as error:
-        raise InjectionError(
-            where,
-            f"{quote(literal)} is not valid",
-            fix=f"must be {error}",
-            reason=Reason.ENV_CONFLICT,
-        ) from None
+        raise _invalid_value(where, literal, error) from None
     if annotated is not None and value != annotated:
         raise InjectionError(
             where,
@@ -108,6 +103,15 @@ def _get_variables(container: Object) -> dict[str | None, Object]:
 
 def _describe(container: Object, entry: Annotation) -> str:
     return f"env {entry.env} of container {quote(get_name(container))}"
+
+
+def _invalid_value(where: str, literal: str, error: ValueError) -> InjectionError:
+    return InjectionError(
+        where,
+        f"{quote(literal)} is not valid",
+        fix=f"must be {error}",
+        reason=Reason.ENV_CONFLICT,
+    )
 
 
 def _unknown_value(where: str, entry: Annotation) -> InjectionError:

@@ -130,7 +130,9 @@ def _inject(
     python = settings.annotated.get("python") or interpreter or settings["python"]
     is_added = record is not None and RUNTIME_VOLUME in record.volumes
     volumes.mount_runtime(pod, target, settings, python, is_added=is_added)
-    socket_volume = volumes.mount_socket(pod, target, sidecars, path, handler=settings["handler"])
+    socket_volume = volumes.mount_socket(
+        pod, target, sidecars, path, handler=settings["handler"], python=python
+    )
     is_shared = socket_volume.value == SOCKET_VOLUME
     environment.set_runtime_env(target, settings, own=own, path=path, is_shared=is_shared)
     for each in sidecars:

@@ -44,7 +44,7 @@ def declare_metrics_port(pod: Object, target: Object, value: str) -> list[str]:
 
 
 def find_value(settings: Settings, own: dict[str, str]) -> str:
-    """The port that the target's env sets, else the setting; empty if nobody can know it."""
+    """The port that the target's env sets, else the setting; empty if it is unknown."""
     return own.get("metrics-port", settings["metrics-port"])
 
 

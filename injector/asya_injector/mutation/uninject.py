@@ -38,8 +38,8 @@ def uninject(pod: Object) -> Object:
     """The pod as it was before its injection; the pod itself if it was not injected.
 
     pod: a Pod or a pod template. It is not changed; the result shares its unchanged parts.
-    Removes what the record lists and nobody has edited since. Lost is which of two equal items was
-    the user's. Raises InjectionError.
+    Removes what the record lists, unless it was edited since. Of two equal items, the record does
+    not tell which one was the user's. Raises InjectionError.
     """
     annotations = get_annotations(pod)
     empty: Mapping[str, Any] = {}

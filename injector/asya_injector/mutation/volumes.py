@@ -69,9 +69,7 @@ def mount_runtime(
 
     python: their interpreter. is_added: an earlier injection has added the volume.
     """
-    if hidden_paths.is_at_or_below(python, settings.directory):
-        hidden, fix = quote(python), _DEDICATED["mount-path"]
-        raise _hiding("mount-path", target, settings.directory, hidden, fix)
+    _reject_hidden_python("mount-path", target, settings.directory, python)
     _add_volume(pod, build_volume(settings.defaults), is_added=is_added)
     volumes = _Volumes(pod)
     directory, *one_file = build_mounts(settings)
@@ -86,11 +84,12 @@ def mount_runtime(
 
 
 def mount_socket(
-    pod: Object, target: Object, sidecars: list[Object], path: str, *, handler: str
+    pod: Object, target: Object, sidecars: list[Object], path: str, *, handler: str, python: str
 ) -> Decision:
     """Mount the directory of the socket in the target and the sidecars; returns the volume.
 
     A volume that the target already mounts there is used, otherwise an emptyDir is added.
+    python: the interpreter of the runtime files.
     """
     directory = posixpath.dirname(path)
     mount = _find_socket_mount(target, directory)
@@ -101,6 +100,7 @@ def mount_socket(
         _add_volume(pod, {"name": SOCKET_VOLUME, "emptyDir": dict(SOCKET_SOURCE)})
     volumes = _Volumes(pod)
     if not is_mounted:
+        _reject_hidden_python("socket-path", target, directory, python)
         _add_mount(volumes, target, mount, path, handler)
     elif _is_read_only(volumes, mount):
         raise _conflict(
@@ -129,6 +129,11 @@ def _mount_in_sidecar(
         _add_mount(volumes, sidecar, added, path)
     elif _get_source(present) != _get_source(mount):
         raise _conflict("socket-path", sidecar, present, ", which does not hold the socket")
+
+
+def _reject_hidden_python(setting: str, target: Object, directory: str, python: str) -> None:
+    if hidden_paths.is_at_or_below(python, directory):
+        raise _hiding(setting, target, directory, quote(python), _DEDICATED[setting])
 
 
 def _reject_hidden_handler(settings: Settings) -> None:

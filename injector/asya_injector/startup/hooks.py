@@ -19,12 +19,13 @@ def get_hook_command(container: Object, hook: str) -> list[str]:
 
 def reject_unhookable(pod: Object, target: Object) -> None:
     """Raise InjectionError for a pod or container in which hooks cannot start the runtime."""
+    how = "use" if get_strings(target, "command") else "set command to use"
     for field in ("shareProcessNamespace", "hostPID"):
         if get_mapping(pod, "spec").get(field):
             raise InjectionError(
                 PREFIX + "mode",
                 f"mode hook does not work with {field}, because process 1 is another program",
-                fix=f"set command to use mode wrap, or remove {field}",
+                fix=f"{how} mode wrap, or remove {field}",
                 reason=Reason.HOOK_UNSUPPORTED,
             )
     if has_wrapper(target):

@@ -47,7 +47,7 @@ def get_probe_command(probe: Object) -> list[str]:
 
 
 def is_added_probe(probe: Object) -> bool:
-    """Whether a probe asks for the runtime, and nobody has tuned it."""
+    """Whether a probe asks for the runtime, and has not been tuned."""
     untouched = _TIMES | _DEFAULTS
     times = {key: value for key, value in probe.items() if key != "exec"}
     return bool(get_probe_command(probe)) and untouched | times == untouched

@@ -409,6 +409,39 @@ def test_a_configmap_outside_of_the_release_does_not_say_what_is_current(server:
     assert run_check(server)["pods"][0] == WRONG
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({}, ""),
+        ({"data": {"asya_runtime.py": "x"}}, "has different content"),
+        ({"data": None}, "has different content"),
+        ({"binaryData": {"json.py": "eA=="}}, "has binaryData"),
+        ({"immutable": False}, "is not immutable"),
+        ({"immutable": None}, "is not immutable"),
+        ({"metadata": {"labels": {}}}, "lacks the injector's label"),
+        ({"metadata": {"deletionTimestamp": "x"}}, "is being deleted"),
+    ],
+)
+def test_copies_that_keep_pods_away_are_reported(
+    server: PagedApi, change: Object, problem: str
+) -> None:
+    install(server)
+    copy: Object = RUNTIME.config_map()
+    copy["metadata"] |= {"namespace": "m"} | change.get("metadata", {})
+    copy |= {key: value for key, value in change.items() if key != "metadata"}
+    other = copy | {"metadata": {"name": f"asya-runtime-{OLD}", "namespace": "m"}}
+    server.lists["/api/v1/configmaps"] = [other, copy]
+    state, found, fix = run_check(server)["version"]  # the last one
+    name = f"asya-runtime-{RUNTIME.hash}"
+    if not problem:
+        assert state == OK
+        return
+    assert (state, found) == (WRONG, f"m/{name}: {problem}: annotated pods are rejected there")
+    assert fix == f"kubectl delete configmap -n m {name}"
+    mount_image(server)
+    assert run_check(server)["version"][0] == OK
+
+
 def test_the_certificate_is_compared_with_each_ca_bundle(server: PagedApi) -> None:
     install(server)
     other = base64.b64encode(create([HOST], now=NOW).bundle).decode()

@@ -6,6 +6,7 @@ import json
 import ssl
 from typing import Any
 
+import aiohttp
 import pytest
 from asya_injector.http import listener as listener_module
 from asya_injector.tls.authority import KeyPair
@@ -162,6 +163,32 @@ async def test_closes_a_connection_that_does_not_read_its_answers(
     assert received.startswith(b"HTTP/1.1 200 ")
     assert len(received) < 8 << 20
     writer.close()
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+async def test_does_not_parse_a_body_in_chunks(
+    client: Client, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    fed: list[int] = []
+    feed_data = aiohttp.StreamReader.feed_data
+
+    def count(self: aiohttp.StreamReader, data: bytes, size: int = 0) -> None:
+        fed.append(len(data))
+        feed_data(self, data)
+
+    monkeypatch.setattr(aiohttp.StreamReader, "feed_data", count)
+    reader, writer = await client.connect()
+    head = b"%s /pods HTTP/1.1\r\nContent-Type: application/json\r\n" % method.encode()
+    writer.write(head + b"Host: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    with contextlib.suppress(OSError):
+        async with asyncio.timeout(10):
+            assert (await reader.readline()).split()[1] == (b"411" if method == "POST" else b"405")
+            writer.write(b"1\r\n{\r\n" * 200_000)
+            await writer.drain()
+    assert await is_closed(reader)
+    assert sum(fed) < 20_000
+    writer.close()
+    assert (await client.post(review()))[0] == 200
 
 
 async def test_garbage_is_answered_without_an_error_in_the_log(

@@ -88,6 +88,43 @@ def test_a_helm_hook_mounts_a_configmap_that_is_a_hook_too() -> None:
     assert plain["metadata"]["name"] != of_hook["metadata"]["name"]
 
 
+FIRST = "-2147483648"
+KEPT = {"argocd.argoproj.io/sync-options": "Prune=false,Delete=false"}
+
+
+@pytest.mark.parametrize(
+    ("early", "expected"),
+    [
+        ({"hook": "PreSync"}, {"hook": "PreSync", "sync-wave": FIRST}),
+        ({"hook": "PreSync", "sync-wave": "-9"}, {"hook": "PreSync", "sync-wave": FIRST}),
+        ({"sync-wave": "-5"}, {"sync-wave": "-5"}),
+        ({"sync-wave": "0"}, None),
+        ({"sync-wave": "3"}, None),
+        ({"sync-wave": "x"}, None),
+    ],
+)
+def test_argo_cd_creates_the_configmap_before_hooks_and_waves(
+    early: Object, expected: Object | None
+) -> None:
+    prefix = "argocd.argoproj.io/"
+    annotations = {f"{prefix}{key}": text for key, text in early.items()}
+    documents = inject(
+        actor("a"), actor("h", "Job", **annotations), words=("--keep-with", "argocd")
+    )
+    plain = documents[0]
+    assert plain["metadata"]["annotations"] == KEPT
+    (job,) = [each for each in documents if each["kind"] == "Job"]
+    if expected is None:
+        assert mounted(job) == plain["metadata"]["name"]
+        return
+    configmap = documents[2]
+    assert mounted(job) == configmap["metadata"]["name"] != plain["metadata"]["name"]
+    kept = {} if "hook" in expected else KEPT
+    assert configmap["metadata"]["annotations"] == kept | {
+        f"{prefix}{key}": text for key, text in expected.items()
+    }
+
+
 @pytest.mark.parametrize(
     ("tool", "annotations"),
     [

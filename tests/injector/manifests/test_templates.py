@@ -94,12 +94,12 @@ WITHOUT: dict[str, tuple[Object, str]] = {
     "openshift-template": (
         custom("Template", "template.openshift.io/v1", objects=[
             custom("Deployment", "apps/v1", spec={"template": template()})]),
-        "objects inside of other objects are not injected",
+        "objects inside other objects are not injected",
     ),
     "manifest-work": (
         custom("ManifestWork", "work.open-cluster-management.io/v1", spec={"workload": {
             "manifests": [custom("Deployment", "apps/v1", spec={"template": template()})]}}),
-        "objects inside of other objects are not injected",
+        "objects inside other objects are not injected",
     ),
     "names-with-parameters": (
         custom("Thing", "x/v1", spec={"template": template(

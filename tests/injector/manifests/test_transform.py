@@ -418,11 +418,13 @@ def test_all_errors_are_reported_and_no_output_is_written(tmp_path: Path) -> Non
     ]
 
 
-def test_names_in_messages_cannot_forge_terminal_sequences() -> None:
-    item = pod(name="\x1b[2J\nok", annotations={"asya.sh/handler": "x"})
+@pytest.mark.parametrize("name", ["\x1b[2J\nok", "x" * 100_000])
+def test_names_in_messages_cannot_forge_terminal_sequences_and_are_short(name: str) -> None:
+    item = pod(name=name, annotations={"asya.sh/handler": "x"})
     done = asya("inject", stdin=json.dumps(item))
     assert done.status == 1
     assert len(done.err.splitlines()) == 2
+    assert len(done.err) < 500
     assert all(line.isprintable() for line in done.err.split("\n"))
 
 

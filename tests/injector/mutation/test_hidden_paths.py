@@ -213,9 +213,9 @@ def test_a_program_in_a_temporary_directory_is_needed() -> None:
 
 
 def test_the_interpreter_is_needed() -> None:
-    given = files_in("/srv/py", model())
-    given["metadata"]["annotations"]["asya.sh/python"] = "/srv/py/x/python3"
-    assert 'would hide "/srv/py/x/python3"' in str(reject(given))
+    for given in (files_in("/srv/py", model()), socket_in("/srv/py", model())):
+        given["metadata"]["annotations"]["asya.sh/python"] = "/srv/py/x/python3"
+        assert 'would hide "/srv/py/x/python3" of container "model"' in str(reject(given))
 
 
 def test_a_mount_at_or_below_the_directory_of_the_socket_is_a_conflict_in_a_sidecar() -> None:

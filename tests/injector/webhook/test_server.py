@@ -322,7 +322,7 @@ async def test_does_not_drain_if_it_was_never_ready(watcher: CertWatcher) -> Non
     assert draining.done()
 
 
-async def test_answers_one_large_review_at_a_time_and_small_ones_meanwhile(client: Client) -> None:
+async def test_answers_one_large_review_at_a_time_and_small_ones_between(client: Client) -> None:
     first, second, third = [await client.connect() for _ in range(3)]
     first[1].write(post(named("slow", size=LARGE)))
     assert await asyncio.to_thread(SLOW.wait, 10)
