@@ -100,7 +100,7 @@ test-cov: deps helm4 helm3 ## run the same tests and report the injector's cover
 	@$(bin)/pytest tests --cov=asya_injector --cov-report=term-missing --cov-branch $(ARGS)
 
 .PHONY: test-newest-pythons
-test-newest-pythons: deps ## run the runtime tests with Pythons of Debian unstable (root, Debian)
+test-newest-pythons: deps ## run the runtime tests with Python 3.14 and 3.15 (or root on Debian)
 	@tests/runtime/newest_pythons.sh -n auto --dist worksteal $(ARGS)
 
 .PHONY: fuzz

@@ -156,7 +156,7 @@ def variants(cluster: Cluster) -> dict[str, tuple[Object, Object]]:
         spec["containers"][0]["env"] = [{"name": "SEEN", "value": value}]
 
     wrapped, hooked = {"is_process_1": False}, {"is_process_1": False}
-    for version in ("3.9", "3.11"):
+    for version in ("3.9", "3.11", "3.14", "3.15"):
         add(
             f"wrap-{version.replace('.', '-')}",
             wrapped | {"python": version},

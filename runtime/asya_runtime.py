@@ -2001,7 +2001,7 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
     asyncio: "Any" = None
     loop: "Any" = None
     all_tasks: "Any" = None  # as it was before calls could replace it
-    lock = _thread.allocate_lock()
+    lock: "Any" = _thread.RLock()
     calls: "_collections.deque[Action]" = _collections.deque()  # for the loop's own thread
     waker: "Waker | None" = None  # of that; the loop's own uses sockets, which may be replaced
     tasks: "dict[int, Any]" = {}  # by the thread that waits for it
@@ -2158,9 +2158,13 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
 
     def run(make: "Callable[[], object]") -> object:
         nonlocal interruption
-        with lock:
+        try:  # not `with`: an exception from outside may arrive when it has the lock, and keep it
+            lock.acquire()
             if loop is None or loop.is_closed():
                 import_library("asyncio", open_loop)
+        finally:
+            if lock._is_owned():
+                lock.release()
         task, outcome = None, []  # type: Any, list[Any]
         if threads or loop.is_running():
             result, error = run_in_thread(make)
@@ -2286,8 +2290,8 @@ def format_task(task: "Any") -> "list[str]":
 
 
 def has_method(thing: object, name: str) -> bool:
-    """Whether the class of an object has a method."""
-    return get_attribute(type(thing), name) is not None
+    """Whether the class of an object has a method; asks twice, as an exception may interrupt it."""
+    return (get_attribute(type(thing), name) or get_attribute(type(thing), name)) is not None
 
 
 def exit_child(error: "BaseException | None") -> None:

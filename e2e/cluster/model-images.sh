@@ -34,6 +34,8 @@ while read -r what target python; do
   echo "$what $image"
 done <<EOT
 model model $PYTHON_DEFAULT
+model-3.15 model 3.15
+model-3.14 model 3.14
 model-3.11 model 3.11
 model-3.9 model 3.9
 shell shell $PYTHON_DEFAULT

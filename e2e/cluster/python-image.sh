@@ -25,8 +25,19 @@ build() {
     --customize-hook='ln -s python3 "$1/usr/bin/python"'
 }
 
+# Debian unstable has several Pythons, and a mirror of it that lags behind is good enough.
+build_unstable() {
+  need_mmdebstrap
+  debian_root "$suite" "$tar" --variant=essential --aptopt='Acquire::Check-Valid-Until "false"' \
+    --include="python$version,ca-certificates,libstdc++6,netbase,tzdata" \
+    --customize-hook="ln -s python$version \"\$1/usr/bin/python3\"; ln -s python3 \"\$1/usr/bin/python\""
+}
+
+build=build
+[[ $suite != sid ]] || build=build_unstable
+
 # The name contains a hash of the recipe: a changed recipe makes a new image.
-recipe=$({ declare -f build debian_root; echo "$IMAGE_EPOCH"; } | sha256sum | cut -c 1-8)
+recipe=$({ declare -f "$build" debian_root; echo "$IMAGE_EPOCH"; } | sha256sum | cut -c 1-8)
 built=asya/python:$version-$recipe
 tar=$cache/python-$version-$recipe.tar
 
@@ -34,7 +45,7 @@ if have_image "$published"; then echo "$published"; exit; fi
 if ! have_image "$built"; then
   if pulled "$published"; then echo "$published"; exit; fi
   locked "python-$version"
-  [[ -f $tar ]] || step "building a Python $version image from Debian $suite" '30 s' build
+  [[ -f $tar ]] || step "building a Python $version image from Debian $suite" '30 s' "$build"
   docker import --change 'ENV PATH=/usr/local/bin:/usr/bin:/bin' --change 'CMD ["python3"]' "$tar" "$built" >/dev/null
 fi
 echo "$built"

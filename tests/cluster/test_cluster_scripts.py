@@ -159,7 +159,7 @@ ENGINE = "install Docker Engine 24 or newer, start it, and give this user access
             ["./python-image.sh", "2.7"],
             {},
             {},
-            "Python 2.7 is not supported; supported: 3.9, 3.11, 3.13",
+            "Python 2.7 is not supported; supported: 3.9, 3.11, 3.13, 3.14, 3.15",
             id="a Python that is not listed",
         ),
         pytest.param(

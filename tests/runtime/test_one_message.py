@@ -259,6 +259,7 @@ LATE = """
             threading.Thread(target=send).start()
         return payload
     async def later(m): return predict(m)
+    def both(m): return later(m) if m["payload"]["number"] % 2 else predict(m)
 """
 KINDS = [
     "ValueError",
@@ -304,7 +305,7 @@ def test_an_exception_that_comes_between_calls_is_logged_and_the_next_message_se
 
 def test_alarms_of_calls_that_have_just_ended_lose_no_message(start: Start, python: str) -> None:
     """Each message is answered once, well or by the exception, whenever the alarm rings."""
-    process = start(LATE, "app.predict", python=python)
+    process = start(LATE, "app.both", python=python)
     client = process.client()
     microseconds = random.Random(7)
     for number in range(400):

@@ -21,7 +21,9 @@ SOURCE = """
 """
 
 
-@pytest.mark.parametrize(("concurrency", "options"), [("1", DEV), ("2", [])])
+@pytest.mark.parametrize(
+    ("concurrency", "options"), [("1", DEV), ("2", [])], ids=["dev", "threads"]
+)
 def test_the_contract_holds(
     start: Start, python: str, concurrency: str, options: list[str]
 ) -> None:

@@ -12,7 +12,9 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -119,6 +121,18 @@ def test_broken_files_in_pythonpath_are_not_the_runtimes_modules(
     write_files(folder, PACKAGE)
     hide(folder / "lib", python, "raise SystemExit(9)")
     serves(start, python, PYTHONPATH=str(folder / "lib"))
+
+
+def test_stacks_are_printed_without_source_where_such_files_keep_the_library_from_it(
+    runtime: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime.traceback, "format_stack", lambda *_: sys.exit(9))
+    frame = sys._getframe()
+    place = rf'  File "{re.escape(__file__)}", line \d+, in {frame.f_code.co_name}\n'
+    lines, (line,) = runtime.format_stack(frame), runtime.format_stack(frame, 1)
+    assert re.fullmatch(place, line)
+    assert re.fullmatch(place, lines[-1])
+    assert len(lines) > 1
 
 
 def test_a_wrapper_started_among_such_files_serves(start: Start, folder: Path, python: str) -> None:
