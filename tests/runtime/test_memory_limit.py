@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import RUNTIME, Process, Start, eventually, frame
+from .conftest import RUNTIME, Compiled, Process, Start, eventually, frame
 from .served import Case, check, error, memory_error, ok, stopped, write_files
 
 MIB = 1048576
@@ -91,6 +91,12 @@ RESTARTING = {
 OOM = memory_error("MemoryError", "MemoryError")
 SMALL = str(100 * MIB)
 INFINITE = re.compile(r"Max data size +unlimited")
+
+
+@pytest.fixture
+def compiled() -> Compiled:
+    """The source itself: the memory that its compiler has used and freed counts here."""
+    return lambda _: str(RUNTIME)
 
 
 def limits(process: Process) -> str:
