@@ -187,6 +187,10 @@ soak: deps cluster ## run steady load for MINUTES=60 and check that nothing grow
 e2e-cert-manager: deps cluster ## test with cert-manager, which is built once (about 4 min)
 	@CERT_MANAGER="$$(e2e/cluster/cert-manager.sh)" INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e/test_cert_manager.py $(ARGS)
 
+.PHONY: e2e-newest-pythons
+e2e-newest-pythons: deps cluster ## run actors on images with Python 3.14 and 3.15, which are built once (about 2 min)
+	@MORE_PYTHONS='3.14 3.15' INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e/test_matrix.py -k every_form_of_image $(ARGS)
+
 .PHONY: e2e-keda
 e2e-keda: deps cluster helm4 ## test autoscaling by KEDA, which is built once (about 15 min), for 3 min
 	@KEDA="$$(e2e/cluster/keda.sh)" QUEUE_IMAGES="$$(e2e/cluster/queue-images.sh)" INJECTOR_IMAGE="$$(e2e/cluster/injector-image.sh)" $(bin)/pytest e2e/test_keda.py $(ARGS)

@@ -5,6 +5,7 @@ The objects of a table are applied at once, and there is one wait for all of the
 
 import functools
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -156,7 +157,7 @@ def variants(cluster: Cluster) -> dict[str, tuple[Object, Object]]:
         spec["containers"][0]["env"] = [{"name": "SEEN", "value": value}]
 
     wrapped, hooked = {"is_process_1": False}, {"is_process_1": False}
-    for version in ("3.9", "3.11", "3.14", "3.15"):
+    for version in ("3.9", "3.11", *os.environ.get("MORE_PYTHONS", "").split()):
         add(
             f"wrap-{version.replace('.', '-')}",
             wrapped | {"python": version},

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the images of the tests' model and prints a line for each: its key and its name.
-# usage: model-images.sh
+# usage: [MORE_PYTHONS='3.14 3.15'] model-images.sh
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -30,12 +30,12 @@ cp -r "$repo"/e2e/model/. "$stage"
 find "$stage" -name __pycache__ -prune -exec rm -r {} +
 cp -r "$packages" "$stage/packages"
 while read -r what target python; do
+  [[ $what ]] || continue
   image=$("$cluster_dir/image.sh" "asya/e2e-$what" "$stage" --target "$target" --base "$python")
   echo "$what $image"
 done <<EOT
 model model $PYTHON_DEFAULT
-model-3.15 model 3.15
-model-3.14 model 3.14
+$(for version in ${MORE_PYTHONS-}; do echo "model-$version model $version"; done)
 model-3.11 model 3.11
 model-3.9 model 3.9
 shell shell $PYTHON_DEFAULT

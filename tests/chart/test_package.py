@@ -76,7 +76,7 @@ def test_the_archive_contains_only_the_files_of_the_chart(archive: bytes, tmp_pa
     assert templates == {
         str(path.relative_to(CHART)) for path in (CHART / "templates").rglob("*.*")
     }
-    assert len(archive) < 100_000
+    assert len(archive) < 120_000
 
 
 def test_the_chart_contains_no_symbolic_link() -> None:

@@ -160,7 +160,7 @@ def test_the_long_targets_run_by_schedule_or_label() -> None:
     assert {*loaded[True]} == {"schedule", "pull_request", "workflow_dispatch"}  # YAML 1.1: on
     assert [targets(job) for job in loaded["jobs"].values()] == [
         ["fuzz"],
-        ["test-newest-pythons"],
+        ["test-newest-pythons", "e2e-newest-pythons"],
         ["soak"],
         ["demo-queue", "e2e-queue"],
         ["e2e-cert-manager"],
