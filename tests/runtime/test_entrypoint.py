@@ -521,6 +521,7 @@ def test_a_hook_leaves_the_runtime_running_and_another_ends_it(container: Contai
 def test_a_detached_runtime_that_dies_is_started_again(container: Container) -> None:
     process = container.process
     assert container.hook("--detach") == (0, "")
+    process.logged("serving")  # comes after the socket
     os.kill(container.runtime(), signal.SIGKILL)
     process.logged("the runtime exited with status 137; restarting in 2 s")
     eventually(lambda: process.log().count("serving") == 2, "second start")

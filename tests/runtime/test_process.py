@@ -78,6 +78,7 @@ def test_a_stale_socket_and_leftovers_of_killed_starts_are_replaced(
     start: Start, folder: Path
 ) -> None:
     first = start()
+    first.logged("serving")  # comes after the socket
     first.popen.kill()
     first.wait()
     with socket.socket(socket.AF_UNIX) as dead:
