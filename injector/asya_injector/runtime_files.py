@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -67,6 +68,26 @@ class RuntimeFiles:
             "immutable": True,
             "data": dict(self.files),
         }
+
+
+class Unusable(StrEnum):
+    """Why pods must not run the files of a ConfigMap that has the name of a runtime ConfigMap."""
+
+    DELETED = "is being deleted"
+    DIFFERENT = "has different content"
+    BINARY = "has binaryData"
+    MUTABLE = "is not immutable"
+
+
+def find_unusable(item: Mapping[str, Any], *, has_same_files: bool) -> Unusable | None:
+    """The first reason; None if pods may run them. has_same_files: what its data are."""
+    reasons = {
+        Unusable.DELETED: bool((item.get("metadata") or {}).get("deletionTimestamp")),
+        Unusable.DIFFERENT: not has_same_files,
+        Unusable.BINARY: bool(item.get("binaryData")),
+        Unusable.MUTABLE: item.get("immutable") is not True,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def is_runtime_configmap_name(name: str) -> bool:

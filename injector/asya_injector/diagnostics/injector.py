@@ -10,7 +10,7 @@ from cryptography.exceptions import InvalidSignature
 
 from asya_injector.diagnostics.results import Finding
 from asya_injector.kube_objects import Object, find_by_name, get_items, get_mapping
-from asya_injector.runtime_files import CHART_SHA256, MANAGED_BY, RuntimeFiles
+from asya_injector.runtime_files import CHART_SHA256, MANAGED_BY, RuntimeFiles, find_unusable
 
 POD_WEBHOOK = "pods.asya.sh"
 # The injector renews its certificate 30 days before it expires, cert-manager after two thirds of
@@ -172,12 +172,7 @@ def check_copies(items: Iterable[Object], version: str) -> Iterator[Finding]:
 
 def _find_conflict(item: Object, version: str) -> str:
     """What the injector does not accept in a runtime ConfigMap of a version; empty if nothing."""
-    labels = get_mapping(item, "metadata", "labels")
-    reasons = {
-        "is being deleted": "deletionTimestamp" in get_mapping(item, "metadata"),
-        "has different content": RuntimeFiles(item.get("data") or {}).hash != version,
-        "has binaryData": bool(item.get("binaryData")),
-        "is not immutable": item.get("immutable") is not True,
-        "lacks the injector's label": not MANAGED_BY.items() <= labels.items(),
-    }
-    return next((reason for reason, holds in reasons.items() if holds), "")
+    has_same_files = RuntimeFiles(item.get("data") or {}).hash == version
+    reason = find_unusable(item, has_same_files=has_same_files)
+    is_labelled = MANAGED_BY.items() <= get_mapping(item, "metadata", "labels").items()
+    return reason or ("" if is_labelled else "lacks the injector's label")

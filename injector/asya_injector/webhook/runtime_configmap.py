@@ -18,7 +18,7 @@ from asya_injector.kube_client import (
     describe_error,
     get_reason,
 )
-from asya_injector.runtime_files import RuntimeFiles
+from asya_injector.runtime_files import RuntimeFiles, Unusable, find_unusable
 from asya_injector.webhook.telemetry import Metrics
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,11 @@ _CACHE_SECONDS = 1.0
 _THREADS = 4
 # Other clients may create and delete the ConfigMap between two calls.
 _MAX_RACES = 3
+_CONFLICTS = {
+    Unusable.DIFFERENT: "exists with different content, which pods would run",
+    Unusable.BINARY: "exists with binaryData, which pods would import",
+    Unusable.MUTABLE: "exists and is not immutable, so it could be changed",
+}
 
 
 @dataclass
@@ -182,14 +187,12 @@ class RuntimeConfigMapWriter:
 
     def _validate(self, namespace: str, present: Any) -> None:
         """Raise InjectionError unless pods that mount this object run exactly our files."""
-        if present.get("metadata", {}).get("deletionTimestamp"):
-            raise self._unavailable(namespace, "it is being deleted")
-        if present.get("data") != self._config_map["data"]:
-            raise self._conflict(namespace, "exists with different content, which pods would run")
-        if present.get("binaryData"):
-            raise self._conflict(namespace, "exists with binaryData, which pods would import")
-        if present.get("immutable") is not True:
-            raise self._conflict(namespace, "exists and is not immutable, so it could be changed")
+        has_same_files = present.get("data") == self._config_map["data"]
+        reason = find_unusable(present, has_same_files=has_same_files)
+        if reason is Unusable.DELETED:
+            raise self._unavailable(namespace, f"it {reason}")
+        if reason:
+            raise self._conflict(namespace, _CONFLICTS[reason])
 
     def _conflict(self, namespace: str, problem: str) -> InjectionError:
         name = self._config_map["metadata"]["name"]
