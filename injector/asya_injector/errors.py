@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable
 from enum import StrEnum
 from itertools import islice
 
+_MAX_PLAIN = 500
+
 
 class Reason(StrEnum):
     """The reason codes; each has a section in the troubleshooting page."""
@@ -57,6 +59,12 @@ def quote(text: object) -> str:
     shown = text if isinstance(text, str) else type(text).__name__
     shown = json.dumps(shown if len(shown) <= 100 else shown[:97] + "...")
     return shown.replace("\x7f", "\\u007f")  # JSON allows it; terminals obey it
+
+
+def show(text: str) -> str:
+    """The text itself if it is short, printable ASCII, else quoted."""
+    is_plain = len(text) <= _MAX_PLAIN and text.isascii() and text.isprintable()
+    return text if is_plain else quote(text)
 
 
 def join(texts: Collection[str]) -> str:

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from asya_injector.documents.document import Document
-from asya_injector.errors import quote
+from asya_injector.errors import show
 from asya_injector.kube_objects import Object, Path, get_in
 from asya_injector.manifests.templates import describe_path
 from asya_injector.mutation.workload import get_namespace
-
-_MAX_LABEL = 500
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,9 @@ class ManifestObject:
         path = "/".join(filter(None, (self.namespace, name)))
         text = f"{self.value.get('kind') or ''} {path}".rstrip()
         # Names may contain terminal sequences, and be longer than Kubernetes accepts.
-        is_plain = len(text) <= _MAX_LABEL and text.isascii() and text.isprintable()
-        text = text if is_plain else quote(text)
-        return f"{place} {text}" + (f" {describe_path(self.template)}" if self.template else "")
+        return f"{place} {show(text)}" + (
+            f" {describe_path(self.template)}" if self.template else ""
+        )
 
 
 def iter_objects(

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from asya_injector.annotations.table import PREFIX
-from asya_injector.errors import join, quote
+from asya_injector.errors import join, quote, show
 from asya_injector.kube_objects import KINDS, Object, Path, find_kind, get_in
 
 # Operators that change the containers of their pods, by API group.
@@ -40,8 +40,7 @@ def find_templates(item: Object) -> Iterator[tuple[Path, Object]]:
 def describe_path(path: Path) -> str:
     """A path as users write it: spec.replicatedJobs[0].template."""
     steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
-    text = "".join(steps).removeprefix(".")
-    return text if len(text) <= 500 and text.isascii() and text.isprintable() else quote(text)
+    return show("".join(steps).removeprefix("."))
 
 
 def find_operator(item: Object) -> str:
