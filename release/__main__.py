@@ -259,7 +259,7 @@ def main() -> None:
         list_files(release.dist)
         if words.check:
             return
-        # Before anything is built or pushed, which would then have no signature.
+        # A bad key must stop the release before it pushes anything that it cannot sign.
         key, public = ("", "") if words.keyless else signing.find_key(key)
         release.build()
         if words.push:

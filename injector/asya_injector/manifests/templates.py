@@ -15,7 +15,7 @@ OPERATORS = {
     "serving.knative.dev": "Knative rejects lifecycle hooks and adds its own readiness probe",
 }
 _POLICIES = ("kyverno.io", "gatekeeper.sh", "admissionregistration.k8s.io")
-# With the prefix of ours, and with those that users may confuse with it.
+# Keys with the prefix asya.sh, or with a prefix that users may confuse with it.
 _OUR_KEY = re.compile(r"([\w.-]*\.)?asya\.(sh|io)/|[\w.-]*asya[\w.-]*/handler\Z")
 _INJECTION = PREFIX + "injection"
 # Written by the injector and the chart, not by users.
@@ -142,7 +142,7 @@ def _explain_ineffective(item: Object, path: Path, keys: list[str], is_nested: b
 
 
 def _explain_kind(item: Object) -> str:
-    """Why an object with annotations of ours is of no known kind."""
+    """Why the injector does not know the kind of an object with such annotations."""
     kind = item.get("kind")
     if not isinstance(kind, str):
         return "the object has no kind"

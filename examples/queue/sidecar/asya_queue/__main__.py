@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 BAD_SETTING = 78  # EX_CONFIG
-LONGEST_NAME = 240  # bytes of a queue's name; the queues for retries add a few to it
+LONGEST_OWN_NAME = 240  # bytes of a queue's name; the queues for retries add a few to it
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def read_settings(environment: dict[str, str]) -> Settings:
 
     def name(name: str, default: str | None = None) -> str:
         value = text(name, default)
-        if len(value.encode(errors="replace")) > LONGEST_NAME:
-            raise ValueError(f"{name} has more than {LONGEST_NAME} bytes")
+        if len(value.encode(errors="replace")) > LONGEST_OWN_NAME:
+            raise ValueError(f"{name} has more than {LONGEST_OWN_NAME} bytes")
         return value
 
     url = text("AMQP_URL")

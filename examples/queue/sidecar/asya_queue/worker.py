@@ -37,9 +37,8 @@ DELAYS = (1, 2, 5, 10, 30, 60, 120, 300, 600)
 # Headers that end with the queue that they are about: those of this sidecar and of the broker.
 OURS = ("x-asya-", "x-death", "x-first-death", "x-last-death", "x-delivery", "x-acquired")
 FULL_PAUSE = 1  # seconds before a message is tried again whose results have no place
-LONGEST_TEXT = (
-    2000  # characters of an error in a header or log line; headers have to fit into one frame
-)
+# Characters of an error in a header or log line; headers have to fit into one frame.
+LONGEST_TEXT = 2000
 LONGEST_PAUSE = 15  # seconds between attempts to reach the broker
 BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, ssl.SSLError, TimeoutError)
 
