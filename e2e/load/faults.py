@@ -174,7 +174,10 @@ def kill_in_container(cluster: Cluster, pod: Pod, word: str, number: int) -> Non
     program = """
 import os, sys
 for pid in filter(str.isdigit, os.listdir("/proc")):
-    words = open(f"/proc/{pid}/cmdline").read().split("\\0")
+    try:
+        words = open(f"/proc/{pid}/cmdline").read().split("\\0")
+    except OSError:  # it has ended: probes come and go
+        continue
     if int(pid) != os.getpid() and len(words) < 5 and words[-2:][0].endswith(sys.argv[1]):
         print("found", flush=True)
         os.kill(int(pid), int(sys.argv[2]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import textwrap
@@ -24,6 +23,7 @@ from .conftest import (
     eventually,
     frame,
 )
+from .processes import PID_1, needs_namespace, pid_1_of
 from .served import error, ok
 
 SERVED = """
@@ -197,10 +197,6 @@ def test_every_end_of_an_import_is_the_containers_under_the_wrapper(
     assert told == {}
 
 
-needs_namespace = pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace needs root")
-PID_1 = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
-
-
 @needs_namespace
 def test_every_end_of_an_import_is_told_by_the_hook_or_by_the_supervisor(
     folder: Path, python: str
@@ -209,10 +205,7 @@ def test_every_end_of_an_import_is_told_by_the_hook_or_by_the_supervisor(
     argv = [*PID_1, "sleep", "600"]
     first = Process(folder, argv, environment(folder))
     with ended([first]):
-        children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
-        pid = int(eventually(children.read_text, "PID 1").split()[0])
-        eventually(lambda: b"sleep" in Path(f"/proc/{pid}/cmdline").read_bytes(), "sleep")
-        enter = ["nsenter", "-t", str(pid), "-p", "-m"]
+        enter = ["nsenter", "-t", str(pid_1_of(first)), "-p", "-m"]
         chosen = [(name, IMPORTS[name]) for name in KINDS]
         hook = [python, "-I", "-S", str(ENTRYPOINT), "--detach"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
@@ -14,6 +13,16 @@ from pathlib import Path
 import pytest
 
 from .conftest import DEADLINE, ENTRYPOINT, RUNTIME, Process, Start, environment, eventually, frame
+from .processes import (
+    PID_1,
+    children_of,
+    command_of,
+    environment_of,
+    needs_namespace,
+    pid_1_of,
+    processes,
+    state_of,
+)
 
 WRAP = [sys.executable, "-I", "-S", str(ENTRYPOINT)]
 ECHO = "def echo(message): return message['payload']"
@@ -29,32 +38,20 @@ import signal, sys, time
 signal.signal({n}, lambda *_: sys.exit(7))
 print('up', flush=True)
 """
-needs_namespace = pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace needs root")
-PID_1 = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
 
-def runtime_of(pid: int) -> int:
+def runtime_of(wrapper: int) -> int:
     """Give the pid of the runtime that a wrapper started."""
 
     def search() -> int:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for child in children:
-            if str(RUNTIME) in Path(f"/proc/{child}/cmdline").read_text().split("\0"):
-                return int(child)
-        return 0
+        return next((pid for pid in children_of(wrapper) if str(RUNTIME) in command_of(pid)), 0)
 
     found: int = eventually(search, "the runtime")
     return found
 
 
 def gone(pid: int) -> None:
-    def ended() -> bool:
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-        except OSError:
-            return True
-
-    eventually(ended, f"end of {pid}")
+    eventually(lambda: state_of(pid) in ("", "Z"), f"end of {pid}")
 
 
 STATUSES = {
@@ -259,12 +256,8 @@ def test_a_program_that_cannot_start_leaves_no_runtime(start: Start, folder: Pat
     process = start(ECHO, argv=[*WRAP, "--", "no-such-program"], ready=False)
     assert process.wait() == 127
 
-    def left() -> list[str]:
-        found = []
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):  # has ended
-                found += [path.parent.name] if str(folder) in path.read_text() else []
-        return found
+    def left() -> list[int]:
+        return [pid for pid in processes() if f"HOME={folder}" in environment_of(pid)]
 
     eventually(lambda: not left(), "end of the runtime")
 
@@ -327,8 +320,7 @@ def test_the_first_sigterm_after_the_programs_own_end_cuts_no_message_off(
     server = runtime_of(process.pid)
     client = process.client()
     client.send(frame({"payload": {}}))
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    eventually(lambda: children.read_text().split() == [str(server)], "end of the program")
+    eventually(lambda: children_of(process.pid) == [server], "end of the program")
     process.signal()
     pending = Path(f"/proc/{process.pid}/status")
     eventually(lambda: re.search(r"ShdPnd:\s0+\n", pending.read_text()), "SIGTERM taken")
@@ -470,9 +462,7 @@ class Container:
 
     def __init__(self, process: Process, environ: dict[str, str]) -> None:
         self.process, self.environ = process, environ
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        self.pid = int(eventually(children.read_text, "PID 1").split()[0])
-        eventually(lambda: b"sleep" in Path(f"/proc/{self.pid}/cmdline").read_bytes(), "sleep")
+        self.pid = pid_1_of(process)
 
     def hook(self, *arguments: str, wrapper: Path = ENTRYPOINT) -> tuple[int, str]:
         folder, command = str(self.process.folder), [*WRAP[:-1], str(wrapper), *arguments]

@@ -17,6 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from .conftest import DEADLINE, RUNTIME, Start, eventually, frame
+from .processes import open_files
 from .served import stopped
 
 Samples = dict[str, float]
@@ -337,8 +338,7 @@ def _count_tcp_sockets(pid: int) -> int:
         for table in ("tcp", "tcp6")
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
     }
-    links = [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()]
-    return sum(link[8:-1] in inodes for link in links)
+    return sum(link[8:-1] in inodes for link in open_files(pid))
 
 
 def test_values_that_nobody_counts_take_bounded_memory(runtime: ModuleType) -> None:

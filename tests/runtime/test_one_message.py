@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from .conftest import DEADLINE, ENTRYPOINT, RUNTIME, Start, environment, eventually, frame
+from .processes import PID_1, command_of, pid_1_of
 from .served import ANSWERED, Case, Like, check, error, memory_error, ok, replies_to, stopped
 
 ECHO = "def predict(m): return m['payload']"
@@ -188,12 +189,10 @@ def test_a_supervisor_that_can_start_no_process_says_so_and_tries_on(
     user = str(200_000 + random.randrange(1_000_000))
     wrapper = [sys.executable, "-I", "-S", str(ENTRYPOINT), "--detach"]
     # The supervisor writes to /proc/1/fd/2: as PID 1 of a namespace, that is our log
-    argv = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
-    argv += [*user_without_rights(user), "sleep", "600"]
+    argv = [*PID_1, *user_without_rights(user), "sleep", "600"]
     process = start(ECHO, "app.predict", argv=argv, ready=False)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    first = int(eventually(children.read_text, "PID 1").split()[0])
-    eventually(lambda: b"sleep" in Path(f"/proc/{first}/cmdline").read_bytes(), "sleep")
+    first = pid_1_of(process)
+    eventually(lambda: command_of(first)[:1] == ["sleep"], "the program, without rights")
     enter = ["nsenter", "-t", str(first), "-p", "-m", f"--wdns={folder}"]
     hook = subprocess.run(
         [*enter, *user_without_rights(user), *wrapper],

@@ -19,13 +19,13 @@ from typing import Any
 
 import pytest
 
-from .conftest import DEADLINE, ENTRYPOINT, RUNTIME, Process, Start, environment, eventually, frame
+from .conftest import DEADLINE, ENTRYPOINT, RUNTIME, Start, environment, eventually, frame
+from .processes import needs_namespace, open_files, pid_1_of
 
 ECHO = "def echo(message): return message['payload']"
 ONE = {"status": "ok", "result": 1}
 SERVE = [sys.executable, str(RUNTIME)]
 WRAP = [sys.executable, "-I", "-S", str(ENTRYPOINT)]
-needs_namespace = pytest.mark.skipif(os.geteuid() != 0, reason="a namespace needs root")
 
 
 def in_mounts(script: str, *argv: str) -> list[str]:
@@ -87,15 +87,11 @@ def test_a_start_waits_while_another_looks_at_the_same_folder(start: Start, fold
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
         process = start(ready=False)
-        eventually(lambda: folder in open_files(process.pid), "the attempt to lock")
+        eventually(lambda: str(folder) in open_files(process.pid), "the attempt to lock")
         assert [entry.name for entry in folder.iterdir() if entry.is_socket()] == []
     finally:
         os.close(directory)
     assert process.ready().call({"a": 1}) == {"status": "ok", "result": {"a": 1}}
-
-
-def open_files(pid: int) -> list[Path]:
-    return [entry.readlink() for entry in Path(f"/proc/{pid}/fd").iterdir()]
 
 
 def test_a_start_ends_with_one_line_where_another_keeps_the_lock(
@@ -184,11 +180,6 @@ def test_the_end_leaves_a_socket_that_has_taken_its_place(start: Start, folder: 
 
 
 # --- PID 1 -----------------------------------------------------------------------------
-
-
-def pid_1_of(process: Process) -> int:
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    return int(eventually(children.read_text, "PID 1").split()[0])
 
 
 IN_C = "__import__('hashlib').pbkdf2_hmac('md5', b'', b'', 10**9)"  # minutes, deaf to signals

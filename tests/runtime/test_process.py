@@ -23,6 +23,7 @@ from .conftest import (
     run_to_end,
     taken,
 )
+from .processes import needs_namespace, pid_1_of
 
 SLOW = """
     import os, time
@@ -280,13 +281,12 @@ def test_an_import_that_takes_the_signals_does_not_keep_them(start: Start) -> No
     assert process.wait() == 0
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace needs root")
+@needs_namespace
 def test_it_works_as_pid_1(start: Start) -> None:
     argv = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, str(RUNTIME)]
     process = start("import os\ndef echo(m): return os.getppid()", argv=argv)
     assert process.call({}) == ONE  # the parent is: it reaps orphans
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[0]), signal.SIGTERM)
+    os.kill(pid_1_of(process), signal.SIGTERM)
     assert process.wait() == 0
 
 

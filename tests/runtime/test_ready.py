@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from .conftest import ENTRYPOINT, RUNTIME, Start, run_to_end
-from .test_places import REFUSED, needs_namespace, with_dev
+from .processes import needs_namespace
+from .test_places import REFUSED, with_dev
 
 Result = tuple[int, str]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import DEADLINE, RUNTIME, Start, environment, eventually, frame
+from .processes import children_of, needs_namespace, pid_1_of, state_of
 from .served import Case, check, ok, replies_to, stopped, write_files
 
 
@@ -335,27 +335,16 @@ ORPHANS = """
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace needs root")
+@needs_namespace
 def test_orphans_are_reaped_by_a_runtime_that_is_pid_1(start: Start, python: str) -> None:
     argv = ["unshare", "--pid", "--fork", "--kill-child", python, str(RUNTIME)]
     process = start(ORPHANS, "app.predict", argv=argv)
     calls = [("orphan", 0), ("run", 3), ("keep", None), ("shell", 6), ("kept", 4), ("orphan", 0)]
     got = replies_to(process, [{"do": do} for do, _ in calls])
     assert got == [ok(status) for _, status in calls]
-    pid = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
-
-    def states(parent: str) -> list[str]:
-        found = []
-        for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-            with contextlib.suppress(OSError):  # reaped between the two reads
-                found.append(Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[0])
-        return found
-
-    def no_zombies() -> bool:
-        return "Z" not in states(pid)
-
-    eventually(no_zombies, "no zombie")
-    os.kill(int(pid), signal.SIGTERM)
+    pid = pid_1_of(process)
+    eventually(lambda: "Z" not in map(state_of, children_of(pid)), "no zombie")
+    os.kill(pid, signal.SIGTERM)
     assert process.wait() == 0
 
 
