@@ -2975,7 +2975,6 @@ class Connection:
     """One connection: its socket, its generator and what that waits for."""
 
     __slots__ = (
-        "call",
         "conversation",
         "count",
         "fd",
@@ -2998,7 +2997,6 @@ class Connection:
         self.fd = sock.fileno()
         self.conversation: "Any" = None  # the generator
         self.message = Message(self)  # in work where it is read, or by CALL
-        self.call: "Batch | None" = None  # of `message`, with a deadline
         self.messages: "list[Message]" = []  # in the queue, or answered and not yet sent
         self.received: "bytes | None" = None  # and not yet looked at
         self.frame: "Bytes" = b""  # to be sent now
@@ -3329,12 +3327,13 @@ REGROWTH = 60.0  # seconds without a memory error after which a batch may have t
 class Batch:
     """Messages that are answered together."""
 
-    __slots__ = ("is_begun", "is_late", "is_taken", "messages", "thread")
+    __slots__ = ("cancel_end", "is_begun", "is_late", "is_taken", "messages", "thread")
 
     def __init__(self, messages: "list[Message]") -> None:
         self.messages = messages
         self.is_begun = False  # the handler may have seen them: they are not given to it again
         self.is_late = False  # over the deadline: what the call returns does not count
+        self.cancel_end = 0.0  # until then, a call that is late and was cancelled may end
         self.is_taken = False  # by the watching thread: it replies, and the call's thread parks
         self.thread = 0  # the thread that answers it; with a deadline only
 
@@ -3572,7 +3571,6 @@ class Deadline:
         if not batch.is_late:
             self.late_in_a_row = 0
             return replies
-        batch.is_late = False  # for its next message
         self.late_in_a_row += 1
         if self.late_in_a_row == MAX_LATE:
             self.state.exit_reason = "%d calls in a row exceeded the deadline" % MAX_LATE
@@ -3606,15 +3604,16 @@ def make_enforce_deadline(
             armed = now + max(0.1, limit / 8)
         nearest = armed
         for batch, began in list(deadline.began.items()):
-            end = began + limit + (CANCEL_PATIENCE if batch.is_late else 0.0)
-            if now < end:
-                nearest = min(nearest, end)
-                continue
-            was_late, batch.is_late = batch.is_late, True
-            if not was_late and caller.cancel(batch.thread):
+            end = batch.cancel_end if batch.is_late else began + limit
+            if now >= end:
+                was_late, batch.is_late = batch.is_late, True
+                if was_late or not caller.cancel(batch.thread):
+                    take(batch)
+                    continue
                 log("a call is cancelled, it runs longer than the deadline of %g s" % limit)
-            else:
-                take(batch)
+                # From now on, because this thread may have been late itself
+                end = batch.cancel_end = time.monotonic() + CANCEL_PATIENCE
+            nearest = min(nearest, end)
         return max(0.0, min(nearest - time.monotonic(), LONGEST_WAIT))
 
     def take(batch: Batch) -> None:
@@ -4508,10 +4507,9 @@ def serve(
         )
 
     def answer_call(connection: Connection) -> None:
-        message, call = connection.message, connection.call
-        if call is None or call.is_taken:  # the main thread still has one that was taken
-            call = connection.call = Batch([message])
-        message.reply = deadline.run(call, answer_all)[0]  # type: ignore[union-attr]
+        # A batch for each call: the watch may still be looking at the one before
+        batch = Batch([connection.message])
+        connection.message.reply = deadline.run(batch, answer_all)[0]  # type: ignore[union-attr]
 
     def is_receiving() -> bool:
         """Whether a frame has begun, and a batch is to wait for it."""

@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 
-from .conftest import RUNTIME, Client, Process, Start, eventually, frame, taken
+from .conftest import (
+    RUNTIME,
+    Client,
+    Compiled,
+    Process,
+    Start,
+    changed,
+    compile_once,
+    eventually,
+    frame,
+    taken,
+)
 from .served import RESTARTING, Reply, error, memory_error, ok, stopped
 
 # Each call appends the number of its messages to the file `sizes`; it begins when `go` exists
@@ -25,6 +36,17 @@ def predict(messages):
     wait()
     return [message["payload"]["n"] for message in messages]
 """
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """A runtime whose batches wait for what is on its way until it is here.
+
+    They wait for 20 ms, so that on a busy machine a batch may begin before it is full.
+    """
+    copy = tmp_path_factory.mktemp("patient") / "patient.py"
+    changed(RUNTIME, copy, {"\nBATCH_PATIENCE = 0.02 ": "\nBATCH_PATIENCE = 600 "})
+    return compile_once(tmp_path_factory, copy)
 
 
 def sizes(folder: Path) -> list[int]:
@@ -374,19 +396,8 @@ def test_a_batch_waits_for_more_until_it_is_full_or_the_process_is_to_end(
 def test_a_message_whose_frame_has_begun_is_waited_for(
     start: Start, folder: Path, workers: str
 ) -> None:
-    """For 20 ms; here for longer, so that it is seen on a busy machine."""
-    source = RUNTIME.read_text()
-    patient = source.replace("\nBATCH_PATIENCE = 0.02 ", "\nBATCH_PATIENCE = 600 ")
-    assert patient != source
-    (folder / "patient.py").write_text(patient)
     (folder / "go").touch()
-    process = start(
-        HANDLER,
-        "app.predict",
-        argv=[sys.executable, str(folder / "patient.py")],
-        ASYA_BATCH_SIZE="4",
-        ASYA_CONCURRENCY=workers,
-    )
+    process = start(HANDLER, "app.predict", ASYA_BATCH_SIZE="4", ASYA_CONCURRENCY=workers)
     slow, whole = process.client(), process.client()
     data = frame({"payload": {"n": 1, "x": "x" * 500_000}})
     slow.send(data[:9])
@@ -418,7 +429,13 @@ def test_connections_that_send_without_end_do_not_hold_up_a_batch(
     start: Start, folder: Path
 ) -> None:
     (folder / "go").touch()
-    process = start(HANDLER, "app.predict", ASYA_BATCH_SIZE="8", ASYA_MAX_MESSAGE_SIZE="1000")
+    process = start(
+        HANDLER,
+        "app.predict",
+        argv=[sys.executable, str(RUNTIME)],
+        ASYA_BATCH_SIZE="8",
+        ASYA_MAX_MESSAGE_SIZE="1000",
+    )
     done = threading.Event()
 
     def send() -> None:
