@@ -221,9 +221,7 @@ def test_a_late_coroutine_beside_others_is_cancelled(
     check_cancellation(serve, patient, handler, "2")
 
 
-def test_three_late_coroutines_in_a_row_end_the_process(
-    serve: Serve, patient: Compiled
-) -> None:
+def test_three_late_coroutines_in_a_row_end_the_process(serve: Serve, patient: Compiled) -> None:
     process = serve("awaits", argv=[sys.executable, patient(sys.executable)])
     client = process.client()
     late = [True, True, False, True, True, True]  # after the third, the count begins again

@@ -235,9 +235,7 @@ def ask(port: int, request: bytes) -> bytes:
         return data
 
 
-def test_what_scrapers_send_is_answered_or_dropped(
-    start: Start, folder: Path, port: int
-) -> None:
+def test_what_scrapers_send_is_answered_or_dropped(start: Start, folder: Path, port: int) -> None:
     """The two seconds that a scraper has are a constant: a busy machine may need more."""
     copy = changed(RUNTIME, folder / "patient.py", {"SCRAPER_TIME = 2.0": "SCRAPER_TIME = 60.0"})
     process = start(argv=[sys.executable, copy], ASYA_METRICS_PORT=str(port))
