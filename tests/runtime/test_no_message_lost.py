@@ -297,7 +297,7 @@ HOSTILE = """
     class Hostile(Exception):
         def __str__(self): raise SystemExit(4)
     def late(number, frame): raise TimeoutError("late")
-    def predict(m):
+    def predict(m, asynchronous=False):
         p = m["payload"]
         do = p["do"]
         if do == "sleep": time.sleep(0.02)
@@ -320,7 +320,9 @@ HOSTILE = """
         if do == "limit": sys.setrecursionlimit(200)
         if do == "streams": sys.stdout = sys.stderr = None
         if do == "modules": sys.modules["json"] = sys.modules["traceback"] = None
-        if do == "names": time.monotonic = os.write = gc.collect = None
+        if do == "names":
+            os.write = gc.collect = None
+            if not asynchronous: time.monotonic = None  # asyncio itself needs it
         if do == "trace": sys.settrace(lambda *args: None)
         if threading.current_thread() is threading.main_thread():
             if do == "pipe": signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -329,7 +331,7 @@ HOSTILE = """
                 signal.signal(signal.SIGALRM, late)
                 signal.setitimer(signal.ITIMER_REAL, 0.0005)
         return p["n"]
-    async def later(m): return predict(m)
+    async def later(m): return predict(m, True)
 """
 GOOD = ["echo", "sleep", "leak", "close", "fork", "thread", "limit", "streams", "modules", "names"]
 GOOD += ["trace", "pipe", "wakeup", "alarm"]
