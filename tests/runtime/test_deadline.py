@@ -330,6 +330,30 @@ def test_a_call_that_has_just_ended_is_not_late(runtime: ModuleType) -> None:
     assert (given_up, batch.messages[0].reply, state.exit_code) == ([], None, 0)
 
 
+@pytest.mark.parametrize(
+    ("limit", "silence"), [(1e-300, 1.0), (0.05, 1.0), (60, 120), (1e300, 1e9)]
+)
+def test_a_process_that_waits_outlives_any_deadline(
+    runtime: ModuleType, monkeypatch: Any, limit: float, silence: float
+) -> None:
+    """The watch runs every 0.1 s at most, and faulthandler does not take any number."""
+    later = faulthandler.dump_traceback_later
+    armed: list[float] = []
+
+    def arm(seconds: float, **options: Any) -> None:
+        later(seconds, **options)
+        armed.append(seconds)
+
+    monkeypatch.setattr(runtime.faulthandler, "dump_traceback_later", arm)
+    state = runtime.State()
+    deadline, caller = runtime.Deadline(limit, state), SimpleNamespace()
+    try:
+        runtime.make_enforce_deadline(deadline, caller, state, bool)()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    assert armed == [silence] * 2
+
+
 def test_the_deadline_holds_while_the_process_is_told_to_end(start: Start) -> None:
     process = start(HANDLERS, "app.sleeps", ASYA_HANDLER_DEADLINE=str(DEADLINE))
     client = process.client()
@@ -341,13 +365,15 @@ def test_the_deadline_holds_while_the_process_is_told_to_end(start: Start) -> No
 
 
 @pytest.mark.parametrize("kind", ["def", "async def"])
+@pytest.mark.parametrize(("fails", "calls"), [(0, "4"), (4, "42")])
 def test_a_late_batch_is_answered_whole_and_not_tried_again(
-    start: Start, folder: Path, kind: str
+    start: Start, folder: Path, kind: str, fails: int, calls: str
 ) -> None:
     source = f"""
         import asyncio, time
         {kind} predict(messages):
             open("calls", "a").write(str(len(messages)))
+            if len(messages) == {fails}: raise ValueError
             if len(messages) > 1:
                 {"await asyncio.sleep(60)" if kind != "def" else "time.sleep(60)"}
             return [1 for m in messages]
@@ -362,7 +388,28 @@ def test_a_late_batch_is_answered_whole_and_not_tried_again(
     client = process.client()
     client.send(frame({"payload": {}}) * 4)
     assert [client.reply() for _ in range(4)] == [LATE] * 4
-    assert (folder / "calls").read_text() == "4"
+    assert (folder / "calls").read_text() == calls
+
+
+def test_each_call_of_a_batch_that_is_tried_again_has_its_own_deadline(start: Start) -> None:
+    """All seven together take longer."""
+    source = """
+        import time
+        def predict(messages):
+            time.sleep(0.3)
+            raise ValueError("bad")
+    """
+    process = start(
+        source,
+        "app.predict",
+        ASYA_HANDLER_DEADLINE="2",
+        ASYA_BATCH_SIZE="4",
+        ASYA_BATCH_WAIT="10",
+    )
+    client = process.client()
+    client.send(frame({"payload": {}}) * 4)
+    assert [client.reply() for _ in range(4)] == [error("ValueError", "bad")] * 4
+    stopped(process)
 
 
 def test_a_blocked_log_does_not_keep_the_process(start: Start, folder: Path) -> None:
