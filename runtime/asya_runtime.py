@@ -4964,7 +4964,7 @@ class CallOptions:
                 raise UsageError
             else:
                 files.append(word)
-        if len(self.messages) > 1:
+        if len(self.messages) > 1 or ("--attach" in arguments and not self.attachments):
             raise UsageError
 
 
