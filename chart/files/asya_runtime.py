@@ -848,8 +848,8 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
                 value = decode_orjson(message)
                 if dumps(value).count(b":") == data.count(b":", 0, end):
                     return value
-            except TypeError:
-                pass  # it cannot write what the standard library has read
+            except (TypeError, ValueError):
+                pass  # it cannot write what the standard library has read; or that has the error
             finally:
                 message.reads_attachments = True
             message.body = body
