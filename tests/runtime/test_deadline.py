@@ -330,6 +330,23 @@ def test_a_call_that_has_just_ended_is_not_late(runtime: ModuleType) -> None:
     assert (given_up, batch.messages[0].reply, state.exit_code) == ([], None, 0)
 
 
+def test_a_batch_that_was_answered_is_not_tried_again(
+    runtime: ModuleType, monkeypatch: Any
+) -> None:
+    """Its call has failed after the watch replied to it: its thread parks before the next one."""
+    parked: list[None] = []
+    monkeypatch.setattr(runtime, "park", lambda: parked.append(None))
+    state, batch = runtime.State(), runtime.Batch([runtime.Message()])
+    deadline = runtime.Deadline(600.0, state)
+    deadline.began[batch] = 0.0
+    state.renew_deadline(batch)
+    assert (deadline.began[batch] > 0.0, parked) == (True, [])
+    deadline.began.clear()
+    batch.is_taken = True
+    state.renew_deadline(batch)
+    assert (deadline.began, parked) == ({}, [None])
+
+
 @pytest.mark.parametrize(
     ("limit", "silence"), [(1e-300, 1.0), (0.05, 1.0), (60, 120), (1e300, 1e9)]
 )
