@@ -391,6 +391,7 @@ class State:
         "note_memory_error",
         "note_reply",
         "queue",
+        "renew_deadline",
         "stopping",
         "wake",
     )
@@ -407,6 +408,7 @@ class State:
         self.memory_limit = MemoryLimit()
         self.connections: "dict[int, Connection]" = {}  # by fd, while it serves
         self.queue: "Queue | None" = None
+        self.renew_deadline: "Callable[[Batch], object]" = ignore
         # For the metrics: replies that no call has made, and kinds of memory errors
         self.note_reply: "Callable[[Reply], object]" = ignore
         self.note_memory_error: "Callable[[str], object]" = ignore
@@ -530,6 +532,8 @@ KEY_LIMIT, PLACE_LIMIT = 60, 1500  # characters of a key, and of a whole path, i
 INFINITY, MINUS_INFINITY = b"\0\0\0\0\0\0\xf0\x7f", b"\0\0\0\0\0\0\xf0\xff"
 DIGITS = b" " * 46 + b". " + b"0" * 10 + b" " * 198  # a table for translate()
 LARGE_INTEGER = b" " + b"0" * 19
+NO_ESCAPES = bytes(set(range(32, 127)) - set(b'"\\'))  # needed in JSON, for these characters
+LONG_TEXT = 200  # characters from which `escape_long` is faster than `escape`
 
 
 def choose_json(choice: str, memory_limit: float) -> "tuple[Any, str]":
@@ -632,18 +636,21 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
     form = (None, ":", ",", False, False, False)
     parents: "dict[int, object]" = {}  # of the value being encoded: detects circular references
     c_make_encoder = get_attribute(json_encoder, "c_make_encoder")
-    make_chunks: "Callable[[object, int], Iterable[str]]"
-    if not c_make_encoder:  # an interpreter without the accelerator
-        make_chunks = json_encoder.JSONEncoder(  # type: ignore[assignment]
-            separators=(",", ":"), allow_nan=False, default=simplify
-        ).iterencode
-    elif threads:
 
-        def make_chunks(value: object, level: int) -> "Iterable[str]":
-            return c_make_encoder({}, simplify, escape, *form)(value, 0)  # type: ignore[no-any-return]
+    def make_make_chunks(write: "Callable[[str], str]") -> "Callable[[Any, bool], Iterable[str]]":
+        """Return a function of a value and False; `write` encodes strings."""
+        if not c_make_encoder:  # an interpreter without the accelerator
+            return json_encoder.JSONEncoder(
+                separators=(",", ":"), allow_nan=False, default=simplify
+            ).iterencode
 
-    else:
-        make_chunks = c_make_encoder(parents, simplify, escape, *form)
+        def make_chunks(value: object, level: bool) -> "Iterable[str]":
+            return c_make_encoder({}, simplify, write, *form)(value, level)  # type: ignore[no-any-return]
+
+        return make_chunks if threads else c_make_encoder(parents, simplify, write, *form)
+
+    make_usual, make_long = make_make_chunks(escape), make_make_chunks(escape_long)
+    make_chunks = make_usual
 
     def scan_from(text: str, start: int, scan: "Callable[[str, int], tuple[object, int]]") -> "Any":
         try:
@@ -717,13 +724,19 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
 
     @bound_recursion
     def encode(message: Message) -> bytes:
+        """Encode a result, and choose how to encode the next one, which is probably like it."""
+        nonlocal make_chunks
         try:
-            text = "".join(make_chunks({"status": "ok", "result": message.result}, 0))
+            text = "".join(('{"status":"ok","result":', *make_chunks(message.result, False), "}"))
         except BaseException:
             parents.clear()
             raise
         if len(text) > PIECE:
             message.result = TAKEN
+        if len(text) > LONG_TEXT:  # counting the strings would take longer than a look at one
+            at = len(text) // 2
+            is_long = text.find('"', at) - text.rfind('"', 0, at) > 2 * LONG_TEXT
+            make_chunks = make_long if is_long and "\\" not in text else make_usual
         return text.encode("ascii")
 
     @bound_recursion
@@ -733,7 +746,7 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
 
         def defer(text: str) -> str:
             if len(text) < PIECE or type(text) is not str:
-                return escape(text)
+                return escape_long(text)
             long.append(text)
             return "\0"  # never part of JSON
 
@@ -747,7 +760,7 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
                 text = long.pop(0)
                 reply += b'"'
                 for at in range(0, len(text), PIECE):
-                    reply += escape(text[at : at + PIECE])[1:-1].encode("ascii")
+                    reply += escape_long(text[at : at + PIECE])[1:-1].encode("ascii")
                 reply += b'"'
         return reply
 
@@ -846,8 +859,8 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
                 value = decode_orjson(message)
                 if dumps(value).count(b":") == data.count(b":", 0, end):
                     return value
-            except TypeError:
-                pass  # it cannot write what the standard library has read
+            except (TypeError, ValueError):
+                pass  # it cannot write what the standard library has read; or that has the error
             finally:
                 message.reads_attachments = True
             message.body = body
@@ -860,6 +873,13 @@ OWN_ERRORS = (ValueError, TypeError, RecursionError, OverflowError, MemoryError)
 MAX_RETRIES = 3  # of decoding and encoding, after exceptions of user code from outside
 TAKEN = GeneratorExit  # in the place of a result that has been encoded; it is not JSON
 LARGE_RESULT, DEEP_RESULT = -1, -2
+
+
+def escape_long(text: str) -> str:
+    """Do the same as `escape`, in half of the time or less where no character needs an escape."""
+    if len(text) < LONG_TEXT or type(text) is not str or not text.isascii():
+        return escape(text)
+    return escape(text) if text.encode().translate(None, NO_ESCAPES) else '"%s"' % text
 
 
 def run_without_collection(decode: "Decode", message: Message) -> object:
@@ -1019,7 +1039,7 @@ def find_unencodable(value: object, reads_attachments: bool = False) -> str:
         if value is None or isinstance(value, (str, int)):
             return ""
         if isinstance(value, float):
-            return "" if value - value == 0 else ": %r" % value
+            return "" if value - value == 0 else ": " + float.__repr__(value)
         if id(value) in parents:
             return ": contains itself"
         if len(parents) >= 400:
@@ -1037,12 +1057,16 @@ def find_unencodable(value: object, reads_attachments: bool = False) -> str:
         else:
             try:
                 simple = simplify(value)
-            except TypeError:
+            except MemoryError:
+                raise
+            except Exception:  # of a conversion too, such as that of a model
                 return ": " + name_class(type(value))
             return find(simple, parents)
         for key, item in items:
             if key is not None and not isinstance(key, (str, int, float)):
                 return ": key of type " + name_class(type(key))
+            if isinstance(key, float) and key - key:
+                return ": key " + float.__repr__(key)
             late = time.monotonic() > latest
             found = ": not found before it in %g s" % SEARCH_TIME if late else find(item, parents)
             if found:
@@ -1068,15 +1092,14 @@ def name_class(kind: type) -> str:
 
 
 get_bases: "Callable[[type], tuple[type, ...]]" = type.__dict__["__mro__"].__get__
-ALL = slice(None)
 frozen = get_attribute(builtins, "frozendict")  # 3.15
 OBJECTS: "tuple[type[dict[Any, Any]], ...]" = (dict, frozen) if frozen else (dict,)
 BASES: "tuple[tuple[type, Callable[[Any], Any]], ...]" = (
     (str, str.__str__),
     (int, int.__int__),
     (float, float.__float__),
-    (list, lambda value: list.__getitem__(value, ALL)),
-    (tuple, lambda value: tuple.__getitem__(value, ALL)),
+    (list, list),  # a subclass may have its own items, as the standard library writes
+    (tuple, list),
     *((kind, copy_dict) for kind in OBJECTS),
 )
 
@@ -1644,13 +1667,14 @@ class MemoryLimit:
     __slots__ = ("begin", "end", "is_on", "lift", "resume", "trim")
     begin: "Action"  # a call of this thread; sets `state.exit_code` if memory is lacking
     end: "Action"  # of the call; of the last one that runs: no limit
-    lift: "Action"  # no limit while this thread looks at an exception
+    lift: "Callable[..., None]"  # no limit while this thread, or that one, looks at an exception
     resume: "Action"  # after that, the limit again if calls run
     trim: "Action"  # give free memory back to the system
 
     def __init__(self) -> None:
         self.is_on = False
-        self.begin = self.end = self.lift = self.resume = self.trim = lambda: None
+        self.begin = self.end = self.resume = self.trim = lambda: None
+        self.lift = lambda thread=0: None
 
 
 def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
@@ -1755,12 +1779,12 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
             failures.clear()  # also that of the watch, while the call that it looked at ran on
         apply()
 
-    def lift() -> None:
+    def lift(thread: int = 0) -> None:
         try:
             setrlimit(data, usual)  # first: noting it needs memory
         except (ValueError, OSError):
             pass
-        failures[get_ident()] = None
+        failures[thread or get_ident()] = None
         apply()
 
     def resume() -> None:
@@ -2073,9 +2097,10 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             except BaseException as error:  # SystemExit in a background task of user code
                 log_traceback(error, "a background task stopped the event loop; it is restarted")
 
-    async def capture(make: "Callable[[], Any]", outcome: "list[Any]") -> None:
+    async def capture(make: "Callable[[], Any]", outcome: "list[Any]", thread: int) -> None:
         """Append result and exception: a SystemExit that is raised would end the loop.
 
+        The loop may run in another thread than the call, `thread`, which only then looks at it.
         The frames that run the task, and so the task, stay as long as the exception; if it were
         the result of the task, they would hold each other.
         """
@@ -2089,6 +2114,7 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             if has_method(result, "__anext__"):
                 result = [item async for item in result]
         except BaseException as error:
+            state.memory_limit.lift(thread)
             failure = error
         if state.forked:
             exit_child(failure)
@@ -2107,7 +2133,7 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         done.acquire()
 
         async def deliver() -> None:
-            await capture(make, outcome)
+            await capture(make, outcome, thread)
             done.release()
 
         def begin() -> None:
@@ -2172,7 +2198,7 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             caller.has_background_tasks, interruption = has_background_tasks, None
             try:
                 thread = _thread.get_ident()
-                store(tasks, thread, map(loop.create_task, (capture(make, outcome),)))
+                store(tasks, thread, map(loop.create_task, (capture(make, outcome, thread),)))
                 task = tasks[thread]
                 run_until(task.done, lambda: loop.run_until_complete(task))
                 if not task.done():
@@ -2501,8 +2527,10 @@ def make_answer(
             return [answer_one(message) for message in batch.messages]
         replies: "dict[Message, Reply]" = {}
         groups, fitted, failed = [batch.messages], 0, False
-        while groups:
+        while groups and not batch.is_late:  # else none of these replies counts
             group = groups.pop(0)
+            if len(group) < len(batch.messages):
+                state.renew_deadline(batch)
             kind = answer_together(group, replies, batch)
             rest = [message for message in group if message not in replies]
             if rest:  # to be tried again, in smaller calls
@@ -2513,7 +2541,7 @@ def make_answer(
                 fitted = max(fitted, len(group))
         if failed and fitted:
             state.batch_limit, state.limited_at = fitted, time.monotonic()
-        return [replies[message] for message in batch.messages]
+        return [replies.get(message, UNPRINTABLE) for message in batch.messages]
 
     def answer_group(
         group: "list[Message]", replies: "dict[Message, Reply]", batch: "Batch"
@@ -2618,6 +2646,9 @@ def list_results(results: "Any", count: int) -> "list[Any]":
     """Return the results of a batch as a new list. Raises UnfitResults."""
     if type(results) not in PLAIN:
         to_list = get_attribute(results, "tolist")  # of arrays, without importing their package
+        if callable(to_list) and holds_dates(get_attribute(results, "dtype")):
+            text = "the handler returned %s with dates or durations; return a list with their texts"
+            raise UnfitResults(text % name_class(type(results)))
         results = to_list() if callable(to_list) else results
     if not isinstance(results, (list, tuple)):
         text = "the handler returned %s for %d messages; return a list with one result for each"
@@ -3538,6 +3569,9 @@ class Queue:
 
 CANCEL_PATIENCE = 1.0  # seconds in which a coroutine has to end after its cancellation
 PATIENCE = 5.0  # seconds to wait at the end for peers that do not read and for threads
+# Seconds without this thread after which faulthandler ends the process: a machine may be busy for
+# a moment, and a longer time is an error there
+LEAST_SILENCE, MOST_SILENCE = 1.0, 1e9
 MAX_LATE = 3  # calls over the deadline, one after the other, after which the process is restarted
 
 
@@ -3557,6 +3591,14 @@ class Deadline:
         text = "the call ran longer than %g s, the deadline of ASYA_HANDLER_DEADLINE" % limit
         kind = "HandlerDeadlineExceeded"
         self.late_reply = error_reply("processing_error", text, kind, "recoverable", 1)
+        state.renew_deadline = self.renew
+
+    def renew(self, batch: Batch) -> None:
+        """Let the deadline of a batch begin again: a smaller call follows the one that failed."""
+        if self.began.pop(batch, None) is not None:
+            self.began[batch] = time.monotonic()
+        elif batch.is_taken:
+            park()
 
     def run(self, batch: Batch, answer: "AnswerAll") -> "list[Reply]":
         """Return the replies to a batch; never, if the watch has taken it and replies itself."""
@@ -3594,6 +3636,7 @@ def make_enforce_deadline(
     armed = 0.0  # until when
 
     def arm(seconds: float) -> None:
+        seconds = min(max(seconds, LEAST_SILENCE), MOST_SILENCE)
         faulthandler.dump_traceback_later(seconds, exit=True, file=2)
 
     def enforce_deadline() -> float:
@@ -4937,7 +4980,7 @@ class CallOptions:
                 raise UsageError
             else:
                 files.append(word)
-        if len(self.messages) > 1:
+        if len(self.messages) > 1 or ("--attach" in arguments and not self.attachments):
             raise UsageError
 
 

@@ -216,6 +216,12 @@ FAILURES: dict[str, tuple[str, dict[int, Reply], list[int]]] = {
                   "return a list with one result for each") for n in ALL},
         [8],
     ),
+    "an array of dates": (
+        "return Dates()",
+        {n: error("UnfitResults", "the handler returned app.Dates with dates or durations; "
+                  "return a list with their texts") for n in ALL},
+        [8],
+    ),
     "a dictionary": (
         "return dict.fromkeys(ns)",
         {n: error("UnfitResults", "the handler returned dict for 8 messages; "
@@ -260,6 +266,9 @@ def test_what_fails_in_a_batch_fails_alone(
         + f"""
 import sys
 class Later(Exception): severity, retry_after = "recoverable", 2
+class Dates:
+    class dtype: kind = "M"
+    def tolist(self): return list(range(8))
 def gpu(): raise RuntimeError("CUDA out of memory")
 def fails(messages):
     note(messages)

@@ -89,7 +89,8 @@ async def blocks(m):
     if late(m): time.sleep(1e9)
     return name(m)
 async def ignores(m):
-    while late(m):
+    is_late = soon_late(m)
+    while is_late:
         try: await asyncio.sleep(1e9)
         except asyncio.CancelledError: skip(1)
     return name(m)
@@ -437,6 +438,47 @@ def test_a_coroutine_has_a_second_from_its_cancellation_to_end(
     assert (given_up, state.exit_code) == ([batch], 75)
 
 
+def test_a_batch_that_was_answered_is_not_tried_again(
+    runtime: ModuleType, monkeypatch: Any
+) -> None:
+    """Its call has failed after the watch replied to it: its thread parks before the next one."""
+    parked: list[None] = []
+    monkeypatch.setattr(runtime, "park", lambda: parked.append(None))
+    state, batch = runtime.State(), runtime.Batch([runtime.Message()])
+    deadline = runtime.Deadline(600.0, state)
+    deadline.began[batch] = 0.0
+    state.renew_deadline(batch)
+    assert (deadline.began[batch] > 0.0, parked) == (True, [])
+    deadline.began.clear()
+    batch.is_taken = True
+    state.renew_deadline(batch)
+    assert (deadline.began, parked) == ({}, [None])
+
+
+@pytest.mark.parametrize(
+    ("limit", "silence"), [(1e-300, 1.0), (0.05, 1.0), (60, 120), (1e300, 1e9)]
+)
+def test_a_process_that_waits_outlives_any_deadline(
+    runtime: ModuleType, monkeypatch: Any, limit: float, silence: float
+) -> None:
+    """The watch runs every 0.1 s at most, and faulthandler does not take any number."""
+    later = faulthandler.dump_traceback_later
+    armed: list[float] = []
+
+    def arm(seconds: float, **options: Any) -> None:
+        later(seconds, **options)
+        armed.append(seconds)
+
+    monkeypatch.setattr(runtime.faulthandler, "dump_traceback_later", arm)
+    state = runtime.State()
+    deadline, caller = runtime.Deadline(limit, state), SimpleNamespace()
+    try:
+        runtime.make_enforce_deadline(deadline, caller, state, bool)()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    assert armed == [silence] * 2
+
+
 def test_the_deadline_holds_while_the_process_is_told_to_end(serve: Serve, folder: Path) -> None:
     process = serve("sleeps")
     client = process.client()
@@ -450,14 +492,16 @@ def test_the_deadline_holds_while_the_process_is_told_to_end(serve: Serve, folde
 
 
 @pytest.mark.parametrize("kind", ["def", "async def"])
+@pytest.mark.parametrize(("fails", "calls"), [(0, "4"), (4, "42")])
 def test_a_late_batch_is_answered_whole_and_not_tried_again(
-    serve: Serve, folder: Path, kind: str
+    serve: Serve, folder: Path, kind: str, fails: int, calls: str
 ) -> None:
     source = f"""
         import asyncio, time
         from sitecustomize import skip
         {kind} predict(messages):
             open("calls", "a").write(str(len(messages)))
+            if len(messages) == {fails}: raise ValueError
             if len(messages) > 1:
                 skip(20)
                 {"await asyncio.sleep(60)" if kind != "def" else "time.sleep(60)"}
@@ -467,7 +511,22 @@ def test_a_late_batch_is_answered_whole_and_not_tried_again(
     client = process.client()
     client.send(frame({"payload": {}}) * 4)
     assert [client.reply() for _ in range(4)] == [LATE] * 4
-    assert (folder / "calls").read_text() == "4"
+    assert (folder / "calls").read_text() == calls
+
+
+def test_each_call_of_a_batch_that_is_tried_again_has_its_own_deadline(serve: Serve) -> None:
+    """All seven together take longer."""
+    source = """
+        from sitecustomize import skip
+        def predict(messages):
+            skip(15)
+            raise ValueError("bad")
+    """
+    process = serve("predict", source=source, ASYA_BATCH_SIZE="4", ASYA_BATCH_WAIT="600")
+    client = process.client()
+    client.send(frame({"payload": {}}) * 4)
+    assert [client.reply() for _ in range(4)] == [error("ValueError", "bad")] * 4
+    stopped(process)
 
 
 def test_a_blocked_log_does_not_keep_the_process(serve: Serve) -> None:

@@ -34,6 +34,9 @@ def fill():
 def makes(m): return len(b"x" * (m["payload"].get("mib", 0) << 20))
 def yields(m):
     for _ in range(m["payload"].get("mib", 0) // 10): yield b"x" * (10 << 20)
+async def grows(m):
+    pieces = []
+    while m["payload"]: pieces.append([pieces])
 async def awaits(m):
     await asyncio.sleep(0)
     return makes(m)
@@ -251,6 +254,8 @@ STEPS = {
     "call": Case(HANDLERS, [(BIG, OOM), ({}, ok(0))] * 2, handler="app.makes"),
     "generator": Case(HANDLERS, [(BIG, OOM), ({}, ok([]))] * 2, handler="app.yields"),
     "async": Case(HANDLERS, [(BIG, OOM), ({}, ok(0))] * 2, handler="app.awaits"),
+    # nothing is left for the event loop then
+    "async, in small pieces": Case(HANDLERS, [(BIG, OOM), ({}, ok(None))] * 2, handler="app.grows"),
     "decode": Case(
         HANDLERS, [({"text": "x" * 45 * MIB}, OOM), ({}, ok(0))] * 2, handler="app.makes",
     ),

@@ -791,6 +791,7 @@ def test_check_imports_the_handler_and_serves_nothing(folder: Path) -> None:
         ["--ready", "x"],
         ["--call", "a", "b"],
         ["--call", "--save"],
+        ["--call", "a", "--attach"],
         ["--call", "--nonsense"],
     ],
 )
