@@ -47,7 +47,7 @@ def get_certificate(injector: Injector, *bundles: bytes) -> bytes:
 
 
 def block_first_write(parties: int) -> Callable[..., None]:
-    """A fault that blocks writes of the Secret until so many replicas have read that it is empty."""
+    """A fault that blocks writes of the Secret until so many replicas have read it."""
     complete = threading.Event()
     barrier = threading.Barrier(parties, action=complete.set)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from asya_injector.kube_client import ApiClient, ApiException, HTTPError
-from asya_injector.tls.authority import KeyPair, create
 from asya_injector.tls import rotator as rotator_module
+from asya_injector.tls.authority import KeyPair, create
 from asya_injector.tls.rotator import CertRotator
 from asya_injector.tls.watcher import CertificatePair, NotReadyError
 
