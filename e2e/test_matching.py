@@ -50,7 +50,7 @@ class ReviewCounter(Sender):
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         super().__init__(namespace)
         self._core = cluster.core
-        until("two injectors", lambda: len(cluster.injectors()) == 2)
+        cluster.settle()
         self._injectors = [f"{name}:8080" for name in cluster.injectors()]
 
     def reviews(self) -> int:

@@ -27,7 +27,7 @@ ATTACK = r"""
 import os, socket, struct
 def send(*pieces):
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(20)
+    connection.settimeout(100)
     connection.connect(os.environ["ASYA_SOCKET_PATH"])
     for piece in pieces:
         connection.sendall(piece)
@@ -61,7 +61,7 @@ def status(url, method="GET", body=None, context=trusted, kind="application/json
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+        with urllib.request.urlopen(request, timeout=60, context=context) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
