@@ -123,7 +123,7 @@ def test_malicious_frames_do_not_affect_other_connections(cluster: Cluster, name
     cluster.apply(
         workload("model", cluster.model_image, template=ECHO, command=command), namespace=namespace
     )
-    pod = cluster.ready_pod(namespace, "model", seconds=120)
+    pod = cluster.ready_pod(namespace, "model")
     words = ["-n", namespace, pod.metadata.name, "-c", SIDECAR]
     printed = cluster.exec_python(*words, program=ATTACK).stdout.splitlines()
     replies = [json.loads(line) for line in printed]
@@ -141,7 +141,7 @@ def test_a_pod_without_permissions_can_access_no_secret_and_no_config_map(
 ) -> None:
     pod = bare_pod("intruder", cluster.model_image, {})
     cluster.create(pod, "-n", namespace)
-    cluster.ready_pod(namespace, "intruder", seconds=120)
+    cluster.ready_pod(namespace, "intruder")
     annotated: Object = bare_pod("annotated", cluster.model_image, ECHO)
     review = {
         "apiVersion": "admission.k8s.io/v1",
