@@ -245,9 +245,11 @@ def test_a_deleted_pod_answers_its_message_after_the_users_hooks(
         assert log.stdout is not None
         assert caller.stdin is not None
         assert caller.stdout is not None
-        lines = [log.stdout.readline().rstrip()]  # it is followed now
-        while lines[-1] != "up":
-            lines.append(log.stdout.readline().rstrip())
+        lines = []
+        for line in log.stdout:  # it is followed from here on
+            lines.append(line.rstrip())
+            if lines[-1] == "up":
+                break
         caller.stdin.write('{"payload": {"seconds": 0}}\n{"payload": {"seconds": 4}}\n')
         caller.stdin.flush()  # not closed: the program ends after its output is read
         # The first reply shows that the next message is there.
