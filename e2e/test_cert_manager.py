@@ -97,9 +97,7 @@ def test_cert_manager_issues_the_certificate_and_its_renewal_rejects_no_pod(
     # pods; none is admitted without injection.
     with stream(cluster, namespace) as requested:
         release.change("upgrade")
-        until(
-            "the old replicas to be gone", lambda: not pods & set(cluster.injectors())
-        )
+        until("the old replicas to be gone", lambda: not pods & set(cluster.injectors()))
         until("pods to be admitted again", lambda: cluster.admits(namespace))
     assert requested.plain == 0
     assert [text for text in requested.rejected if "failed calling webhook" not in text] == []

@@ -123,7 +123,7 @@ class Client:
         self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self.context))
 
     async def post(
-        self, body: Any, path: str = "/pods", content_type: str = "application/json"
+        self, body: Any, path: str = "/pods?timeout=30s", content_type: str = "application/json"
     ) -> tuple[int, Any]:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         headers = {"Content-Type": content_type}
@@ -185,7 +185,7 @@ def named(name: str, *, size: int = 0) -> bytes:
     return json.dumps(review(object={"metadata": {"name": name}})).encode().ljust(size)
 
 
-def post(body: bytes, *, length: int = 0, timeout: int = 5) -> bytes:
+def post(body: bytes, *, length: int = 0, timeout: int = 30) -> bytes:
     """The bytes of a request. length: what its header says, if that is more."""
     head = (
         f"POST /pods?timeout={timeout}s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"

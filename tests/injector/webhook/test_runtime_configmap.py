@@ -474,9 +474,11 @@ async def test_a_slow_api_server_does_not_take_the_threads_of_the_certificates_r
     ]
     while not namespaces.api.calls:
         await asyncio.sleep(0.01)
-    async with asyncio.timeout(30):
-        await asyncio.to_thread(time.sleep, 0)
-    release.set()
+    try:
+        async with asyncio.timeout(30):
+            await asyncio.to_thread(time.sleep, 0)
+    finally:
+        release.set()
     await asyncio.gather(*callers)
 
 
