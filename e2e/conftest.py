@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO
 
 import pytest
 from asya_injector.runtime_image import MIN_KUBERNETES
@@ -109,10 +110,21 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before the test's clock starts
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    with LOCK.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX if is_alone(item) else fcntl.LOCK_SH)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Keep the lock between tests of a module that run alone: they may share what they change."""
+    stream = item.config.stash.get(_LOCK, None) or LOCK.open("w")
+    item.config.stash[_LOCK] = stream
+    fcntl.flock(stream, fcntl.LOCK_EX if is_alone(item) else fcntl.LOCK_SH)
+    try:
         return (yield)
+    finally:
+        is_shared = nextitem is not None and is_alone(nextitem) and item.path == nextitem.path
+        if not (is_alone(item) and is_shared):
+            del item.config.stash[_LOCK]
+            stream.close()
+
+
+_LOCK = pytest.StashKey[IO[str]]()
 
 
 @pytest.fixture(scope="session")
