@@ -330,6 +330,22 @@ def test_a_call_that_has_just_ended_is_not_late(runtime: ModuleType) -> None:
     assert (given_up, batch.messages[0].reply, state.exit_code) == ([], None, 0)
 
 
+@pytest.mark.parametrize(
+    ("limit", "seconds"), [(5e-324, 1.0), (0.01, 1.0), (0.6, 1.2), (1e300, 1e9), (1.7e308, 1e9)]
+)
+def test_faulthandler_gets_a_time_that_it_can_wait_for_and_the_watch_can_keep(
+    runtime: ModuleType, monkeypatch: pytest.MonkeyPatch, limit: float, seconds: float
+) -> None:
+    """The watch arms it again after 0.1 seconds at the earliest."""
+    armed: list[float] = []
+    monkeypatch.setattr(
+        runtime.faulthandler, "dump_traceback_later", lambda seconds, **_: armed.append(seconds)
+    )
+    state = runtime.State()
+    runtime.make_enforce_deadline(runtime.Deadline(limit, state), None, state, None)()
+    assert armed == [seconds, seconds]
+
+
 def test_the_deadline_holds_while_the_process_is_told_to_end(start: Start) -> None:
     process = start(HANDLERS, "app.sleeps", ASYA_HANDLER_DEADLINE=str(DEADLINE))
     client = process.client()

@@ -40,7 +40,15 @@ MODES = {
     "async": ("later", {}),
     "async-deadline": ("later", {"ASYA_HANDLER_DEADLINE": "60"}),
     "background-task": ("background", {}),
+    "broken-pipe": ("predict", {}),
+    "async-broken-pipe": ("later", {}),
 }
+# What the runtime gets too, from a peer that has gone
+BROKEN_PIPE = ('TimeoutError("late")', 'BrokenPipeError(32, "late")')
+
+
+def source_of(mode: str) -> str:
+    return HANDLER.replace(*BROKEN_PIPE) if "broken-pipe" in mode else HANDLER
 
 
 def call(process: Process, at: int, numbers: Iterator[int]) -> bool:
@@ -64,7 +72,7 @@ def call(process: Process, at: int, numbers: Iterator[int]) -> bool:
 @pytest.mark.parametrize("mode", MODES)
 def test_an_exception_after_any_step_loses_no_message(start: Start, python: str, mode: str) -> None:
     handler, environ = MODES[mode]
-    process = start(HANDLER, f"app.{handler}", python=python, **environ)
+    process = start(source_of(mode), f"app.{handler}", python=python, **environ)
     numbers = itertools.count()
     steps = range(1, 400, 3 if python == sys.executable else 13)
     whole = [call(process, at, numbers) for at in steps]
