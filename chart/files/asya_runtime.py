@@ -1607,6 +1607,15 @@ def name_error(error: BaseException) -> str:
     return "%s: %s" % (name_type(error), get_text(error)[:MESSAGE_LIMIT])
 
 
+def measure_texts(error: BaseException) -> int:
+    """Return about how many characters the text of an exception and its notes have."""
+    notes = get_attribute(error, "__notes__")
+    size = len(get_text(error))
+    if is_a(notes, (list, tuple)):
+        size += sum(len(note) if type(note) is str else KIND_LIMIT for note in notes)
+    return size
+
+
 def format_trace(trace: "Any") -> "list[str]":
     """Return the lines of a traceback without source."""
     places: "_collections.deque[tuple[Any, int]]" = _collections.deque(maxlen=MOST_FRAMES)
@@ -1642,7 +1651,7 @@ def log_traceback(error: BaseException, title: str) -> None:
             trace = trace.tb_next
         chain = list(walk_chain(error))
         try:
-            if len(chain) < 100 and sum(len(get_text(link)) for link in chain) < TEXT_LIMIT / 4:
+            if len(chain) < 100 and sum(map(measure_texts, chain)) < TEXT_LIMIT / 4:
                 below = trace
                 for _ in range(MOST_FRAMES):
                     below = below and below.tb_next
@@ -2668,10 +2677,11 @@ def list_results(results: "Any", count: int) -> "list[Any]":
     if not is_a(results, (list, tuple)):
         text = "the handler returned %s for %d messages; return a list with one result for each"
         raise UnfitResults(text % (name_class(type(results)), count))
-    if len(results) != count:
+    items = list(results)  # a class of user code may have a length of its own
+    if len(items) != count:
         text = "the handler returned %d results for %d messages; return one for each, in order"
-        raise UnfitResults(text % (len(results), count))
-    return list(results)
+        raise UnfitResults(text % (len(items), count))
+    return items
 
 
 def has_verdict(error: BaseException) -> bool:

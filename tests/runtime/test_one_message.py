@@ -376,6 +376,25 @@ def test_of_a_deep_traceback_only_the_end_is_formatted(
     assert measured == [(22, 0, -50), (50, 0, -50)]
 
 
+def test_long_notes_of_an_exception_are_not_formatted(
+    runtime: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million notes take many seconds."""
+    formatted: list[BaseException] = []
+
+    def note_error(kind: type, error: BaseException, trace: Any, limit: int) -> list[str]:
+        formatted.append(error)
+        return []
+
+    monkeypatch.setattr(runtime.traceback, "format_exception", note_error)
+    short, long, many = ValueError("short"), ValueError("long"), ValueError("many")
+    noted: dict[ValueError, list[Any]] = {short: ["n"], long: ["n" * 100_000], many: [5] * 1000}
+    for error, notes in noted.items():
+        error.__notes__ = notes
+        runtime.log_traceback(error, "noted")
+    assert formatted == [short]
+
+
 # --- hostile results and exceptions ----------------------------------------------------
 
 HOSTILE = r"""
