@@ -389,9 +389,9 @@ def test_long_notes_of_an_exception_are_not_formatted(
     monkeypatch.setattr(runtime.traceback, "format_exception", note_error)
     short, long, many = ValueError("short"), ValueError("long"), ValueError("many")
     noted: dict[ValueError, list[Any]] = {short: ["n"], long: ["n" * 100_000], many: [5] * 1000}
-    for error, notes in noted.items():
-        error.__notes__ = notes
-        runtime.log_traceback(error, "noted")
+    for one, notes in noted.items():
+        one.__notes__ = notes
+        runtime.log_traceback(one, "noted")
     assert formatted == [short]
 
 
