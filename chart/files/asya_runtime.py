@@ -3127,9 +3127,34 @@ def serve_connection(
     end: "BrokenStream | None" = None  # of the stream, while messages are in the queue
     rest: "list[Bytes]" = []  # of a large reply, for a system call
     is_prompt = True  # the peer: the rest of a large message is worth a wait, see LONGEST_PAUSE
+    reply: "Any" = None
     interruptions = 0
+    failure: "BaseException | None" = None  # handled in the `try`: another one may arrive then
     while True:
         try:
+            if failure is not None:
+                if is_of_system(failure) and get_attribute(failure, "errno") in PEER_IS_GONE:
+                    if get_attribute(failure, "errno") in (errno.EBADF, errno.ENOTSOCK):
+                        log("user code has closed the descriptor of a connection")
+                    return
+                receiving = got < 0 and not asked and head is None
+                needs_memory = receiving or type(tail) is Parts
+                is_memory_error = needs_memory and type(failure) is MemoryError
+                if interruptions > (MAX_RETRIES if is_memory_error else MAX_INTERRUPTIONS):
+                    interruptions = MAX_INTERRUPTIONS + 1
+                    raise failure
+                log_traceback(failure, "an exception arrived between calls; the server goes on")
+                if asked:
+                    reply = interrupted(failure)
+                    head, tail, asked = pack(len(reply)) + reply, b"", False
+                elif (
+                    type(failure) is MemoryError
+                    and head is not None
+                    and replied < 2
+                    and not (sent or connection.count)
+                ):
+                    head, tail = pack(len(no_memory)) + no_memory, b""
+                failure = None
             while True:
                 # Queue: add the message that was read; take replies, or wait for them
                 if queue is not None and head is None:
@@ -3224,7 +3249,7 @@ def serve_connection(
                                 break
                         most = 0
                     if got >= size:
-                        reply: "Reply | None" = None
+                        reply = None
                         if buffer is None:
                             reply = no_memory
                             if size > limit:
@@ -3238,7 +3263,7 @@ def serve_connection(
                                 new.body = memoryview(buffer)[:size]
                             buffer, got, added = None, -1, new
                         elif reply is not None:
-                            head, tail, got = pack(len(reply)) + reply, b"", -1  # type: ignore[operator]
+                            head, tail, got = pack(len(reply)) + reply, b"", -1
                         elif buffer is not None:
                             message.body = memoryview(buffer)[:size]
                             keep = buffer if len(buffer) <= POOLED_BUFFER else None
@@ -3255,7 +3280,7 @@ def serve_connection(
                         reply = message.reply or UNPRINTABLE  # an exception came in between
                         message.reply = None
                     if len(reply) < FIRST_BUFFER:
-                        head, tail, asked = pack(len(reply)) + reply, b"", False  # type: ignore[operator]
+                        head, tail, asked = pack(len(reply)) + reply, b"", False
                     else:  # too large to copy
                         head, tail, asked = pack(len(reply)), reply, False
                     reply, is_prompt = None, True
@@ -3314,29 +3339,10 @@ def serve_connection(
                     pass
             return
         except BaseException as error:
-            if connection.waits_for == CLOSED:
+            if connection.waits_for == CLOSED or interruptions > MAX_INTERRUPTIONS:
                 raise
-            if is_of_system(error) and get_attribute(error, "errno") in PEER_IS_GONE:
-                if get_attribute(error, "errno") in (errno.EBADF, errno.ENOTSOCK):
-                    log("user code has closed the descriptor of a connection")
-                return
             interruptions += 1
-            receiving = got < 0 and not asked and head is None
-            needs_memory = receiving or type(tail) is Parts
-            is_memory_error = needs_memory and type(error) is MemoryError
-            if interruptions > (MAX_RETRIES if is_memory_error else MAX_INTERRUPTIONS):
-                raise
-            log_traceback(error, "an exception arrived between calls; the server goes on")
-            if asked:
-                reply = interrupted(error)
-                head, tail, asked = pack(len(reply)) + reply, b"", False
-            elif (
-                type(error) is MemoryError
-                and head is not None
-                and replied < 2
-                and not (sent or connection.count)
-            ):
-                head, tail = pack(len(no_memory)) + no_memory, b""
+            failure = error
 
 
 def make_patient(sock: "Socket") -> None:
@@ -4760,20 +4766,23 @@ def serve(
     def protect(run: "Action") -> None:
         """Run until the end, again after each exception that user code raises from outside."""
         nonlocal is_damaged, interruptions
+        failure: "BaseException | None" = None  # another one may arrive while it is handled
         while True:
             try:
+                if failure is not None:
+                    if state.forked:
+                        exit_child(None)
+                    if not is_open():
+                        give_up("user code has closed descriptors of the server")
+                    log_traceback(failure, "an exception arrived between calls; the server goes on")
+                    if interruptions > MAX_INTERRUPTIONS:
+                        give_up("user code raises an exception in each step of the server")
+                    failure = None
                 run()
                 return
             except BaseException as error:
-                is_damaged = True
-                if state.forked:
-                    exit_child(None)
-                if not is_open():
-                    give_up("user code has closed descriptors of the server")
-                log_traceback(error, "an exception arrived between calls; the server goes on")
+                is_damaged, failure = True, error
                 interruptions += 1
-                if interruptions > MAX_INTERRUPTIONS:
-                    give_up("user code raises an exception in each step of the server")
 
     def close_all() -> None:
         """Keep nothing open: in a forked child a dead runtime would seem alive."""
@@ -5213,9 +5222,12 @@ def make_exit_process() -> "tuple[Callable[..., None], Callable[[int, float], No
         exit_code, is_end = exit_code if code is None else code, True
 
     def finish() -> None:  # before the end, user code runs the functions of atexit
-        if is_end and os.getpid() == own_pid:
-            flush_streams()
-            os._exit(exit_code)
+        while is_end and os.getpid() == own_pid:
+            try:
+                flush_streams()
+                os._exit(exit_code)
+            except BaseException:
+                pass  # from outside
 
     def exit_process(code: int, patience: float) -> None:
         set_exit_code(code)
@@ -5230,7 +5242,8 @@ def make_exit_process() -> "tuple[Callable[..., None], Callable[[int, float], No
             finish()
         raise SystemExit(code)
 
-    atexit.register(finish)  # called last, because it is registered first
+    for _ in range(3):  # one that an exception has interrupted is called again
+        atexit.register(finish)  # called last, because it is registered first
     return set_exit_code, exit_process
 
 
