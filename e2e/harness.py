@@ -459,3 +459,16 @@ def switch_injection(cluster: Cluster, namespace: str, *, on: bool) -> None:
         return ("asya.sh/injected" in cluster.create(probe, *words).stdout) == on
 
     until("the label to be effective", is_effective)
+
+
+def limit_config_maps(cluster: Cluster, namespace: str, count: int) -> None:
+    """Create a quota that the namespace's ConfigMaps use up."""
+    hard = {"count/configmaps": str(count)}
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}}
+    cluster.create({**quota, "spec": {"hard": hard}}, "-n", namespace)
+
+    def counted() -> bool:
+        status = cluster.get("-n", namespace, "resourcequota/few").get("status", {})
+        return bool(status.get("used") == hard)
+
+    until("the quota to be counted", counted)

@@ -16,8 +16,10 @@ from e2e.harness import (
     Cluster,
     Object,
     bare_pod,
+    limit_config_maps,
     run,
     switch_injection,
+    until,
     workload,
 )
 
@@ -70,6 +72,7 @@ def test_a_healthy_cluster_passes_all_checks(cluster: Cluster, namespace: str) -
         "version",
         "pods",
         "workloads",
+        "configmaps",
     ]
     assert states == {check: ["ok"] for check in checks}, rows
     assert status == 0
@@ -113,6 +116,22 @@ def test_pods_and_workloads_that_the_injector_has_not_seen_are_found(
     # The suggested fix works.
     cluster.kubectl(*row["fix"].removeprefix("kubectl ").split())
     assert run_check("-n", namespace)[1]["workloads"][0]["state"] == "ok"
+
+
+def test_a_quota_that_keeps_pods_away_is_found(cluster: Cluster, namespace: str) -> None:
+    asleep = workload("asleep", cluster.model_image, annotations=ECHO)
+    asleep["spec"]["replicas"] = 0
+    cluster.apply(asleep, namespace=namespace)
+    limit_config_maps(cluster, namespace, 1)  # kube-root-ca.crt is one
+    (row,) = run_check("-n", namespace)[1]["configmaps"]
+    assert row["state"] == "wrong"
+    assert "exceeded quota: few" in row["found"]
+    cluster.kubectl("-n", namespace, "delete", "resourcequota/few")
+
+    def states() -> list[str]:
+        return [row["state"] for row in run_check("-n", namespace)[1]["configmaps"]]
+
+    until("the API server to forget the quota", lambda: states() == ["ok"])
 
 
 @pytest.fixture

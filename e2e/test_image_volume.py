@@ -21,6 +21,7 @@ from e2e.harness import (
     Object,
     Pod,
     bare_pod,
+    limit_config_maps,
     run,
     switch_injection,
     workload,
@@ -28,7 +29,7 @@ from e2e.harness import (
 from e2e.load.faults import NODE
 from e2e.test_command_line import run_check
 from e2e.test_matrix import assert_replies, variants
-from e2e.test_runtime_configmap import config_map, limit_config_maps
+from e2e.test_runtime_configmap import config_map
 
 pytestmark = pytest.mark.usefixtures("image_volumes")
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from e2e.harness import Cluster, Object, bare_pod, until
+from e2e.harness import Cluster, Object, bare_pod, limit_config_maps, until
 
 ECHO = {"asya.sh/handler": "handlers.echo"}
 NOWHERE = {"example.com/no": "no"}  # no node matches: the pod is admitted, and not scheduled
@@ -41,19 +41,6 @@ def test_fifty_pods_at_once_in_a_new_namespace_share_one_config_map(
     name = copy["metadata"]["name"]
     expected = {"hash": name.rpartition("-")[2], "mounted": {"asya-runtime": name}}
     assert made == [expected] * 50
-
-
-def limit_config_maps(cluster: Cluster, namespace: str, count: int) -> None:
-    """A quota that the namespace's ConfigMaps use up."""
-    hard = {"count/configmaps": str(count)}
-    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}}
-    cluster.create({**quota, "spec": {"hard": hard}}, "-n", namespace)
-
-    def counted() -> bool:
-        status = cluster.get("-n", namespace, "resourcequota/few").get("status", {})
-        return bool(status.get("used") == hard)
-
-    until("the quota to be counted", counted)
 
 
 def test_a_full_quota_does_not_keep_pods_away_if_the_config_map_exists(

@@ -559,6 +559,8 @@ KEY_LIMIT, PLACE_LIMIT = 60, 1500  # characters of a key, and of a whole path, i
 INFINITY, MINUS_INFINITY = b"\0\0\0\0\0\0\xf0\x7f", b"\0\0\0\0\0\0\xf0\xff"
 DIGITS = b" " * 46 + b". " + b"0" * 10 + b" " * 198  # a table for translate()
 LARGE_INTEGER = b" " + b"0" * 19
+NO_ESCAPES = bytes(set(range(32, 127)) - set(b'"\\'))  # needed in JSON, for these characters
+LONG_TEXT = 200  # characters from which `escape_long` is faster than `escape`
 
 
 def choose_json(choice: str, memory_limit: float) -> "tuple[Any, str]":
@@ -661,18 +663,21 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
     form = (None, ":", ",", False, False, False)
     parents: "dict[int, object]" = {}  # of the value being encoded: detects circular references
     c_make_encoder = get_attribute(json_encoder, "c_make_encoder")
-    make_chunks: "Callable[[object, int], Iterable[str]]"
-    if not c_make_encoder:  # an interpreter without the accelerator
-        make_chunks = json_encoder.JSONEncoder(  # type: ignore[assignment]
-            separators=(",", ":"), allow_nan=False, default=simplify
-        ).iterencode
-    elif threads:
 
-        def make_chunks(value: object, level: int) -> "Iterable[str]":
-            return c_make_encoder({}, simplify, escape, *form)(value, 0)  # type: ignore[no-any-return]
+    def make_make_chunks(write: "Callable[[str], str]") -> "Callable[[Any, bool], Iterable[str]]":
+        """Return a function of a value and False; `write` encodes strings."""
+        if not c_make_encoder:  # an interpreter without the accelerator
+            return json_encoder.JSONEncoder(
+                separators=(",", ":"), allow_nan=False, default=simplify
+            ).iterencode
 
-    else:
-        make_chunks = c_make_encoder(parents, simplify, escape, *form)
+        def make_chunks(value: object, level: bool) -> "Iterable[str]":
+            return c_make_encoder({}, simplify, write, *form)(value, level)  # type: ignore[no-any-return]
+
+        return make_chunks if threads else c_make_encoder(parents, simplify, write, *form)
+
+    make_usual, make_long = make_make_chunks(escape), make_make_chunks(escape_long)
+    make_chunks = make_usual
 
     def scan_from(text: str, start: int, scan: "Callable[[str, int], tuple[object, int]]") -> "Any":
         try:
@@ -746,13 +751,19 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
 
     @bound_recursion
     def encode(message: Message) -> bytes:
+        """Encode a result, and choose how to encode the next one, which is probably like it."""
+        nonlocal make_chunks
         try:
-            text = "".join(make_chunks({"status": "ok", "result": message.result}, 0))
+            text = "".join(('{"status":"ok","result":', *make_chunks(message.result, False), "}"))
         except BaseException:
             parents.clear()
             raise
         if len(text) > PIECE:
             message.result = TAKEN
+        if len(text) > LONG_TEXT:  # counting the strings would take longer than a look at one
+            at = len(text) // 2
+            is_long = text.find('"', at) - text.rfind('"', 0, at) > 2 * LONG_TEXT
+            make_chunks = make_long if is_long and "\\" not in text else make_usual
         return text.encode("ascii")
 
     @bound_recursion
@@ -762,7 +773,7 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
 
         def defer(text: str) -> str:
             if len(text) < PIECE or type(text) is not str:
-                return escape(text)
+                return escape_long(text)
             long.append(text)
             return "\0"  # never part of JSON
 
@@ -776,7 +787,7 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
                 text = long.pop(0)
                 reply += b'"'
                 for at in range(0, len(text), PIECE):
-                    reply += escape(text[at : at + PIECE])[1:-1].encode("ascii")
+                    reply += escape_long(text[at : at + PIECE])[1:-1].encode("ascii")
                 reply += b'"'
         return reply
 
@@ -889,6 +900,13 @@ OWN_ERRORS = (ValueError, TypeError, RecursionError, OverflowError, MemoryError)
 MAX_RETRIES = 3  # of decoding and encoding, after exceptions of user code from outside
 TAKEN = GeneratorExit  # in the place of a result that has been encoded; it is not JSON
 LARGE_RESULT, DEEP_RESULT = -1, -2
+
+
+def escape_long(text: str) -> str:
+    """Do the same as `escape`, in half of the time or less where no character needs an escape."""
+    if len(text) < LONG_TEXT or type(text) is not str or not text.isascii():
+        return escape(text)
+    return escape(text) if text.encode().translate(None, NO_ESCAPES) else '"%s"' % text
 
 
 def run_without_collection(decode: "Decode", message: Message) -> object:

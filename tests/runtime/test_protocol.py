@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 import tempfile
@@ -145,6 +146,28 @@ def test_long_texts_of_large_messages_are_encoded_like_all(runtime: ModuleType, 
     expected = encode(message)
     message.result = value
     assert bytes(encode_large(message)) == expected
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_texts_are_escaped_alike_whatever_the_last_reply_was(
+    runtime: ModuleType, threads: bool
+) -> None:
+    """The runtime escapes long texts in another way after a reply that had some."""
+    encode = runtime.make_codec(None, threads)[1]
+    message = runtime.Message()
+    characters = [*map(chr, range(0x180)), "\u2028", "\ud800", "\udc00", "\U0001f600"]
+    texts = [before + one + "x" * 300 for one in characters for before in ("", "x" * 300)]
+    texts += ["x" * size for size in (0, 1, 199, 200, 201, PIECE + 1)]
+    other = type("Text", (str,), {"isascii": lambda _: True, "encode": lambda _: b""})
+    texts += [other(text) for text in texts[:80]]
+    for before in ("x" * 1000, ["", 1], "x\n" * 1000):
+        for text in texts:
+            for value in (text, {text: text}, [text, 1.5]):
+                message.result = before
+                encode(message)
+                message.result = value
+                reply = {"status": "ok", "result": value}
+                assert encode(message) == json.dumps(reply, separators=(",", ":")).encode()
 
 
 def test_a_large_result_that_is_no_json_is_a_processing_error(start: Start) -> None:

@@ -70,9 +70,9 @@ def check(*, namespace: str, kubeconfig: str | None, context: str | None, output
 
     Checks the webhook configuration and its caBundle, the injector's Deployment, endpoints and
     certificate, the versions of the runtime, the admission of a pod (in a dry run), annotated pods
-    without the runtime or the chart's sidecar or with an old one, and workloads whose annotations
-    are not propagated to their pod template. A check without permission is reported as unknown.
-    Nothing is changed.
+    without the runtime or the chart's sidecar or with an old one, workloads whose annotations are
+    not propagated to their pod template, and namespaces whose quota or policies prevent the runtime
+    ConfigMap (in a dry run). A check without permission is reported as unknown. Nothing is changed.
     """
     from asya_injector.diagnostics.check import check as run_checks
 

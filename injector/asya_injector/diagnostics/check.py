@@ -6,7 +6,7 @@ from asya_injector.annotations.table import PREFIX
 from asya_injector.diagnostics import delivery, injector, workloads
 from asya_injector.diagnostics.results import OK, UNKNOWN, WRONG, CheckResult, Finding
 from asya_injector.diagnostics.sidecar import ChartSidecar
-from asya_injector.kube_client import ApiException, Cluster, describe_error
+from asya_injector.kube_client import ApiException, Cluster, describe_error, get_reason
 from asya_injector.kube_objects import WORKLOAD_KINDS, Object, find_by_name, get_mapping
 from asya_injector.mutation.workload import DISABLED
 from asya_injector.runtime_files import (
@@ -43,6 +43,7 @@ def check(
         "version": checks.check_versions,
         "pods": checks.check_pods,
         "workloads": checks.check_workloads,
+        "configmaps": checks.check_configmaps,
     }.items():
         try:
             for finding in run():
@@ -70,6 +71,8 @@ class _Checks:
         self._delivery = Delivery()
         self._current = {installed.hash}
         self._sidecar = ChartSidecar()
+        self._with_copy: set[str] = set()
+        self._with_actors: set[str] | None = None  # until all workloads were read
 
     def check_webhook(self) -> Iterator[Finding]:
         """Check the webhook configuration; it names the Service and the release's namespace."""
@@ -156,7 +159,10 @@ class _Checks:
         yield from injector.check_versions(charts, self._installed)
         for version in self._current if self._delivery.image is None else ():
             name = f"{RUNTIME_VOLUME}-{version}"
-            copies = self._cluster.list("v1", "configmaps", namespace=self._namespace, name=name)
+            copies = list(
+                self._cluster.list("v1", "configmaps", namespace=self._namespace, name=name)
+            )
+            self._with_copy |= {str(item["metadata"]["namespace"]) for item in copies}
             yield from injector.check_copies(copies, version)
 
     def check_pods(self) -> Iterator[Finding]:
@@ -175,9 +181,27 @@ class _Checks:
             for kind in WORKLOAD_KINDS
             for item in self._cluster.list(kind.api_version, kind.plural, namespace=self._namespace)
         )
-        yield from workloads.check_workloads(
-            items, disabled=self._disabled, declared=self._sidecar.declared
-        )
+        actors = [item for item in items if workloads.makes_actors(item, self._disabled)]
+        self._with_actors = {str(item["metadata"]["namespace"]) for item in actors}
+        yield from workloads.check_workloads(actors, self._sidecar.declared)
+
+    def check_configmaps(self) -> Iterator[Finding]:
+        """Check that a copy can be created where actors need one, as a quota may prevent it."""
+        if not self._configuration or self._delivery.image or self._with_actors is None:
+            return
+        missing = sorted(self._with_actors - self._with_copy)
+        problems = 0
+        for namespace in missing:
+            problem = _try_copy(self._cluster, namespace, self._installed)
+            if problem:
+                problems += 1
+                yield problem
+        if not problems:
+            present = len(self._with_actors) - len(missing)
+            yield Finding(
+                f"namespaces with annotated workloads: {present} with a copy, "
+                f"{len(missing)} where the first pod creates it"
+            )
 
 
 def _list_disabled_namespaces(cluster: Cluster) -> list[str]:
@@ -209,9 +233,8 @@ def _try_admission(cluster: Cluster, namespace: str, probe: Object) -> Finding:
     try:
         admitted = cluster.dry_run_create("v1", "pods", probe, namespace=namespace)
     except ApiException as error:
+        _raise_if_unauthorized(error)
         message = describe_error(error)
-        if error.status == 403 and "cannot create resource" in message:
-            raise
         return Finding(f"{pod} is rejected (dry run): {message}", "see the rows above")
     version = get_mapping(admitted, "metadata", "labels").get(RUNTIME_HASH_LABEL)
     if version:
@@ -220,6 +243,30 @@ def _try_admission(cluster: Cluster, namespace: str, probe: Object) -> Finding:
         f"{pod} is admitted without the runtime (dry run)",
         f"check the namespace for the label {next(iter(DISABLED))}, and the webhook's selectors",
     )
+
+
+def _try_copy(cluster: Cluster, namespace: str, runtime_files: RuntimeFiles) -> Finding | None:
+    """Create the runtime ConfigMap in a dry run; the result if the API server rejects it."""
+    item = runtime_files.config_map()
+    try:
+        cluster.dry_run_create("v1", "configmaps", item, namespace=namespace)
+    except ApiException as error:
+        if get_reason(error) == "AlreadyExists":
+            return None
+        _raise_if_unauthorized(error)
+        return Finding(
+            f"{namespace}: ConfigMap {item['metadata']['name']} cannot be created (dry run), and "
+            f"annotated pods are rejected without it: {describe_error(error)}",
+            "change the quota or policy that the message names, or set the chart's "
+            "runtime.delivery to image",
+        )
+    return None
+
+
+def _raise_if_unauthorized(error: ApiException) -> None:
+    """Raise it again if the account of the command line may not create such objects."""
+    if error.status == 403 and "cannot create resource" in describe_error(error):
+        raise error
 
 
 def _build_probe(*, has_sidecar: bool) -> Object:

@@ -14,6 +14,7 @@ from asya_injector.kube_objects import (
     find_by_name,
     get_annotations,
     get_items,
+    get_levels,
     get_mapping,
     get_template,
 )
@@ -59,19 +60,29 @@ def check_pods(
         yield Finding(f"actors with the current {what}: {healthy}")
 
 
+def makes_actors(item: Object, disabled: Collection[str]) -> bool:
+    """Whether a workload or its pod template is annotated, and not excluded.
+
+    item: with its `kind` and `apiVersion`. disabled: namespaces where injection is disabled.
+    """
+    levels = [*get_levels(item), get_template(item)]
+    if not any(select_own(get_annotations(level)) for level in levels):
+        return False
+    return not find_skip_reason(item, str(get_mapping(item, "metadata").get("namespace")), disabled)
+
+
 def check_workloads(
-    items: Iterable[Object], *, disabled: Collection[str], declared: Collection[str] = frozenset()
+    items: Iterable[Object], declared: Collection[str] = frozenset()
 ) -> Iterator[Finding]:
     """Check that annotations of workloads are propagated to their pod templates.
 
-    items: of all kinds, each with its `kind` and `apiVersion`. disabled: namespaces where injection
-    is disabled. declared: keys that the chart's sidecar declares.
+    items: those that make actors. declared: keys that the chart's sidecar declares.
     """
     healthy = failed = 0
     for item in items:
         metadata = get_mapping(item, "metadata")
         namespace = str(metadata.get("namespace"))
-        if find_skip_reason(item, namespace, disabled) or not select_own(get_annotations(item)):
+        if not select_own(get_annotations(item)):
             continue
         if _read_propagated(propagate(item, declared)) == _read_propagated(item):
             healthy += 1

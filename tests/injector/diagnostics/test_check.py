@@ -199,15 +199,37 @@ def test_workloads_whose_annotations_are_not_propagated_are_reported() -> None:
         (workload("CronJob", HANDLER), "apply it again"),
     ]
     items = [item for item, _ in cases]
-    findings = list(workloads.check_workloads([*items, workload("Job", {})], disabled=()))
+    findings = list(workloads.check_workloads([*items, workload("Job", {})]))
     assert [each.fix for each in findings] == [fix for _, fix in cases]
     assert findings[0].text == (
         "m: annotations of deployment/w are not propagated to its pod template"
     )
-    (finding,) = workloads.check_workloads([propagate(old), workload("Job", {})], disabled=())
+    (finding,) = workloads.check_workloads([propagate(old), workload("Job", {})])
     assert finding == Finding("workloads with propagated annotations: 1")
-    (finding,) = workloads.check_workloads([old], disabled=["m"])
-    assert finding == Finding("workloads with propagated annotations: 0")
+
+
+def test_workloads_that_make_actors_are_annotated_on_any_level() -> None:
+    def workload(kind: str, *levels: str, namespace: str = "m") -> Object:
+        def metadata(level: str) -> Object:
+            return {"annotations": HANDLER} if level in levels else {}
+
+        spec: Object = {"template": {"metadata": metadata("template"), "spec": {}}}
+        if kind == "CronJob":
+            spec = {"jobTemplate": {"metadata": metadata("job"), "spec": spec}}
+        named = {"name": "w", "namespace": namespace} | metadata("workload")
+        api = "batch/v1" if kind == "CronJob" else "apps/v1"
+        return {"apiVersion": api, "kind": kind, "metadata": named, "spec": spec}
+
+    annotated = [
+        *(workload("Deployment", level) for level in ("workload", "template")),
+        *(workload("CronJob", level) for level in ("workload", "job", "template")),
+    ]
+    others = [workload("Deployment"), workload("CronJob")]
+    others += [
+        workload("Deployment", "template", namespace=name) for name in ("off", "kube-system")
+    ]
+    assert [each for each in annotated if not workloads.makes_actors(each, ["off"])] == []
+    assert [each for each in others if workloads.makes_actors(each, ["off"])] == []
 
 
 # --- All checks
@@ -226,6 +248,7 @@ RELEASE_CONFIGMAPS = "/api/v1/namespaces/s/configmaps"
 RELEASE_PODS = "/api/v1/namespaces/s/pods"
 DEPLOYMENTS = "/apis/apps/v1/namespaces/s/deployments"
 NODES = "/api/v1/nodes"
+COPIES = "/api/v1/namespaces/m/configmaps"
 
 
 IMAGE = "registry.example.com/asya/injector:1"
@@ -288,6 +311,7 @@ def install(server: PagedApi) -> None:
     server.objects = {
         "/api/v1/namespaces/s/secrets/tls": {"data": pair.to_secret()},
         RELEASE_PODS: {"metadata": {"labels": {"asya.sh/runtime-hash": RUNTIME.hash}}},
+        COPIES: RUNTIME.config_map(),
     }
 
 
@@ -310,6 +334,7 @@ def test_a_healthy_installation_passes_all_checks(server: PagedApi) -> None:
             "version",
             "pods",
             "workloads",
+            "configmaps",
         ),
         OK,
     )
@@ -318,8 +343,12 @@ def test_a_healthy_installation_passes_all_checks(server: PagedApi) -> None:
     )
     assert results["pods"][1] == "actors with the current runtime: 1"
     assert results["workloads"][1] == "workloads with propagated annotations: 1"
-    (created,) = [call for call in server.calls if call.startswith("POST")]
-    assert created.startswith(f"POST {RELEASE_PODS} {{")
+    assert results["configmaps"][1] == (
+        "namespaces with annotated workloads: 0 with a copy, 1 where the first pod creates it"
+    )
+    created = [call.split(" ", 2) for call in server.calls if call.startswith("POST")]
+    assert [path for _, path, _ in created] == [RELEASE_PODS, COPIES]
+    assert json.loads(created[1][2]) == RUNTIME.config_map()
 
 
 def test_without_a_webhook_configuration_the_injector_is_not_checked(server: PagedApi) -> None:
@@ -387,7 +416,7 @@ def test_the_current_sidecar_is_that_of_the_chart(server: PagedApi) -> None:
     results = run_check(server)
     assert {name: state for name, (state, _, _) in results.items() if state != OK} == {}
     assert results["pods"][1] == "actors with the current runtime and sidecar: 1"
-    (created,) = [call for call in server.calls if call.startswith("POST")]
+    (created,) = [call for call in server.calls if call.startswith(f"POST {RELEASE_PODS}")]
     assert '"asya.sh/sidecar": "false"' in created
     value["container"]["image"] = "queue:2"
     container["env"][-1]["value"] = json.dumps(value)
@@ -440,6 +469,29 @@ def test_copies_that_keep_pods_away_are_reported(
     assert fix == f"kubectl delete configmap -n m {name}"
     mount_image(server)
     assert run_check(server)["version"][0] == OK
+
+
+def test_namespaces_where_no_copy_can_be_created_are_reported(server: PagedApi) -> None:
+    install(server)
+    server.denied = {f"POST {COPIES}": 403}
+    assert run_check(server)["configmaps"] == (
+        WRONG,
+        f"m: ConfigMap asya-runtime-{RUNTIME.hash} cannot be created (dry run), and annotated pods "
+        f"are rejected without it: {COPIES} is forbidden",
+        "change the quota or policy that the message names, or set the chart's runtime.delivery to "
+        "image",
+    )
+    copy: Object = RUNTIME.config_map()
+    copy["metadata"]["namespace"] = "m"
+    server.lists["/api/v1/configmaps"] = [copy]  # a quota has no effect on it
+    assert run_check(server)["configmaps"] == (
+        OK,
+        "namespaces with annotated workloads: 1 with a copy, 0 where the first pod creates it",
+        "",
+    )
+    del server.lists["/api/v1/configmaps"]
+    mount_image(server)
+    assert "configmaps" not in run_check(server)
 
 
 def test_the_certificate_is_compared_with_each_ca_bundle(server: PagedApi) -> None:
