@@ -42,13 +42,27 @@ MODES = {
     "background-task": ("background", {}),
     "broken-pipe": ("predict", {}),
     "async-broken-pipe": ("later", {}),
+    "twice": ("predict", {}),
+    "batches-twice": ("batch", {"ASYA_BATCH_SIZE": "4"}),
 }
 # What the runtime gets too, from a peer that has gone
 BROKEN_PIPE = ('TimeoutError("late")', 'BrokenPipeError(32, "late")')
+# A second one arrives while the first is handled
+TWICE = ('if payload["at"]: ', 'if payload["at"]: interrupt_log(); ')
+INTERRUPT_LOG = """
+    runtime = sys.modules["__main__"]
+    log_traceback = runtime.log_traceback
+    def interrupt_log():
+        def interrupted(*arguments):
+            runtime.log_traceback = log_traceback
+            raise TimeoutError("late")
+        runtime.log_traceback = interrupted
+"""
 
 
 def source_of(mode: str) -> str:
-    return HANDLER.replace(*BROKEN_PIPE) if "broken-pipe" in mode else HANDLER
+    source = HANDLER.replace(*BROKEN_PIPE) if "broken-pipe" in mode else HANDLER
+    return source.replace(*TWICE) + INTERRUPT_LOG if mode.endswith("twice") else source
 
 
 def call(process: Process, at: int, numbers: Iterator[int]) -> bool:
