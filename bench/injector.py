@@ -22,7 +22,8 @@ from bench.processes import accepts, cpu_seconds, memory, running
 from bench.results import Goal, Results
 from bench.runtime import MB, median_ratio, percentile
 from tests.support.api_server import NAMESPACE, SECRET, Api, api_server
-from tests.support.injector_process import Injector, build_review, connect, free_port, read_bundle
+from tests.support.injector_process import Injector, build_review, connect, read_bundle
+from tests.support.ports import free_port
 from tests.support.tables import Table
 
 INJECTOR, KOPF = "injector", "kopf, empty handler"

@@ -56,7 +56,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     cluster = connect(os.environ["INJECTOR_IMAGE"], os.environ["MODEL_IMAGES"])
     cluster.uninstall()
     cluster.kubectl("delete", "namespaces", "-l", MADE_HERE, "--wait=false")
-    cluster.kubectl("delete", "namespace", SYSTEM, "--ignore-not-found", "--timeout=120s")
+    cluster.kubectl("delete", "namespace", SYSTEM, "--ignore-not-found", "--timeout=240s")
     cluster.make_namespace(SYSTEM)
     cluster.install()
     CHANGED.unlink(missing_ok=True)
@@ -92,6 +92,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if is_alone(item):
             item.add_marker(pytest.mark.xdist_group("alone"))
+        # The order is by what a test takes; what ends it is only for a test that hangs.
+        marker = item.get_closest_marker("timeout")
+        limit = max(600.0, 3 * float(marker.args[0]) if marker else 0.0)
+        item.add_marker(pytest.mark.timeout(limit), append=False)
 
 
 def is_alone(item: pytest.Item) -> bool:

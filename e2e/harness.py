@@ -82,7 +82,7 @@ def run(
     *words: str,
     stdin: str | None = None,
     check: bool = True,
-    timeout: float = 120,
+    timeout: float = 300,
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program; with `check`, a failure is an AssertionError with its error output."""
@@ -94,10 +94,11 @@ def run(
     return done
 
 
-def until(what: str, check: Callable[[], T | None], *, seconds: float = 60) -> T:
+def until(what: str, check: Callable[[], T | None], *, seconds: float = 180) -> T:
     """The first true result of `check`; fails with `what` after the deadline.
 
-    Two thirds of the time are pauses: a busy machine must not wait for the checks.
+    The deadline ends a test that hangs. Two thirds of the time are pauses: a busy machine must not
+    wait for the checks.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -111,18 +112,21 @@ def until(what: str, check: Callable[[], T | None], *, seconds: float = 60) -> T
         time.sleep(min(1.0, max(0.1, 2 * (ended - began))))
 
 
+# The container engine's proxy sometimes drops a connection; a busy machine is slow to accept one.
+_UNREACHED = re.compile(
+    r"^Unable to connect to the server: (EOF|net/http: TLS handshake timeout|dial tcp .* timeout$)",
+    re.M,
+)
+
+
 def retry_unreached(
     kubectl: Callable[[], subprocess.CompletedProcess[str]],
 ) -> subprocess.CompletedProcess[str]:
-    """Run kubectl; for 10 seconds, retry a request that did not reach the API server.
-
-    The container engine's proxy sometimes drops a connection.
-    """
-    deadline = time.monotonic() + 10
+    """Run kubectl; for a minute, retry a request that did not reach the API server."""
+    deadline = time.monotonic() + 60
     while True:
         done = kubectl()
-        lost = done.stderr.startswith("Unable to connect to the server: EOF")
-        if not lost or time.monotonic() > deadline:
+        if not _UNREACHED.search(done.stderr) or time.monotonic() > deadline:
             return done
 
 
@@ -166,8 +170,11 @@ class Cluster:
         Empty if the container does not answer.
         """
         where = ("-n", namespace, pod, "-c", container)
-        done = self.exec_python(*where, program=READ_PROC, check=False)
-        return {} if done.returncode else dict(json.loads(done.stdout))
+        for _ in range(3):  # an exec is lost now and then: see pod_exec
+            done = self.exec_python(*where, program=READ_PROC, check=False)
+            if not done.returncode:
+                return dict(json.loads(done.stdout))
+        return {}
 
     def get(self, *words: str) -> Object:
         """An object, or a list, as the API server returns it."""
@@ -207,18 +214,23 @@ class Cluster:
         chart: Path = REPOSITORY / "chart",
         options: Iterable[str] = (),
     ) -> None:
-        """`helm install` as in the README, with the image under test and further options."""
+        """`helm install` as in the README, with the image under test and further options.
+
+        Returns when reviews reach the injector. Ready pods are not enough: the node's rules and the
+        API server's copy of the webhooks may come later.
+        """
         repository, tag = self.injector_image.rsplit(":", 1)
         image = f"injector.image.repository={repository},injector.image.tag={tag}"
         words = [RELEASE, str(chart), "--namespace", namespace, "--create-namespace", "--wait"]
         settings = [word for value in (image, *values) for word in ("--set", value)]
-        run("helm", verb, *words, *options, "--timeout", "3m", *settings, timeout=200)
+        run("helm", verb, *words, *options, "--timeout", "5m", *settings, timeout=400)
+        until("the injector to be reached", lambda: self.is_reviewed("default"))
 
     def uninstall(self) -> None:
         """Uninstall the release from every namespace."""
         listed = json.loads(run("helm", "list", "-A", "-o", "json").stdout)
         for namespace in [each["namespace"] for each in listed if each["name"] == RELEASE]:
-            run("helm", "uninstall", RELEASE, "--namespace", namespace, timeout=200)
+            run("helm", "uninstall", RELEASE, "--namespace", namespace, timeout=400)
             self._wait_until_gone(namespace)
 
     def _wait_until_gone(self, namespace: str) -> None:
@@ -232,7 +244,7 @@ class Cluster:
                     self.kubectl("-n", namespace, *words, "--grace-period=1", "--wait=false")
             return not pods
 
-        until("the injector's pods to be gone", gone, seconds=90)
+        until("the injector's pods to be gone", gone)
 
     def injector_pods(self, namespace: str = SYSTEM) -> list[Pod]:
         """The injector's pods, including terminating ones."""
@@ -252,15 +264,22 @@ class Cluster:
             stay = [pod for pod in pods if is_ready(pod) and not pod.metadata.deletion_timestamp]
             return len(pods) == len(stay) == replicas
 
-        until(f"{replicas} replicas of the injector and no other", are_settled, seconds=90)
+        until(f"{replicas} replicas of the injector and no other", are_settled)
+
+    def request_pod(self, namespace: str) -> subprocess.CompletedProcess[str]:
+        """Request an annotated pod, as a dry run."""
+        pod = bare_pod("requested", self.model_image, {"asya.sh/handler": "handlers.echo"})
+        words = ("-n", namespace, "--dry-run=server", "-o", "yaml")
+        return self.create(pod, *words, check=False)
 
     def admits(self, namespace: str) -> bool:
-        """Whether an annotated pod would be admitted now.
+        """Whether an annotated pod would be admitted now, injected or not."""
+        return not self.request_pod(namespace).returncode
 
-        Ready pods are not enough: the node's rules and the CA in the webhooks may come later.
-        """
-        pod = bare_pod("requested", self.model_image, {"asya.sh/handler": "handlers.echo"})
-        return not self.create(pod, "-n", namespace, "--dry-run=server", check=False).returncode
+    def is_reviewed(self, namespace: str) -> bool:
+        """Whether an annotated pod reaches the injector now, which injects or rejects it."""
+        done = self.request_pod(namespace)
+        return "asya.sh/injected" in done.stdout or "denied the request" in done.stderr
 
     def copies(self, namespace: str) -> list[Object]:
         """The runtime ConfigMaps of a namespace."""
@@ -313,7 +332,7 @@ class Cluster:
             yield
         finally:
             self.kubectl("-n", SYSTEM, "scale", f"deployment/{RELEASE}", "--replicas=2")
-            until("two endpoints", lambda: self._endpoints() == 2, seconds=90)
+            until("two endpoints", lambda: self._endpoints() == 2)
             until("the route to them", lambda: self.admits("default"))
 
     def _endpoints(self) -> int:
@@ -327,7 +346,7 @@ class Cluster:
         listed = self.core.list_namespaced_pod(namespace, label_selector=f"app={name}").items
         return [pod for pod in listed if not pod.metadata.deletion_timestamp]
 
-    def ready_pod(self, namespace: str, name: str, *, seconds: float = 90) -> Pod:
+    def ready_pod(self, namespace: str, name: str, *, seconds: float = 180) -> Pod:
         """The one ready pod of an application."""
 
         def find_ready() -> Pod | None:
@@ -355,14 +374,21 @@ class Cluster:
             now = read_status()
             return bool(now.restart_count > count and now.ready)
 
-        until("the container to be restarted", is_restarted, seconds=90)
+        until("the container to be restarted", is_restarted)
 
-    def call(self, pod: Pod, *messages: Object, in_flight: int = 1) -> list[Object]:
-        """Send messages to the pod's actor from its sidecar, over one connection."""
+    def call(
+        self, pod: Pod, *messages: Object, in_flight: int = 1, check: bool = True
+    ) -> list[Object]:
+        """Send messages to the pod's actor from its sidecar, over one connection.
+
+        check: fail unless it accepts the connection.
+        """
         lines = "".join(json.dumps(message) + "\n" for message in messages)
         words = ["-n", pod.metadata.namespace, "-c", SIDECAR, pod.metadata.name]
         arguments = (str(in_flight),)
-        done = self.exec_python(*words, program=CLIENT, arguments=arguments, stdin=lines)
+        done = self.exec_python(
+            *words, program=CLIENT, arguments=arguments, stdin=lines, check=check
+        )
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def reviews(self, webhook: str) -> int:
@@ -452,11 +478,10 @@ def switch_injection(cluster: Cluster, namespace: str, *, on: bool) -> None:
     """Switch injection on or off in a namespace, and wait until that is effective."""
     label = "asya.sh/injection-" if on else "asya.sh/injection=disabled"
     cluster.kubectl("label", "namespace", namespace, label)
-    probe = bare_pod("probe", cluster.model_image, {"asya.sh/handler": "handlers.echo"})
-    words = ["-n", namespace, "--dry-run=server", "-o", "yaml"]
 
     def is_effective() -> bool:
-        return ("asya.sh/injected" in cluster.create(probe, *words).stdout) == on
+        done = cluster.request_pod(namespace)
+        return not done.returncode and ("asya.sh/injected" in done.stdout) == on
 
     until("the label to be effective", is_effective)
 
@@ -467,8 +492,10 @@ def limit_config_maps(cluster: Cluster, namespace: str, count: int) -> None:
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}}
     cluster.create({**quota, "spec": {"hard": hard}}, "-n", namespace)
 
-    def counted() -> bool:
-        status = cluster.get("-n", namespace, "resourcequota/few").get("status", {})
-        return bool(status.get("used") == hard)
+    another: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "another"}}
+    words = ("-n", namespace, "--dry-run=server")
 
-    until("the quota to be counted", counted)
+    def is_used_up() -> bool:  # in the API server's own copy, which follows
+        return "exceeded quota" in cluster.create(another, *words, check=False).stderr
+
+    until("the quota to be counted", is_used_up)

@@ -55,7 +55,7 @@ class Release:
 
     def helm(self, *words: str, check: bool = True) -> str:
         """Run Helm and return its output; raises AssertionError if it fails."""
-        done = run(self.tool, *words, "--namespace", self.namespace, check=check, timeout=200)
+        done = run(self.tool, *words, "--namespace", self.namespace, check=check, timeout=400)
         return done.stdout + done.stderr
 
     def change(self, verb: str, *values: str, chart: Path = CHART, name: str = RELEASE) -> str:
@@ -63,7 +63,7 @@ class Release:
         repository, tag = self.cluster.injector_image.rsplit(":", 1)
         image = (f"injector.image.repository={repository}", f"injector.image.tag={tag}")
         settings = [word for value in (*image, *values) for word in ("--set", value)]
-        return self.helm(verb, name, str(chart), "--wait", "--timeout", "2m", *settings)
+        return self.helm(verb, name, str(chart), "--wait", "--timeout", "5m", *settings)
 
 
 @dataclass
@@ -106,7 +106,7 @@ def stream(cluster: Cluster, namespace: str) -> Iterator[Stream]:
         yield requested
     finally:
         requested._stop.set()
-        thread.join(timeout=30)
+        thread.join(timeout=100)
 
 
 def create_certificate(name: str) -> tuple[str, Object]:

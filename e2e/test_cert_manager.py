@@ -87,7 +87,7 @@ def test_cert_manager_issues_the_certificate_and_its_renewal_rejects_no_pod(
         assert fresh != before
         # A kubelet updates a mounted Secret about once a minute.
         until(
-            "all replicas to use it", lambda: cluster.certificate_serials() == {fresh}, seconds=150
+            "all replicas to use it", lambda: cluster.certificate_serials() == {fresh}, seconds=300
         )
     assert (requested.rejected, requested.plain) == ([], 0)
     assert cluster.ca_bundles() == trusted
@@ -97,9 +97,7 @@ def test_cert_manager_issues_the_certificate_and_its_renewal_rejects_no_pod(
     # pods; none is admitted without injection.
     with stream(cluster, namespace) as requested:
         release.change("upgrade")
-        until(
-            "the old replicas to be gone", lambda: not pods & set(cluster.injectors()), seconds=90
-        )
+        until("the old replicas to be gone", lambda: not pods & set(cluster.injectors()))
         until("pods to be admitted again", lambda: cluster.admits(namespace))
     assert requested.plain == 0
     assert [text for text in requested.rejected if "failed calling webhook" not in text] == []

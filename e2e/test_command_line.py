@@ -147,6 +147,13 @@ def pruner(cluster: Cluster, namespace: str, tmp_path: Path) -> Iterator[list[st
     cluster.kubectl(
         "create", "clusterrolebinding", role, f"--clusterrole={role}", f"--serviceaccount={account}"
     )
+    user = f"--as=system:serviceaccount:{account}"
+
+    def may(*words: str) -> bool:
+        return not cluster.kubectl("auth", "can-i", *words, "-A", user, check=False).returncode
+
+    # The API server's own copy of the roles follows.
+    until("the permissions", lambda: may("list", "pods") and may("delete", "configmaps"))
     token = cluster.kubectl("-n", namespace, "create", "token", "default").stdout.strip()
     kubeconfig = yaml.safe_load(cluster.kubectl("config", "view", "--raw", "--minify").stdout)
     kubeconfig["users"][0]["user"] = {"token": token}

@@ -15,5 +15,5 @@ def test_the_quickstart_works_as_written(free: Cluster) -> None:
     gone = ("delete", "namespace", "quickstart", "--ignore-not-found")
     free.kubectl(*gone)
     mine = {name: text for name, text in os.environ.items() if not name.startswith("MAKE")}
-    assert run_page(DOCS / "quickstart.md", REPOSITORY, mine, seconds=240) > 10
+    assert run_page(DOCS / "quickstart.md", REPOSITORY, mine, seconds=600) > 10
     free.kubectl(*gone, "--wait=false")

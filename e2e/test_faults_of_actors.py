@@ -41,9 +41,8 @@ def test_a_killed_runtime_is_restarted(scene: Scene, record_property: Property, 
         send_long_message(scene.cluster, pod, signal.SIGUSR1)
         kill_in_container(scene.cluster, pod, "asya_runtime.py", signal.SIGKILL)
         # In wrap mode the container ends with it; in hook mode a supervisor restarts it.
-        more = 1 if app == WRAP else 0
-        until("it to be restarted", lambda: scene.restarts(app) == before + more)
-    assert scene.restarts(app) == before + more
+        until("it to be restarted", lambda: scene.restarts(app) > before or app == HOOK)
+    assert (scene.restarts(app) > before) == (app == WRAP)
 
 
 def test_a_container_over_its_memory_limit_is_restarted(
@@ -52,7 +51,7 @@ def test_a_container_over_its_memory_limit_is_restarted(
     before = scene.restarts(SMALL)
     with fault(scene, record_property, "container OOM-killed by its limit", messages=KILLS):
         send_long_message(scene.cluster, scene.pod(SMALL), signal.SIGUSR2)
-        until("the container to be restarted", lambda: scene.restarts(SMALL) == before + 1)
+        until("the container to be restarted", lambda: scene.restarts(SMALL) > before)
     (pod,) = scene.cluster.pods(scene.namespace, SMALL)
     status = next(each for each in pod.status.container_statuses if each.name == "model")
     ended = status.last_state.terminated
@@ -88,7 +87,7 @@ def test_an_application_that_exits_lets_the_current_message_be_answered(
     with fault(scene, record_property, "application exits during a message"):
         send_long_message(scene.cluster, pod, signal.SIGUSR1)
         kill_in_container(scene.cluster, pod, "app", signal.SIGTERM)
-        until("the container to be restarted", lambda: scene.restarts(WRAP) == before + 1)
+        until("the container to be restarted", lambda: scene.restarts(WRAP) > before)
 
 
 @pytest.mark.parametrize("app", [WRAP, HOOK])
@@ -98,7 +97,7 @@ def test_a_deleted_pod_answers_the_message_that_it_has_received(
     pod = scene.pod(app)
     with fault(scene, record_property, f"SIGTERM during a message, {app} mode"):
         send_long_message(scene.cluster, pod, signal.SIGUSR1)
-        words = ["-n", scene.namespace, "delete", "pod", pod.metadata.name, "--timeout=60s"]
+        words = ["-n", scene.namespace, "delete", "pod", pod.metadata.name, "--timeout=240s"]
         scene.cluster.kubectl(*words)
     living = {each.metadata.name for each in scene.cluster.pods(scene.namespace, app)}
     assert pod.metadata.name not in living
@@ -113,7 +112,7 @@ def test_a_deleted_configmap_affects_no_pod(scene: Scene, record_property: Prope
         cluster.kubectl("-n", namespace, "delete", "configmaps", "-l", label)
         # A container that restarts still has the files.
         kill_in_container(cluster, scene.pod(SMALL), "asya_runtime.py", signal.SIGKILL)
-        until("the container to be restarted", lambda: scene.restarts(SMALL) == before + 1)
+        until("the container to be restarted", lambda: scene.restarts(SMALL) > before)
         # The next pod creates it again.
         until(
             "the ConfigMap to be created again",
@@ -134,9 +133,9 @@ def test_a_namespace_under_load_can_be_deleted_and_created_again(
         with generate_load(cluster, name, item) as (messages, pod_requests):
             pod = cluster.ready_pod(name, WRAP)
             send_long_message(cluster, pod, signal.SIGUSR1)
-            cluster.kubectl("delete", "namespace", name, "--timeout=90s", timeout=100)
+            cluster.kubectl("delete", "namespace", name, "--timeout=280s")
             pod_requests.stop()
-            assert messages.unfinished(set()) == []
+            until("complete logs", lambda: not messages.unfinished(set()))
             sent = messages.ledger().tally(NOTHING, since=began)
             # The last pod that is requested stays rejected.
             histories = pod_requests.ledger.histories
@@ -179,4 +178,4 @@ def test_a_deleted_or_damaged_secret_is_restored(scene: Scene, record_property: 
 
 def test_the_log_of_every_sidecar_that_is_gone_is_complete(scene: Scene) -> None:
     """Otherwise, a message could be lost together with the log that shows it."""
-    assert find_unfinished(scene) == []
+    until("complete logs", lambda: not find_unfinished(scene))

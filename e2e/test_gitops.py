@@ -163,9 +163,14 @@ def install_program(directory: Path, version: str) -> Path:
     package = REPOSITORY / "injector"
     if version == "newer":
         package = directory / "injector"
-        shutil.copytree(REPOSITORY / "injector/asya_injector", package / "asya_injector")
+        # Other processes write bytecode now.
+        source, ignore = (
+            REPOSITORY / "injector/asya_injector",
+            shutil.ignore_patterns("__pycache__"),
+        )
+        shutil.copytree(source, package / "asya_injector", ignore=ignore)
         data = package / "asya_injector" / "data"
-        shutil.copytree(REPOSITORY / "runtime", data, dirs_exist_ok=True)
+        shutil.copytree(REPOSITORY / "runtime", data, ignore=ignore, dirs_exist_ok=True)
         runtime = data / "asya_runtime.py"
         runtime.write_text(runtime.read_text() + "# Another version of this file.\n")
     programs = directory / version

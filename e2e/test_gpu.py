@@ -52,7 +52,7 @@ def wait_until_restarted(cluster: Cluster, ends: list[tuple[Pod, int]]) -> None:
             ready.append(bool(target.restart_count and target.ready))
         return all(ready)
 
-    until("the containers to be ready again", look, seconds=120)
+    until("the containers to be ready again", look)
     assert all(seen[pod.metadata.name] <= {status} for pod, status in ends), seen
 
 

@@ -56,7 +56,7 @@ def wait_for_pull_error(cluster: Cluster, namespace: str, app: str, *words: str)
         is_failed = reason in {"ErrImagePull", "ImagePullBackOff"}
         return is_failed and all(word in message for word in words)
 
-    until(f"an image error of {app} with {words}", is_shown, seconds=120)
+    until(f"an image error of {app} with {words}", is_shown)
 
 
 @pytest.mark.timeout(300)
@@ -80,7 +80,7 @@ def test_a_container_whose_image_is_gone_restarts_when_the_image_is_back(
         wait_for_pull_error(cluster, namespace, mode, image)
     build_image(UNREACHABLE, tmp_path)
     for mode, before in pods.items():
-        pod = cluster.ready_pod(namespace, mode, seconds=150)
+        pod = cluster.ready_pod(namespace, mode)
         assert pod.metadata.uid == before.metadata.uid
         assert cluster.call(pod, {"payload": {}}) == OK
         counts = {each.name: each.restart_count for each in pod.status.container_statuses}

@@ -108,7 +108,6 @@ class Actor:
         until(
             "no pods",
             lambda: self.replicas() == 0 and not self.cluster.kubectl(*words).stdout,
-            seconds=120,
         )
 
 
@@ -145,7 +144,7 @@ def actor(keda: None, free: Cluster, namespace: str) -> Iterator[Actor]:
         namespace=namespace,
     )
     found = Actor(cluster, namespace)
-    words = ["-n", namespace, "wait", "--timeout=90s"]
+    words = ["-n", namespace, "wait", "--timeout=240s"]
     cluster.kubectl(*words, "deployment/broker", "--for=condition=Available")
     cluster.kubectl(*words, "pod/client", "--for=condition=Ready")
     # The first pod creates the queue.
@@ -156,7 +155,7 @@ def actor(keda: None, free: Cluster, namespace: str) -> Iterator[Actor]:
         yield found
     finally:  # KEDA has to remove its finalizers
         kinds = "scaledobjects,triggerauthentications"
-        cluster.kubectl("-n", namespace, "delete", kinds, "--all", "--timeout=60s")
+        cluster.kubectl("-n", namespace, "delete", kinds, "--all", "--timeout=240s")
 
 
 def client(image: str) -> Object:
@@ -206,8 +205,8 @@ def test_pods_follow_the_length_of_the_queue_from_zero_to_many_and_back(actor: A
     bad: list[Object] = [{"name": f"bad-{n}", "call": "nothing"} for n in range(5)]
     bad += [{"name": "tried again after 30 s", "call": "hog", "bytes": 1 << 60}]
     actor.send(*bad, *good)
-    until(f"{MOST_PODS} pods to take messages", lambda: actor.consumers() == MOST_PODS, seconds=120)
-    until("dead letters", lambda: actor.messages(DEAD_LETTERS) == len(bad), seconds=120)
+    until(f"{MOST_PODS} pods to take messages", lambda: actor.consumers() == MOST_PODS)
+    until("dead letters", lambda: actor.messages(DEAD_LETTERS) == len(bad))
     actor.rest()  # although there are dead letters
     assert actor.take(DEAD_LETTERS) == Counter(each["name"] for each in bad)
     assert actor.take(RESULTS) == Counter(each["name"] for each in good)

@@ -70,7 +70,7 @@ def wait_for_pods(cluster: Cluster, namespace: str, names: list[str]) -> dict[st
         found = {pod.metadata.labels["app"]: pod for pod in pods if is_ready(pod)}
         return found if set(names) <= set(found) else None
 
-    return until(f"pods of {', '.join(names)}", look, seconds=300)
+    return until(f"pods of {', '.join(names)}", look, seconds=600)
 
 
 def call(cluster: Cluster, pod: Pod) -> Any:
@@ -292,7 +292,7 @@ def test_a_container_that_cannot_start_shows_the_reason_and_is_not_ready(
 
     for name, word in wanted.items():
         shown = functools.partial(is_shown, name, word)
-        until(f"the reason in an event or status of {name}", shown, seconds=120)
+        until(f"the reason in an event or status of {name}", shown)
         assert not any(is_ready(pod) for pod in cluster.pods(namespace, name))
 
 
@@ -350,5 +350,5 @@ def test_a_job_completes_when_its_program_ends(cluster: Cluster, namespace: str)
     item = workload("once", cluster.model_image, command=["python3", "-c", "pass"], template=WHOAMI)
     item["spec"]["template"]["spec"]["containers"].pop()  # a sidecar that never ends
     cluster.apply(as_kind(item, "Job"), namespace=namespace)
-    words = ["-n", namespace, "wait", "job/once", "--for=condition=Complete", "--timeout=120s"]
-    cluster.kubectl(*words, timeout=130)
+    words = ["-n", namespace, "wait", "job/once", "--for=condition=Complete", "--timeout=280s"]
+    cluster.kubectl(*words)

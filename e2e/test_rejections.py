@@ -107,7 +107,7 @@ def test_a_missing_handler_is_shown_in_the_pods_status(cluster: Cluster, namespa
     model = bare_pod("model", cluster.model_image, {HANDLER: "handlers.predict"})
     cluster.create({**model, "spec": {**model["spec"], "restartPolicy": "Never"}}, "-n", namespace)
     words = ["-n", namespace, "wait", "pod/model", "--for=jsonpath={.status.phase}=Failed"]
-    cluster.kubectl(*words, "--timeout=60s")
+    cluster.kubectl(*words, "--timeout=240s")
     (status,) = cluster.get("-n", namespace, "pod/model")["status"]["containerStatuses"]
     ended = status["state"]["terminated"]
     assert ended["exitCode"] == 78

@@ -134,7 +134,7 @@ def test_the_release_upgrades_an_earlier_one_and_goes_back(
         released.shell(f"{upgrade} --reset-values")
         free.settle()
         assert "Succeeded" in before.helm("test", RELEASE)
-        before.helm("rollback", RELEASE, "1", "--wait", "--timeout", "2m")
+        before.helm("rollback", RELEASE, "1", "--wait", "--timeout", "5m")
         free.settle()
     assert (requested.rejected, requested.plain) == ([], 0)
     assert requested.injected > 20

@@ -70,7 +70,6 @@ def test_a_pod_is_rejected_with_advice_if_the_config_map_cannot_be_created(
     until(
         "the pod to be admitted",
         lambda: cluster.create(pod, "-n", namespace, check=False).returncode == 0,
-        seconds=30,
     )
 
 
@@ -144,4 +143,4 @@ def test_a_namespace_with_runtime_config_maps_can_be_deleted(cluster: Cluster) -
     cluster.create(config_map(HELD, immutable=True), "-n", name)
     for free in FREE:
         cluster.create(config_map(free), "-n", name)
-    cluster.kubectl("delete", "namespace", name, "--timeout=120s", timeout=150)
+    cluster.kubectl("delete", "namespace", name, "--timeout=280s")

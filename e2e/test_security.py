@@ -27,7 +27,7 @@ ATTACK = r"""
 import os, socket, struct
 def send(*pieces):
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(20)
+    connection.settimeout(100)
     connection.connect(os.environ["ASYA_SOCKET_PATH"])
     for piece in pieces:
         connection.sendall(piece)
@@ -61,7 +61,7 @@ def status(url, method="GET", body=None, context=trusted, kind="application/json
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+        with urllib.request.urlopen(request, timeout=60, context=context) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -123,7 +123,7 @@ def test_malicious_frames_do_not_affect_other_connections(cluster: Cluster, name
     cluster.apply(
         workload("model", cluster.model_image, template=ECHO, command=command), namespace=namespace
     )
-    pod = cluster.ready_pod(namespace, "model", seconds=120)
+    pod = cluster.ready_pod(namespace, "model")
     words = ["-n", namespace, pod.metadata.name, "-c", SIDECAR]
     printed = cluster.exec_python(*words, program=ATTACK).stdout.splitlines()
     replies = [json.loads(line) for line in printed]
@@ -141,7 +141,7 @@ def test_a_pod_without_permissions_can_access_no_secret_and_no_config_map(
 ) -> None:
     pod = bare_pod("intruder", cluster.model_image, {})
     cluster.create(pod, "-n", namespace)
-    cluster.ready_pod(namespace, "intruder", seconds=120)
+    cluster.ready_pod(namespace, "intruder")
     annotated: Object = bare_pod("annotated", cluster.model_image, ECHO)
     review = {
         "apiVersion": "admission.k8s.io/v1",

@@ -25,8 +25,11 @@ import json, os, signal, socket, struct, sys, time
 def end(*_):
     print("ended", flush=True)
     sys.exit()
+def stop(*_):
+    print("stopped", flush=True)
+    open(os.environ["ASYA_SOCKET_PATH"] + ".stopped", "w").close()
 signal.signal(signal.SIGTERM, end)
-signal.signal(signal.SIGUSR1, lambda *_: print("stopped", flush=True))
+signal.signal(signal.SIGUSR1, stop)
 payload = {name: os.environ.get(name) for name in ("QUEUE", "LITERAL", "TEMPLATE")}
 body = json.dumps({"payload": payload}).encode()
 while True:
@@ -51,6 +54,19 @@ import os, time
 while not os.path.exists(os.environ["ASYA_SOCKET_PATH"] + ".answered"):
     time.sleep(0.1)
 """]  # fmt: skip
+
+# At SIGTERM, it ends three seconds after the sidecar was told to stop.
+ENDS_SLOWLY = """
+import os, signal, time
+def end(*_):
+    while not os.path.exists(os.environ["ASYA_SOCKET_PATH"] + ".stopped"):
+        time.sleep(0.1)
+    time.sleep(3)
+    raise SystemExit
+signal.signal(signal.SIGTERM, end)
+while True:
+    signal.pause()
+"""
 
 
 def values(image: str, version: str = "1") -> Object:
@@ -129,7 +145,7 @@ def reply_of(cluster: Cluster, pod: Pod) -> Object:
         done = cluster.kubectl(*words, check=False)
         return done.stdout.partition("\n")[0] if "\n" in done.stdout else ""
 
-    line = until(f"a reply to the sidecar of {pod.metadata.name}", first_line, seconds=90)
+    line = until(f"a reply to the sidecar of {pod.metadata.name}", first_line)
     reply: Object = json.loads(line)
     return reply
 
@@ -158,6 +174,9 @@ def test_pods_of_all_kinds_get_the_sidecar_and_those_that_end_still_end(
     never["spec"] |= {"restartPolicy": "Never"}
     never["spec"]["containers"][0]["resources"] = REQUESTS
     cluster.apply(quota, namespace=namespace)
+    # The API server rejects pods until it knows what the quota counts.
+    dry = ("-n", namespace, "--dry-run=server")
+    until("the quota", lambda: not cluster.create(never, *dry, check=False).returncode)
     cluster.apply(*items, never, namespace=namespace)
     cluster.kubectl("-n", namespace, "create", "job", "by-hand", "--from=cronjob/cronjob")
 
@@ -166,7 +185,7 @@ def test_pods_of_all_kinds_get_the_sidecar_and_those_that_end_still_end(
 
     replies = {}
     for app in ("deployment", "statefulset", "job", "cronjob", "never"):
-        pods = until(f"the pod of {app}", lambda app=app: find_pods(app), seconds=90)  # type: ignore[misc]
+        pods = until(f"the pod of {app}", lambda app=app: find_pods(app))  # type: ignore[misc]
         replies[app] = reply_of(cluster, pods[0])
     assert replies == {
         "deployment": answered("deployment", "$(QUEUE), $$"),
@@ -177,9 +196,9 @@ def test_pods_of_all_kinds_get_the_sidecar_and_those_that_end_still_end(
         found = [find_pods(app)[0].status.phase for app in ("job", "cronjob", "never")]
         return found == ["Succeeded"] * 3
 
-    until("the pods that end to have succeeded", phases, seconds=120)
+    until("the pods that end to have succeeded", phases)
     for job in ("job", "by-hand"):
-        words = ("wait", "--for=condition=complete", f"job/{job}", "--timeout=60s")
+        words = ("wait", "--for=condition=complete", f"job/{job}", "--timeout=240s")
         cluster.kubectl("-n", namespace, *words)
     pod = cluster.ready_pod(namespace, "deployment")
     (native,) = pod.spec.init_containers
@@ -230,22 +249,22 @@ def test_pods_that_need_none_are_as_before_and_wrong_ones_are_rejected(
 @pytest.mark.timeout(600)
 def test_the_sidecar_stops_first_and_ends_last(sidecar_release: Cluster, namespace: str) -> None:
     cluster, image = sidecar_release, sidecar_release.model_image
-    # The model takes three seconds to end.
-    slow = "import signal, time; signal.signal(15, lambda *_: (time.sleep(3), exit()))"
-    command = ["python3", "-uc", f"{slow}\nprint('up')\nwhile True: signal.pause()"]
+    command = ["python3", "-c", ENDS_SLOWLY]
     pod = bare_pod("slow", image, ECHO | {"asya.sh/queue": "q"}, command=command)
-    pod["spec"]["terminationGracePeriodSeconds"] = 20
+    pod["spec"]["terminationGracePeriodSeconds"] = 60
     cluster.create(pod, "-n", namespace)
     assert reply_of(cluster, cluster.ready_pod(namespace, "slow"))["status"] == "ok"
     words = ["kubectl", "-n", namespace, "logs", "slow", "-c", SIDECAR, "-f", "--timestamps"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as logs:
+        assert logs.stdout
         try:
-            delete = ("delete", "pod", "slow", "--timeout=60s")
+            lines = [logs.stdout.readline()]  # the reply: the log is followed now
+            delete = ("delete", "pod", "slow", "--timeout=240s")
             cluster.kubectl("-n", namespace, *delete)
-            out, _ = logs.communicate(timeout=60)
+            lines += logs.stdout
         finally:
             logs.kill()
-    times = {line.split(" ", 1)[1]: line.split(" ", 1)[0] for line in out.splitlines()}
+    times = {text.rstrip(): time for time, text in (line.split(" ", 1) for line in lines)}
     order = [line for line in times if line in ("stopped", "ended")]
     assert order == ["stopped", "ended"]
     stopped, ended = (dt.datetime.fromisoformat(times[each]) for each in order)
@@ -273,8 +292,8 @@ def test_a_changed_template_reaches_new_pods_and_check_names_the_old_ones(
         f"{namespace}: deployment/deployment runs an older sidecar than the chart's (1 pod)"
     )
     cluster.kubectl("-n", namespace, "rollout", "restart", "deployment/deployment")
-    words = ("rollout", "status", "deployment/deployment", "--timeout=120s")
-    cluster.kubectl("-n", namespace, *words, timeout=150)
+    words = ("rollout", "status", "deployment/deployment", "--timeout=280s")
+    cluster.kubectl("-n", namespace, *words)
     new = until(
         "the new pod alone",
         lambda: [

@@ -57,7 +57,7 @@ def run(*command: str, stdin: str | None = None, show: str = "", rejected: bool 
         print(f"$ {show}", flush=True)
     # The timeout is far longer than any command takes: it turns a hang into an error.
     result = subprocess.run(
-        command, input=stdin, capture_output=True, text=True, timeout=240, check=False, cwd=REPO
+        command, input=stdin, capture_output=True, text=True, timeout=300, check=False, cwd=REPO
     )
     print(result.stderr if show else "", end="", file=sys.stderr, flush=True)
     if rejected != bool(result.returncode):
@@ -139,7 +139,7 @@ def deploy() -> dict[str, Any]:
         run("kubectl", "create", "namespace", NAMESPACE)
         run("kubectl", "label", "namespace", NAMESPACE, LABEL)
     # Delete the Deployment of an earlier demo, with its pods.
-    options = "--ignore-not-found --cascade=foreground --wait --timeout=60s"
+    options = "--ignore-not-found --cascade=foreground --wait --timeout=240s"
     run("kubectl", "delete", "deployment", NAME, "-n", NAMESPACE, *options.split())
     print(f"$ kubectl apply -n {NAMESPACE} -f examples/deployment.yaml   # with these images")
     print(run("kubectl", "apply", "-n", NAMESPACE, "-f", "-", stdin=json.dumps(manifest)), end="")
@@ -151,7 +151,7 @@ def deploy() -> dict[str, Any]:
 
 def wait_for_rollout() -> None:
     """Wait until the rollout is complete."""
-    kubectl("rollout", "status", "-n", NAMESPACE, f"deployment/{NAME}", "--timeout=90s")
+    kubectl("rollout", "status", "-n", NAMESPACE, f"deployment/{NAME}", "--timeout=240s")
 
 
 def annotate(before: dict[str, Any]) -> str:

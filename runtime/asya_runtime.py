@@ -420,6 +420,7 @@ class State:
         "note_memory_error",
         "note_reply",
         "queue",
+        "renew_deadline",
         "stopping",
         "wake",
     )
@@ -436,6 +437,7 @@ class State:
         self.memory_limit = MemoryLimit()
         self.connections: "dict[int, Connection]" = {}  # by fd, while it serves
         self.queue: "Queue | None" = None
+        self.renew_deadline: "Callable[[Batch], object]" = ignore
         # For the metrics: replies that no call has made, and kinds of memory errors
         self.note_reply: "Callable[[Reply], object]" = ignore
         self.note_memory_error: "Callable[[str], object]" = ignore
@@ -886,8 +888,8 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
                 value = decode_orjson(message)
                 if dumps(value).count(b":") == data.count(b":", 0, end):
                     return value
-            except TypeError:
-                pass  # it cannot write what the standard library has read
+            except (TypeError, ValueError):
+                pass  # it cannot write what the standard library has read; or that has the error
             finally:
                 message.reads_attachments = True
             message.body = body
@@ -1066,7 +1068,7 @@ def find_unencodable(value: object, reads_attachments: bool = False) -> str:
         if value is None or isinstance(value, (str, int)):
             return ""
         if isinstance(value, float):
-            return "" if value - value == 0 else ": %r" % value
+            return "" if value - value == 0 else ": " + float.__repr__(value)
         if id(value) in parents:
             return ": contains itself"
         if len(parents) >= 400:
@@ -1084,12 +1086,16 @@ def find_unencodable(value: object, reads_attachments: bool = False) -> str:
         else:
             try:
                 simple = simplify(value)
-            except TypeError:
+            except MemoryError:
+                raise
+            except Exception:  # of a conversion too, such as that of a model
                 return ": " + name_class(type(value))
             return find(simple, parents)
         for key, item in items:
             if key is not None and not isinstance(key, (str, int, float)):
                 return ": key of type " + name_class(type(key))
+            if isinstance(key, float) and key - key:
+                return ": key " + float.__repr__(key)
             late = time.monotonic() > latest
             found = ": not found before it in %g s" % SEARCH_TIME if late else find(item, parents)
             if found:
@@ -1115,15 +1121,14 @@ def name_class(kind: type) -> str:
 
 
 get_bases: "Callable[[type], tuple[type, ...]]" = type.__dict__["__mro__"].__get__
-ALL = slice(None)
 frozen = get_attribute(builtins, "frozendict")  # 3.15
 OBJECTS: "tuple[type[dict[Any, Any]], ...]" = (dict, frozen) if frozen else (dict,)
 BASES: "tuple[tuple[type, Callable[[Any], Any]], ...]" = (
     (str, str.__str__),
     (int, int.__int__),
     (float, float.__float__),
-    (list, lambda value: list.__getitem__(value, ALL)),
-    (tuple, lambda value: tuple.__getitem__(value, ALL)),
+    (list, list),  # a subclass may have its own items, as the standard library writes
+    (tuple, list),
     *((kind, copy_dict) for kind in OBJECTS),
 )
 
@@ -1706,13 +1711,14 @@ class MemoryLimit:
     __slots__ = ("begin", "end", "is_on", "lift", "resume", "trim")
     begin: "Action"  # a call of this thread; sets `state.exit_code` if memory is lacking
     end: "Action"  # of the call; of the last one that runs: no limit
-    lift: "Action"  # no limit while this thread looks at an exception
+    lift: "Callable[..., None]"  # no limit while this thread, or that one, looks at an exception
     resume: "Action"  # after that, the limit again if calls run
     trim: "Action"  # give free memory back to the system
 
     def __init__(self) -> None:
         self.is_on = False
-        self.begin = self.end = self.lift = self.resume = self.trim = lambda: None
+        self.begin = self.end = self.resume = self.trim = lambda: None
+        self.lift = lambda thread=0: None
 
 
 def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
@@ -1817,12 +1823,12 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
             failures.clear()  # also that of the watch, while the call that it looked at ran on
         apply()
 
-    def lift() -> None:
+    def lift(thread: int = 0) -> None:
         try:
             setrlimit(data, usual)  # first: noting it needs memory
         except (ValueError, OSError):
             pass
-        failures[get_ident()] = None
+        failures[thread or get_ident()] = None
         apply()
 
     def resume() -> None:
@@ -2145,9 +2151,10 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             except BaseException as error:  # SystemExit in a background task of user code
                 log_traceback(error, "a background task stopped the event loop; it is restarted")
 
-    async def capture(make: "Callable[[], Any]", outcome: "list[Any]") -> None:
+    async def capture(make: "Callable[[], Any]", outcome: "list[Any]", thread: int) -> None:
         """Append result and exception: a SystemExit that is raised would end the loop.
 
+        The loop may run in another thread than the call, `thread`, which only then looks at it.
         The frames that run the task, and so the task, stay as long as the exception; if it were
         the result of the task, they would hold each other.
         """
@@ -2161,6 +2168,7 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             if has_method(result, "__anext__"):
                 result = [item async for item in result]
         except BaseException as error:
+            state.memory_limit.lift(thread)
             failure = error
         if state.forked:
             exit_child(failure)
@@ -2179,7 +2187,7 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
         done.acquire()
 
         async def deliver() -> None:
-            await capture(make, outcome)
+            await capture(make, outcome, thread)
             done.release()
 
         def begin() -> None:
@@ -2244,7 +2252,7 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
             caller.has_background_tasks, interruption = has_background_tasks, None
             try:
                 thread = _thread.get_ident()
-                store(tasks, thread, map(loop.create_task, (capture(make, outcome),)))
+                store(tasks, thread, map(loop.create_task, (capture(make, outcome, thread),)))
                 task = tasks[thread]
                 run_until(task.done, lambda: loop.run_until_complete(task))
                 if not task.done():
@@ -2574,8 +2582,10 @@ def make_answer(
             return [answer_one(message) for message in batch.messages]
         replies: "dict[Message, Reply]" = {}
         groups, fitted, failed = [batch.messages], 0, False
-        while groups:
+        while groups and not batch.is_late:  # else none of these replies counts
             group = groups.pop(0)
+            if len(group) < len(batch.messages):
+                state.renew_deadline(batch)
             kind = answer_together(group, replies, batch)
             rest = [message for message in group if message not in replies]
             if rest:  # to be tried again, in smaller calls
@@ -2586,7 +2596,7 @@ def make_answer(
                 fitted = max(fitted, len(group))
         if failed and fitted:
             state.batch_limit, state.limited_at = fitted, time.monotonic()
-        return [replies[message] for message in batch.messages]
+        return [replies.get(message, UNPRINTABLE) for message in batch.messages]
 
     def answer_group(
         group: "list[Message]", replies: "dict[Message, Reply]", batch: "Batch"
@@ -2691,6 +2701,9 @@ def list_results(results: "Any", count: int) -> "list[Any]":
     """Return the results of a batch as a new list. Raises UnfitResults."""
     if type(results) not in PLAIN:
         to_list = get_attribute(results, "tolist")  # of arrays, without importing their package
+        if callable(to_list) and holds_dates(get_attribute(results, "dtype")):
+            text = "the handler returned %s with dates or durations; return a list with their texts"
+            raise UnfitResults(text % name_class(type(results)))
         results = to_list() if callable(to_list) else results
     if not is_a(results, (list, tuple)):
         text = "the handler returned %s for %d messages; return a list with one result for each"
@@ -3052,7 +3065,6 @@ class Connection:
     """One connection: its socket, its generator and what that waits for."""
 
     __slots__ = (
-        "call",
         "conversation",
         "count",
         "fd",
@@ -3075,7 +3087,6 @@ class Connection:
         self.fd = sock.fileno()
         self.conversation: "Any" = None  # the generator
         self.message = Message(self)  # in work where it is read, or by CALL
-        self.call: "Batch | None" = None  # of `message`, with a deadline
         self.messages: "list[Message]" = []  # in the queue, or answered and not yet sent
         self.received: "bytes | None" = None  # and not yet looked at
         self.frame: "Bytes" = b""  # to be sent now
@@ -3414,12 +3425,13 @@ REGROWTH = 60.0  # seconds without a memory error after which a batch may have t
 class Batch:
     """Messages that are answered together."""
 
-    __slots__ = ("is_begun", "is_late", "is_taken", "messages", "thread")
+    __slots__ = ("cancel_end", "is_begun", "is_late", "is_taken", "messages", "thread")
 
     def __init__(self, messages: "list[Message]") -> None:
         self.messages = messages
         self.is_begun = False  # the handler may have seen them: they are not given to it again
         self.is_late = False  # over the deadline: what the call returns does not count
+        self.cancel_end = 0.0  # until then, a call that is late and was cancelled may end
         self.is_taken = False  # by the watching thread: it replies, and the call's thread parks
         self.thread = 0  # the thread that answers it; with a deadline only
 
@@ -3624,8 +3636,9 @@ class Queue:
 
 CANCEL_PATIENCE = 1.0  # seconds in which a coroutine has to end after its cancellation
 PATIENCE = 5.0  # seconds to wait at the end for peers that do not read and for threads
-# Seconds for faulthandler: until the watch has run, and what is not too large for it
-LEAST_ARMED, MOST_ARMED = 1.0, 1e9
+# Seconds without this thread after which faulthandler ends the process: a machine may be busy for
+# a moment, and a longer time is an error there
+LEAST_SILENCE, MOST_SILENCE = 1.0, 1e9
 MAX_LATE = 3  # calls over the deadline, one after the other, after which the process is restarted
 
 
@@ -3645,6 +3658,14 @@ class Deadline:
         text = "the call ran longer than %g s, the deadline of ASYA_HANDLER_DEADLINE" % limit
         kind = "HandlerDeadlineExceeded"
         self.late_reply = error_reply("processing_error", text, kind, "recoverable", 1)
+        state.renew_deadline = self.renew
+
+    def renew(self, batch: Batch) -> None:
+        """Let the deadline of a batch begin again: a smaller call follows the one that failed."""
+        if self.began.pop(batch, None) is not None:
+            self.began[batch] = time.monotonic()
+        elif batch.is_taken:
+            park()
 
     def run(self, batch: Batch, answer: "AnswerAll") -> "list[Reply]":
         """Return the replies to a batch; never, if the watch has taken it and replies itself."""
@@ -3659,7 +3680,6 @@ class Deadline:
         if not batch.is_late:
             self.late_in_a_row = 0
             return replies
-        batch.is_late = False  # for its next message
         self.late_in_a_row += 1
         if self.late_in_a_row == MAX_LATE:
             self.state.exit_reason = "%d calls in a row exceeded the deadline" % MAX_LATE
@@ -3683,7 +3703,7 @@ def make_enforce_deadline(
     armed = 0.0  # until when
 
     def arm(seconds: float) -> None:
-        seconds = max(LEAST_ARMED, min(seconds, MOST_ARMED))
+        seconds = min(max(seconds, LEAST_SILENCE), MOST_SILENCE)
         faulthandler.dump_traceback_later(seconds, exit=True, file=2)
 
     def enforce_deadline() -> float:
@@ -3694,15 +3714,16 @@ def make_enforce_deadline(
             armed = now + max(0.1, limit / 8)
         nearest = armed
         for batch, began in list(deadline.began.items()):
-            end = began + limit + (CANCEL_PATIENCE if batch.is_late else 0.0)
-            if now < end:
-                nearest = min(nearest, end)
-                continue
-            was_late, batch.is_late = batch.is_late, True
-            if not was_late and caller.cancel(batch.thread):
+            end = batch.cancel_end if batch.is_late else began + limit
+            if now >= end:
+                was_late, batch.is_late = batch.is_late, True
+                if was_late or not caller.cancel(batch.thread):
+                    take(batch)
+                    continue
                 log("a call is cancelled, it runs longer than the deadline of %g s" % limit)
-            else:
-                take(batch)
+                # From now on, because this thread may have been late itself
+                end = batch.cancel_end = time.monotonic() + CANCEL_PATIENCE
+            nearest = min(nearest, end)
         return max(0.0, min(nearest - time.monotonic(), LONGEST_WAIT))
 
     def take(batch: Batch) -> None:
@@ -4597,10 +4618,9 @@ def serve(
         )
 
     def answer_call(connection: Connection) -> None:
-        message, call = connection.message, connection.call
-        if call is None or call.is_taken:  # the main thread still has one that was taken
-            call = connection.call = Batch([message])
-        message.reply = deadline.run(call, answer_all)[0]  # type: ignore[union-attr]
+        # A batch for each call: the watch may still be looking at the one before
+        batch = Batch([connection.message])
+        connection.message.reply = deadline.run(batch, answer_all)[0]  # type: ignore[union-attr]
 
     def is_receiving() -> bool:
         """Whether a frame has begun, and a batch is to wait for it."""
@@ -5043,7 +5063,7 @@ class CallOptions:
                 raise UsageError
             else:
                 files.append(word)
-        if len(self.messages) > 1:
+        if len(self.messages) > 1 or ("--attach" in arguments and not self.attachments):
             raise UsageError
 
 

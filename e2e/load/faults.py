@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from asya_injector.tls.authority import KeyPair, create
+from kubernetes.client.exceptions import ApiException
 
 from e2e.harness import SYSTEM, Cluster, Object, Pod, run, serial, until
 from e2e.load.ledger import Row, State, Tolerance
@@ -39,11 +40,12 @@ class Scene:
         return self.cluster.ready_pod(self.namespace, app)
 
     def restarts(self, app: str) -> int:
+        """How often the target container has restarted; a start that failed counts too."""
         (pod,) = self.cluster.pods(self.namespace, app)
         statuses = pod.status.container_statuses
         return int(next(each for each in statuses if each.name == "model").restart_count)
 
-    def settle(self, apps: tuple[str, ...], *, seconds: float = 90) -> None:
+    def settle(self, apps: tuple[str, ...], *, seconds: float = 180) -> None:
         """Wait until every actor answers a new message, and a new pod is injected."""
         now = time.time()
         for app in apps:
@@ -94,15 +96,17 @@ def fault(
     yield
     scene.settle(apps)
 
-    def rows() -> list[Row]:
-        return [
+    judged: list[Row] = []
+
+    def is_done() -> bool:
+        judged[:] = [
             Row(name, "messages", scene.messages.ledger().tally(messages, since=began)),
             Row(name, "pods", scene.pod_requests.ledger.tally(pods, since=began)),
         ]
+        return not losses(judged)
 
     with contextlib.suppress(AssertionError):  # a message that is being retried is not lost
-        until("all messages and pods to be done", lambda: not losses(rows()), seconds=10)
-    judged = rows()
+        until("all messages and pods to be done", is_done, seconds=30)
     for row in judged:
         record_property("row", json.dumps(row.cells()))
     lost = losses(judged)
@@ -154,57 +158,77 @@ def wait_until_routed(cluster: Cluster) -> None:
     it has taken more than a minute until the node had rules for pods that were ready.
     """
     selector = {"component": "kube-apiserver", "tier": "control-plane"}
+    name = f"routing-{os.urandom(3).hex()}"
     service: Object = {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"generateName": "routing-"},
+        "metadata": {"name": name, "namespace": "kube-system"},
         "spec": {"selector": selector, "ports": [{"port": 443, "targetPort": 6443}]},
     }
-    made: Any = cluster.core.create_namespaced_service("kube-system", service)
+    words = ["-n", "kube-system", f"service/{name}"]
+
+    def find_address() -> str:
+        # An API server that has just started rejects some requests until it has read all it needs.
+        cluster.apply(service, namespace="kube-system", check=False)
+        address = ["get", *words, "-o", "jsonpath={.spec.clusterIP}"]
+        return cluster.kubectl(*address, check=False).stdout
+
+    address = until("a Service", find_address)
     # The body is checked: on some networks a proxy answers for addresses without a rule.
-    words = ["curl", "-sk", "--max-time", "1", f"https://{made.spec.cluster_ip}/livez"]
+    ask = ["curl", "-sk", "--max-time", "5", f"https://{address}/livez"]
     try:
-        until("the node to route", lambda: run_in_node(*words, check=False) == "ok", seconds=120)
+        until("the node to route", lambda: run_in_node(*ask, check=False) == "ok", seconds=240)
     finally:
-        cluster.core.delete_namespaced_service(made.metadata.name, "kube-system")
+        cluster.kubectl("delete", *words)
 
 
 def kill_in_container(cluster: Cluster, pod: Pod, word: str, number: int) -> None:
     """Signal the process of the target container whose last argument ends with a word."""
     program = """
-import os, sys
+import os, sys, time
 for pid in filter(str.isdigit, os.listdir("/proc")):
     try:
         words = open(f"/proc/{pid}/cmdline").read().split("\\0")
     except OSError:  # it has ended: probes come and go
         continue
     if int(pid) != os.getpid() and len(words) < 5 and words[-2:][0].endswith(sys.argv[1]):
-        print("found", flush=True)
-        os.kill(int(pid), int(sys.argv[2]))
+        this = os.getpid()
+        if os.fork() == 0:  # the container may end with the signal, which must not cut this exec
+            os.closerange(0, 3)
+            while os.getppid() == this:
+                time.sleep(0.005)
+            os.kill(int(pid), int(sys.argv[2]))
+            os._exit(0)
         sys.exit()
 sys.exit("no such process")
 """
-    words = ["-n", pod.metadata.namespace, "exec", pod.metadata.name, "-c", "model", "--"]
-    words += ["python3", "-c", program, word, str(int(number))]
-    done = cluster.kubectl(*words, check=False)
-    # 137: if the container ends because of the signal, this program ends with it.
-    assert (done.returncode, done.stdout) in ((0, "found\n"), (137, "found\n")), done
+    words = ["-n", pod.metadata.namespace, pod.metadata.name, "-c", "model"]
+    cluster.exec_python(*words, program=program, arguments=(word, str(int(number))))
 
 
-def renew_certificate(cluster: Cluster, *, part: str = "certificate", seconds: float = 60) -> None:
+def renew_certificate(cluster: Cluster, *, part: str = "certificate", seconds: float = 180) -> None:
     """Make the injector renew its certificate or its CA; wait until both replicas use the new one.
 
     A certificate for other names is renewed at once, like one that is about to expire.
     """
-    secret = cluster.core.read_namespaced_secret("asya-runtime-tls", SYSTEM)
-    before, now = KeyPair.from_secret(secret.data), dt.datetime.now(dt.UTC)
-    due = before.renew(["elsewhere.svc"], now=now)
-    if part == "CA":  # valid for ten years, nearly over; the current CA is trusted too
-        aged = create(["elsewhere.svc"], now=now - dt.timedelta(days=3600))
-        due = replace(aged, bundle=aged.bundle + before.bundle)
-    secret.data = due.to_secret()
-    cluster.core.replace_namespaced_secret("asya-runtime-tls", SYSTEM, secret)
-    serials = {serial(before.certificate), serial(due.certificate)}
+
+    def put() -> set[int] | None:
+        secret = cluster.core.read_namespaced_secret("asya-runtime-tls", SYSTEM)
+        before, now = KeyPair.from_secret(secret.data), dt.datetime.now(dt.UTC)
+        due = before.renew(["elsewhere.svc"], now=now)
+        if part == "CA":  # valid for ten years, nearly over; the current CA is trusted too
+            aged = create(["elsewhere.svc"], now=now - dt.timedelta(days=3600))
+            due = replace(aged, bundle=aged.bundle + before.bundle)
+        secret.data = due.to_secret()
+        try:
+            cluster.core.replace_namespaced_secret("asya-runtime-tls", SYSTEM, secret)
+        except ApiException as error:
+            if error.status != 409:  # an injector was faster
+                raise
+            return None
+        return {serial(before.certificate), serial(due.certificate)}
+
+    serials = until("a certificate that is due", put)
 
     def renewed() -> int:
         now = cluster.core.read_namespaced_secret("asya-runtime-tls", SYSTEM).data["tls.crt"]

@@ -100,8 +100,12 @@ class Ledger:
     histories: dict[str, list[Event]] = field(default_factory=dict)
 
     def record(self, events: Iterable[Event]) -> None:
+        """Add events; other threads see all those of an item, or none."""
+        added: dict[str, list[Event]] = {}
         for event in events:
-            self.histories.setdefault(event.item, []).append(event)
+            added.setdefault(event.item, []).append(event)
+        for item, new in added.items():
+            self.histories[item] = [*self.histories.get(item, ()), *new]
 
     def tally(self, tolerance: Tolerance, *, since: float = 0.0) -> Tally:
         """Judge every item that was not done at `since`."""

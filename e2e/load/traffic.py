@@ -121,7 +121,7 @@ class PodRequests(threading.Thread):
 
     def stop(self) -> None:
         self._ending.set()
-        self.join(20)
+        self.join(100)
 
     def _request(self, name: str) -> bool:
         """Whether the pod was admitted, injected or not."""
@@ -135,7 +135,7 @@ class PodRequests(threading.Thread):
 
     def _create(self, name: str) -> tuple[State, str]:
         """The state of the pod, and the reason; raises if the API server does not answer."""
-        how = {"_preload_content": False, "_request_timeout": (2, 10)}
+        how = {"_preload_content": False, "_request_timeout": (10, 30)}
         try:
             pod = gated(name, self._cluster.model_image)
             made = self._api.create_namespaced_pod(self._namespace, pod, **how)
@@ -155,7 +155,7 @@ class PodRequests(threading.Thread):
     def _remove(self, name: str) -> None:
         with contextlib.suppress(ApiException, HTTPError, OSError):
             self._api.delete_namespaced_pod(
-                name, self._namespace, grace_period_seconds=0, _request_timeout=(2, 10)
+                name, self._namespace, grace_period_seconds=0, _request_timeout=(10, 30)
             )
 
 
@@ -194,7 +194,7 @@ class Messages(threading.Thread):
     def stop(self) -> None:
         self._ending.set()
         for thread in (self, *self._followers):
-            thread.join(20)
+            thread.join(100)
 
     def _find_sidecars(self) -> None:
         for pod in self._api.list_namespaced_pod(
@@ -326,11 +326,18 @@ def send_long_message(cluster: Cluster, pod: Pod, number: int) -> None:
     """
     namespace, name = pod.metadata.namespace, pod.metadata.name
 
-    def count() -> int:
-        log = cluster.core.read_namespaced_pod_log(name, namespace, container="model")
-        return int(log.count("received: "))
+    def read_log(previous: bool) -> str:
+        with contextlib.suppress(ApiException):  # there is none, or the container restarts
+            read = cluster.core.read_namespaced_pod_log
+            return str(read(name, namespace, container="model", previous=previous))
+        return ""
 
-    before = count()
+    def received() -> set[str]:
+        # The message may have ended the container already.
+        text = read_log(previous=True) + read_log(previous=False)
+        return set(re.findall(r"^received: (\S+)$", text, re.M))
+
+    before = received()
     program = f"import os; os.kill(1, {int(number)})"
     cluster.exec_python("-n", namespace, name, "-c", SIDECAR, program=program)
-    until("the actor to receive the message", lambda: count() > before)
+    until("the actor to receive the message", lambda: received() - before)

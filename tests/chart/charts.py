@@ -316,7 +316,7 @@ def run(*words: str | Path, stdin: str | None = None, tool: str = "helm", **env:
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=250,
         check=False,
         env=os.environ | _ENVIRON | env,
     )

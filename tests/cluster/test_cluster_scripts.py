@@ -53,7 +53,7 @@ def run(tmp_path: Path) -> Run:
             env={"PATH": f"{programs}:{os.defpath}", "HOME": str(tmp_path), **(env or {})},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=250,
         )
 
     return run_script
@@ -309,14 +309,18 @@ def test_another_containerd_builds_only_nodes_again_that_have_image_volumes(
 def test_a_step_reports_its_usual_and_its_actual_duration(run: Run) -> None:
     result = run("bash", "-c", '. ./lib.sh; steps=2; step "making tea" "4 min" echo noise')
     assert (result.returncode, result.stdout) == (0, "")
-    assert re.fullmatch(r"\[1/2\] making tea \(usually 4 min\) \.\.\. done in \ds\n", result.stderr)
+    assert re.fullmatch(
+        r"\[1/2\] making tea \(usually 4 min\) \.\.\. done in \d+s\n", result.stderr
+    )
 
 
 def test_a_failed_step_shows_its_last_lines_and_names_its_log(run: Run, tmp_path: Path) -> None:
     script = '. ./lib.sh; pour() { seq 9; false; echo unreached; }; step "making tea" "4 min" pour'
     result = run("bash", "-c", script)
     log = tmp_path / ".cache" / "asya-runtime" / "log" / "making-tea.log"
-    assert outcome(result) == (
+    returncode, stdout, stderr = outcome(result)
+    # It begins in one second of the clock, and may end in the next.
+    assert (returncode, stdout, re.sub(r"after \d+s", "after 0s", stderr)) == (
         1,
         "",
         "making tea (usually 4 min) ... failed after 0s\n"
@@ -468,8 +472,9 @@ step "making tea" "4 min" pour"""
     )
     lines = result.stdout.replace("\x1b[K", "").splitlines()  # \r ends a line too
     assert lines[0] == "making tea (usually 4 min) ... "
-    assert lines[1].startswith("making tea (usually 4 min) ... 1s  cup ")
-    assert re.fullmatch(r"making tea \(usually 4 min\) \.\.\. done in \ds", lines[-1])
+    shown = r"making tea \(usually 4 min\) \.\.\. \d+s  cup \d"
+    assert any(re.fullmatch(shown, line) for line in lines)
+    assert re.fullmatch(r"making tea \(usually 4 min\) \.\.\. done in \d+s", lines[-1])
 
 
 NODE = """case "$1 $2" in

@@ -50,7 +50,7 @@ def run_page(page: Path, folder: Path, environ: Mapping[str, str], *, seconds: f
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(shell.pid, signal.SIGTERM)
-            shell.wait(10)
+            shell.wait(100)
         log.seek(0)
         output = log.read()
     if late:

@@ -28,7 +28,7 @@ def test_a_page_does_what_it_says(name: str, checkout: Path, environ: dict[str, 
         text = re.sub(rf"^\$ {program} .*\n(?:(?!\$ |```).*\n)*", "", text, flags=re.MULTILINE)
     copy = checkout / page.name
     copy.write_text(text)
-    assert run_page(copy, checkout, environ, seconds=100) >= 3
+    assert run_page(copy, checkout, environ, seconds=250) >= 3
 
 
 @pytest.mark.parametrize(
@@ -46,20 +46,20 @@ def test_a_page_that_says_something_else_is_found_out(
     page = checkout / "page.md"
     page.write_text(f"```console\n$ echo right\nright\n{session}```\n")
     with pytest.raises(PageError, match=complaint):
-        run_page(page, checkout, environ, seconds=20)
+        run_page(page, checkout, environ, seconds=100)
 
 
 def test_what_a_page_leaves_running_is_ended(checkout: Path, environ: dict[str, str]) -> None:
     page = checkout / "page.md"
     page.write_text("```console\n$ sleep 1234 & echo $! >pid\n```\n")
-    run_page(page, checkout, environ, seconds=20)
+    run_page(page, checkout, environ, seconds=100)
     pid = (checkout / "pid").read_text().strip()
-    words = ["timeout", "10", "tail", f"--pid={pid}", "-f", "/dev/null"]  # waits for its end
+    words = ["timeout", "100", "tail", f"--pid={pid}", "-f", "/dev/null"]  # waits for its end
     assert subprocess.run(words, check=False).returncode == 0
 
 
 def test_a_page_that_does_not_end_is_given_up(checkout: Path, environ: dict[str, str]) -> None:
     page = checkout / "page.md"
     page.write_text("```console\n$ echo before\n$ sleep 1000\n```\n")
-    with pytest.raises(PageError, match=r"not done in 0\.5 s:\nbefore"):
-        run_page(page, checkout, environ, seconds=0.5)
+    with pytest.raises(PageError, match=r"not done in 3 s:\nbefore"):
+        run_page(page, checkout, environ, seconds=3)

@@ -1,5 +1,7 @@
 """Which messages and pods count as lost, by tables of histories."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from e2e.load.ledger import (
@@ -119,3 +121,17 @@ def test_a_row_has_a_cell_for_each_column() -> None:
         "lost": "0",
         "recovered after s": "3.2",
     }
+
+
+def test_other_threads_see_all_events_of_a_call_or_none() -> None:
+    """The load is judged while threads record it."""
+    ledger, seen = Ledger(POD), []
+
+    def request() -> Iterator[Event]:
+        yield Event(1.0, "a", State.REQUESTED)
+        seen.append(dict(ledger.histories))
+        yield Event(2.0, "a", State.INJECTED)
+
+    ledger.record(request())
+    assert seen == [{}]
+    assert ledger.tally(Tolerance()).lost == []

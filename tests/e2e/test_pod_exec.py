@@ -14,9 +14,11 @@ shift
 CUT = (
     KUBECTL
     + """
-exec 4<&0 3< <("$@" <&4)
-for ((n = 0; n < 20; n++)); do kill -0 $! 2>/dev/null || break; sleep 0.1; done
-kill -0 $! && cat <&3
+exec 4<&0
+"$@" <&4 >"$0.out" &
+until grep -q $'\x04' "$0.out" || ! kill -0 $! 2>/dev/null; do sleep 0.05; done
+sleep 0.5  # for the end of a process that does not wait
+kill -0 $! && cat "$0.out"
 exit 0
 """
 )

@@ -22,7 +22,8 @@ import pytest_asyncio
 from asya_injector.tls import authority
 from asya_queue.messages import decode, encode, forward, to_frame
 
-from tests.support.rabbitmq import Queues, Server, find_programs, free_port
+from tests.support.ports import free_port
+from tests.support.rabbitmq import Queues, Server, find_programs
 
 REPO = Path(__file__).parents[2]
 SIDECAR = REPO / "examples/queue/sidecar"
@@ -209,7 +210,7 @@ class Sidecar:
         self.process, self.port = process, port
         self.lines: list[str] = []
 
-    async def until(self, text: str, seconds: float = 30, *, again: bool = False) -> str:
+    async def until(self, text: str, seconds: float = 100, *, again: bool = False) -> str:
         """The next line with a text."""
         assert self.process.stderr
         if not again and (found := [line for line in self.lines if text in line]):
@@ -221,14 +222,14 @@ class Sidecar:
                     return line
         raise AssertionError(f"the sidecar ended without {text!r}:\n{''.join(self.lines)}")
 
-    async def end(self, seconds: float = 20) -> int:
+    async def end(self, seconds: float = 100) -> int:
         async with asyncio.timeout(seconds):
             assert self.process.stderr
             self.lines += (await self.process.stderr.read()).decode().splitlines()
             return await self.process.wait()
 
     def metrics(self) -> dict[str, float]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as page:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=100) as page:
             lines = page.read().decode().splitlines()
         pairs = [line.rsplit(" ", 1) for line in lines if line.startswith("asya_queue")]
         return {
@@ -343,7 +344,7 @@ async def test_messages_end_in_the_queues_that_their_replies_say(
             'asya_queue_connected{to="actor"}': 1.0,
             'asya_queue_connected{to="broker"}': 1.0,
         }
-        deadline = time.monotonic() + 10  # the last acknowledgement may be under way
+        deadline = time.monotonic() + 100  # the last acknowledgement may be under way
         while (found_metrics := sidecar.metrics()) != expected and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         assert found_metrics == expected
@@ -516,15 +517,15 @@ async def test_stop_takes_no_more_messages_and_finishes_those_in_flight(
         await other.until("takes messages")
         async with start(settings, "--stop") as stop:
             assert await stop.end() == 0
-        assert await queues.state(name) == (3, 0)
+        await queues.until(name, (3, 0))
         assert await queues.state(f"{name}.next") == (0, 0)
         going_on.set()
         assert await sidecar.end() == 0
         assert other.process.returncode is None
         assert len(other.lines) == 1  # not: --stop does not work
     await neighbour.stop()
-    assert await queues.state(name) == (3, 0)
-    assert await queues.state(f"{name}.next") == (2, 0)
+    await queues.until(name, (3, 0))
+    await queues.until(f"{name}.next", (2, 0))
     async with start(settings, "--stop") as stop:
         assert (await stop.end(), stop.lines) == (0, ["asya-queue: no sidecar is running"])
 
@@ -714,6 +715,7 @@ async def test_messages_with_bytes_reach_a_handler_in_batches(
             "ASYA_HANDLER": "halves.predict",
             "ASYA_SOCKET_PATH": str(path),
             "ASYA_BATCH_SIZE": "16",
+            "ASYA_BATCH_WAIT": "5",
         },
         stderr=asyncio.subprocess.DEVNULL,
     )

@@ -19,7 +19,7 @@ def run(examples: Path, path: Path) -> subprocess.CompletedProcess[bytes]:
         input=b"\n".join(MESSAGES),
         env={**os.environ, "ASYA_SOCKET_PATH": str(path), "PYTHONUTF8": "1"},
         capture_output=True,
-        timeout=30,
+        timeout=200,
         check=False,
     )
 
@@ -38,7 +38,7 @@ def serve(listener: socket.socket, received: list[bytes], replies: list[str]) ->
 @pytest.fixture
 def listener(tmp_path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
-    listener.settimeout(30)
+    listener.settimeout(200)
     listener.bind(str(tmp_path / "s"))
     listener.listen()
     return listener
@@ -69,7 +69,7 @@ def test_each_line_is_a_message_and_each_reply_a_line(
     with listener:
         actor.start()
         done = run(examples, tmp_path / "s")
-        actor.join(30)
+        actor.join(200)
     assert done.stdout.decode().splitlines() == replies
     assert (done.returncode, received) == (code, MESSAGES[: len(replies)])
     assert error in done.stderr

@@ -77,7 +77,7 @@ def server() -> Iterator[str]:
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-        thread.join(10)
+        thread.join(100)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_the_web_application_answers(
 ) -> None:
     data = None if body is None else json.dumps(body).encode()
     try:
-        with urlopen(server + path, data, timeout=10) as response:
+        with urlopen(server + path, data, timeout=100) as response:
             got = response.status, response.read().decode()
     except HTTPError as error:
         with error:

@@ -32,7 +32,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("uv builds the wheel; `make test` brings it")
     directory = tmp_path_factory.mktemp("wheel")
     words = [uv, "build", "--quiet", "--wheel", "--out-dir", str(directory), str(REPOSITORY)]
-    subprocess.run(words, check=True, capture_output=True, timeout=100)
+    subprocess.run(words, check=True, capture_output=True, timeout=250)
     (built,) = directory.glob("*.whl")
     return built
 
@@ -96,7 +96,7 @@ def test_the_installed_program_injects_outside_of_the_checkout(wheel: Path, tmp_
         str(python),
         str(wheel),
     ]
-    subprocess.run([os.environ.get("UV", "uv"), *words], check=True, timeout=100)
+    subprocess.run([os.environ.get("UV", "uv"), *words], check=True, timeout=250)
     purelib = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         check=True, capture_output=True, text=True,

@@ -315,7 +315,7 @@ def run_plugin(program: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run the plugin without this environment's packages."""
     return subprocess.run(
         [sys.executable, "-I", "-S", program, *words],
-        input=POD, capture_output=True, text=True, timeout=60, check=False,
+        input=POD, capture_output=True, text=True, timeout=250, check=False,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,7 +18,7 @@ import sys
 import termios
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,6 +44,16 @@ def eventually(condition: Callable[[], Any], what: str, seconds: float = DEADLIN
             return value
         time.sleep(0.005)
     pytest.fail(f"{what}: not within {seconds} s")
+
+
+def changed(file: Path, copy: Path, texts: Mapping[str, str]) -> str:
+    """Write a copy with other texts, such as limits that a test cannot wait for; give its path."""
+    source = file.read_text()
+    for old, new in texts.items():
+        assert old in source, old
+        source = source.replace(old, new)
+    copy.write_text(source)
+    return str(copy)
 
 
 class Client:
@@ -144,6 +155,11 @@ class Process:
     def signal(self, number: int = signal.SIGTERM) -> None:
         self.popen.send_signal(number)
 
+    def signal_taken(self) -> None:
+        """Wait until no signal is pending: the next one is another, although it is the same."""
+        status = Path(f"/proc/{self.pid}/status")
+        eventually(lambda: re.search(r"\nShdPnd:\s0+\n", status.read_text()), "signals taken")
+
     def wait(self, seconds: float = DEADLINE) -> int:
         return self.popen.wait(seconds)
 
@@ -202,13 +218,18 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
 
     Compiling takes more than half of the CPU time of a start. test_pythons.py starts the source.
     """
+    return compile_once(tmp_path_factory, RUNTIME)
+
+
+def compile_once(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Compiled:
+    """Give a function that returns the path of the bytecode of a file for an interpreter."""
     folder = tmp_path_factory.mktemp("bytecode")
     code = "import py_compile, sys; py_compile.compile(*sys.argv[1:], doraise=True)"
 
     @functools.cache
     def compile_for(python: str) -> str:
         path = folder / f"{len(list(folder.iterdir()))}.pyc"
-        subprocess.run([python, "-c", code, str(RUNTIME), str(path)], check=True)
+        subprocess.run([python, "-c", code, str(source), str(path)], check=True)
         return str(path)
 
     return compile_for

@@ -117,16 +117,13 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
         (folder / name).write_text(textwrap.dedent(text))
 
 
-def replies_to(
-    process: Process, payloads: Sequence[object], seconds: float = DEADLINE
-) -> list[object]:
+def replies_to(process: Process, payloads: Sequence[object]) -> list[object]:
     """Send each after the reply to the one before it; a lost one is `None`, on a new connection."""
     replies: list[object] = []
     client = None
     for payload in payloads:
         try:
             client = client or process.client()
-            client.sock.settimeout(seconds)
             client.send(frame(payload if isinstance(payload, bytes) else {"payload": payload}))
             replies.append(client.reply())
         except (OSError, EOFError) as lost:

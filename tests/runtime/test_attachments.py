@@ -291,6 +291,11 @@ INVALID: dict[str, tuple[bytes, str, str]] = {
         "ValueError",
         'the key "a" appears twice in an object',
     ),
+    "a-key-twice-before-what-is-no-json": (
+        b'[{"k":1,"k":2},+1]\0',
+        "ValueError",
+        'the key "k" appears twice in an object',
+    ),
     "a-long-key-twice": (
         b'{"%s":1,"%s":2}\0' % (b"k" * 99, b"k" * 99),
         "ValueError",

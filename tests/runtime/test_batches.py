@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 
-from .conftest import RUNTIME, Client, Process, Start, eventually, frame, taken
+from .conftest import (
+    RUNTIME,
+    Client,
+    Compiled,
+    Process,
+    Start,
+    changed,
+    compile_once,
+    eventually,
+    frame,
+    taken,
+)
 from .served import RESTARTING, Reply, error, memory_error, ok, stopped
 
 # Each call appends the number of its messages to the file `sizes`; it begins when `go` exists
@@ -25,6 +36,17 @@ def predict(messages):
     wait()
     return [message["payload"]["n"] for message in messages]
 """
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """A runtime whose batches wait for what is on its way until it is here.
+
+    They wait for 20 ms, so that on a busy machine a batch may begin before it is full.
+    """
+    copy = tmp_path_factory.mktemp("patient") / "patient.py"
+    changed(RUNTIME, copy, {"\nBATCH_PATIENCE = 0.02 ": "\nBATCH_PATIENCE = 600 "})
+    return compile_once(tmp_path_factory, copy)
 
 
 def sizes(folder: Path) -> list[int]:
@@ -200,6 +222,12 @@ FAILURES: dict[str, tuple[str, dict[int, Reply], list[int]]] = {
                   "return a list with one result for each") for n in ALL},
         [8],
     ),
+    "an array of dates": (
+        "return Dates()",
+        {n: error("UnfitResults", "the handler returned app.Dates with dates or durations; "
+                  "return a list with their texts") for n in ALL},
+        [8],
+    ),
     "a dictionary": (
         "return dict.fromkeys(ns)",
         {n: error("UnfitResults", "the handler returned dict for 8 messages; "
@@ -244,6 +272,9 @@ def test_what_fails_in_a_batch_fails_alone(
         + f"""
 import sys
 class Later(Exception): severity, retry_after = "recoverable", 2
+class Dates:
+    class dtype: kind = "M"
+    def tolist(self): return list(range(8))
 def gpu(): raise RuntimeError("CUDA out of memory")
 def fails(messages):
     note(messages)
@@ -380,19 +411,8 @@ def test_a_batch_waits_for_more_until_it_is_full_or_the_process_is_to_end(
 def test_a_message_whose_frame_has_begun_is_waited_for(
     start: Start, folder: Path, workers: str
 ) -> None:
-    """For 20 ms; here for longer, so that it is seen on a busy machine."""
-    source = RUNTIME.read_text()
-    patient = source.replace("\nBATCH_PATIENCE = 0.02 ", "\nBATCH_PATIENCE = 600 ")
-    assert patient != source
-    (folder / "patient.py").write_text(patient)
     (folder / "go").touch()
-    process = start(
-        HANDLER,
-        "app.predict",
-        argv=[sys.executable, str(folder / "patient.py")],
-        ASYA_BATCH_SIZE="4",
-        ASYA_CONCURRENCY=workers,
-    )
+    process = start(HANDLER, "app.predict", ASYA_BATCH_SIZE="4", ASYA_CONCURRENCY=workers)
     slow, whole = process.client(), process.client()
     data = frame({"payload": {"n": 1, "x": "x" * 500_000}})
     slow.send(data[:9])
@@ -424,7 +444,13 @@ def test_connections_that_send_without_end_do_not_hold_up_a_batch(
     start: Start, folder: Path
 ) -> None:
     (folder / "go").touch()
-    process = start(HANDLER, "app.predict", ASYA_BATCH_SIZE="8", ASYA_MAX_MESSAGE_SIZE="1000")
+    process = start(
+        HANDLER,
+        "app.predict",
+        argv=[sys.executable, str(RUNTIME)],
+        ASYA_BATCH_SIZE="8",
+        ASYA_MAX_MESSAGE_SIZE="1000",
+    )
     done = threading.Event()
 
     def send() -> None:

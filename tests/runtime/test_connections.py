@@ -42,9 +42,13 @@ class Connection:
     ended: bool = False
 
     def push(self, size: int) -> None:
+        """Send so much of what is pending, and no more at once than the peer's buffer takes."""
         data, self.pending = self.pending[:size], self.pending[size:]
-        self.client.send(data)
-        self.sent += data
+        for at in range(0, len(data), fuzz.AHEAD):
+            self.client.send(data[at : at + fuzz.AHEAD])
+            self.sent += data[at : at + fuzz.AHEAD]
+            if at + fuzz.AHEAD < len(data):
+                self.check()
 
     def check(self) -> None:
         """Read every reply that is due; each must be the one that the contract wants."""

@@ -12,7 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import DEADLINE, ENTRYPOINT, RUNTIME, Process, Start, environment, eventually, frame
+from .conftest import (
+    DEADLINE,
+    ENTRYPOINT,
+    RUNTIME,
+    Process,
+    Start,
+    changed,
+    environment,
+    eventually,
+    frame,
+)
 from .processes import (
     PID_1,
     children_of,
@@ -37,6 +47,7 @@ TRAP = """
 import signal, sys, time
 signal.signal({n}, lambda *_: sys.exit(7))
 print('up', flush=True)
+while True: time.sleep(0.05)  # a longer sleep may begin after the signal, and before its handler
 """
 
 
@@ -115,8 +126,7 @@ def test_another_runtime_file_may_be_named(start: Start, folder: Path) -> None:
 @pytest.mark.parametrize("name", ["HUP", "INT", "QUIT", "USR1", "USR2", "TERM", "WINCH"])
 def test_signals_reach_the_program(start: Start, name: str) -> None:
     number = signal.Signals[f"SIG{name}"]
-    code = TRAP.format(n=int(number)) + "time.sleep(60)"
-    argv = [*WRAP, "--", sys.executable, "-c", code]
+    argv = [*WRAP, "--", sys.executable, "-c", TRAP.format(n=int(number))]
     process = start(ECHO, argv=argv)
     process.logged("up")
     process.signal(number)
@@ -169,8 +179,8 @@ def test_the_program_is_ended_and_the_status_is_the_runtimes_when_that_ends_firs
 def test_a_killed_runtime_ends_the_container(
     start: Start, number: signal.Signals, status: int
 ) -> None:
-    code = "import os, signal, sys\nsignal.signal(15, lambda *_: sys.exit(print('told')))\n"
-    code += "os.write(1, b'up')\nwhile True: signal.pause()"
+    code = "import os, signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(print('told')))\n"
+    code += "os.write(1, b'up')\nwhile True: time.sleep(0.05)"
     process = start(ECHO, argv=[*WRAP, "--", sys.executable, "-c", code])
     process.logged("up")
     os.kill(runtime_of(process.pid), number)
@@ -182,13 +192,12 @@ def test_a_killed_runtime_ends_the_container(
 
 def small_limits(folder: Path) -> list[str]:
     """Give the wrapper with small limits: they are constants, a copy saves half a minute."""
-    text = ENTRYPOINT.read_text()
-    for name, seconds in (("APP", 10), ("RUNTIME", 30)):
-        limit = f"SECONDS_FOR_{name} = "
-        assert limit + str(seconds) in text
-        text = text.replace(limit + str(seconds), limit + "0.3")
-    (folder / "entrypoint.py").write_text(text)
-    return [*WRAP[:3], str(folder / "entrypoint.py"), "--runtime", str(RUNTIME), "--"]
+    limits = {
+        "SECONDS_FOR_APP = 10": "SECONDS_FOR_APP = 0.3",
+        "SECONDS_FOR_RUNTIME = 30": "SECONDS_FOR_RUNTIME = 0.3",
+    }
+    copy = changed(ENTRYPOINT, folder / "entrypoint.py", limits)
+    return [*WRAP[:3], copy, "--runtime", str(RUNTIME), "--"]
 
 
 STUCK = """
@@ -276,11 +285,11 @@ FORWARDED = sorted(
 
 def test_every_signal_that_can_be_forwarded_reaches_the_program(start: Start) -> None:
     code = """
-import os, signal, sys
+import os, signal, sys, time
 def say(number, _): os.write(1, b"got %d\\n" % number)
 for number in map(int, sys.argv[1:]): signal.signal(number, say)
 os.write(1, b"up\\n")
-while True: signal.pause()
+while True: time.sleep(0.05)
 """
     numbers = [str(int(number)) for number in FORWARDED]
     process = start(ECHO, argv=[*WRAP, "--", sys.executable, "-c", code, *numbers])
@@ -309,7 +318,7 @@ def test_a_program_that_ignores_sigterm_does_not_keep_the_runtime_from_its_end(
     process = start(ECHO, argv=[*argv, *program[:2], code + "time.sleep(60)"])
     eventually(lambda: process.log().count("up") == 2, "second program")
     os.kill(runtime_of(process.pid), signal.SIGKILL)
-    assert process.wait(5) == 137
+    assert process.wait() == 137
 
 
 def test_the_first_sigterm_after_the_programs_own_end_cuts_no_message_off(
@@ -333,10 +342,10 @@ def test_the_runtime_serves_while_a_program_that_was_told_to_end_takes_its_time(
     start: Start,
 ) -> None:
     code = """
-import os, signal
+import os, signal, time
 signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"told"))
 os.write(1, b"up")
-while True: signal.pause()
+while True: time.sleep(0.05)
 """
     process = start(ECHO, argv=[*WRAP, "--", sys.executable, "-c", code])
     process.logged("up")
@@ -376,11 +385,11 @@ def test_a_key_of_the_terminal_reaches_the_program_once_and_the_runtime_never(
     start: Start,
 ) -> None:
     program = r"""
-import os, signal
+import os, signal, time
 def say(number, _): os.write(1, b"got %d\n" % number)
 for number in (signal.SIGINT, signal.SIGUSR1): signal.signal(number, say)
 os.write(1, b"up\n")
-while True: signal.pause()
+while True: time.sleep(0.05)
 """
     terminal = r"""
 import os, pty, signal, sys
@@ -463,9 +472,15 @@ class Container:
     def __init__(self, process: Process, environ: dict[str, str]) -> None:
         self.process, self.environ = process, environ
         self.pid = pid_1_of(process)
+        bin_ = process.folder / "bin"
+        bin_.mkdir()
+        (bin_ / "asya_runtime.py").symlink_to(RUNTIME)
+        # A hook that waits for the runtime, however busy the machine is
+        self.wrapper = bin_ / "asya_entrypoint.py"
+        changed(ENTRYPOINT, self.wrapper, {"FOR_HOOK = 3": "FOR_HOOK = 600"})
 
-    def hook(self, *arguments: str, wrapper: Path = ENTRYPOINT) -> tuple[int, str]:
-        folder, command = str(self.process.folder), [*WRAP[:-1], str(wrapper), *arguments]
+    def hook(self, *arguments: str) -> tuple[int, str]:
+        folder, command = str(self.process.folder), [*WRAP[:-1], str(self.wrapper), *arguments]
         ran = subprocess.run(
             ["nsenter", "-t", str(self.pid), "-p", "-m", "env", "-C", folder, *command],
             env=self.environ,
@@ -478,7 +493,7 @@ class Container:
 
     def runtime(self) -> int:
         """Give the pid of the detached runtime, as the tests see it."""
-        return self.find(f" {RUNTIME}$")[0]
+        return self.find(" [^ ]*/asya_runtime.py$")[0]
 
     def find(self, pattern: str) -> list[int]:
         """Give the pids, as the tests see them, of those whose command line has the pattern."""
@@ -496,9 +511,7 @@ def container(start: Start, folder: Path) -> Container:
 @needs_namespace
 def test_a_hook_leaves_the_runtime_running_and_another_ends_it(container: Container) -> None:
     process = container.process
-    began = time.monotonic()
     assert container.hook("--detach", "--", "echo", "chained") == (0, "chained\n")
-    assert time.monotonic() - began < 3
     process.logged("serving app.echo")
     assert process.call({"a": 1}) == {"status": "ok", "result": {"a": 1}}
     assert container.hook("--stop", "--", "sh", "-c", "exit 4") == (4, "")
@@ -553,18 +566,14 @@ PAUSES = {
 def test_the_pause_before_the_next_start(
     container: Container, folder: Path, long_life: str, bound: str, pauses: list[str]
 ) -> None:
-    text = ENTRYPOINT.read_text()
-    for old, new in (("> 60 else", f"> {long_life} else"), ("min(60.0,", f"min({bound}.0,")):
-        assert old in text
-        text = text.replace(old, new)
-    (folder / "entrypoint.py").write_text(text)
+    limits = {"> 60 else": f"> {long_life} else", "min(60.0,": f"min({bound}.0,"}
+    changed(ENTRYPOINT, container.wrapper, limits)
     (folder / "dies.py").write_text("import os; os._exit(9)")
-    runtime = ["--runtime", str(folder / "dies.py")]
-    assert container.hook("--detach", *runtime, wrapper=folder / "entrypoint.py") == (0, "")
+    assert container.hook("--detach", "--runtime", str(folder / "dies.py")) == (0, "")
     eventually(lambda: container.process.log().count("restarting in") >= 2, "two pauses")
     said = container.process.log().splitlines()
     assert [line.split()[-2] for line in said if "restarting in" in line][:2] == pauses
-    assert container.hook("--stop", wrapper=folder / "entrypoint.py") == (0, "")
+    assert container.hook("--stop") == (0, "")
 
 
 CUT = r"a\u001b[31m\u000ab" + "x" * 3992
@@ -583,20 +592,18 @@ def test_the_line_of_a_refusal_is_in_the_output_of_the_hook(
     container: Container, folder: Path, log: str, check: str, status: int, output: str
 ) -> None:
     place = folder / "termination-log"
-    text = ENTRYPOINT.read_text()
-    assert "/dev/termination-log" in text
-    (folder / "entrypoint.py").write_text(text.replace("/dev/termination-log", str(place)))
+    changed(container.wrapper, container.wrapper, {"/dev/termination-log": str(place)})
     (folder / "refuses.py").write_text(
         f"import sys\nif '--check' in sys.argv: print({check!r}, end=''); sys.exit({status})\n"
         f"if {log!r}: open({str(place)!r}, 'w').write({log!r})\nsys.exit(78)"
     )
     argv = ["--detach", "--runtime", str(folder / "refuses.py"), "--", "echo", "chained"]
-    assert container.hook(*argv, wrapper=folder / "entrypoint.py") == (78, output)
+    assert container.hook(*argv) == (78, output)
 
 
 @needs_namespace
 def test_a_stop_hook_ends_nobody_else(container: Container) -> None:
-    others = [("other.py", "--detach"), (str(ENTRYPOINT), "--stop-not")]
+    others = [("other.py", "--detach"), (str(container.wrapper), "--stop-not")]
     start = "".join(f"sh -c 'sleep 60; :' {n} {w} >/dev/null 2>&1 & " for n, w in others)
     assert container.hook("--detach", "--", "sh", "-c", start) == (0, "")
 
@@ -620,9 +627,10 @@ def test_a_hook_returns_after_three_seconds_of_a_long_import(
     container: Container, folder: Path
 ) -> None:
     (folder / "app.py").write_text("import time; time.sleep(600)")
+    changed(ENTRYPOINT, container.wrapper, {})
     began = time.monotonic()
-    assert container.hook("--detach") == (0, "")
-    assert 2.9 < time.monotonic() - began < 5
+    assert container.hook("--detach") == (0, "")  # by the deadline of a hook here
+    assert time.monotonic() - began > 2.9
     assert container.hook("--stop") == (0, "")
 
 
@@ -665,15 +673,12 @@ def test_a_stop_hook_waits_until_the_message_is_answered(
 
 @needs_namespace
 def test_a_stop_hook_ends_a_supervisor_that_waits_to_start_again(container: Container) -> None:
+    changed(container.wrapper, container.wrapper, {"pause * 2": "pause * 600", "60.0,": "600.0,"})
     assert container.hook("--detach") == (0, "")
-    server = container.runtime()
-    (container.process.folder / "app.py").write_text("import os\nos._exit(9)")
-    os.kill(server, signal.SIGKILL)
-    container.process.logged("the runtime exited with status 9; restarting in 4 s")
-    began = time.monotonic()
+    os.kill(container.runtime(), signal.SIGKILL)
+    container.process.logged("the runtime exited with status 137; restarting in 600 s")
     assert container.hook("--stop") == (0, "")
-    assert time.monotonic() - began < 3.5
-    assert container.process.log().count("restarting in") == 2
+    assert container.process.log().count("restarting in") == 1
 
 
 @needs_namespace

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import Client, Process, Start, frame
+from .processes import used
 from .served import Like, error, memory_error, ok, replies_to, stopped, write_files
 
 STICKY = [
@@ -392,11 +393,6 @@ PIECES = [
     "_",
 ]
 SIZE = 20_000
-
-
-def used(process: Process) -> float:
-    """Give the processor time of the main thread in seconds: a busy machine changes no other."""
-    return int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def cost(process: Process, client: Client, text: str) -> float:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import select
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import Process, Start, eventually, frame
+from .processes import used
 
 ECHO = {"payload": {"a": 1}}
 OK = {"status": "ok", "result": {"a": 1}}
@@ -61,13 +62,14 @@ def test_hundreds_of_bad_connections_do_not_keep_a_good_one_from_its_replies(
     deaf = [process.client() for _ in range(20)]
     for client in deaf:
         client.send(frame({"payload": {}}) * 3)
-    times = []
+    began, times = used(process), []
     for n in range(200):
         halves[n].send(b" ")
-        began = time.monotonic()
+        sent = time.monotonic()
         assert good.call({"payload": {"a": n + 1}}) == {"status": "ok", "result": n + 1}
-        times.append(time.monotonic() - began)
-    assert sorted(times)[180] < 0.1
+        times.append(time.monotonic() - sent)
+    assert used(process) - began < 200 * 0.01
+    assert sorted(times)[100] < 1  # a busy machine is slow at times, but not half of the time
     for client in halves:
         client.close()
     assert idle[0].call({"payload": {"a": 5}}) == {"status": "ok", "result": 5}
@@ -118,10 +120,9 @@ def test_without_a_descriptor_and_with_nothing_to_close_accepting_pauses(
     process.logged("none is left")
     late = process.client()
     late.send(frame({"payload": {}}))  # for it, the last descriptor was kept
+    began = time.monotonic()
     another = process.client()
     line = "cannot accept a connection: Too many open files"
-    process.logged(line)
-    began = time.monotonic()
     eventually(lambda: process.log().count(line) >= 3, "further tries")
     assert time.monotonic() - began > 1  # at least one whole pause between three tries
     if ending:
@@ -162,24 +163,28 @@ def test_a_crowd_is_served_evenly(start: Start) -> None:
 
 
 def test_a_flood_in_one_connection_does_not_starve_another(start: Start) -> None:
-    process = start(ASYA_CHUNK_SIZE="1000000")
+    source = """
+        import itertools
+        count = itertools.count()
+        def echo(message): return next(count)
+    """
+    process = start(source, ASYA_CHUNK_SIZE="1000000")
     flood, good = process.client(), process.client()
-    flood.sock.setblocking(False)
-    data = frame(ECHO) * 3000
-    replies = 0
-    for _ in range(30):
-        with contextlib.suppress(BlockingIOError):
-            flood.sock.send(data)
-        began = time.monotonic()
-        assert good.call(ECHO) == OK
-        assert time.monotonic() - began < 1
-        with contextlib.suppress(BlockingIOError):
-            replies += len(flood.sock.recv(1 << 20))
-    assert replies > 0
+    assert [client.call(ECHO)["result"] for client in (flood, good)] == [0, 1]
+    for turn in range(1, 6):
+        process.signal(signal.SIGSTOP)  # so that the flood comes before the good one
+        flood.send(frame(ECHO) * 500)
+        good.send(frame(ECHO))
+        process.signal(signal.SIGCONT)
+        last = 501 * turn + 1
+        assert last - 500 <= good.reply()["result"] < last - 490
+        replies = [flood.reply()["result"] for _ in range(500)]
+        assert replies == sorted(replies)
+        assert replies[-1] == last
 
 
 def test_a_byte_at_a_time_is_served_and_holds_up_nobody(start: Start) -> None:
-    process = start(ASYA_READ_TIMEOUT="5")
+    process = start()
     slow, good = process.client(), process.client()
     data = frame(ECHO)
     for n in range(len(data)):
@@ -189,15 +194,16 @@ def test_a_byte_at_a_time_is_served_and_holds_up_nobody(start: Start) -> None:
 
 
 def test_a_peer_that_never_reads_is_left_after_the_read_timeout(start: Start) -> None:
-    process = start("def big(m): return 'x' * 5_000_000", "app.big", ASYA_READ_TIMEOUT="0.3")
+    source = "def big(m): return 'x' * m['payload'].get('a', 5_000_000)"
+    process = start(source, "app.big", ASYA_READ_TIMEOUT="0.3")
     idle, deaf = process.client(), process.client()
     hung_up = select.poll()
     hung_up.register(deaf.sock, 0)  # POLLHUP is told in any case
-    deaf.send(frame(ECHO))
+    deaf.send(frame({"payload": {}}))
     eventually(lambda: hung_up.poll(0), "its connection closed")
     with pytest.raises(EOFError):
         deaf.reply()
-    assert len(idle.call(ECHO)["result"]) == 5_000_000
+    assert idle.call(ECHO) == {"status": "ok", "result": "x"}
 
 
 def test_the_memory_of_a_large_message_is_given_back(start: Start) -> None:

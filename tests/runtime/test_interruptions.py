@@ -145,8 +145,18 @@ def test_an_exception_after_any_step_of_the_end_does_not_change_the_exit_status(
 # --- signal handlers of async handlers --------------------------------------------------
 
 ALARM = """
-    import asyncio, signal, time
+    import asyncio, os, signal, sys, threading, time
     def late(number, frame): raise TimeoutError("late")
+    main = threading.get_ident()
+    def ring(function):
+        "Send the signal when the main thread sleeps in this function: seen twice, it is there"
+        seen = 0
+        while seen < 2:
+            time.sleep(0.01)
+            with open("/proc/self/stat") as stat: state = stat.read().rpartition(")")[2].split()[0]
+            there = sys._current_frames()[main].f_code.co_name == function
+            seen = seen + 1 if there and state == "S" else 0
+        os.kill(os.getpid(), signal.SIGALRM)
     first = signal.signal(signal.SIGALRM, late)
     async def predict(message):
         do = message["payload"]["do"]
@@ -156,11 +166,13 @@ ALARM = """
             ignored = signal.signal(signal.SIGALRM, late)
             return [one is late for one in (before, signal.getsignal(signal.SIGALRM))] + [
                 ignored is signal.SIG_IGN, first is signal.SIG_DFL]
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        def sleep(): time.sleep(3600)
+        place = "sleep" if do == "own-code" else "select"
+        threading.Thread(target=ring, args=(place,)).start()
         if do == "task": await asyncio.create_task(asyncio.sleep(3600))
         try:
             if do == "await": await asyncio.sleep(3600)
-            if do == "own-code": time.sleep(3600)
+            if do == "own-code": sleep()
         except TimeoutError: return "caught"
 """
 LATE = error("TimeoutError", "late")

@@ -423,7 +423,7 @@ def test_what_lives_on_after_failed_calls_of_all_kinds_serves_the_next(
         sent = [
             payload | {"case": module} for payload, _ in case.calls if isinstance(payload, dict)
         ]
-        got = replies_to(process, sent, seconds=5)
+        got = replies_to(process, sent)
         if got != [reply for _, reply in case.calls]:
             wrong[name] = got
             process.end()

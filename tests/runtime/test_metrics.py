@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from .conftest import DEADLINE, RUNTIME, Start, eventually, frame
+from .conftest import DEADLINE, RUNTIME, Start, changed, eventually, frame
 from .processes import open_files
 from .served import stopped
 
@@ -37,12 +37,15 @@ HANDLER = """
 
 
 @pytest.fixture
-def port() -> int:
-    """A port that nobody has: taken now, and free again."""
+def port() -> Iterator[int]:
+    """A port that nobody else gets: this socket keeps it, and lets those listen who may share it.
+
+    Set before, the option would also let others have the port.
+    """
     with socket.socket(socket.AF_INET6) as sock:
         sock.bind(("::", 0))
-        number: int = sock.getsockname()[1]
-        return number
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        yield sock.getsockname()[1]
 
 
 def scrape(port: int) -> Samples:
@@ -199,7 +202,7 @@ def test_a_late_call_is_counted_as_what_was_sent(start: Start, port: int) -> Non
         import asyncio
         async def predict(message): await asyncio.sleep(60)
     """
-    environ = {"ASYA_METRICS_PORT": str(port), "ASYA_HANDLER_DEADLINE": "0.1"}
+    environ = {"ASYA_METRICS_PORT": str(port), "ASYA_HANDLER_DEADLINE": "2"}
     process = start(source, "app.predict", **environ)
     assert process.call({})["type"] == "HandlerDeadlineExceeded"
     samples = scrape_until(port, **{"asya_messages_total outcome=processing_error": 1})
@@ -232,8 +235,10 @@ def ask(port: int, request: bytes) -> bytes:
         return data
 
 
-def test_what_scrapers_send_is_answered_or_dropped(start: Start, port: int) -> None:
-    process = start(ASYA_METRICS_PORT=str(port))
+def test_what_scrapers_send_is_answered_or_dropped(start: Start, folder: Path, port: int) -> None:
+    """The two seconds that a scraper has are a constant: a busy machine may need more."""
+    copy = changed(RUNTIME, folder / "patient.py", {"SCRAPER_TIME = 2.0": "SCRAPER_TIME = 60.0"})
+    process = start(argv=[sys.executable, copy], ASYA_METRICS_PORT=str(port))
     scrape_until(port)
     for request, expected in REQUESTS.items():
         head, _, body = ask(port, request).partition(b"\r\n\r\n")
@@ -261,10 +266,8 @@ def test_silent_and_slow_scrapers_hold_up_nobody(
         silent.append(socket.create_connection(("127.0.0.1", port), DEADLINE))
         if number % 2:
             silent[-1].send(b"GET /met")
-    began = time.monotonic()
     assert process.call({"a": 1})["status"] == "ok"
-    scrape(port)
-    assert time.monotonic() - began < 8  # 2 s for each of them would be 200
+    scrape_until(port)  # in time: 2 s for each of them would be 200
     for sock in silent:
         sock.settimeout(DEADLINE)
         with contextlib.suppress(ConnectionResetError):
@@ -276,14 +279,13 @@ def test_a_port_that_cannot_be_had_is_one_line_and_tried_again(
     start: Start, folder: Path, port: int
 ) -> None:
     later = "next_attempt = time.monotonic() + PORT_PAUSE"
-    copy = folder / "impatient.py"  # says when it tries, and tries often
-    source = RUNTIME.read_text()
-    assert source.count(later) == 1
-    copy.write_text(source.replace(later, "next_attempt = 0.0; log('tried')"))
+    often = {later: "next_attempt = 0.0; log('tried')"}
+    copy = changed(RUNTIME, folder / "impatient.py", often)
     with socket.socket(socket.AF_INET6) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # beside the fixture's
         other.bind(("::", port))
         other.listen()
-        process = start(argv=[sys.executable, str(copy)], ASYA_METRICS_PORT=str(port))
+        process = start(argv=[sys.executable, copy], ASYA_METRICS_PORT=str(port))
         eventually(lambda: process.log().count("tried") >= 3, "three attempts")
         line = f"ASYA_METRICS_PORT={port}: Address already in use; free it or set another port"
         assert process.log().count("ASYA_METRICS_PORT") == process.log().count(line) == 1

@@ -23,7 +23,8 @@ from .conftest import (
     run_to_end,
     taken,
 )
-from .processes import needs_namespace, pid_1_of
+from .processes import needs_namespace, pid_1_of, state_of
+from .served import write_files
 
 SLOW = """
     import os, time
@@ -100,6 +101,7 @@ def refused(process: Process, text: str) -> None:
 
 def test_a_live_socket_is_not_stolen(start: Start) -> None:
     first = start()
+    first.logged("serving")  # comes after the socket, and would come last
     refused(start(ready=False), "another process is serving")
     assert first.call({"a": 1}) == {"status": "ok", "result": {"a": 1}}
 
@@ -172,7 +174,7 @@ def test_sigterm_while_importing_ends_at_once(start: Start, folder: Path, wait: 
     process = start(f"import time\nopen('importing', 'w').close()\n{wait}", ready=False)
     eventually((folder / "importing").exists, "import")
     process.signal()
-    assert process.wait(5) == 0
+    assert process.wait() == 0
     assert left(folder) == ["importing"]
 
 
@@ -231,7 +233,7 @@ def test_a_client_in_a_closed_loop_cannot_hold_up_the_end(start: Start) -> None:
     with pytest.raises((BrokenPipeError, ConnectionResetError, EOFError)):  # noqa: PT012
         while True:
             client.call({"payload": {}})
-    assert process.wait(5) == 0
+    assert process.wait() == 0
 
 
 def test_a_peer_that_never_reads_cannot_hold_up_the_end(start: Start) -> None:
@@ -240,7 +242,7 @@ def test_a_peer_that_never_reads_cannot_hold_up_the_end(start: Start) -> None:
     client.send(frame({"payload": {}}) * 3)
     client.exactly(100)
     process.signal()
-    assert process.wait(10) == 0
+    assert process.wait() == 0
 
 
 @pytest.mark.parametrize(
@@ -260,10 +262,9 @@ def test_a_second_sigterm_exits_143_at_once(start: Start, busy: str) -> None:
     process.client().send(frame({"payload": {}}))
     in_handler(process)
     process.signal()
-    eventually(lambda: not process.socket.exists() or True, "first")
-    time.sleep(0.1)  # two signals at the same instant are one
+    process.signal_taken()  # two signals at the same instant are one
     process.signal()
-    assert process.wait(5) == 143
+    assert process.wait() == 143
 
 
 def test_an_import_that_takes_the_signals_does_not_keep_them(start: Start) -> None:
@@ -380,6 +381,7 @@ def test_a_forked_child_keeps_nothing_of_the_server(start: Start, folder: Path) 
     with pytest.raises(ConnectionRefusedError):
         process.client()
     os.kill(child, signal.SIGTERM)  # which ends it: our handler is gone from it
+    eventually(lambda: state_of(child) in ("", "Z"), "the end of the child")
 
 
 def test_the_end_of_a_forked_child_by_signal_does_not_end_the_server(start: Start) -> None:
@@ -421,7 +423,7 @@ def test_threads_of_user_code_do_not_keep_the_process(start: Start) -> None:
     """
     process = start(source)
     process.signal()
-    assert process.wait(10) == 0
+    assert process.wait() == 0
 
 
 def test_lines_are_in_the_log_before_the_reply_is_here(start: Start) -> None:
@@ -444,7 +446,7 @@ def test_prints_without_newline_are_in_the_log_at_the_end(start: Start, more: st
     process = start(source)
     process.call({})
     process.signal()
-    assert process.wait(10) == 0
+    assert process.wait() == 0
     assert "no newline" in process.log()
 
 
@@ -492,24 +494,46 @@ def test_a_raised_recursion_limit_does_not_let_deep_json_crash(python: str, star
         process.socket.unlink()
 
 
-def test_a_slow_call_is_warned_about_while_it_runs(start: Start) -> None:
-    process = start(SLOW, "app.slow", ASYA_HANDLER_TIMEOUT="0.1")
-    client = process.client()
-    client.send(frame({"payload": {"seconds": 1.5}}))
-    eventually(lambda: "the handler is still running after 0.1" in process.log(), "warning", 1.2)
-    assert client.reply() == ONE
-    assert client.call({"payload": {}}) == ONE
-    assert process.log().count("still running") == 1
-
-
-def test_a_call_that_has_ended_is_not_warned_about(start: Start) -> None:
-    process = start(SLOW, "app.slow", ASYA_HANDLER_TIMEOUT="0.3", ASYA_CONCURRENCY="2")
-    client, other = process.client(), process.client()
+@pytest.mark.parametrize("concurrency", ["1", "2"])
+def test_a_slow_call_is_warned_about_once_while_it_runs(
+    start: Start, folder: Path, concurrency: str
+) -> None:
+    """No other call is slow, on the busiest machine: the clock of the process stands still."""
+    clock = """
+        import time
+        now, turns = [1000.0], [0]
+        def monotonic():
+            turns[0] += 1
+            return now[0]
+        time.monotonic = monotonic
+    """
+    source = """
+        import time
+        from sitecustomize import now, turns
+        def predict(message):
+            said = []
+            for seconds in message["payload"].get("seconds", ()):
+                now[0] += seconds
+                enough = turns[0] + 2
+                while turns[0] < enough: time.sleep(0.01)  # the watch has had a whole turn
+                said += [line for line in open("log") if "running" in line][len(said):]
+            return said
+    """
+    write_files(folder, {"clock/sitecustomize.py": clock})
+    process = start(
+        source,
+        "app.predict",
+        ASYA_HANDLER_TIMEOUT="0.2",
+        ASYA_CONCURRENCY=concurrency,
+        PYTHONPATH=str(folder / "clock"),
+    )
+    client, quick = process.client(), {"status": "ok", "result": []}
     for _ in range(20):
-        assert client.call({"payload": {}}) == ONE
-    other.send(frame({"payload": {"seconds": 1}}))
-    process.logged("the handler is still running after 0.3")
-    assert other.reply() == ONE
+        assert client.call({"payload": {}}) == quick
+    slow = client.call({"payload": {"seconds": [0.125, 0.25, 0.5, 0.5]}})
+    line = "asya_runtime: the handler is still running after 0.375 s\n"
+    assert slow == {"status": "ok", "result": [line]}
+    assert client.call({"payload": {}}) == quick
     assert process.log().count("still running") == 1
 
 
@@ -532,11 +556,13 @@ def test_calls_run_side_by_side_with_concurrency(start: Start) -> None:
 def test_no_more_calls_at_once_than_concurrency(start: Start) -> None:
     source = """
         import threading, time
-        lock, running, most = threading.Lock(), [], [0]
+        lock, running, most, all_run = threading.Lock(), [], [0], threading.Event()
         def count(message):
             with lock:
                 running.append(1)
                 most[0] = max(most[0], len(running))
+                if len(running) == 3: all_run.set()
+            all_run.wait(20)
             time.sleep(0.01)
             with lock: running.pop()
             return most[0]
@@ -681,15 +707,13 @@ def test_call_trusts_no_peer(folder: Path, sent: bytes | None, status: int, outp
 
         def serve() -> None:
             peer, _ = listener.accept()
-            with peer:
+            with peer, contextlib.suppress(BrokenPipeError):  # the other side may have given up
                 peer.recv(4096)  # prefix and body come together
                 if sent is DRIP:
                     peer.sendall(b"\0\xff\xff\xff")
-                    with contextlib.suppress(BrokenPipeError):
-                        while True:  # until the other side gives up
-                            peer.sendall(b"x")
-                            time.sleep(0.02)
-                    return
+                    while True:
+                        peer.sendall(b"x")
+                        time.sleep(0.02)
                 peer.sendall(b"\0\0\0\x09" if sent is None else sent)
                 while sent is None and peer.recv(4096):  # until the other side gives up
                     pass
@@ -767,6 +791,7 @@ def test_check_imports_the_handler_and_serves_nothing(folder: Path) -> None:
         ["--ready", "x"],
         ["--call", "a", "b"],
         ["--call", "--save"],
+        ["--call", "a", "--attach"],
         ["--call", "--nonsense"],
     ],
 )

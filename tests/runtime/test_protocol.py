@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import RUNTIME, Process, Start, environment, frame
+from .conftest import RUNTIME, Process, Start, environment, eventually, frame
 
 ECHO = {"payload": {"a": 1}}
 OK = {"status": "ok", "result": {"a": 1}}
@@ -228,21 +229,29 @@ def test_a_pause_inside_a_frame_ends_the_connection(start: Start, sent: bytes) -
     assert idle.call(ECHO) == OK
 
 
-def test_the_time_of_the_handler_is_no_pause(start: Start) -> None:
+def test_the_time_of_the_handler_is_no_pause(start: Start, folder: Path) -> None:
     source = """
-        import time
+        import os, time
         def slow(message):
-            time.sleep(message["payload"].get("s", 0))
+            if message["payload"].get("slow"):
+                open("in-handler", "w").close()
+                time.sleep(0.3)
+                while not os.path.exists("sent"): time.sleep(0.01)
             return 1
     """
     process = start(source, "app.slow", ASYA_READ_TIMEOUT="0.2")
-    one, other = process.client(), process.client()
-    data = frame({"payload": {}})
+    other, one = process.client(), process.client()
+    data, reply = frame({"payload": {}}), {"status": "ok", "result": 1}
+    # The kernel tells of the connection first that was served last
+    assert [client.call({"payload": {}}) for client in (one, other)] == [reply] * 2
+    process.signal(signal.SIGSTOP)  # so that nothing comes between the two
     other.send(data[:9])
-    one.send(frame({"payload": {"s": 0.5}}))
+    one.send(frame({"payload": {"slow": True}}))
+    process.signal(signal.SIGCONT)
+    eventually((folder / "in-handler").exists, "the call")
     other.send(data[9:])
-    assert one.reply() == {"status": "ok", "result": 1}
-    assert other.reply() == {"status": "ok", "result": 1}
+    (folder / "sent").touch()
+    assert (one.reply(), other.reply()) == (reply, reply)
 
 
 @pytest.mark.parametrize(

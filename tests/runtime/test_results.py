@@ -64,6 +64,10 @@ SOURCE = """
         def __eq__(self, other): return False
         def __ne__(self, other): return True
         __hash__ = None
+    class Own(list):
+        def __iter__(self): return iter(["own"])
+    class Loud(float):
+        def __repr__(self): return "loud"
     class Both(dict):
         def model_dump(self, mode): return "never"
     class Same:
@@ -100,6 +104,7 @@ WRITTEN: dict[str, Any] = {
     "collections.OrderedDict(a=collections.defaultdict(int, b=1))": {"a": {"b": 1}},
     "collections.Counter('aa')": {"a": 2},
     "Both(a=1)": {"a": 1},
+    "[Own([1]), Loud(1.5)]": [["own"], 1.5],
     "frozendict(a=[Frozen(b=Color.RED)])": {"a": [{"b": "red"}]},
     "{Word.YES: 1}": {"yes": 1},
     "{1: 2, 1.5: 3, None: 4, True: 5}": {"1": 5, "1.5": 3, "null": 4},
@@ -109,6 +114,8 @@ WRITTEN: dict[str, Any] = {
 REFUSED: dict[str, tuple[str, str]] = {
     "{'a': Color.NAN}": ("result.a: nan", "ValueError"),
     "[1] * 100 + [float('-inf'), None]": ("result[100]: -inf", "ValueError"),
+    "[Loud('nan')]": ("result[0]: nan", "ValueError"),
+    "{'a': {float('inf'): 1}}": ("result.a: key inf", "ValueError"),
     "Box('a', float('nan'))": ("result.score: nan", "ValueError"),
     "{'a': Model(b=[1, float('inf')])}": ("result.a.b[1]: inf", "ValueError"),
     "Array([[0.5], [float('nan')]])": ("result[1][0]: nan", "ValueError"),
@@ -166,7 +173,7 @@ def test_what_a_conversion_raises_is_answered_as_if_the_handler_had_raised_it(
     text = "CUDA out of memory. Tried to allocate 1 GiB"
     more = {"severity": "recoverable", "retry_after": 60}
     calls: list[tuple[object, object]] = [
-        ({"code": "[Fails()]"}, error("KeyError", BAD + "result: ; 'model'")),
+        ({"code": "[Fails()]"}, error("KeyError", BAD + "result[0]: app.Fails; 'model'")),
         ({"code": "Memory()"}, error("RuntimeError", text, "cuda_oom_error", **more)),
         ({"code": "1"}, ok(1)),
     ]

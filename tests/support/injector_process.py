@@ -18,16 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.api_server import NAME, NAMESPACE, SECRET, Api
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
-DEADLINE = 60.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+# All limits of time turn a hang into a failure: a start takes seconds of a busy machine's CPU.
+DEADLINE = 120.0
 
 
 def until(what: str, found: Callable[[], Any], *, seconds: float = DEADLINE) -> Any:
@@ -52,7 +47,9 @@ def build_review(subject: dict[str, Any], **changes: Any) -> tuple[str, dict[str
         "userInfo": {},
         "object": subject,
     } | changes
-    return "/workloads?timeout=5s" if group else "/pods?timeout=5s", {"request": request}
+    path = "workloads" if group else "pods"
+    # The longest time that an API server waits: a busy machine may be slow.
+    return f"/{path}?timeout=30s", {"request": request}
 
 
 def read_bundle(api: Api) -> bytes:
@@ -65,7 +62,7 @@ def read_bundle(api: Api) -> bytes:
 def connect(port: int, bundle: bytes) -> ssl.SSLSocket:
     """A TLS connection as the API server makes it."""
     context = ssl.create_default_context(cadata=bundle.decode())
-    plain = socket.create_connection(("127.0.0.1", port), timeout=10)
+    plain = socket.create_connection(("127.0.0.1", port), timeout=DEADLINE)
     return context.wrap_socket(plain, server_hostname=f"{NAME}.{NAMESPACE}.svc")
 
 
@@ -101,8 +98,9 @@ class Injector:
 
     @property
     def log(self) -> list[Any]:
-        """The lines of its log; each must be JSON."""
-        return [json.loads(line) for line in self._output.read_text().splitlines()]
+        """The complete lines of its log; each must be JSON."""
+        complete, _, _ = self._output.read_text().rpartition("\n")
+        return [json.loads(line) for line in complete.splitlines()]
 
     @property
     def text(self) -> str:
@@ -113,7 +111,7 @@ class Injector:
         """Status and text from its plain HTTP port; 0 while that is closed."""
         try:
             with urllib.request.urlopen(
-                f"http://127.0.0.1:{self.http_port}{path}", timeout=5
+                f"http://127.0.0.1:{self.http_port}{path}", timeout=30
             ) as it:
                 return it.status, it.read().decode()
         except urllib.error.HTTPError as error:

@@ -17,6 +17,9 @@ import aio_pika
 import pytest
 from asya_injector.tls.authority import KeyPair
 
+from tests.support.injector_process import until
+from tests.support.ports import free_port, is_free
+
 SCRIPT = Path(__file__).parents[2] / "e2e/cluster/rabbitmq.sh"
 USER = "guest:guest"
 
@@ -79,7 +82,7 @@ class Server:
             )
         self.wait()
 
-    def wait(self, seconds: float = 60) -> None:
+    def wait(self, seconds: float = 200) -> None:
         """Wait until the server accepts connections."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -93,10 +96,11 @@ class Server:
         raise AssertionError((self.directory / "log").read_text())
 
     def kill(self) -> None:
-        """SIGKILL all processes of the server."""
+        """SIGKILL all processes of the server, and wait until its ports are free."""
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        until("the ports to be free", lambda: all(map(is_free, self.ports[:3])))
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -104,6 +108,8 @@ class Server:
         words = [str(self.programs / "bin/epmd"), "-port", environment["ERL_EPMD_PORT"]]
         with subprocess.Popen(words, env={**environment, "ERL_EPMD_ADDRESS": "127.0.0.1"}) as epmd:
             try:
+                # A server that finds no epmd starts another one, which nobody ends.
+                until("epmd", lambda: not is_free(self.ports[3]))
                 self.start()
                 yield
             finally:
@@ -111,15 +117,9 @@ class Server:
                 epmd.kill()
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def find_programs() -> Path:
     """Where the server's programs are; skips where they cannot be had."""
-    done = subprocess.run([SCRIPT], capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run([SCRIPT], capture_output=True, text=True, check=False, timeout=250)
     if done.returncode or not done.stdout.strip():
         pytest.skip(f"no RabbitMQ: {done.stderr.strip() or 'this is not Debian or Ubuntu'}")
     return Path(done.stdout.strip())
@@ -140,7 +140,7 @@ class Queues:
             message = aio_pika.Message(body, delivery_mode=2, **properties)
             await self.channel.default_exchange.publish(message, routing_key=queue, mandatory=True)
 
-    async def receive(self, queue: str, seconds: float = 20) -> Any:
+    async def receive(self, queue: str, seconds: float = 100) -> Any:
         """The next message of a queue, which is acknowledged."""
         deadline = time.monotonic() + seconds
         found = await self.channel.get_queue(queue, ensure=False)
@@ -157,7 +157,7 @@ class Queues:
         result = declared.declaration_result
         return result.message_count, result.consumer_count
 
-    async def until(self, queue: str, state: tuple[int, int], seconds: float = 20) -> None:
+    async def until(self, queue: str, state: tuple[int, int], seconds: float = 100) -> None:
         """Wait for numbers of waiting messages and of consumers."""
         deadline = time.monotonic() + seconds
         while (now := await self.state(queue)) != state:

@@ -110,9 +110,15 @@ class CertWatcher:
 def read_directory(directory: Path) -> CertificatePair:
     """The pair in a mounted Secret; raises NotReadyError if a file is missing or unreadable.
 
-    The kubelet may replace both files between two reads: `CertWatcher.load` rejects such a pair,
-    and the next read gets the new one.
+    The kubelet may replace both files between two reads, so they are read until nothing changes.
     """
+    pair = _read_files(directory)
+    while (again := _read_files(directory)) != pair:
+        pair = again
+    return pair
+
+
+def _read_files(directory: Path) -> CertificatePair:
     try:
         return CertificatePair(*((directory / name).read_bytes() for name in (CERTIFICATE, KEY)))
     except OSError as error:

@@ -10,8 +10,9 @@ import pytest
 from asya_injector.tls.authority import KeyPair, create
 
 from tests.injector.webhook.test_process import POD, Caller, Start, parse_samples
-from tests.support.api_server import NAME, NAMESPACE, Api, failure, write_kubeconfig
-from tests.support.injector_process import Injector, free_port, read_bundle, until
+from tests.support.api_server import NAME, NAMESPACE, Api, write_kubeconfig
+from tests.support.injector_process import DEADLINE, Injector, read_bundle, until
+from tests.support.ports import free_port
 
 SERVICE = f"{NAME}.{NAMESPACE}.svc"
 # The program, but it checks its certificate ten times a second.
@@ -19,6 +20,14 @@ FAST_CHECKS = """
 from asya_injector.cli.main import main
 from asya_injector.tls import watcher
 watcher.CertWatcher.watch.__kwdefaults__["pause"] = 0.1
+main(["run"])
+"""
+
+# The program, but its calls wait for a replica that starts late.
+PATIENT_ROTATOR = """
+from asya_injector.cli.main import main
+from asya_injector.tls import rotator
+rotator._API_TIMEOUT = (60, 120)
 main(["run"])
 """
 
@@ -38,27 +47,20 @@ def get_certificate(injector: Injector, *bundles: bytes) -> bytes:
 
 
 def block_first_write(parties: int) -> Callable[..., None]:
-    """A fault that blocks writes of the Secret until so many replicas have read that it is empty.
-
-    A write that waits too long fails as if another replica was faster, and is retried.
-    """
+    """A fault that blocks writes of the Secret until so many replicas have read it."""
     complete = threading.Event()
     barrier = threading.Barrier(parties, action=complete.set)
 
     def fault(verb: str, resource: str, *_: str) -> None:
         if (verb, resource) == ("update", "secrets") and not complete.is_set():
-            try:
-                barrier.wait(2)
-            except threading.BrokenBarrierError:
-                barrier.reset()
-                raise failure(409, "Conflict", "the object has been modified") from None
+            barrier.wait(DEADLINE)
 
     return fault
 
 
 def test_replicas_that_start_together_agree_on_one_trusted_ca(start: Start, api: Api) -> None:
     api.fault = block_first_write(2)
-    replicas = [start(), start()]
+    replicas = [start(program=("-c", PATIENT_ROTATOR)) for _ in range(2)]
     for replica in replicas:
         replica.wait_until_ready()
     # The slower replica lost its write, and read what the faster one wrote.

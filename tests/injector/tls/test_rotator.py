@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from asya_injector.kube_client import ApiClient, ApiException, HTTPError
+from asya_injector.tls import rotator as rotator_module
 from asya_injector.tls.authority import KeyPair, create
 from asya_injector.tls.rotator import CertRotator
 from asya_injector.tls.watcher import CertificatePair, NotReadyError
@@ -73,7 +74,8 @@ class World:
 
 
 @pytest.fixture
-def world(api: Api, connection: ApiClient) -> World:
+def world(api: Api, connection: ApiClient, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(rotator_module, "_API_TIMEOUT", (60, 120))  # for a busy stand-in
     return World(api, connection)
 
 
@@ -112,7 +114,7 @@ def test_replicas_that_start_together_agree(world: World, rendered: bool) -> Non
         # All replicas read before the first one writes.
         if resource == "secrets" and verb != "get" and not hasattr(first_reads, "done"):
             first_reads.done = True
-            barrier.wait(20)
+            barrier.wait(100)
 
     world.api.fault = fault
     served: list[CertificatePair] = []
@@ -123,7 +125,7 @@ def test_replicas_that_start_together_agree(world: World, rendered: bool) -> Non
     for replica in replicas:
         replica.start()
     for replica in replicas:
-        replica.join(60)
+        replica.join(200)
     assert len(served) == count
     assert len(set(served)) == 1
     assert world.is_trusted(served[0])

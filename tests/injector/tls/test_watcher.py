@@ -108,6 +108,28 @@ def test_reads_files_that_the_kubelet_replaces(tmp_path: Path) -> None:
         assert read_directory(mounted) == pair
 
 
+def test_a_pair_that_is_replaced_between_two_reads_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [make_pair() for _ in range(2)]
+    read_bytes = Path.read_bytes
+    new = iter(pairs)
+
+    def mount(pair: CertificatePair) -> None:
+        for name, content in zip(("tls.crt", "tls.key"), pair, strict=True):
+            (tmp_path / name).write_bytes(content)
+
+    def read_then_replace(path: Path) -> bytes:
+        content = read_bytes(path)
+        if path.name == "tls.crt" and (pair := next(new, None)):
+            mount(pair)
+        return content
+
+    mount(make_pair())
+    monkeypatch.setattr(Path, "read_bytes", read_then_replace)
+    assert read_directory(tmp_path) == pairs[-1]
+
+
 @contextlib.contextmanager
 def unprivileged() -> Iterator[None]:
     """Inside, run as another user than root, who may read every file."""
@@ -146,7 +168,7 @@ async def watching(
 ) -> AsyncIterator[None]:
     task = asyncio.create_task(watcher.watch(source, pause=0.01))
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(100):
             yield
     finally:
         task.cancel()

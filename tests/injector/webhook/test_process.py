@@ -30,7 +30,14 @@ from tests.support.api_server import (
     failure,
     write_kubeconfig,
 )
-from tests.support.injector_process import Injector, build_review, free_port, read_bundle, until
+from tests.support.injector_process import (
+    DEADLINE,
+    Injector,
+    build_review,
+    read_bundle,
+    until,
+)
+from tests.support.ports import free_port
 
 Start = Callable[..., Injector]
 HASH = RuntimeFiles.load(ROOT / "runtime").hash
@@ -44,6 +51,19 @@ POD: dict[str, Any] = {
     },
     "spec": {"containers": [{"name": "model", "image": "m", "command": ["python3", "app.py"]}]},
 }
+
+
+# The program, but it waits for the API server, and drains, for as long as the test asks for.
+PATIENT = """
+import signal
+from asya_injector.cli.main import main
+from asya_injector.webhook import image_volumes, runtime_configmap, server
+image_volumes._API_TIMEOUT = runtime_configmap._API_TIMEOUT = (60, 120)
+image_volumes._MAX_WAIT = 120.0
+server._QUIET_SECONDS, server._MAX_DRAIN_SECONDS = 120.0, 240.0
+signal.signal(signal.SIGUSR1, lambda *_: setattr(server, "_QUIET_SECONDS", 0.0))
+main(["run"])
+"""
 
 
 class Caller:
@@ -124,6 +144,7 @@ def test_with_an_image_pods_mount_it_and_the_injector_writes_no_configmap(
     api.version = ("1", minor)
     image = {"reference": "example.com/asya/injector:1@sha256:" + "a" * 64, "pullPolicy": "Always"}
     injector = start(
+        program=("-c", PATIENT),
         INJECTOR_IMAGE=image["reference"],
         INJECTOR_RUNTIME_IMAGE=image["reference"],
         INJECTOR_RUNTIME_PULL_POLICY=image["pullPolicy"],
@@ -314,26 +335,31 @@ def test_stops_while_the_api_server_is_unreachable(start: Start, tmp_path: Path)
     assert injector.stop() == 0
 
 
+def end_quiet_period(injector: Injector) -> None:
+    injector.process.send_signal(signal.SIGUSR1)
+
+
 def test_on_sigterm_answers_pending_reviews_and_exits_with_0(start: Start, api: Api) -> None:
-    injector = start()
+    injector = start(program=("-c", PATIENT))
     injector.wait_until_ready()
     arrived, go = threading.Event(), threading.Event()
 
     def slow(verb: str, resource: str, *_: str) -> None:
         if resource == "configmaps":
             arrived.set()
-            go.wait(10)
+            go.wait(DEADLINE)
 
     api.fault = slow
     caller, idle = Caller(injector, read_bundle(api)), Caller(injector, read_bundle(api))
     caller.send(POD)
-    assert arrived.wait(10)
+    assert arrived.wait(DEADLINE)
     injector.process.send_signal(signal.SIGTERM)
     until("readiness to end", lambda: injector.get("/readyz") == (503, "stopping\n"))
     injector.process.send_signal(signal.SIGTERM)  # a second signal changes nothing
+    end_quiet_period(injector)
     go.set()
     assert "patch" in caller.receive()
-    assert injector.process.wait(8) == 0
+    assert injector.process.wait(DEADLINE) == 0
     with pytest.raises((OSError, http.client.HTTPException)):
         idle(POD)
     assert injector.log[-1]["message"] == "stopped"
@@ -341,7 +367,7 @@ def test_on_sigterm_answers_pending_reviews_and_exits_with_0(start: Start, api: 
 
 
 def test_while_draining_closes_each_connection_after_an_answer(start: Start, api: Api) -> None:
-    injector = start()
+    injector = start(program=("-c", PATIENT))
     injector.wait_until_ready()
     used, idle = Caller(injector, read_bundle(api)), Caller(injector, read_bundle(api))
     assert used(POD)["allowed"]
@@ -351,7 +377,8 @@ def test_while_draining_closes_each_connection_after_an_answer(start: Start, api
     for caller in (used, idle, Caller(injector, read_bundle(api))):
         assert caller(POD)["allowed"]
         assert not caller.is_open
-    assert injector.process.wait(8) == 0
+    end_quiet_period(injector)
+    assert injector.process.wait(DEADLINE) == 0
 
 
 @pytest.mark.parametrize(
@@ -386,7 +413,7 @@ def test_an_invalid_setting_prints_one_line_and_exits_with_78(
     start: Start, environ: dict[str, str], line: str
 ) -> None:
     injector = start(**environ)
-    assert injector.process.wait(30) == 78
+    assert injector.process.wait(DEADLINE) == 78
     assert injector.text == f"asya-injector: {line}\n"
 
 
@@ -398,7 +425,7 @@ def test_a_port_in_use_prints_one_line_and_exits_with_78(start: Start) -> None:
         ("INJECTOR_WEBHOOK_PORT", first.webhook_port),
     ):
         second = start(**{name: str(port)})
-        assert second.process.wait(30) == 78
+        assert second.process.wait(DEADLINE) == 78
         assert re.fullmatch(
             r"asya-injector: cannot start: .*[ :][0-9]+.*: [Aa]ddress already in use.*",
             second.text.splitlines()[-1],
@@ -469,7 +496,7 @@ def test_works_only_for_callers_that_wait(start: Start, api: Api) -> None:
         time.sleep(0.5)
         return count_calls() == before
 
-    until("the calls to end", is_quiet, seconds=10)
+    until("the calls to end", is_quiet)
     assert count_calls() <= 2 * 401
     assert injector.get("/readyz") == (200, "ok\n")
 

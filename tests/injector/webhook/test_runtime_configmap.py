@@ -13,12 +13,13 @@ import pytest
 from asya_injector.errors import InjectionError
 from asya_injector.kube_client import ApiClient
 from asya_injector.runtime_files import RuntimeFiles
+from asya_injector.webhook import runtime_configmap
 from asya_injector.webhook.runtime_configmap import RuntimeConfigMapWriter
 from asya_injector.webhook.telemetry import Metrics
 
 from tests.injector.conftest import connect_with
 from tests.support.api_server import Answer, Api, failure, write_kubeconfig
-from tests.support.injector_process import free_port
+from tests.support.ports import free_port
 
 RUNTIME = Path(__file__).parents[3] / "runtime"
 
@@ -103,10 +104,16 @@ class Namespaces:
 
         def fault(_: str, __: str, called: str, ___: str) -> None:
             if namespace in ("", called):
-                release.wait(20)
+                release.wait(60)
 
         self.api.fault = fault
         return release
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls wait for a stand-in that a busy machine delays."""
+    monkeypatch.setattr(runtime_configmap, "_API_TIMEOUT", (30, 60))
 
 
 @pytest.fixture
@@ -128,7 +135,7 @@ def fail_first(*answers: Answer | None, resource: str = "configmaps") -> Callabl
 async def test_fifty_concurrent_pods_of_a_new_namespace_share_one_check(
     namespaces: Namespaces,
 ) -> None:
-    await asyncio.gather(*(namespaces.writer.ensure("models", within=20) for _ in range(50)))
+    await asyncio.gather(*(namespaces.writer.ensure("models", within=60) for _ in range(50)))
     assert namespaces.api.calls == [
         ("patch", "configmaps", "models", namespaces.name),
         ("create", "configmaps", "models", ""),
@@ -143,12 +150,12 @@ async def test_replicas_that_race_both_succeed(namespaces: Namespaces) -> None:
 
     def fault(verb: str, *_: str) -> None:
         if verb == "create":
-            both_looked.wait(10)
+            both_looked.wait(60)
 
     namespaces.api.fault = fault
     other = namespaces.replica()
     await asyncio.gather(
-        namespaces.writer.ensure("models", within=20), other.ensure("models", within=20)
+        namespaces.writer.ensure("models", within=60), other.ensure("models", within=60)
     )
     assert namespaces.count_writes() == {"created": 1, "present": 1}
     assert namespaces.api.called("create", "configmaps") == 2
@@ -158,21 +165,21 @@ async def test_replicas_that_race_both_succeed(namespaces: Namespaces) -> None:
 async def test_a_success_is_cached_for_a_second_because_a_namespace_may_be_created_again(
     namespaces: Namespaces,
 ) -> None:
-    await namespaces.writer.ensure("models", within=20)
+    await namespaces.writer.ensure("models", within=60)
     del namespaces.api.objects["configmaps", "models", namespaces.name]
     calls = len(namespaces.api.calls)
     namespaces.now += 0.9
-    await namespaces.writer.ensure("models", within=20)
+    await namespaces.writer.ensure("models", within=60)
     assert len(namespaces.api.calls) == calls
     namespaces.now += 0.2
-    await namespaces.writer.ensure("models", within=20)
+    await namespaces.writer.ensure("models", within=60)
     assert ("configmaps", "models", namespaces.name) in namespaces.api.objects
 
 
 async def test_the_cache_is_emptied(namespaces: Namespaces) -> None:
     for number in range(50):
         namespaces.now += 0.2
-        await namespaces.writer.ensure(f"ns-{number}", within=20)
+        await namespaces.writer.ensure(f"ns-{number}", within=60)
     assert len(namespaces.writer._cached) <= 6
     assert namespaces.writer._checks == {}
 
@@ -197,7 +204,7 @@ async def test_needs_no_right_to_create_if_it_exists(
 
     namespaces.put()
     namespaces.api.fault = fault
-    await namespaces.writer.ensure("models", within=20)
+    await namespaces.writer.ensure("models", within=60)
     assert namespaces.count_writes() == {"present": 1}
 
 
@@ -215,7 +222,7 @@ async def test_accepts_the_same_files_with_other_metadata(
     namespaces: Namespaces, changes: dict[str, Any]
 ) -> None:
     namespaces.put(**changes)
-    await namespaces.writer.ensure("models", within=20)
+    await namespaces.writer.ensure("models", within=60)
     assert namespaces.count_writes() == {"present": 1}
 
 
@@ -245,7 +252,7 @@ async def test_rejects_a_configmap_that_is_not_exactly_ours_and_says_how_to_fix_
     )
     # A failure is not cached: once it is deleted, the next pod is admitted.
     del namespaces.api.objects["configmaps", "models", namespaces.name]
-    await namespaces.writer.ensure("models", within=20)
+    await namespaces.writer.ensure("models", within=60)
     assert namespaces.count_writes() == {"RuntimeConfigMapConflict": 1, "created": 1}
 
 
@@ -270,7 +277,7 @@ async def test_creates_it_if_checking_is_denied_and_rejects_one_that_exists(
 
     namespaces.api.fault = fault
     if not exists:
-        await namespaces.writer.ensure("models", within=20)
+        await namespaces.writer.ensure("models", within=60)
         assert namespaces.count_writes() == {"created": 1}
         return
     namespaces.put()
@@ -322,7 +329,7 @@ async def test_a_failure_rejects_all_waiting_pods_and_its_cause_is_only_logged(
     assert [verb for verb, *_ in namespaces.api.calls] == ["patch", "create"]
     (record,) = caplog.records
     assert vars(record).items() >= {"namespace": "models", "status": code, "error": message}.items()
-    await namespaces.writer.ensure("models", within=20)  # a failure is not cached
+    await namespaces.writer.ensure("models", within=60)  # a failure is not cached
 
 
 @pytest.mark.parametrize(("code", "reason"), [(500, "InternalError"), (503, "ServiceUnavailable")])
@@ -365,7 +372,7 @@ async def test_retries_transient_failures(
     namespaces: Namespaces, answers: list[Answer | None], verbs: str
 ) -> None:
     namespaces.api.fault = fail_first(*answers)
-    await namespaces.writer.ensure("models", within=20)
+    await namespaces.writer.ensure("models", within=60)
     assert namespaces.count_writes() == {"created": 1}
     assert [call[0] for call in namespaces.api.calls] == verbs.split()
 
@@ -377,10 +384,16 @@ async def test_gives_up_after_losing_several_races(namespaces: Namespaces) -> No
 
 
 async def test_waits_as_long_as_a_busy_api_server_asks_for(namespaces: Namespaces) -> None:
-    busy = failure(429, "TooManyRequests", "busy", {"Retry-After": "30"})
+    busy = failure(429, "TooManyRequests", "busy", {"Retry-After": "300"})
     namespaces.api.fault = fail_first(*[busy] * 100)
-    assert "did not answer in time" in await namespaces.rejection(within=0.5)
+    caller = asyncio.create_task(namespaces.writer.ensure("models", within=600))
+    while not namespaces.api.calls:
+        await asyncio.sleep(0.01)
+    await asyncio.wait([caller], timeout=0.5)
+    assert not caller.done()
     assert len(namespaces.api.calls) == 1
+    caller.cancel()
+    await asyncio.wait([caller])
 
 
 async def test_rejects_in_time_while_the_api_server_does_not_answer(
@@ -389,7 +402,7 @@ async def test_rejects_in_time_while_the_api_server_does_not_answer(
     release = namespaces.hold()
     began = time.monotonic()
     rejections = await asyncio.gather(*(namespaces.rejection(within=0.3) for _ in range(5)))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30  # the API server answers after 60 s
     release.set()
     assert set(rejections) == {
         f"ConfigMap models/{namespaces.name}: could not be created or checked: "
@@ -410,8 +423,8 @@ async def test_rejects_a_pod_while_the_api_server_is_unreachable(tmp_path: Path)
 
 async def test_a_slow_namespace_does_not_delay_another(namespaces: Namespaces) -> None:
     release = namespaces.hold("slow")
-    slow = asyncio.create_task(namespaces.writer.ensure("slow", within=20))
-    await namespaces.writer.ensure("models", within=20)
+    slow = asyncio.create_task(namespaces.writer.ensure("slow", within=60))
+    await namespaces.writer.ensure("models", within=60)
     assert not slow.done()
     release.set()
     await slow
@@ -424,7 +437,7 @@ async def test_a_short_deadline_does_not_end_a_shared_check(
     release = namespaces.hold()
     hasty = asyncio.create_task(namespaces.rejection(within=0.1)) if first else None
     await asyncio.sleep(0)
-    patient = asyncio.create_task(namespaces.writer.ensure("models", within=20))
+    patient = asyncio.create_task(namespaces.writer.ensure("models", within=60))
     while not namespaces.api.calls:
         await asyncio.sleep(0.01)
     assert "in time" in await (hasty or namespaces.rejection(within=0.1))
@@ -436,7 +449,7 @@ async def test_a_short_deadline_does_not_end_a_shared_check(
 async def test_a_check_ends_with_the_last_caller_that_waits_for_it(namespaces: Namespaces) -> None:
     busy = failure(429, "TooManyRequests", "busy", {"Retry-After": "1"})
     namespaces.api.fault = fail_first(*[busy] * 100)
-    callers = [asyncio.create_task(namespaces.writer.ensure("models", within=20)) for _ in range(5)]
+    callers = [asyncio.create_task(namespaces.writer.ensure("models", within=60)) for _ in range(5)]
     while not namespaces.api.calls:
         await asyncio.sleep(0.01)
     for caller in callers:
@@ -447,7 +460,7 @@ async def test_a_check_ends_with_the_last_caller_that_waits_for_it(namespaces: N
     assert len(namespaces.api.calls) == 1
     # The next caller gets its own check.
     namespaces.api.fault = lambda *_: None
-    await namespaces.writer.ensure("models", within=20)
+    await namespaces.writer.ensure("models", within=60)
 
 
 async def test_a_slow_api_server_does_not_take_the_threads_of_the_certificates_renewal(
@@ -456,14 +469,16 @@ async def test_a_slow_api_server_does_not_take_the_threads_of_the_certificates_r
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     release = namespaces.hold()
     callers = [
-        asyncio.create_task(namespaces.writer.ensure(f"ns-{number}", within=20))
+        asyncio.create_task(namespaces.writer.ensure(f"ns-{number}", within=60))
         for number in range(8)
     ]
     while not namespaces.api.calls:
         await asyncio.sleep(0.01)
-    async with asyncio.timeout(2):
-        await asyncio.to_thread(time.sleep, 0)
-    release.set()
+    try:
+        async with asyncio.timeout(30):
+            await asyncio.to_thread(time.sleep, 0)
+    finally:
+        release.set()
     await asyncio.gather(*callers)
 
 
@@ -491,9 +506,12 @@ async def test_callers_of_unknown_namespaces_do_not_delay_those_of_another_addre
         )
         for number in range(400)
     ]
-    await asyncio.sleep(0.1)
-    async with asyncio.timeout(2):  # 400 namespaces would take 5 s or more
-        await namespaces.writer.ensure("models", within=20, caller="10.0.0.2")
+    while not namespaces.api.calls:
+        await asyncio.sleep(0.01)
+    asked = len(namespaces.api.calls)
+    await namespaces.writer.ensure("models", within=60, caller="10.0.0.2")
+    called = [namespace for _, _, namespace, _ in namespaces.api.calls]
+    assert called.index("models") <= asked + 8  # those that were running, and one each in rotation
     for caller in hostile:
         caller.cancel()
     await asyncio.wait(hostile)

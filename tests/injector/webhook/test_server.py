@@ -32,7 +32,7 @@ from tests.injector.webhook_server import (
     running,
     serving,
 )
-from tests.support.injector_process import free_port
+from tests.support.ports import free_port
 
 LARGE = 100 << 10
 
@@ -213,16 +213,19 @@ async def test_accepts_other_namespaces(client: Client, namespace: str) -> None:
 async def test_the_deadline_of_a_review_is_earlier_than_the_api_servers_timeout(
     client: Client, monkeypatch: pytest.MonkeyPatch, query: str, seconds: float
 ) -> None:
-    seen: list[float] = []
+    seen: list[tuple[float, float]] = []
+    clock = asyncio.get_running_loop().time
 
     class Recorder:
         def set(self, review: Any) -> None:
-            seen.append(review.deadline - asyncio.get_running_loop().time())
+            seen.append((review.deadline - seconds, clock()))
             current_review.set(review)
 
     monkeypatch.setattr(server_module, "current_review", Recorder())
+    sent = clock()
     await client.post(review(), f"/pods?{query}")
-    assert seen == pytest.approx([seconds], abs=0.5)
+    ((began, handled),) = seen  # the review's time began between these two moments
+    assert sent <= began <= handled
 
 
 async def test_refuses_connections_until_a_certificate_is_loaded(watcher: CertWatcher) -> None:
@@ -253,7 +256,7 @@ async def test_replaces_the_certificate_and_keeps_open_connections(
     with pytest.raises(ssl.SSLError):  # the old CA did not sign the new certificate
         await client.connect()
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert (await reader.readline()).startswith(b"HTTP/1.1 405 ")
     writer.close()
 
@@ -271,10 +274,10 @@ async def test_answers_pending_reviews_when_it_is_closed(
             idle, _ = await client.connect()
             body = review(object={"metadata": {"name": "slow"}})
             asked = asyncio.create_task(client.post(body))
-            assert await asyncio.to_thread(SLOW.wait, 10)
+            assert await asyncio.to_thread(SLOW.wait, 60)
             asyncio.get_running_loop().call_later(0.1, GATE.set)  # once the closing has begun
         assert (await asked)[0] == 200
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert await idle.read() == b""
         assert not server.listening
         with pytest.raises(OSError, match="Connect"):
@@ -282,8 +285,8 @@ async def test_answers_pending_reviews_when_it_is_closed(
 
 
 @pytest.mark.parametrize(
-    ("quiet", "limit", "levels"),
-    [(9.0, 30.0, []), (30.0, 3.0, ["WARNING"])],
+    ("is_quiet", "levels"),
+    [(True, []), (False, ["WARNING"])],
     ids=["until a quiet period", "until the limit"],
 )
 async def test_while_draining_answers_new_connections_and_closes_them(
@@ -291,25 +294,29 @@ async def test_while_draining_answers_new_connections_and_closes_them(
     pair: KeyPair,
     monkeypatch: pytest.MonkeyPatch,
     records: list[Any],
-    quiet: float,
-    limit: float,
+    is_quiet: bool,
     levels: list[str],
 ) -> None:
     """Endpoints and kube-proxy may learn only after the quiet period that a pod stops."""
+    # Hours, which the test lets pass: the times of a busy machine are nothing beside them.
+    quiet, limit = 9000.0, 90_000.0
     monkeypatch.setattr(server_module, "_QUIET_SECONDS", quiet)
     monkeypatch.setattr(server_module, "_MAX_DRAIN_SECONDS", limit)
-    async with asyncio.timeout(30), running(watcher, pair) as (client, server):
+    async with asyncio.timeout(60), running(watcher, pair) as (client, server):
         draining = asyncio.create_task(server.drain())
         listener = server._listener
         assert listener
-        for _ in range(4):  # longer in total than the shorter quiet period
+        for _ in range(4):  # longer in total than the quiet period
             await asyncio.wait([draining], timeout=0.1)
-            listener.last_connected -= 4.0  # as if so much time had passed
+            listener.last_connected -= 4000.0  # as if so much time had passed
             await asyncio.wait([draining], timeout=0.1)
             assert not draining.done()
             async with client.session.post(f"{client.url}/pods", json=review()) as answer:
                 assert (answer.status, answer.headers["Connection"]) == (200, "close")
-        listener.last_connected -= 9.0
+        if is_quiet:
+            listener.last_connected -= quiet
+        else:
+            monkeypatch.setattr(server_module, "_MAX_DRAIN_SECONDS", 0.0)
         await draining
         assert [each.levelname for each in records if each.levelname != "INFO"] == levels
 
@@ -325,11 +332,11 @@ async def test_does_not_drain_if_it_was_never_ready(watcher: CertWatcher) -> Non
 async def test_answers_one_large_review_at_a_time_and_small_ones_between(client: Client) -> None:
     first, second, third = [await client.connect() for _ in range(3)]
     first[1].write(post(named("slow", size=LARGE)))
-    assert await asyncio.to_thread(SLOW.wait, 10)
+    assert await asyncio.to_thread(SLOW.wait, 60)
     second[1].write(post(named("p", size=LARGE)))
     third[1].write(post(named("p", size=LARGE), timeout=1))
     assert (await client.post(named("p")))[0] == 200
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         head = await third[0].readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 ")
         text = "too many large reviews at the same time; try again"
@@ -338,7 +345,7 @@ async def test_answers_one_large_review_at_a_time_and_small_ones_between(client:
     assert not await is_closed(second[0], within=0.2)
     GATE.set()
     for reader, writer in (first, second):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
         writer.close()
     third[1].close()
@@ -348,8 +355,8 @@ async def test_answers_one_large_review_at_a_time_and_small_ones_between(client:
 async def test_a_large_review_gives_its_turn_away_while_it_waits(client: Client) -> None:
     _, writer = await client.connect()
     writer.write(post(named("waits", size=LARGE)))
-    assert await asyncio.to_thread(SLOW.wait, 10)
-    async with asyncio.timeout(10):
+    assert await asyncio.to_thread(SLOW.wait, 60)
+    async with asyncio.timeout(60):
         status, answer = await client.post(named("p", size=LARGE))
     assert (status, answer["response"]["allowed"]) == (200, True)
     GATE.set()
