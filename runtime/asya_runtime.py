@@ -224,6 +224,35 @@ def get_attribute(thing: object, name: str) -> "Any":
         return None
 
 
+def is_a(thing: object, kinds: "type | tuple[type, ...]") -> bool:
+    """Do what isinstance() does, without asking the object: its `__class__` may raise."""
+    return issubclass(type(thing), kinds)
+
+
+def name_type(thing: object) -> str:
+    """Return the name of an object's class, without asking its metaclass."""
+    return str.__str__(read_name(type(thing)))
+
+
+read_name: "Callable[[type], str]" = type.__dict__["__name__"].__get__
+
+
+def is_own(error: BaseException) -> bool:
+    """Whether only functions of this file have raised it: user code can raise from outside."""
+    trace = get_attribute(error, "__traceback__")
+    while trace is not None and trace.tb_frame.f_globals is globals():
+        trace = trace.tb_next
+    return trace is None
+
+
+def is_of_system(error: BaseException) -> bool:
+    """Whether it is the error of a system call of this file.
+
+    A signal handler that writes to a closed pipe raises the same error as a peer that has gone.
+    """
+    return get_attribute(error, "errno") is not None and is_own(error)
+
+
 def store(table: "dict[int, Any]", key: int, results: "Iterator[Any]") -> None:
     """Store the next of `results` in a table, in one step in C.
 
@@ -500,7 +529,7 @@ def clean(text: str) -> str:
 
 def describe(code: str, error: BaseException, prefix: str = "") -> bytes:
     """Build the reply for an exception. Its `severity` and `retry_after`, if valid, win."""
-    kind, severity = type(error).__name__, get_attribute(error, "severity")
+    kind, severity = name_type(error), get_attribute(error, "severity")
     retry_after = get_attribute(error, "retry_after")
     if not isinstance(severity, str) or severity not in ("recoverable", "fatal"):
         severity = ""  # other libraries use these names for other things
@@ -513,7 +542,7 @@ def describe(code: str, error: BaseException, prefix: str = "") -> bytes:
 def get_text(error: BaseException) -> str:
     """Return the text of an exception, "" if it has none. Raises only MemoryError."""
     try:
-        return str(error)
+        return str.__str__(str(error))  # which may be of a class of user code
     except MemoryError:
         raise
     except BaseException:
@@ -1005,7 +1034,7 @@ def simplify(value: "Any") -> object:
 
 def unfit(value: object) -> TypeError:
     """Return the error for a value that cannot be written as JSON."""
-    return TypeError("Object of type %s is not JSON serializable" % type(value).__name__)
+    return TypeError("Object of type %s is not JSON serializable" % name_type(value))
 
 
 def copy_dict(value: "Any") -> "dict[object, object]":
@@ -1302,13 +1331,15 @@ def get_rest(head: bytes, tail: "Reply", sent: int) -> "tuple[list[Bytes], int]"
 # --- Memory errors: recognized by class name and text, without importing a framework
 
 # Texts count in exceptions of these packages, and of the classes that native code raises. In other
-# exceptions a text may quote the payload.
+# exceptions a text may quote the payload, as in those that frameworks raise for wrong input.
 FRAMEWORKS = """
     bitsandbytes cuda cudf cuml cupy cupy_backends ctranslate2 flash_attn habana_frameworks jax
     jaxlib llama_cpp mxnet numba numba_cuda onnxruntime openvino paddle pycuda rmm sglang tensorflow
     tensorrt tensorrt_llm torch torchaudio torchvision triton vllm xformers xgboost
 """
 NATIVE_ERRORS = (RuntimeError, SystemError, MemoryError)
+INPUT_CLASSES = (ValueError, TypeError, LookupError)
+INPUT_NAMES = ("InvalidArgumentError", "InvalidArgument")  # of TensorFlow and ONNX Runtime
 GPU_CLASSES = {"torch.OutOfMemoryError", "cupy.OutOfMemoryError", "pycuda.MemoryError"}
 
 
@@ -1458,12 +1489,12 @@ def walk_chain(error: BaseException) -> "Iterator[BaseException]":
     seen: "set[int]" = set()
     while todo and len(seen) < 1000:
         link = todo.pop()
-        if not isinstance(link, BaseException) or id(link) in seen:
+        if not is_a(link, BaseException) or id(link) in seen:
             continue
         seen.add(id(link))
         yield link
         group = get_attribute(link, "exceptions")  # of an ExceptionGroup, or its backport
-        todo.extend(group if isinstance(group, tuple) else ())
+        todo.extend(group if is_a(group, tuple) else ())
         if not get_attribute(link, "__suppress_context__"):
             todo.append(get_attribute(link, "__context__"))
         todo.append(get_attribute(link, "__cause__"))
@@ -1472,8 +1503,10 @@ def walk_chain(error: BaseException) -> "Iterator[BaseException]":
 def is_of_framework(error: BaseException) -> bool:
     """Whether class or origin of an exception say that its text is that of a framework."""
     kind, trace = type(error), get_attribute(error, "__traceback__")
-    if kind in NATIVE_ERRORS or (kind is OSError and get_attribute(error, "errno") is None):
+    if kind in NATIVE_ERRORS:
         return True
+    if name_type(error) in INPUT_NAMES or (is_a(error, INPUT_CLASSES) and kind is not ValueError):
+        return False
     packages = [str(base.__module__).partition(".")[0] for base in kind.__mro__]
     if kind is ValueError and trace is not None:
         while trace.tb_next is not None:
@@ -1497,14 +1530,14 @@ def make_classify() -> "Callable[[BaseException], str]":
             text = get_text(link)[:left].lower() if is_of_framework(link) else ""
             left -= len(text)
             kinds = find_kinds(text)
-            if "relayed" in kinds or type(link).__name__ in RELAYING_CLASSES:
+            if "relayed" in kinds or name_type(link) in RELAYING_CLASSES:
                 is_relayed = True
             if "sticky" in kinds or "vllm.EngineDeadError" in names:
                 is_sticky = True
             elif "cuda_oom_error" in kinds or not names.isdisjoint(GPU_CLASSES):
                 verdict = "cuda_oom_error"  # before MemoryError, which CuPy's class is too
             elif not verdict and (
-                "oom_error" in kinds or isinstance(link, MemoryError) or is_enomem(link)
+                "oom_error" in kinds or is_a(link, MemoryError) or is_enomem(link)
             ):
                 verdict = "oom_error"
         return "sticky" if is_sticky and not is_relayed else verdict
@@ -1514,7 +1547,7 @@ def make_classify() -> "Callable[[BaseException], str]":
 
 def is_enomem(error: BaseException) -> bool:
     """Whether the system reports that memory is exhausted."""
-    return isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return is_a(error, OSError) and get_attribute(error, "errno") == errno.ENOMEM
 
 
 def release_frames(error: BaseException) -> None:
@@ -1531,6 +1564,8 @@ def release_frames(error: BaseException) -> None:
         suspendable = [frame for frame in frames if frame.f_code.co_flags & SUSPENDABLE]
         owners = gc.get_referrers(*suspendable) if suspendable else []
         living = [FRAME_OF[type(one)](one) for one in owners if type(one) in FRAME_OF]
+        if gc.get_freeze_count():  # owners that were frozen are not found
+            living = suspendable
     for frame in frames:
         if frame not in living:
             try:
@@ -1584,7 +1619,7 @@ def empty_caches() -> None:
         try:
             action()
         except BaseException as error:  # it can run out of memory too
-            log("emptying a GPU cache failed: %s" % type(error).__name__)
+            log("emptying a GPU cache failed: %s" % name_type(error))
 
 
 MOST_FRAMES = 1000  # of each exception in the log; a raised recursion limit allows millions
@@ -1592,7 +1627,16 @@ MOST_FRAMES = 1000  # of each exception in the log; a raised recursion limit all
 
 def name_error(error: BaseException) -> str:
     """Return the class and the text of an exception."""
-    return "%s: %s" % (type(error).__name__, get_text(error)[:MESSAGE_LIMIT])
+    return "%s: %s" % (name_type(error), get_text(error)[:MESSAGE_LIMIT])
+
+
+def measure_texts(error: BaseException) -> int:
+    """Return about how many characters the text of an exception and its notes have."""
+    notes = get_attribute(error, "__notes__")
+    size = len(get_text(error))
+    if is_a(notes, (list, tuple)):
+        size += sum(len(note) if type(note) is str else KIND_LIMIT for note in notes)
+    return size
 
 
 def format_trace(trace: "Any") -> "list[str]":
@@ -1630,7 +1674,7 @@ def log_traceback(error: BaseException, title: str) -> None:
             trace = trace.tb_next
         chain = list(walk_chain(error))
         try:
-            if len(chain) < 100 and sum(len(get_text(link)) for link in chain) < TEXT_LIMIT / 4:
+            if len(chain) < 100 and sum(map(measure_texts, chain)) < TEXT_LIMIT / 4:
                 below = trace
                 for _ in range(MOST_FRAMES):
                     below = below and below.tb_next
@@ -1894,7 +1938,7 @@ def load_handler(name: str, state: State) -> "Callable[[Any], Any]":
 
     def fail(error: BaseException, reason: str) -> StartupError:
         log_traceback(error, reason)
-        return StartupError("%s: %s: %s" % (reason, type(error).__name__, get_text(error)[:300]))
+        return StartupError("%s: %s: %s" % (reason, name_type(error), get_text(error)[:300]))
 
     parts = name.split(".")
     for cut in range(len(parts) - 1, 0, -1):
@@ -1905,7 +1949,9 @@ def load_handler(name: str, state: State) -> "Callable[[Any], Any]":
         except ModuleNotFoundError as error:
             if state.forked:
                 exit_child(error)
-            missing = str(error.name)
+            missing = get_attribute(error, "name")
+            if type(missing) is not str:  # user code has raised it
+                raise fail(error, "importing %s failed" % path) from None
             if not (path + ".").startswith(missing + "."):
                 reason = "%s imports %s, which is not installed in this image" % (path, missing)
                 raise fail(error, reason) from None
@@ -1919,7 +1965,7 @@ def load_handler(name: str, state: State) -> "Callable[[Any], Any]":
                 break
             raise fail(error, "importing %s failed" % path) from None
     for part in parts[cut:]:
-        if isinstance(thing, type):
+        if is_a(thing, type):
             try:
                 thing = thing()
             except BaseException as error:
@@ -1933,11 +1979,11 @@ def load_handler(name: str, state: State) -> "Callable[[Any], Any]":
             raise StartupError("%s has no %s; it has %s" % (path, part, known)) from None
         except BaseException as error:  # of a module that loads its parts lazily
             raise fail(error, "reading %s.%s failed" % (path, part)) from None
-    if isinstance(thing, type):
+    if is_a(thing, type):
         reason = "%s is a class; set ASYA_HANDLER to one of its methods: %s"
         raise StartupError(reason % (path, list_contents(thing)))
     if not callable(thing):
-        raise StartupError("%s is not callable: it is of type %s" % (path, type(thing).__name__))
+        raise StartupError("%s is not callable: it is of type %s" % (path, name_type(thing)))
     parameters = find_unfit_parameters(thing)
     if parameters is not None:
         reason = "%s%s cannot be called with one argument, the message"
@@ -1966,7 +2012,10 @@ def find_unfit_parameters(handler: "Any") -> "str | None":
     try:
         signature.bind({})
     except TypeError:
-        return str(signature)
+        try:
+            return str(signature)
+        except Exception:  # of a default value, which cannot be printed
+            return "(%s)" % ", ".join(map(str, signature.parameters))
     return None
 
 
@@ -1976,8 +2025,12 @@ def list_contents(thing: object) -> str:
         names = [n for n in dir(thing) if n[0] != "_" and callable(get_attribute(thing, n))]
     except BaseException:
         names = []
-    for folder in get_attribute(thing, "__path__") or ():
-        names += ["the module " + n[:-3] for n in sorted(os.listdir(folder)) if n.endswith(".py")]
+    try:
+        for folder in get_attribute(thing, "__path__") or ():
+            files = sorted(os.listdir(folder))
+            names += ["the module " + name[:-3] for name in files if name.endswith(".py")]
+    except Exception:
+        pass  # an archive, or anything
     return ", ".join(names[:20]) or "nothing to call"
 
 
@@ -1998,10 +2051,11 @@ def explain_missing(name: str, missing: str) -> str:
 
 def find_flags(handler: object) -> int:
     """Return the flags of the code of a function, a partial or a callable object."""
-    while type(handler).__name__ == "partial":
+    while name_type(handler) == "partial":
         handler = get_attribute(handler, "func")
     own_call = get_attribute(get_attribute(type(handler), "__call__"), "__code__")
-    return get_attribute(get_attribute(handler, "__code__") or own_call, "co_flags") or 0
+    flags = get_attribute(get_attribute(handler, "__code__") or own_call, "co_flags")
+    return flags if type(flags) is int else 0  # a proxy has any attribute
 
 
 class Caller:
@@ -2211,7 +2265,7 @@ def make_caller(handler: "Callable[[Any], Any]", threads: bool, state: State) ->
                     for task in tasks.values():
                         task.cancel()  # it was left where it waits
                 tasks.clear()
-            if interruption is not None and isinstance(error, asyncio.CancelledError):
+            if interruption is not None and is_a(error, asyncio.CancelledError):
                 error, interruption = interruption, None
         try:
             if error is not None:
@@ -2323,8 +2377,9 @@ def has_method(thing: object, name: str) -> bool:
 def exit_child(error: "BaseException | None") -> None:
     """End a child process that user code forked, as a script would end."""
     code = 0 if error is None else 1
-    if isinstance(error, SystemExit):
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    if is_a(error, SystemExit):
+        status = get_attribute(error, "code")
+        code = int.__int__(status) if is_a(status, int) else int(status is not None)
     elif error is not None:
         log_traceback(error, "a forked child failed")
     flush_streams()
@@ -2429,7 +2484,7 @@ def make_answer(
         """Build the error reply; after a memory error release what the failed call holds."""
         reply, kind = UNPRINTABLE, ""
         try:
-            is_own = isinstance(error, OWN_ERRORS) and not isinstance(error, MemoryError)
+            is_own = is_a(error, OWN_ERRORS) and not is_a(error, MemoryError)
             if step == "decode" and is_own:
                 prefix = "in the JSON before the zero byte: " if message.reads_attachments else ""
                 return describe("invalid_json", error, prefix), ""
@@ -2438,23 +2493,23 @@ def make_answer(
             code = kind if kind in CODES else "processing_error"
             reply = describe(code, error, "" if kind else prefix)
             if kind in CODES:
-                log("%s: %s" % (code, type(error).__name__))
+                log("%s: %s" % (code, name_type(error)))
             elif retried and kind != "sticky":
                 text = "a call with %d messages failed: %s; trying smaller calls"
-                log(text % (retried, type(error).__name__))
+                log(text % (retried, name_type(error)))
             else:
                 log_traceback(error, prefix or "the handler failed")
         except MemoryError:
             reply, kind = no_memory, kind or "oom_error"
         except BaseException as other:
-            log("the handler's exception cannot be printed: %s" % type(other).__name__)
+            log("the handler's exception cannot be printed: %s" % name_type(other))
             reply = interrupted(error)  # the other one may have arrived from outside
         if kind in CODES:
             release_frames(error)
         return reply, kind
 
     def explain_unencodable(message: Message, error: BaseException, is_own: bool) -> str:
-        if isinstance(error, MemoryError):
+        if is_a(error, MemoryError):
             return ""
         try:
             where = find_unencodable(message.result, message.reads_attachments)
@@ -2580,7 +2635,7 @@ def make_answer(
             lift_limit()
             if state.forked:
                 exit_child(error)
-            is_final = isinstance(error, UnfitResults) or has_verdict(error)
+            is_final = is_a(error, UnfitResults) or has_verdict(error)
             is_final = is_final or len(calls) == 1 or batch.is_late
             reply, kind = fail(error, "call", calls[0], 0 if is_final else len(calls))
             if is_final or kind == "sticky":
@@ -2597,7 +2652,7 @@ def make_answer(
             kind = ""
             try:
                 step = "call"
-                if isinstance(message.result, BaseException):
+                if is_a(message.result, BaseException):
                     error_of_one, message.result = message.result, None
                     raise error_of_one
                 step = "encode"
@@ -2650,13 +2705,14 @@ def list_results(results: "Any", count: int) -> "list[Any]":
             text = "the handler returned %s with dates or durations; return a list with their texts"
             raise UnfitResults(text % name_class(type(results)))
         results = to_list() if callable(to_list) else results
-    if not isinstance(results, (list, tuple)):
+    if not is_a(results, (list, tuple)):
         text = "the handler returned %s for %d messages; return a list with one result for each"
         raise UnfitResults(text % (name_class(type(results)), count))
-    if len(results) != count:
+    items = list(results)  # a class of user code may have a length of its own
+    if len(items) != count:
         text = "the handler returned %d results for %d messages; return one for each, in order"
-        raise UnfitResults(text % (len(results), count))
-    return list(results)
+        raise UnfitResults(text % (len(items), count))
+    return items
 
 
 def has_verdict(error: BaseException) -> bool:
@@ -2724,8 +2780,11 @@ def open_listener(path: str, mode: int) -> SocketFile:
                 action()
             finally:
                 fcntl.flock(directory, fcntl.LOCK_UN)
-        except OSError as error:
-            raise StartupError("socket %s: %s" % (path, error.strerror or error)) from None
+        except StartupError:
+            raise
+        except Exception as error:  # also of an audit hook of user code
+            text = get_attribute(error, "strerror") or name_error(error)
+            raise StartupError("socket %s: %s" % (path, text)) from None
 
     def lock() -> None:
         latest = time.monotonic() + LOCK_TIME
@@ -2775,8 +2834,8 @@ def open_listener(path: str, mode: int) -> SocketFile:
                 found = get_status(entry)
                 if (found.st_ino, found.st_dev) == (claimed.st_ino, claimed.st_dev):
                     os.unlink(entry, dir_fd=directory)
-            except OSError:
-                pass  # already removed
+            except Exception:
+                pass  # already removed, or an audit hook of user code forbids it
 
     def close() -> None:
         """Close it in this process. Left to the interpreter's end, 3.9 crashes there."""
@@ -2810,7 +2869,7 @@ def make_is_open(*fds: int) -> "Callable[[], bool]":
         try:
             return known == [identify(fd) for fd in fds]
         except OSError as error:
-            return error.errno is None  # not of the system: a TimeoutError from outside
+            return not is_of_system(error)
 
     return is_open
 
@@ -2820,7 +2879,7 @@ def close_quietly(close: "Action") -> None:
     try:
         close()
     except OSError as error:
-        if error.errno is None:  # not of the system
+        if not is_of_system(error):
             raise
 
 
@@ -2890,9 +2949,9 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
             return  # that one hangs
         if not is_open():
             reader, writer = os.pipe()
-            os.set_blocking(reader, False)
-            os.set_blocking(writer, False)
             is_open = make_is_open(reader, writer)
+        os.set_blocking(reader, False)
+        os.set_blocking(writer, False)
         _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in signals:  # on both ways: user code may take the wake-up fd
             _signal.signal(number, on_signal_in_python)
@@ -2999,7 +3058,7 @@ NO_SIGNAL = _socket.MSG_NOSIGNAL
 if not IS_PROBE:
     LONGEST_PAUSE = _struct.pack("ll", 0, 2000)  # 2 ms: the kernel rounds it up to its ticks
 PEER_IS_GONE = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.ENOTSOCK, errno.ENOTCONN)
-MAX_INTERRUPTIONS = 1000  # of one message by exceptions from outside
+MAX_INTERRUPTIONS = 1000  # of one message, or one step, by exceptions from outside
 
 
 class Connection:
@@ -3097,9 +3156,34 @@ def serve_connection(
     end: "BrokenStream | None" = None  # of the stream, while messages are in the queue
     rest: "list[Bytes]" = []  # of a large reply, for a system call
     is_prompt = True  # the peer: the rest of a large message is worth a wait, see LONGEST_PAUSE
+    reply: "Any" = None
     interruptions = 0
+    failure: "BaseException | None" = None  # handled in the `try`: another one may arrive then
     while True:
         try:
+            if failure is not None:
+                if is_of_system(failure) and get_attribute(failure, "errno") in PEER_IS_GONE:
+                    if get_attribute(failure, "errno") in (errno.EBADF, errno.ENOTSOCK):
+                        log("user code has closed the descriptor of a connection")
+                    return
+                receiving = got < 0 and not asked and head is None
+                needs_memory = receiving or type(tail) is Parts
+                is_memory_error = needs_memory and type(failure) is MemoryError
+                if interruptions > (MAX_RETRIES if is_memory_error else MAX_INTERRUPTIONS):
+                    interruptions = MAX_INTERRUPTIONS + 1
+                    raise failure
+                log_traceback(failure, "an exception arrived between calls; the server goes on")
+                if asked:
+                    reply = interrupted(failure)
+                    head, tail, asked = pack(len(reply)) + reply, b"", False
+                elif (
+                    type(failure) is MemoryError
+                    and head is not None
+                    and replied < 2
+                    and not (sent or connection.count)
+                ):
+                    head, tail = pack(len(no_memory)) + no_memory, b""
+                failure = None
             while True:
                 # Queue: add the message that was read; take replies, or wait for them
                 if queue is not None and head is None:
@@ -3130,7 +3214,7 @@ def serve_connection(
                                 try:
                                     receive()
                                 except BlockingIOError as error:
-                                    if error.errno is None:  # not of the system
+                                    if not is_of_system(error):
                                         raise
                                     continue
                             data: "Any" = connection.received
@@ -3183,7 +3267,7 @@ def serve_connection(
                                 raise BrokenStream(text)
                             got, connection.count = got + connection.count, 0
                         except BlockingIOError as error:
-                            if error.errno is None:
+                            if not is_of_system(error):
                                 raise
                         except MemoryError:
                             buffer = None
@@ -3194,7 +3278,7 @@ def serve_connection(
                                 break
                         most = 0
                     if got >= size:
-                        reply: "Reply | None" = None
+                        reply = None
                         if buffer is None:
                             reply = no_memory
                             if size > limit:
@@ -3208,7 +3292,7 @@ def serve_connection(
                                 new.body = memoryview(buffer)[:size]
                             buffer, got, added = None, -1, new
                         elif reply is not None:
-                            head, tail, got = pack(len(reply)) + reply, b"", -1  # type: ignore[operator]
+                            head, tail, got = pack(len(reply)) + reply, b"", -1
                         elif buffer is not None:
                             message.body = memoryview(buffer)[:size]
                             keep = buffer if len(buffer) <= POOLED_BUFFER else None
@@ -3225,7 +3309,7 @@ def serve_connection(
                         reply = message.reply or UNPRINTABLE  # an exception came in between
                         message.reply = None
                     if len(reply) < FIRST_BUFFER:
-                        head, tail, asked = pack(len(reply)) + reply, b"", False  # type: ignore[operator]
+                        head, tail, asked = pack(len(reply)) + reply, b"", False
                     else:  # too large to copy
                         head, tail, asked = pack(len(reply)), reply, False
                     reply, is_prompt = None, True
@@ -3253,7 +3337,7 @@ def serve_connection(
                         if sent >= total:
                             break
                     except BlockingIOError as error:
-                        if error.errno is None:
+                        if not is_of_system(error):
                             raise
                     rest = []
                     if type(tail) is Parts:
@@ -3284,27 +3368,10 @@ def serve_connection(
                     pass
             return
         except BaseException as error:
-            if connection.waits_for == CLOSED:
+            if connection.waits_for == CLOSED or interruptions > MAX_INTERRUPTIONS:
                 raise
-            if isinstance(error, OSError) and error.errno in PEER_IS_GONE:
-                return
             interruptions += 1
-            receiving = got < 0 and not asked and head is None
-            needs_memory = receiving or type(tail) is Parts
-            is_memory_error = needs_memory and type(error) is MemoryError
-            if interruptions > (MAX_RETRIES if is_memory_error else MAX_INTERRUPTIONS):
-                raise
-            log_traceback(error, "an exception arrived between calls; the server goes on")
-            if asked:
-                reply = interrupted(error)
-                head, tail, asked = pack(len(reply)) + reply, b"", False
-            elif (
-                type(error) is MemoryError
-                and head is not None
-                and replied < 2
-                and not (sent or connection.count)
-            ):
-                head, tail = pack(len(no_memory)) + no_memory, b""
+            failure = error
 
 
 def make_patient(sock: "Socket") -> None:
@@ -3314,7 +3381,7 @@ def make_patient(sock: "Socket") -> None:
             sock.setsockopt(_socket.SOL_SOCKET, option, LONGEST_PAUSE)
         sock.setblocking(True)  # user code may have set a default timeout
     except OSError as error:
-        if error.errno is None:  # not of the system
+        if not is_of_system(error):
             raise
         sock.setblocking(False)
 
@@ -4226,7 +4293,8 @@ class Waker:
         try:
             os.write(writer, b"!")
         except OSError as error:
-            if error.errno == errno.EBADF and self.writer == writer:  # else it was just closed
+            is_closed = error.errno == errno.EBADF and is_of_system(error)
+            if is_closed and self.writer == writer:  # else it was just closed
                 give_up("user code has closed descriptors of the server")
             # else it is full, and so readable
 
@@ -4311,8 +4379,8 @@ class Server:
         except BaseException as error:
             if connection.conversation.gi_frame is not None:
                 raise  # not of the conversation: it goes on
-            if not isinstance(error, StopIteration):
-                log("closing a connection, which cannot be served: %s" % type(error).__name__)
+            if not is_a(error, StopIteration):
+                log("closing a connection, which cannot be served: %s" % name_type(error))
             self.close(connection)
             return
         if connection.waits_for or connection.settled:  # else: answered, and waits for the next
@@ -4451,18 +4519,17 @@ def make_accept(
         try:
             accepted.extend(map(itemgetter(0), map(accept_fd, (listener,))))
         except OSError as error:
+            if not is_of_system(error):
+                raise
             if error.errno in (errno.EAGAIN, errno.EINVAL):  # EINVAL: and the listener is shut down
                 server.backlog_is_empty = True
             elif error.errno in NO_ROOM and spare >= 0:
                 fd, spare = spare, -1  # first: it may soon be the descriptor of a connection
                 os.close(fd)
                 take_one()
-            elif error.errno in NO_ROOM:
-                if not make_room():
-                    log("cannot accept a connection: %s" % error.strerror)
-                    pause(PAUSE)
-            elif error.errno is None:
-                raise
+            elif error.errno in NO_ROOM and not make_room():
+                log("cannot accept a connection: %s" % error.strerror)
+                pause(PAUSE)
 
     def add_accepted() -> None:
         """Make a connection of what was accepted. May be repeated after an exception."""
@@ -4482,7 +4549,7 @@ def make_accept(
                     try:
                         store(sockets, fd, map(_socket.socket, family, kind, (0,), (fd,)))
                     except OSError as error:
-                        if error.errno is None:  # not of the system
+                        if not is_of_system(error):
                             raise
                         accepted.popleft()  # user code has closed it
                         continue
@@ -4542,6 +4609,7 @@ def serve(
     draining = 0.0  # since when
     is_damaged = False  # by an exception: `repair` is due
     failures = 0  # in a row, of waiting with background tasks
+    interruptions = 0  # in a row, with no step in between
     getsignal, on_signal = _signal.getsignal, watch.on_signal
 
     def make_conversation(connection: Connection) -> "Conversation":
@@ -4579,7 +4647,7 @@ def serve(
 
     def step(timeout: "float | None") -> None:
         """Wait until something happens; give each connection that can go on one turn."""
-        nonlocal turn
+        nonlocal turn, interruptions
         if getsignal(TERM) is not on_signal or getsignal(INT) is not on_signal:
             watch.install()
         turn += 1
@@ -4626,6 +4694,7 @@ def serve(
                 waker.clear()
         if queue is not None:
             run_queue(queue, bool(events or turns))
+        interruptions = 0
 
     def run_queue(queue: Queue, is_more: bool) -> None:
         """Deliver the replies of finished batches; begin the next ones.
@@ -4734,18 +4803,24 @@ def serve(
 
     def protect(run: "Action") -> None:
         """Run until the end, again after each exception that user code raises from outside."""
-        nonlocal is_damaged
+        nonlocal is_damaged, interruptions
+        failure: "BaseException | None" = None  # another one may arrive while it is handled
         while True:
             try:
+                if failure is not None:
+                    if state.forked:
+                        exit_child(None)
+                    if not is_open():
+                        give_up("user code has closed descriptors of the server")
+                    log_traceback(failure, "an exception arrived between calls; the server goes on")
+                    if interruptions > MAX_INTERRUPTIONS:
+                        give_up("user code raises an exception in each step of the server")
+                    failure = None
                 run()
                 return
             except BaseException as error:
-                is_damaged = True
-                if state.forked:
-                    exit_child(None)
-                if not is_open():
-                    give_up("user code has closed descriptors of the server")
-                log_traceback(error, "an exception arrived between calls; the server goes on")
+                is_damaged, failure = True, error
+                interruptions += 1
 
     def close_all() -> None:
         """Keep nothing open: in a forked child a dead runtime would seem alive."""
@@ -4863,6 +4938,11 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
     # glibc learns from this that blocks of this size come and go. Otherwise the memory of each
     # large message is paged in again, which costs a third of the time. No page is touched here
     bytes(4194304)
+    if get_attribute(select, "epoll") is None:
+        text = (
+            "select.epoll is missing: a sitecustomize or .pth file has patched modules, as gevent "
+        )
+        raise StartupError(text + "does; patch them in the module of the handler instead")
     state, threads = State(), settings.concurrency > 1
     state.memory_limit = make_memory_limit(settings.memory_limit, state)
     path, mode = settings.socket_path, settings.socket_mode
@@ -4895,12 +4975,15 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         if not file.is_open():
             file = open_listener(path, mode)
         serve(settings, file, answers, caller, watch, reserve_std_fds, state, set_exit_code)
-    except OSError as error:
-        if error.errno is None or state.wake is not None:
-            raise  # not of the system, or it comes from user code while its messages were served
-        # The import has used up the descriptors
+    except BaseException as error:
+        if state.wake is not None or is_a(error, StartupError):
+            raise
+        if is_own(error) and not is_of_system(error):
+            raise  # a fault of this file
+        # The import has used up the descriptors, or has left something that raises
+        text = get_attribute(error, "strerror") or name_error(error)
         reason = "%s cannot be served after its import: %s"
-        raise StartupError(reason % (settings.handler, error.strerror or error)) from None
+        raise StartupError(reason % (settings.handler, text)) from None
     finally:
         if not state.forked:
             file.remove()
@@ -5134,7 +5217,7 @@ def report(error: StartupError) -> int:
         fd = os.open("/dev/termination-log", os.O_WRONLY | os.O_TRUNC)
         os.write(fd, ("asya_runtime: %s\n" % line).encode("utf-8", "backslashreplace")[:4096])
         os.close(fd)
-    except OSError:
+    except Exception:  # also of an audit hook
         pass
     return EXIT_CONFIG
 
@@ -5177,9 +5260,12 @@ def make_exit_process() -> "tuple[Callable[..., None], Callable[[int, float], No
         exit_code, is_end = exit_code if code is None else code, True
 
     def finish() -> None:  # before the end, user code runs the functions of atexit
-        if is_end and os.getpid() == own_pid:
-            flush_streams()
-            os._exit(exit_code)
+        while is_end and os.getpid() == own_pid:
+            try:
+                flush_streams()
+                os._exit(exit_code)
+            except BaseException:
+                pass  # from outside
 
     def exit_process(code: int, patience: float) -> None:
         set_exit_code(code)
@@ -5194,7 +5280,8 @@ def make_exit_process() -> "tuple[Callable[..., None], Callable[[int, float], No
             finish()
         raise SystemExit(code)
 
-    atexit.register(finish)  # called last, because it is registered first
+    for _ in range(3):  # one that an exception has interrupted is called again
+        atexit.register(finish)  # called last, because it is registered first
     return set_exit_code, exit_process
 
 

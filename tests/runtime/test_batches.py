@@ -210,6 +210,12 @@ FAILURES: dict[str, tuple[str, dict[int, Reply], list[int]]] = {
                   "return one for each, in order") for n in ALL},
         [8],
     ),
+    "a list with a wrong length": (
+        "return type('Wrong', (list,), {'__len__': lambda self: 8})(ns[1:])",
+        {n: error("UnfitResults", "the handler returned 7 results for 8 messages; "
+                  "return one for each, in order") for n in ALL},
+        [8],
+    ),
     "no results": (
         "pass",
         {n: error("UnfitResults", "the handler returned NoneType for 8 messages; "

@@ -85,6 +85,24 @@ IMPORTS = {
     "an-exception-that-cannot-be-shown": End(
         "class E(Exception):\n    def __str__(self): raise SystemExit(0)\nraise E"
     ),
+    "an-exception-whose-class-cannot-be-named": End(
+        "class Meta(type):\n    __name__ = property(lambda self: raised())\n"
+        "class E(Exception, metaclass=Meta):\n    __class__ = property(lambda self: raised())\n"
+        "def raised(): raise E\nraised()"
+    ),
+    "an-exception-whose-text-cannot-be-cut": End(
+        "class Text(str):\n    def __getitem__(self, place): raise SystemExit(0)\n"
+        "class E(Exception):\n    def __str__(self): return Text('x')\nraise E"
+    ),
+    "a-missing-module-without-a-name": End(
+        "class Bad:\n    def __str__(self): raise SystemExit(0)\n"
+        "raise ModuleNotFoundError('x', name=Bad())"
+    ),
+    "a-hook-that-forbids-the-sockets-name": End(
+        "import sys\ndef hook(event, arguments):\n"
+        "    if event == 'os.rename': raise KeyError(event)\n"
+        "sys.addaudithook(hook)\ndef predict(m): pass"
+    ),
     "a-loop-that-is-left": End(
         "import asyncio\nloop = asyncio.new_event_loop()\nasyncio.set_event_loop(loop)\n"
         "loop.run_until_complete(asyncio.sleep(0))\n1 / 0"

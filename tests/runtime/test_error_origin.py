@@ -71,6 +71,10 @@ SOURCE = """
         "onnx": kind("onnxruntime.capi.onnxruntime_pybind11_state", "RuntimeException"),
         "ctranslate2": kind("ctranslate2", "Error", RuntimeError),
         "vllm": kind("vllm.v1.engine.exceptions", "EngineGenerateError"),
+        "vllm-input": kind("vllm.exceptions", "VLLMValidationError", ValueError),
+        "tensorflow-input": kind(
+            "tensorflow.python.framework.errors_impl", "InvalidArgumentError"),
+        "jax-input": kind("jax.errors", "ConcretizationTypeError", TypeError),
         "vllm-dead": kind("vllm.v1.engine.exceptions", "EngineDeadError"),
         "Own": Own, "OwnValue": OwnValue, "OutOfMemoryError": OutOfMemoryError,
         "EngineDeadError": EngineDeadError,
@@ -132,6 +136,10 @@ SAY_NOTHING = [
     "jsonschema",
     "OwnValue",
     "Own",
+    "OSError",  # Transformers quotes the name of a model in it
+    "vllm-input",
+    "tensorflow-input",
+    "jax-input",
 ]
 QUOTES = ["int", "key", "attribute", "open", "import", "loads", "assert", "call", "chain", "group"]
 QUOTES += ["wrapped"]

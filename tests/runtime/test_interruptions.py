@@ -40,7 +40,29 @@ MODES = {
     "async": ("later", {}),
     "async-deadline": ("later", {"ASYA_HANDLER_DEADLINE": "60"}),
     "background-task": ("background", {}),
+    "broken-pipe": ("predict", {}),
+    "async-broken-pipe": ("later", {}),
+    "twice": ("predict", {}),
+    "batches-twice": ("batch", {"ASYA_BATCH_SIZE": "4"}),
 }
+# What the runtime gets too, from a peer that has gone
+BROKEN_PIPE = ('TimeoutError("late")', 'BrokenPipeError(32, "late")')
+# A second one arrives while the first is handled
+TWICE = ('if payload["at"]: ', 'if payload["at"]: interrupt_log(); ')
+INTERRUPT_LOG = """
+    runtime = sys.modules["__main__"]
+    log_traceback = runtime.log_traceback
+    def interrupt_log():
+        def interrupted(*arguments):
+            runtime.log_traceback = log_traceback
+            raise TimeoutError("late")
+        runtime.log_traceback = interrupted
+"""
+
+
+def source_of(mode: str) -> str:
+    source = HANDLER.replace(*BROKEN_PIPE) if "broken-pipe" in mode else HANDLER
+    return source.replace(*TWICE) + INTERRUPT_LOG if mode.endswith("twice") else source
 
 
 def call(process: Process, at: int, numbers: Iterator[int]) -> bool:
@@ -64,7 +86,7 @@ def call(process: Process, at: int, numbers: Iterator[int]) -> bool:
 @pytest.mark.parametrize("mode", MODES)
 def test_an_exception_after_any_step_loses_no_message(start: Start, python: str, mode: str) -> None:
     handler, environ = MODES[mode]
-    process = start(HANDLER, f"app.{handler}", python=python, **environ)
+    process = start(source_of(mode), f"app.{handler}", python=python, **environ)
     numbers = itertools.count()
     steps = range(1, 400, 3 if python == sys.executable else 13)
     whole = [call(process, at, numbers) for at in steps]

@@ -372,6 +372,28 @@ CASES = {
             ({}, ok(["inner", {"secret": 42}])),
         ],
     ),
+    "a-generator-that-the-garbage-collector-passes-over": Case(
+        """
+        import gc
+        def divide(x):
+            if x == 0: raise MemoryError("all")
+            return 1 / x
+        def work():
+            result = None
+            while True:
+                x = yield result
+                try: result = divide(x)
+                except MemoryError as e: result = e
+        worker = work()
+        next(worker)
+        gc.freeze()
+        def predict(m):
+            result = worker.send(m["payload"]["x"])
+            if isinstance(result, Exception): raise result
+            return result
+        """,
+        each(memory_error("MemoryError", "all")),
+    ),
 }
 
 

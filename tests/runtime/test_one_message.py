@@ -43,7 +43,8 @@ def test_a_long_read_timeout_waits_for_the_rest_of_a_frame(start: Start, seconds
 
 
 def test_the_longest_time_limits_are_served_everywhere(start: Start, python: str) -> None:
-    environ = {"ASYA_READ_TIMEOUT": "1.7e308", "ASYA_HANDLER_TIMEOUT": "1.7e308"}
+    names = ("ASYA_READ_TIMEOUT", "ASYA_HANDLER_TIMEOUT", "ASYA_HANDLER_DEADLINE")
+    environ = dict.fromkeys(names, "1.7e308")
     for concurrency in ("1", "2"):
         process = start(ECHO, "app.predict", python=python, ASYA_CONCURRENCY=concurrency, **environ)
         slow = process.client()
@@ -333,19 +334,23 @@ def test_work_of_a_thread_is_done_again_after_each_exception(runtime: ModuleType
 
 
 @pytest.mark.parametrize(
-    ("error", "is_open"),
-    [(OSError(errno.EBADF, "closed"), False), (TimeoutError("late"), True)],
-    ids=["of the system", "from outside"],
+    "error",
+    [OSError(errno.EBADF, "of user code's own descriptor"), TimeoutError("late")],
+    ids=["with a number", "without"],
 )
 def test_only_an_error_of_the_system_says_that_a_descriptor_is_closed(
-    runtime: ModuleType, monkeypatch: pytest.MonkeyPatch, error: OSError, is_open: bool
+    runtime: ModuleType, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
     def fail(fd: int) -> None:
         raise error
 
-    asked = runtime.make_is_open(0)
-    monkeypatch.setattr(runtime.os, "fstat", fail)
-    assert asked() is is_open
+    fd = os.dup(0)
+    is_open = runtime.make_is_open(fd)
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime.os, "fstat", fail)
+        from_outside = is_open()
+    os.close(fd)
+    assert (from_outside, is_open()) == (True, False)
 
 
 def test_of_a_deep_traceback_only_the_end_is_formatted(
@@ -369,6 +374,25 @@ def test_of_a_deep_traceback_only_the_end_is_formatted(
             descend(depth)
         runtime.log_traceback(raised.value, "deep")
     assert measured == [(22, 0, -50), (50, 0, -50)]
+
+
+def test_long_notes_of_an_exception_are_not_formatted(
+    runtime: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million notes take many seconds."""
+    formatted: list[BaseException] = []
+
+    def note_error(kind: type, error: BaseException, trace: Any, limit: int) -> list[str]:
+        formatted.append(error)
+        return []
+
+    monkeypatch.setattr(runtime.traceback, "format_exception", note_error)
+    short, long, many = ValueError("short"), ValueError("long"), ValueError("many")
+    noted: dict[ValueError, list[Any]] = {short: ["n"], long: ["n" * 100_000], many: [5] * 1000}
+    for one, notes in noted.items():
+        one.__notes__ = notes
+        runtime.log_traceback(one, "noted")
+    assert formatted == [short]
 
 
 # --- hostile results and exceptions ----------------------------------------------------
@@ -404,6 +428,11 @@ HOSTILE = r"""
     class Fails(Exception, metaclass=Meta): pass
     class Lies:
         __class__ = hidden
+    class RaisesItself(type):
+        __name__ = property(lambda self: itself_raised())
+    class Raised(Exception, metaclass=RaisesItself):
+        __class__ = property(lambda self: itself_raised())
+    def itself_raised(): raise Raised
     def generator():
         yield 1
         raise SystemExit("hostile")
@@ -550,6 +579,8 @@ RAISED = [
     'kind(bases=(BaseException,), __str__=bad)("x")',
     'RecursionError("x")',
     'kind("Raised")',
+    "Raised()",
+    'kind(Text("Raised"))("x")',
     "5",
     "None",
     "kind(__init__=lambda self, a, b: None)",

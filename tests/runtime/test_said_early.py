@@ -56,6 +56,8 @@ REFUSED = {
     "a-method-of-two": "class Model:\n    def predict(self, a, b): pass",
     "a-static-method": "class Model:\n    @staticmethod\n    def predict(): pass",
     "a-class-method": "class Model:\n    @classmethod\n    def predict(cls, a, b): pass",
+    "a-default-that-cannot-be-printed": "class Bad:\n    def __repr__(self): raise ValueError\n"
+    "class P:\n    def __call__(self, a, b, c=Bad()): pass\npredict = P()",
 }
 CALLED = {
     "one-argument": "def predict(m): return 1",
@@ -78,6 +80,12 @@ CALLED = {
     "predict = operator.itemgetter('payload')",
     "a-signature-that-raises": "class P:\n    def __call__(self, m): return 1\n"
     "    @property\n    def __signature__(self): raise SystemExit(0)\npredict = P()",
+    "a-class-that-raises": "class P:\n    __class__ = property(lambda self: 1 / 0)\n"
+    "    def __call__(self, m): return 1\npredict = P()",
+    "a-class-whose-name-raises": "class Meta(type):\n    __name__ = property(lambda self: 1 / 0)\n"
+    "class P(metaclass=Meta):\n    def __call__(self, m): return 1\npredict = P()",
+    "a-proxy-that-has-every-attribute": "class P:\n    def __getattr__(self, name): return P()\n"
+    "    def __call__(self, m): return 1\npredict = P()",
     "a-signature-that-lies": "def predict(m): return 1\npredict.__signature__ = 5",
     "a-mock": "from unittest.mock import Mock\npredict = Mock(return_value=1)",
     "a-method": "class Model:\n    def predict(self, m): return 1",
@@ -128,6 +136,8 @@ LAZY = {
     "getattr-of-an-instance": "class Model:\n    def __getattr__(self, n): raise ValueError('no')",
     "a-dir-that-raises": "def __dir__(): raise ValueError('no')",
     "a-dir-of-numbers": "def __dir__(): return [5, None]",
+    "a-path-that-is-none": "__path__ = 5",
+    "a-path-in-an-archive": "__path__ = ['/dev/null/pkg']",
 }
 
 
@@ -142,6 +152,17 @@ def test_a_lazy_attribute_that_raises_is_refused_in_one_line(
     assert last.startswith("asya_runtime: ")
     assert "app" in last
     assert checked(folder, source, handler).startswith("78 asya_runtime: ")
+
+
+def test_modules_that_were_patched_before_the_start_are_refused_in_one_line(
+    start: Start, folder: Path
+) -> None:
+    """As gevent does it, in a file that the interpreter runs before the script."""
+    write_files(folder, {"lib/sitecustomize.py": "import select\ndel select.epoll"})
+    process = start(PYTHONPATH=str(folder / "lib"), ready=False)
+    assert process.wait() == 78, process.log()
+    assert process.log().startswith("asya_runtime: select.epoll is missing: a sitecustomize or ")
+    assert process.log().count("\n") == 1
 
 
 def test_a_lazy_attribute_that_raises_is_refused_everywhere(start: Start, python: str) -> None:

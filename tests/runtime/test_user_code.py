@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -277,6 +278,10 @@ ACTS = r"""
         def a_pipe_that_nobody_reads_for_stderr():
             reader, writer = os.pipe()
             os.dup2(writer, 2); os.close(reader); os.close(writer)
+        def descriptors_that_block():
+            for fd in map(int, os.listdir("/proc/self/fd")):
+                try: os.set_blocking(fd, True)
+                except OSError: pass
         def nothing_to_import():
             sys.path.clear(); sys.meta_path.clear(); sys.path_hooks.clear()
             sys.path_importer_cache.clear()
@@ -459,10 +464,20 @@ def test_a_peer_that_has_gone_does_not_end_a_process_whose_user_code_reset_sigpi
 
 
 CLOSES = """
-    import os
+    import os, socket, sys
+    def forbid(*events):
+        def hook(event, arguments):
+            if event in events: raise KeyError(event)
+        sys.addaudithook(hook)
+    def close_connection():
+        for fd in sorted(map(int, os.listdir("/proc/self/fd")), reverse=True):
+            try:
+                socket.socket(fileno=os.dup(fd)).getpeername()
+                return os.close(fd)
+            except OSError: pass
     if AT_IMPORT: os.closerange(3, 300)
     def predict(m):
-        if "do" in m["payload"]: os.closerange(3, 300)
+        if "do" in m["payload"]: eval(m["payload"]["do"])
         return m["payload"]
 """
 
@@ -473,9 +488,10 @@ def test_an_import_that_closes_all_descriptors_is_served(
     check(start, folder, Case(CLOSES.replace("AT_IMPORT", "True"), [(SMALL, ok(SMALL))]), python)
 
 
+@pytest.mark.parametrize("do", ["os.closerange(3, 300)", 'forbid("socket.__new__")'])
 @pytest.mark.parametrize("concurrency", ["1", "2"])
-def test_a_call_that_closes_all_descriptors_leaves_no_process_that_answers_nobody(
-    start: Start, folder: Path, python: str, concurrency: str
+def test_a_call_that_ends_all_connections_leaves_no_process_that_answers_nobody(
+    start: Start, folder: Path, python: str, concurrency: str, do: str
 ) -> None:
     process = start(
         CLOSES.replace("AT_IMPORT", "False"),
@@ -484,7 +500,9 @@ def test_a_call_that_closes_all_descriptors_leaves_no_process_that_answers_nobod
         ASYA_CONCURRENCY=concurrency,
     )
     client = process.client()
-    client.send(frame({"payload": {"do": 1}}))
+    client.send(frame({"payload": {"do": do}}))
+    with contextlib.suppress(OSError, EOFError):
+        client.reply()
 
     def ended_or_served() -> bool:
         if process.popen.poll() is not None:
@@ -497,6 +515,24 @@ def test_a_call_that_closes_all_descriptors_leaves_no_process_that_answers_nobod
             return False
 
     eventually(ended_or_served, "its end, or a reply to another client")
+
+
+def test_a_call_that_closes_its_connection_is_logged_and_others_are_served(start: Start) -> None:
+    process = start(CLOSES.replace("AT_IMPORT", "False"), "app.predict")
+    client = process.client()
+    client.send(frame({"payload": {"do": "close_connection()"}}))
+    assert client.at_end()
+    assert process.call({"a": 1}) == ok({"a": 1})
+    process.logged("asya_runtime: user code has closed the descriptor of a connection\n")
+    stopped(process)
+
+
+def test_a_hook_that_forbids_to_remove_files_does_not_change_the_exit_status(start: Start) -> None:
+    process = start(CLOSES.replace("AT_IMPORT", "False"), "app.predict")
+    do = 'forbid("os.remove")'
+    assert process.call({"do": do}) == ok({"do": do})
+    process.signal()
+    assert process.wait() == 0, process.log()
 
 
 # --- coroutines of others --------------------------------------------------------------
