@@ -756,7 +756,7 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
         """Encode a result, and choose how to encode the next one, which is probably like it."""
         nonlocal make_chunks
         try:
-            text = "".join(('{"status":"ok","result":', *make_chunks(message.result, False), "}"))
+            text: "Any" = "".join(make_chunks(message.result, False))
         except BaseException:
             parents.clear()
             raise
@@ -766,7 +766,8 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
             at = len(text) // 2
             is_long = text.find('"', at) - text.rfind('"', 0, at) > 2 * LONG_TEXT
             make_chunks = make_long if is_long and "\\" not in text else make_usual
-        return text.encode("ascii")
+        json, text = text.encode("ascii"), None  # its memory may be needed
+        return b"".join((b'{"status":"ok","result":', json, b"}"))
 
     @bound_recursion
     def encode_large(message: Message) -> "Bytes":
