@@ -2999,6 +2999,8 @@ def start_watch(limit: float, state: State, abandon: "Action") -> Watch:
                 for number in os.read(reader, 512):
                     if number in signals:
                         on_signal("thread", number)
+                    elif number and state.wake is not None:
+                        state.wake()  # the signal may have come just before the server's wait
 
     def watch_forever() -> None:
         while True:

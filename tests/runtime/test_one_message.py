@@ -250,6 +250,12 @@ LATE = """
             signal.signal(signal.SIGALRM, rings(payload["alarm"]))
             signal.setitimer(signal.ITIMER_REAL, payload.get("after", 0.02))
         if "user" in payload: signal.signal(signal.SIGUSR1, rings(payload["user"]))
+        if "aside" in payload:  # the signal interrupts no wait of the main thread
+            signal.signal(signal.SIGUSR1, rings(payload["aside"]))
+            def send():
+                time.sleep(0.02)
+                signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+            threading.Thread(target=send).start()
         if "thread" in payload:
             error = ctypes.py_object(KINDS[payload["thread"]])
             def send():
@@ -277,7 +283,7 @@ KINDS = [
 
 @pytest.mark.parametrize(
     ("way", "handler"),
-    [("alarm", "predict"), ("user", "predict"), ("thread", "predict"), ("alarm", "later")],
+    [*((way, "predict") for way in ("alarm", "user", "aside", "thread")), ("alarm", "later")],
 )
 def test_an_exception_that_comes_between_calls_is_logged_and_the_next_message_served(
     start: Start, folder: Path, python: str, way: str, handler: str
