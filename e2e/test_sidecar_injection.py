@@ -55,7 +55,7 @@ while not os.path.exists(os.environ["ASYA_SOCKET_PATH"] + ".answered"):
     time.sleep(0.1)
 """]  # fmt: skip
 
-# At SIGTERM, it ends three seconds after the sidecar was told to stop.
+# After SIGTERM, it waits until the sidecar has received SIGUSR1, and ends three seconds later.
 ENDS_SLOWLY = """
 import os, signal, time
 def end(*_):

@@ -237,7 +237,7 @@ def name_type(thing: object) -> str:
 read_name: "Callable[[type], str]" = type.__dict__["__name__"].__get__
 
 
-def is_own(error: BaseException) -> bool:
+def is_raised_here(error: BaseException) -> bool:
     """Whether only functions of this file have raised it: user code can raise from outside."""
     trace = get_attribute(error, "__traceback__")
     while trace is not None and trace.tb_frame.f_globals is globals():
@@ -250,7 +250,7 @@ def is_of_system(error: BaseException) -> bool:
 
     A signal handler that writes to a closed pipe raises the same error as a peer that has gone.
     """
-    return get_attribute(error, "errno") is not None and is_own(error)
+    return get_attribute(error, "errno") is not None and is_raised_here(error)
 
 
 def store(table: "dict[int, Any]", key: int, results: "Iterator[Any]") -> None:
@@ -666,7 +666,7 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
     parents: "dict[int, object]" = {}  # of the value being encoded: detects circular references
     c_make_encoder = get_attribute(json_encoder, "c_make_encoder")
 
-    def make_make_chunks(write: "Callable[[str], str]") -> "Callable[[Any, bool], Iterable[str]]":
+    def make_encoder(write: "Callable[[str], str]") -> "Callable[[Any, bool], Iterable[str]]":
         """Return a function of a value and False; `write` encodes strings."""
         if not c_make_encoder:  # an interpreter without the accelerator
             return json_encoder.JSONEncoder(
@@ -678,7 +678,7 @@ def make_codec(orjson: "Any", threads: bool, is_queued: bool = False) -> "Codec"
 
         return make_chunks if threads else c_make_encoder(parents, simplify, write, *form)
 
-    make_usual, make_long = make_make_chunks(escape), make_make_chunks(escape_long)
+    make_usual, make_long = make_encoder(escape), make_encoder(escape_long)
     make_chunks = make_usual
 
     def scan_from(text: str, start: int, scan: "Callable[[str, int], tuple[object, int]]") -> "Any":
@@ -4981,7 +4981,7 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
     except BaseException as error:
         if state.wake is not None or is_a(error, StartupError):
             raise
-        if is_own(error) and not is_of_system(error):
+        if is_raised_here(error) and not is_of_system(error):
             raise  # a fault of this file
         # The import has used up the descriptors, or has left something that raises
         text = get_attribute(error, "strerror") or name_error(error)

@@ -41,12 +41,12 @@ def command_of(pid: int) -> list[str]:
 
 
 def environment_of(pid: int) -> list[str]:
-    """Give NAME=VALUE that it was started with; nothing where another user's may not be read."""
+    """Give the NAME=VALUE entries that it was started with; none if they may not be read."""
     return _read(pid, "environ").split("\0")[:-1]
 
 
 def state_of(pid: int) -> str:
-    """Give the letter of the state: Z for a zombie, nothing where there is no such process."""
+    """Give the letter of the state, such as Z for a zombie; "" if the process has ended."""
     return _read(pid, "stat").rpartition(")")[2][1:2]
 
 

@@ -246,7 +246,7 @@ def test_code_that_keeps_the_interpreters_lock_is_ended_after_twice_the_deadline
 
 
 def send_first(process: Process) -> None:
-    """Send a late call; on a busy machine the process ends before, for its watch has no turn."""
+    """Send a late call. On a busy machine the process may end first, if its watch does not run."""
     with contextlib.suppress(OSError):
         process.client().send(frame({"payload": {"n": 1, "really": True}}))
 

@@ -47,6 +47,23 @@ def each(failure: object) -> list[tuple[object, object]]:
     return [(x, failure if not x["x"] else ok(1 / x["x"])) for x in X]
 
 
+HANDS_OUT = """
+        def divide(x):
+            if x == 0: raise MemoryError("all")
+            return 1 / x
+        def work():
+            result = None
+            while True:
+                x = yield result
+                try: result = divide(x)
+                except MemoryError as e: result = e
+        worker = work()
+        next(worker)
+        def predict(m):
+            result = worker.send(m["payload"]["x"])
+            if isinstance(result, Exception): raise result
+            return result
+"""
 CASES = {
     "a-task-that-sets-the-exception": Case(worker(), each(DIVISION)),
     "a-task-that-sets-it-as-a-cause": Case(
@@ -140,23 +157,7 @@ CASES = {
         each(DIVISION),
     ),
     "a-generator-that-hands-a-memory-error-out": Case(
-        """
-        def divide(x):
-            if x == 0: raise MemoryError("all")
-            return 1 / x
-        def work():
-            result = None
-            while True:
-                x = yield result
-                try: result = divide(x)
-                except MemoryError as e: result = e
-        worker = work()
-        next(worker)
-        def predict(m):
-            result = worker.send(m["payload"]["x"])
-            if isinstance(result, Exception): raise result
-            return result
-        """,
+        HANDS_OUT,
         each(memory_error("MemoryError", "all")),
     ),
     "a-generator-whose-finally-ends-a-session": Case(
@@ -373,25 +374,7 @@ CASES = {
         ],
     ),
     "a-generator-that-the-garbage-collector-passes-over": Case(
-        """
-        import gc
-        def divide(x):
-            if x == 0: raise MemoryError("all")
-            return 1 / x
-        def work():
-            result = None
-            while True:
-                x = yield result
-                try: result = divide(x)
-                except MemoryError as e: result = e
-        worker = work()
-        next(worker)
-        gc.freeze()
-        def predict(m):
-            result = worker.send(m["payload"]["x"])
-            if isinstance(result, Exception): raise result
-            return result
-        """,
+        HANDS_OUT + "        import gc\n        gc.freeze()\n",
         each(memory_error("MemoryError", "all")),
     ),
 }

@@ -483,7 +483,7 @@ def test_namespaces_where_no_copy_can_be_created_are_reported(server: PagedApi) 
     )
     copy: Object = RUNTIME.config_map()
     copy["metadata"]["namespace"] = "m"
-    server.lists["/api/v1/configmaps"] = [copy]  # a quota has no effect on it
+    server.lists["/api/v1/configmaps"] = [copy]  # a quota does not affect a copy that exists
     assert run_check(server)["configmaps"] == (
         OK,
         "namespaces with annotated workloads: 1 with a copy, 0 where the first pod creates it",
