@@ -118,6 +118,11 @@ try:
         from json.decoder import JSONDecodeError, JSONDecoder
         from operator import itemgetter
         from operator import sub as subtract
+
+        try:
+            import _ctypes
+        except ImportError:  # this Python was built without it
+            _ctypes = None  # type: ignore[assignment]
 finally:
     undo()
     sys.path[:] = saved_path
@@ -179,8 +184,10 @@ def is_shadowed(name: str, folders: "list[str]") -> bool:
 def unload_shadowed(modules: "Iterable[str]") -> None:
     """Unload modules for which user code has a file, so that its own imports find that."""
     folders = find_user_paths()
+    packages = {name.partition(".")[0] for name in modules}
+    shadowed = {package for package in packages if is_shadowed(package, folders)}
     for name in modules:
-        if is_shadowed(name, folders):
+        if name.partition(".")[0] in shadowed:
             sys.modules.pop(name, None)
 
 
@@ -1345,6 +1352,7 @@ GPU_CLASSES = {"torch.OutOfMemoryError", "cupy.OutOfMemoryError", "pycuda.Memory
 
 
 TEXT_LIMIT = 20000  # characters of a chain of exceptions that are searched
+BEGINNING = 8  # characters: longer beginnings take more time at start, shorter ones at each error
 # Each row has one phrase, or several in this order.
 PHRASES = {
     # The GPU context is lost: every later GPU call of this process fails
@@ -1445,27 +1453,27 @@ RELAYING_CLASSES = ("RemoteTraceback", "_RemoteTraceback", "ProcessRaisedExcepti
 def make_find_kinds() -> "Callable[[str], set[str]]":
     """Return a function: a text in lower case to the kinds of its phrases, in linear time.
 
-    One pattern finds the longest phrase of each row; only where it is, the rest of the row is
+    One pattern finds how the longest phrase of each row begins; only where it does, the row is
     looked for. It is a tree, so that few alternatives are tried at each character.
     """
 
-    def factor(phrases: "set[str]") -> str:
-        if len(phrases) == 1:
-            return re.escape(min(phrases))
-        branches = []
-        for first in sorted({phrase[0] for phrase in phrases}):
-            rest = {phrase[1:] for phrase in phrases if phrase[0] == first}
-            branches.append(re.escape(first) + ("" if "" in rest else factor(rest)))
-        return branches[0] if len(branches) == 1 else "(?:%s)" % "|".join(branches)
+    def factor(texts: "set[str]") -> str:
+        first, last = min(texts), max(texts)
+        shared = next((n for n, c in enumerate(first) if c != last[n : n + 1]), len(first))
+        rest = {text[shared:] for text in texts}
+        if "" in rest:
+            return re.escape(first)
+        branches = [{r for r in rest if r[0] == c} for c in sorted({r[0] for r in rest})]
+        return "%s(?:%s)" % (re.escape(first[:shared]), "|".join(map(factor, branches)))
 
     table = [
         (kind, row.strip().split(" ... "))
         for kind, rows in PHRASES.items()
         for row in rows.strip().splitlines()
     ]
-    pattern = re.compile(factor({max(row, key=len) for _, row in table}))
+    pattern = re.compile(factor({max(row, key=len)[:BEGINNING] for _, row in table}))
     rows_by_match: "dict[str, list[tuple[str, list[str]]]]" = {}
-    for kind, row in table:  # where a phrase begins with another one, the pattern finds that
+    for kind, row in table:  # where a beginning begins with another one, the pattern finds that
         match: "Any" = pattern.match(max(row, key=len))
         rows_by_match.setdefault(match.group(), []).append((kind, row))
 
@@ -1707,19 +1715,20 @@ UNLIMITED = 1 << 62  # version 1 has a number near 2^63 in place of "max"
 
 
 class MemoryLimit:
-    """The soft RLIMIT_DATA of this process while calls run. As it is made here, it does nothing."""
+    """The soft RLIMIT_DATA of this process while calls run. As it is made here, there is none."""
 
     __slots__ = ("begin", "end", "is_on", "lift", "resume", "trim")
     begin: "Action"  # a call of this thread; sets `state.exit_code` if memory is lacking
     end: "Action"  # of the call; of the last one that runs: no limit
     lift: "Callable[..., None]"  # no limit while this thread, or that one, looks at an exception
     resume: "Action"  # after that, the limit again if calls run
-    trim: "Action"  # give free memory back to the system
+    trim: "Callable[[], object]"  # give free memory back to the system
 
     def __init__(self) -> None:
         self.is_on = False
-        self.begin = self.end = self.resume = self.trim = lambda: None
+        self.begin = self.end = self.resume = lambda: None
         self.lift = lambda thread=0: None
+        self.trim = partial(find_c_function("malloc_trim"), 0)
 
 
 def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
@@ -1785,7 +1794,7 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
         refresh()
         mapped, used = read_mapped()
         unused = mapped - used - trimmed
-        malloc_trim(0)
+        malloc_trim()
         mapped, used = read_mapped()
         trimmed = max(0, mapped - used - unused)
         refresh()
@@ -1842,7 +1851,10 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
 
     if not limit:
         return result
-    malloc_trim = tune_malloc()
+    malloc_trim = result.trim
+    # Threads, and this one after the first memory error, would get further heaps. There, memory
+    # that is given back stays mapped, and a limit of address space does not see it in use
+    find_c_function("mallopt")(M_ARENA_MAX, 1)
     name = "ASYA_MEMORY_LIMIT=" + ("%d%%" % round(limit * 100) if is_share else "%d" % limit)
     lacking = (
         "%s: less than %d MiB are left before a call (%d of %d MiB); exiting to be restarted. "
@@ -1865,22 +1877,17 @@ def make_memory_limit(limit: "int | float", state: State) -> MemoryLimit:
     return result
 
 
-def tune_malloc() -> "Callable[[int], object]":
-    """Let glibc unmap what is freed, as it does in its first heap only; return its malloc_trim().
+def find_c_function(name: str) -> "Callable[..., object]":
+    """Return a function of the C library that takes integers, or one that does nothing instead.
 
-    Other threads, and this one after the first memory error, would get further heaps. There,
-    memory that is given back stays mapped, and a limit of address space does not see it in use.
+    By `_ctypes`, because importing ctypes takes 5 ms and 1 MB.
     """
-
-    def tune(ctypes: "Any") -> "Callable[[int], object]":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_ARENA_MAX, 1)
-        return libc.malloc_trim  # type: ignore[no-any-return]
-
     try:
-        return import_library("ctypes", tune)
+        program = _ctypes.dlopen(None, os.RTLD_NOW)  # type: ignore[arg-type]
+        address = _ctypes.dlsym(program, name)
     except Exception:
-        return int  # another C library, or no ctypes
+        return lambda *arguments: 0  # another C library, or none that can be called
+    return lambda *arguments: _ctypes.call_function(address, arguments)
 
 
 def find_cgroups() -> "list[tuple[str, tuple[str, str, str]]]":
@@ -4911,6 +4918,7 @@ def become_init() -> None:
     if server == 0:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
         return
+    MemoryLimit().trim()
     while True:
         info = _signal.sigwaitinfo(signals)
         if info.si_signo == _signal.SIGCHLD:
@@ -4938,9 +4946,6 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
     reserve_std_fds()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)  # lines are in the log when they are printed
-    # glibc learns from this that blocks of this size come and go. Otherwise the memory of each
-    # large message is paged in again, which costs a third of the time. No page is touched here
-    bytes(4194304)
     if get_attribute(select, "epoll") is None:
         text = (
             "select.epoll is missing: a sitecustomize or .pth file has patched modules, as gevent "
@@ -4948,6 +4953,8 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         raise StartupError(text + "does; patch them in the module of the handler instead")
     state, threads = State(), settings.concurrency > 1
     state.memory_limit = make_memory_limit(settings.memory_limit, state)
+    if not state.memory_limit.is_on:  # else it would have to take that for memory in use
+        state.memory_limit.trim()
     path, mode = settings.socket_path, settings.socket_mode
     file = open_listener(path, mode)
     try:
@@ -5288,14 +5295,43 @@ def make_exit_process() -> "tuple[Callable[..., None], Callable[[int, float], No
     return set_exit_code, exit_process
 
 
-if __name__ == "__main__":
-    if IS_PROBE:
-        os._exit(main(sys.argv[1:], os.environ))  # the interpreter's own end takes time
+class Loaded(Exception):  # noqa: N818
+    """Nothing is wrong: this file has been executed as a script."""
+
+
+def run_script(hook: "Callable[..., object] | None" = None, *loaded: object) -> None:
+    """Run the command of the command line, then end the process.
+
+    As a hook for uncaught exceptions, it gets the one that it replaces, and `Loaded`.
+    """
+    if hook is not None:
+        sys.excepthook = hook
+    for name in ("last_exc", "last_type", "last_value", "last_traceback"):
+        sys.__dict__.pop(name, None)
     if os.getpid() == 1 and len(sys.argv) == 1:
         become_init()
     set_exit_code, exit_process = make_exit_process()
     try:
         status = main(sys.argv[1:], os.environ, set_exit_code)
+    except BaseException as error:
+        if hook is None or is_a(error, SystemExit):
+            raise
+        hook(type(error), error, error.__traceback__)
+        raise SystemExit(1) from None
     finally:
         set_exit_code()
     exit_process(status, PATIENCE if status == 0 else 1.0)
+
+
+if __name__ == "__main__":
+    if IS_PROBE:
+        os._exit(main(sys.argv[1:], os.environ))  # the interpreter's own end takes time
+    # glibc learns from this that blocks of this size come and go. Otherwise the memory of each
+    # large message is paged in again, which costs a third of the time. No page is touched here
+    bytes(4194304)
+    if len(sys.argv) == 1 and sys._getframe().f_back is None:
+        # The interpreter keeps the syntax tree of a script, here 9 MB, while it executes the
+        # script. It is free when the hook for an uncaught exception runs
+        sys.excepthook = partial(run_script, sys.excepthook)
+        raise Loaded
+    run_script()

@@ -59,6 +59,12 @@ def open_files(pid: int) -> list[str]:
     return found
 
 
+def heap_of(pid: int) -> int:
+    """Give the bytes of the C library's heap that are in memory."""
+    heap = _read(pid, "smaps").partition("[heap]")[2].partition("\nRss:")[2]
+    return int(heap.split()[0]) * 1024
+
+
 def used(process: Process) -> float:
     """Give the processor time of the main thread in seconds: a busy machine changes no other."""
     return int(_read(process.pid, "schedstat").split()[0]) / 1e9
