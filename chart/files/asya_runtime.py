@@ -244,9 +244,14 @@ def name_type(thing: object) -> str:
 read_name: "Callable[[type], str]" = type.__dict__["__name__"].__get__
 
 
+# These ask no class of user code, and let what arrives from outside pass
+read_traceback: "Callable[[BaseException], Any]" = BaseException.__dict__["__traceback__"].__get__
+read_errno: "Callable[[BaseException], Any]" = OSError.__dict__["errno"].__get__
+
+
 def is_raised_here(error: BaseException) -> bool:
     """Whether only functions of this file have raised it: user code can raise from outside."""
-    trace = get_attribute(error, "__traceback__")
+    trace = read_traceback(error)
     while trace is not None and trace.tb_frame.f_globals is globals():
         trace = trace.tb_next
     return trace is None
@@ -257,7 +262,7 @@ def is_of_system(error: BaseException) -> bool:
 
     A signal handler that writes to a closed pipe raises the same error as a peer that has gone.
     """
-    return get_attribute(error, "errno") is not None and is_raised_here(error)
+    return is_a(error, OSError) and read_errno(error) is not None and is_raised_here(error)
 
 
 def store(table: "dict[int, Any]", key: int, results: "Iterator[Any]") -> None:
@@ -1511,7 +1516,7 @@ def walk_chain(error: BaseException) -> "Iterator[BaseException]":
 
 def is_of_framework(error: BaseException) -> bool:
     """Whether class or origin of an exception say that its text is that of a framework."""
-    kind, trace = type(error), get_attribute(error, "__traceback__")
+    kind, trace = type(error), read_traceback(error)
     if kind in NATIVE_ERRORS:
         return True
     if name_type(error) in INPUT_NAMES or (is_a(error, INPUT_CLASSES) and kind is not ValueError):
@@ -1556,14 +1561,14 @@ def make_classify() -> "Callable[[BaseException], str]":
 
 def is_enomem(error: BaseException) -> bool:
     """Whether the system reports that memory is exhausted."""
-    return is_a(error, OSError) and get_attribute(error, "errno") == errno.ENOMEM
+    return is_a(error, OSError) and read_errno(error) == errno.ENOMEM
 
 
 def release_frames(error: BaseException) -> None:
     """Release what the finished frames of the failed call hold: their locals are the tensors."""
     frames = []
     for link in list(walk_chain(error)):
-        trace = get_attribute(link, "__traceback__")
+        trace = read_traceback(link)
         BaseException.with_traceback(link, None)  # assigning fails if the class is frozen
         while trace is not None:
             frames.append(trace.tb_frame)
@@ -3068,6 +3073,7 @@ NO_SIGNAL = _socket.MSG_NOSIGNAL
 if not IS_PROBE:
     LONGEST_PAUSE = _struct.pack("ll", 0, 2000)  # 2 ms: the kernel rounds it up to its ticks
 PEER_IS_GONE = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.ENOTSOCK, errno.ENOTCONN)
+ARRIVED = "an exception arrived between calls; the server goes on"
 MAX_INTERRUPTIONS = 1000  # of one message, or one step, by exceptions from outside
 
 
@@ -3137,8 +3143,9 @@ def serve_connection(
 
     User code can raise an exception here at any call. So state changes in single steps after a
     call, and `keep_result` keeps what system calls return. After an exception the loop goes on
-    from this state: each turn of the inner loop looks at the variables below and does what is
-    next. These steps are marked: queue, prefix, body, answer, send.
+    from this state: each turn looks at the variables below and does what is next. These steps are
+    marked: queue, prefix, body, answer, send. The outer `try` is for an exception that arrives
+    while the inner one handles another, as may happen where the processor is shared.
 
     Compilers from 3.12 to 3.14 leave a jump back out of its `try` if it has a condition, and
     exceptions from outside arrive at such jumps. So loops here are `while True`, and do not end
@@ -3171,213 +3178,219 @@ def serve_connection(
     failure: "BaseException | None" = None  # handled in the `try`: another one may arrive then
     while True:
         try:
-            if failure is not None:
-                if is_of_system(failure) and get_attribute(failure, "errno") in PEER_IS_GONE:
-                    if get_attribute(failure, "errno") in (errno.EBADF, errno.ENOTSOCK):
-                        log("user code has closed the descriptor of a connection")
-                    return
-                receiving = got < 0 and not asked and head is None
-                needs_memory = receiving or type(tail) is Parts
-                is_memory_error = needs_memory and type(failure) is MemoryError
-                if interruptions > (MAX_RETRIES if is_memory_error else MAX_INTERRUPTIONS):
-                    interruptions = MAX_INTERRUPTIONS + 1
-                    raise failure
-                log_traceback(failure, "an exception arrived between calls; the server goes on")
-                if asked:
-                    reply = interrupted(failure)
-                    head, tail, asked = pack(len(reply)) + reply, b"", False
-                elif (
-                    type(failure) is MemoryError
-                    and head is not None
-                    and replied < 2
-                    and not (sent or connection.count)
-                ):
-                    head, tail = pack(len(no_memory)) + no_memory, b""
-                failure = None
             while True:
-                # Queue: add the message that was read; take replies, or wait for them
-                if queue is not None and head is None:
-                    messages = connection.messages
-                    if added is not None:
-                        if not messages or messages[-1] is not added:
-                            messages.append(added)
-                        queue.add(added)
-                        added = None
-                    if messages and messages[0].reply is not None:
-                        head, tail, replied = join_replies(messages, pack)
-                        is_prompt = True
-                    elif end is not None and not messages:
-                        raise end
-                    elif end is not None or not queue.has_room(connection):
-                        connection.waits_for = REPLY
-                        yield
-                        continue
-                if head is None and not asked:
-                    # Prefix, with as much of the body as comes with it
-                    if got < 0:
-                        if len(held) < start + 4:
-                            if connection.received is None:
-                                connection.waits_for = READ if len(held) > start else IDLE
+                try:
+                    if failure is not None:
+                        if is_of_system(failure) and read_errno(failure) in PEER_IS_GONE:
+                            if read_errno(failure) in (errno.EBADF, errno.ENOTSOCK):
+                                log("user code has closed the descriptor of a connection")
+                            return
+                        receiving = got < 0 and not asked and head is None
+                        needs_memory = receiving or type(tail) is Parts
+                        is_memory_error = needs_memory and type(failure) is MemoryError
+                        if interruptions > (MAX_RETRIES if is_memory_error else MAX_INTERRUPTIONS):
+                            interruptions = MAX_INTERRUPTIONS + 1
+                            raise failure
+                        log_traceback(failure, ARRIVED)
+                        if asked:
+                            reply = interrupted(failure)
+                            head, tail, asked = pack(len(reply)) + reply, b"", False
+                        elif (
+                            type(failure) is MemoryError
+                            and head is not None
+                            and replied < 2
+                            and not (sent or connection.count)
+                        ):
+                            head, tail = pack(len(no_memory)) + no_memory, b""
+                        failure = None
+                    # Queue: add the message that was read; take replies, or wait for them
+                    if queue is not None and head is None:
+                        messages = connection.messages
+                        if added is not None:
+                            if not messages or messages[-1] is not added:
+                                messages.append(added)
+                            queue.add(added)
+                            added = None
+                        if messages and messages[0].reply is not None:
+                            head, tail, replied = join_replies(messages, pack)
+                            is_prompt = True
+                        elif end is not None and not messages:
+                            raise end
+                        elif end is not None or not queue.has_room(connection):
+                            connection.waits_for = REPLY
+                            yield
+                            continue
+                    if head is None and not asked:
+                        # Prefix, with as much of the body as comes with it
+                        if got < 0:
+                            if len(held) < start + 4:
+                                if connection.received is None:
+                                    connection.waits_for = READ if len(held) > start else IDLE
+                                    yield
+                                    if queue is not None and has_reply(connection):
+                                        continue
+                                    try:
+                                        receive()
+                                    except BlockingIOError as error:
+                                        if not is_of_system(error):
+                                            raise
+                                        continue
+                                data: "Any" = connection.received
+                                if not data:
+                                    text = "connection closed inside a length prefix"
+                                    raise BrokenStream(text if len(held) > start else "")
+                                if len(held) > start:
+                                    data = held[start:] + data
+                                held, start, connection.received = data, 0, None
+                                if len(held) < 4:
+                                    continue
+                            size = unpack(held, start)[0]
+                            following = start + 4 + size
+                            if following <= len(held) and size <= limit:
+                                if queue is not None:
+                                    new = Message(connection)
+                                    new.body = held[start + 4 : following]
+                                    start, added = following, new
+                                    continue
+                                message.body = held[start + 4 : following]
+                                start, asked = following, True
+                            else:
+                                buffer = None
+                                if size <= limit:
+                                    buffer = take_buffer(buffer_pool if queue is None else [])
+                                    buffer[: len(held) - start - 4] = held[start + 4 :]
+                                more, is_prompt = held[following:], True
+                                got, held, start = min(size, len(held) - start - 4), more, 0
+                        # Body, of a message that did not come with its prefix or is over the limit
+                        while True:
+                            if not 0 <= got < size:
+                                break
+                            try:
+                                if connection.count:
+                                    pass  # kept when an exception came in between
+                                elif buffer is None:
+                                    most = min(size - got, FIRST_BUFFER)
+                                    move(map(len, map(sock.recv, (most,), (DONT_WAIT,))))()
+                                else:
+                                    if got == len(buffer):
+                                        step = min(max(got, FIRST_BUFFER), PIECE, size - got)
+                                        buffer.extend(ZEROS if step == PIECE else bytes(step))
+                                    most = min(len(buffer), size) - got
+                                    flag, is_prompt = (WAIT_ALL if is_prompt else DONT_WAIT), False
+                                    with memoryview(buffer)[got:size] as view:
+                                        move(map(sock.recv_into, (view,), (0,), (flag,)))()
+                                    is_prompt = flag == WAIT_ALL and connection.count == most
+                                if not connection.count:
+                                    text = "connection closed after %d of %d bytes" % (got, size)
+                                    raise BrokenStream(text)
+                                got, connection.count = got + connection.count, 0
+                            except BlockingIOError as error:
+                                if not is_of_system(error):
+                                    raise
+                            except MemoryError:
+                                buffer = None
+                            if got < size:
+                                connection.waits_for = READ
                                 yield
                                 if queue is not None and has_reply(connection):
-                                    continue
-                                try:
-                                    receive()
-                                except BlockingIOError as error:
-                                    if not is_of_system(error):
-                                        raise
-                                    continue
-                            data: "Any" = connection.received
-                            if not data:
-                                text = "connection closed inside a length prefix"
-                                raise BrokenStream(text if len(held) > start else "")
-                            if len(held) > start:
-                                data = held[start:] + data
-                            held, start, connection.received = data, 0, None
-                            if len(held) < 4:
-                                continue
-                        size = unpack(held, start)[0]
-                        following = start + 4 + size
-                        if following <= len(held) and size <= limit:
+                                    break
+                            most = 0
+                        if got >= size:
+                            reply = None
+                            if buffer is None:
+                                reply = no_memory
+                                if size > limit:
+                                    text = "message of %d bytes exceeds the limit of %d bytes"
+                                    reply = error_reply("connection_error", text % (size, limit))
+                                note_reply(reply)
                             if queue is not None:
                                 new = Message(connection)
-                                new.body = held[start + 4 : following]
-                                start, added = following, new
-                                continue
-                            message.body = held[start + 4 : following]
-                            start, asked = following, True
+                                new.reply = reply
+                                if buffer is not None:
+                                    new.body = memoryview(buffer)[:size]
+                                buffer, got, added = None, -1, new
+                            elif reply is not None:
+                                head, tail, got = pack(len(reply)) + reply, b"", -1
+                            elif buffer is not None:
+                                message.body = memoryview(buffer)[:size]
+                                keep = buffer if len(buffer) <= POOLED_BUFFER else None
+                                buffer, got, asked = None, -1, True  # a large one can then be freed
+                        if head is None and not asked:
+                            continue
+                    # Answer, without a queue
+                    if asked:
+                        if answer is not None:
+                            reply = answer(message)
                         else:
-                            buffer = None
-                            if size <= limit:
-                                buffer = take_buffer(buffer_pool if queue is None else [])
-                                buffer[: len(held) - start - 4] = held[start + 4 :]
-                            more, is_prompt = held[following:], True
-                            got, held, start = min(size, len(held) - start - 4), more, 0
-                    # Body, of a message that did not come with its prefix or is over the limit
+                            connection.waits_for = CALL
+                            yield
+                            reply = message.reply or UNPRINTABLE  # an exception came in between
+                            message.reply = None
+                        if len(reply) < FIRST_BUFFER:
+                            head, tail, asked = pack(len(reply)) + reply, b"", False
+                        else:  # too large to copy
+                            head, tail, asked = pack(len(reply)), reply, False
+                        reply, is_prompt = None, True
+                        if keep is not None:
+                            message.body = None
+                            buffer_pool[:] = [keep]
+                            keep = None
+                    # Send
+                    total = len(head) + len(tail)  # type: ignore[arg-type]
                     while True:
-                        if not 0 <= got < size:
+                        if sent >= total:
                             break
                         try:
                             if connection.count:
-                                pass  # kept when an exception came in between
-                            elif buffer is None:
-                                most = min(size - got, FIRST_BUFFER)
-                                move(map(len, map(sock.recv, (most,), (DONT_WAIT,))))()
+                                pass
+                            elif tail:
+                                rest, most = get_rest(head, tail, sent)  # type: ignore[arg-type]
+                                flag, is_prompt = (0 if is_prompt else DONT_WAIT), False
+                                move(map(sock.sendmsg, (rest,), ((),), (NO_SIGNAL | flag,)))()
+                                rest, is_prompt = [], not flag and connection.count == most
                             else:
-                                if got == len(buffer):
-                                    step = min(max(got, FIRST_BUFFER), PIECE, size - got)
-                                    buffer.extend(ZEROS if step == PIECE else bytes(step))
-                                most = min(len(buffer), size) - got
-                                flag, is_prompt = (WAIT_ALL if is_prompt else DONT_WAIT), False
-                                with memoryview(buffer) as view:
-                                    move(map(sock.recv_into, (view[got:size],), (0,), (flag,)))()
-                                is_prompt = flag == WAIT_ALL and connection.count == most
-                            if not connection.count:
-                                text = "connection closed after %d of %d bytes" % (got, size)
-                                raise BrokenStream(text)
-                            got, connection.count = got + connection.count, 0
+                                connection.frame = memoryview(head)[sent:] if sent else head  # type: ignore[assignment, arg-type]
+                                transmit()
+                            sent, connection.count = sent + connection.count, 0
+                            if sent >= total:
+                                break
                         except BlockingIOError as error:
                             if not is_of_system(error):
                                 raise
-                        except MemoryError:
-                            buffer = None
-                        if got < size:
-                            connection.waits_for = READ
-                            yield
-                            if queue is not None and has_reply(connection):
-                                break
-                        most = 0
-                    if got >= size:
-                        reply = None
-                        if buffer is None:
-                            reply = no_memory
-                            if size > limit:
-                                text = "message of %d bytes exceeds the limit of %d bytes"
-                                reply = error_reply("connection_error", text % (size, limit))
-                            note_reply(reply)
-                        if queue is not None:
-                            new = Message(connection)
-                            new.reply = reply
-                            if buffer is not None:
-                                new.body = memoryview(buffer)[:size]
-                            buffer, got, added = None, -1, new
-                        elif reply is not None:
-                            head, tail, got = pack(len(reply)) + reply, b"", -1
-                        elif buffer is not None:
-                            message.body = memoryview(buffer)[:size]
-                            keep = buffer if len(buffer) <= POOLED_BUFFER else None
-                            buffer, got, asked = None, -1, True  # a large one can then be freed
-                    if head is None and not asked:
-                        continue
-                # Answer, without a queue
-                if asked:
-                    if answer is not None:
-                        reply = answer(message)
-                    else:
-                        connection.waits_for = CALL
+                        rest = []
+                        if type(tail) is Parts:
+                            tail.keep()
+                        connection.waits_for = NOW if is_prompt and tail else WRITE
                         yield
-                        reply = message.reply or UNPRINTABLE  # an exception came in between
-                        message.reply = None
-                    if len(reply) < FIRST_BUFFER:
-                        head, tail, asked = pack(len(reply)) + reply, b"", False
-                    else:  # too large to copy
-                        head, tail, asked = pack(len(reply)), reply, False
-                    reply, is_prompt = None, True
-                    if keep is not None:
-                        message.body = None
-                        buffer_pool[:] = [keep]
-                        keep = None
-                # Send
-                total = len(head) + len(tail)  # type: ignore[arg-type]
-                while True:
-                    if sent >= total:
-                        break
-                    try:
-                        if connection.count:
+                    connection.frame = tail = b""
+                    if queue is None:
+                        head, sent = None, 0
+                    else:
+                        rest_of_them = connection.messages[replied:]
+                        head, sent, replied, connection.messages = None, 0, 0, rest_of_them
+                    connection.new_until = 0.0
+                    if len(held) >= start + 4:
+                        connection.waits_for = NOW
+                        yield
+                    interruptions = 0
+                except BrokenStream as error:
+                    if connection.messages:
+                        end = error  # they are answered first
+                        continue
+                    if str(error):
+                        reply = error_reply("connection_error", str(error))
+                        note_reply(reply)
+                        try:
+                            sock.send(pack(len(reply)) + reply, NO_SIGNAL | DONT_WAIT)
+                        except OSError:
                             pass
-                        elif tail:
-                            rest, most = get_rest(head, tail, sent)  # type: ignore[arg-type]
-                            flag, is_prompt = (0 if is_prompt else DONT_WAIT), False
-                            move(map(sock.sendmsg, (rest,), ((),), (NO_SIGNAL | flag,)))()
-                            rest, is_prompt = [], not flag and connection.count == most
-                        else:
-                            connection.frame = memoryview(head)[sent:] if sent else head  # type: ignore[assignment, arg-type]
-                            transmit()
-                        sent, connection.count = sent + connection.count, 0
-                        if sent >= total:
-                            break
-                    except BlockingIOError as error:
-                        if not is_of_system(error):
-                            raise
-                    rest = []
-                    if type(tail) is Parts:
-                        tail.keep()
-                    connection.waits_for = NOW if is_prompt and tail else WRITE
-                    yield
-                connection.frame = tail = b""
-                if queue is None:
-                    head, sent = None, 0
-                else:
-                    rest_of_them = connection.messages[replied:]
-                    head, sent, replied, connection.messages = None, 0, 0, rest_of_them
-                connection.new_until = 0.0
-                if len(held) >= start + 4:
-                    connection.waits_for = NOW
-                    yield
-                interruptions = 0
-        except BrokenStream as error:
-            if connection.messages:
-                end = error  # they are answered first
-                continue
-            if str(error):
-                reply = error_reply("connection_error", str(error))
-                note_reply(reply)
-                try:
-                    sock.send(pack(len(reply)) + reply, NO_SIGNAL | DONT_WAIT)
-                except OSError:
-                    pass
-            return
-        except BaseException as error:
+                    return
+                except BaseException as error:
+                    if connection.waits_for == CLOSED or interruptions > MAX_INTERRUPTIONS:
+                        raise
+                    interruptions += 1
+                    failure = error
+        except BaseException as error:  # it arrived while another one was handled
             if connection.waits_for == CLOSED or interruptions > MAX_INTERRUPTIONS:
                 raise
             interruptions += 1
@@ -4822,7 +4835,7 @@ def serve(
                         exit_child(None)
                     if not is_open():
                         give_up("user code has closed descriptors of the server")
-                    log_traceback(failure, "an exception arrived between calls; the server goes on")
+                    log_traceback(failure, ARRIVED)
                     if interruptions > MAX_INTERRUPTIONS:
                         give_up("user code raises an exception in each step of the server")
                     failure = None

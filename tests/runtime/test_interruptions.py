@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -91,6 +91,64 @@ def test_an_exception_after_any_step_loses_no_message(start: Start, python: str,
     steps = range(1, 400, 3 if python == sys.executable else 13)
     whole = [call(process, at, numbers) for at in steps]
     assert 0.02 < sum(whole) / len(whole) < 0.98
+    stopped(process)
+
+
+# After so many calls of a connection, one exception; after so many steps from there, another one:
+# a step is where the interpreter looks for signals, which is after a call and at a jump back
+SECOND = """
+    import opcode, sys
+    CALLS, JUMPS = (
+        [n for n, name in enumerate(opcode.opname) if name.startswith(names)]
+        for names in ("CALL", ("JUMP_BACKWARD", "JUMP_ABSOLUTE"))
+    )
+    raised = last = 0
+    def late():
+        global raised
+        raised += 1
+        raise TimeoutError("late")
+    def arm(calls, steps):
+        def trace(frame, event, argument):
+            nonlocal steps
+            global last
+            if "serve_connection" not in frame.f_globals: return None
+            frame.f_trace_opcodes = True
+            if event != "opcode": return trace
+            code = frame.f_code.co_code[frame.f_lasti]
+            steps -= last in CALLS or code in JUMPS
+            last = code
+            if steps: return trace
+            sys.settrace(None)
+            late()
+        def profile(frame, event, argument):
+            nonlocal calls
+            calls -= event == "c_return" and frame.f_code.co_name == "serve_connection"
+            if calls: return
+            sys.setprofile(None)
+            frame.f_trace, frame.f_trace_opcodes = trace, True
+            sys.settrace(trace)
+            late()
+        sys.setprofile(profile)
+    def predict(message):
+        sys.settrace(None)
+        payload = message["payload"]
+        if payload["at"]: arm(*divmod(payload["at"], 1000))
+        return raised if payload["n"] is None else payload["n"]
+"""
+
+
+@pytest.mark.parametrize("broken_pipe", [[], BROKEN_PIPE], ids=["timeout", "broken-pipe"])
+def test_an_exception_at_any_step_of_handling_another_one_loses_no_message(
+    start: Start, python: str, broken_pipe: Sequence[str]
+) -> None:
+    source = SECOND.replace(*broken_pipe) if broken_pipe else SECOND
+    process = start(source, "app.predict", python=python)
+    numbers = itertools.count()
+    cases = [1000 * calls + steps for calls in range(1, 9) for steps in range(1, 30)]
+    for case in cases:
+        call(process, case, numbers)
+    raised = process.client().call({"payload": {"at": 0, "n": None}})["result"]
+    assert raised > 1.2 * len(cases)  # the second one, unless the next message came first
     stopped(process)
 
 
