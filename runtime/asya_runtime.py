@@ -3147,9 +3147,9 @@ def serve_connection(
     marked: queue, prefix, body, answer, send. The outer `try` is for an exception that arrives
     while the inner one handles another, as may happen where the processor is shared.
 
-    Compilers from 3.12 to 3.14 leave a jump back out of its `try` if it has a condition, and
-    exceptions from outside arrive at such jumps. So loops here are `while True`, and do not end
-    with an `if`.
+    Exceptions from outside arrive at jumps back. Compilers from 3.12 to 3.14 leave such a jump out
+    of its `try` if it has a condition, and 3.11 and 3.12 look for the handler at what stands before
+    its target. So loops here are `while True`, do not end with an `if`, and do not begin a `try`.
     """
     sock, message = connection.sock, connection.message
     no_memory = OUT_OF_MEMORY if settings.enable_oom_detection else UNPRINTABLE
@@ -3178,6 +3178,7 @@ def serve_connection(
     failure: "BaseException | None" = None  # handled in the `try`: another one may arrive then
     while True:
         try:
+            rest = []
             while True:
                 try:
                     if failure is not None:
