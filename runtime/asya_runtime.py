@@ -2335,9 +2335,11 @@ def guard_event_loop(interrupt: "Callable[[BaseException], None]") -> None:
             try:
                 return handler(number, frame)
             except BaseException as error:
-                if not is_in_event_loop(frame):
+                interrupted = skip_guards(frame, run_guarded.__code__)
+                if not is_in_event_loop(interrupted):
                     raise
-                interrupt(error)
+                if interrupted is frame:  # else the handler has failed while this is done
+                    interrupt(error)
                 return None
 
         handlers[run_guarded] = handler
@@ -2357,16 +2359,31 @@ def guard_event_loop(interrupt: "Callable[[BaseException], None]") -> None:
     SIGNAL_MODULE.signal, SIGNAL_MODULE.getsignal = set_handler, get_handler  # type: ignore[attr-defined]
 
 
+def skip_guards(frame: "Any", guard: object) -> "Any":
+    """Return the frame that the first of nested signal handlers interrupted, or `frame`."""
+    one = frame
+    while one is not None and (one.f_globals is globals() or is_of_library(one)):
+        if one.f_code is guard:
+            frame = one.f_back
+        one = one.f_back
+    return frame
+
+
 def is_in_event_loop(frame: "Any") -> bool:
     """Whether a frame belongs to asyncio, or to what it calls, with no user code in between."""
     seen = False
     while frame is not None and frame.f_globals is not globals():
-        file = frame.f_code.co_filename
-        if not file.startswith((LIBRARY[0] + "/", "<frozen ")) or "-packages/" in file:
+        if not is_of_library(frame):
             return False
-        seen = seen or file.startswith(LIBRARY[0] + "/asyncio/")
+        seen = seen or frame.f_code.co_filename.startswith(LIBRARY[0] + "/asyncio/")
         frame = frame.f_back
     return seen and frame is not None
+
+
+def is_of_library(frame: "Any") -> bool:
+    """Whether a frame belongs to the standard library."""
+    file = frame.f_code.co_filename
+    return file.startswith((LIBRARY[0] + "/", "<frozen ")) and "-packages/" not in file
 
 
 def format_task(task: "Any") -> "list[str]":

@@ -252,3 +252,33 @@ def test_a_signal_handler_that_raises_while_a_call_waits_ends_that_call(
         ({"do": "echo"}, ok("echo")),
     ]
     check(start, folder, Case(ALARM, calls), python)
+
+
+# An alarm in the event loop, and another one while the runtime takes in what the first one raised
+AGAIN = """
+    import asyncio, signal
+    count = 0
+    def late(number, frame):
+        global count
+        count += 1
+        if count % 2: signal.setitimer(signal.ITIMER_REAL, (count % 300 + 1) * 1e-6)
+        raise TimeoutError("late")
+    async def predict(message):
+        number = message["payload"]["n"]
+        signal.signal(signal.SIGALRM, late)
+        signal.setitimer(signal.ITIMER_REAL, (number % 200 + 1) * 1e-6)
+        for _ in range(5): await asyncio.sleep(0)
+        return number
+"""
+
+
+def test_a_signal_handler_that_fails_twice_while_a_call_waits_leaves_the_event_loop_whole(
+    start: Start, python: str
+) -> None:
+    process = start(AGAIN, "app.predict", python=python)
+    client = process.client()
+    for number in range(600):
+        reply = client.call({"payload": {"n": number}})
+        texts = ("late", "TimeoutError", "cannot be printed")
+        assert reply == ok(number) or reply["message"].endswith(texts), number
+    stopped(process)
