@@ -4984,7 +4984,7 @@ def run(settings: Settings, set_exit_code: "Callable[[int], None]") -> int:
         raise StartupError(text + "does; patch them in the module of the handler instead")
     state, threads = State(), settings.concurrency > 1
     state.memory_limit = make_memory_limit(settings.memory_limit, state)
-    if not state.memory_limit.is_on:  # else it would have to take that for memory in use
+    if not state.memory_limit.is_on:
         state.memory_limit.trim()
     path, mode = settings.socket_path, settings.socket_mode
     file = open_listener(path, mode)
@@ -5360,9 +5360,11 @@ if __name__ == "__main__":
     # glibc learns from this that blocks of this size come and go. Otherwise the memory of each
     # large message is paged in again, which costs a third of the time. No page is touched here
     bytes(4194304)
-    if len(sys.argv) == 1 and sys._getframe().f_back is None:
+    is_limited = os.environ.get("ASYA_MEMORY_LIMIT", "0").strip() not in ("", "0")
+    if len(sys.argv) == 1 and sys._getframe().f_back is None and not is_limited:
         # The interpreter keeps the syntax tree of a script, here 9 MB, while it executes the
-        # script. It is free when the hook for an uncaught exception runs
+        # script. It is free when the hook for an uncaught exception runs. A memory limit would
+        # not see that the memory is in use again, once it was given back
         sys.excepthook = partial(run_script, sys.excepthook)
         raise Loaded
     run_script()
