@@ -3160,9 +3160,9 @@ def serve_connection(
 
     User code can raise an exception here at any call. So state changes in single steps after a
     call, and `keep_result` keeps what system calls return. After an exception the loop goes on
-    from this state: each turn looks at the variables below and does what is next. These steps are
-    marked: queue, prefix, body, answer, send. The outer `try` is for an exception that arrives
-    while the inner one handles another, as may happen where the processor is shared.
+    from this state: each turn of the inner loop looks at the variables below and does what is
+    next. These steps are marked: queue, prefix, body, answer, send. The outer `try` is for an
+    exception that arrives while the inner one handles another, as where the processor is shared.
 
     Exceptions from outside arrive at jumps back. Compilers from 3.12 to 3.14 leave such a jump out
     of its `try` if it has a condition, and 3.11 and 3.12 look for the handler at what stands before
@@ -3221,176 +3221,189 @@ def serve_connection(
                         ):
                             head, tail = pack(len(no_memory)) + no_memory, b""
                         failure = None
-                    # Queue: add the message that was read; take replies, or wait for them
-                    if queue is not None and head is None:
-                        messages = connection.messages
-                        if added is not None:
-                            if not messages or messages[-1] is not added:
-                                messages.append(added)
-                            queue.add(added)
-                            added = None
-                        if messages and messages[0].reply is not None:
-                            head, tail, replied = join_replies(messages, pack)
-                            is_prompt = True
-                        elif end is not None and not messages:
-                            raise end
-                        elif end is not None or not queue.has_room(connection):
-                            connection.waits_for = REPLY
-                            yield
-                            continue
-                    if head is None and not asked:
-                        # Prefix, with as much of the body as comes with it
-                        if got < 0:
-                            if len(held) < start + 4:
-                                if connection.received is None:
-                                    connection.waits_for = READ if len(held) > start else IDLE
+                    while True:
+                        # Queue: add the message that was read; take replies, or wait for them
+                        if queue is not None and head is None:
+                            messages = connection.messages
+                            if added is not None:
+                                if not messages or messages[-1] is not added:
+                                    messages.append(added)
+                                queue.add(added)
+                                added = None
+                            if messages and messages[0].reply is not None:
+                                head, tail, replied = join_replies(messages, pack)
+                                is_prompt = True
+                            elif end is not None and not messages:
+                                raise end
+                            elif end is not None or not queue.has_room(connection):
+                                connection.waits_for = REPLY
+                                yield
+                                continue
+                        if head is None and not asked:
+                            # Prefix, with as much of the body as comes with it
+                            if got < 0:
+                                if len(held) < start + 4:
+                                    if connection.received is None:
+                                        connection.waits_for = READ if len(held) > start else IDLE
+                                        yield
+                                        if queue is not None and has_reply(connection):
+                                            continue
+                                        try:
+                                            receive()
+                                        except BlockingIOError as error:
+                                            if not is_of_system(error):
+                                                raise
+                                            continue
+                                    data: "Any" = connection.received
+                                    if not data:
+                                        text = "connection closed inside a length prefix"
+                                        raise BrokenStream(text if len(held) > start else "")
+                                    if len(held) > start:
+                                        data = held[start:] + data
+                                    held, start, connection.received = data, 0, None
+                                    if len(held) < 4:
+                                        continue
+                                size = unpack(held, start)[0]
+                                following = start + 4 + size
+                                if following <= len(held) and size <= limit:
+                                    if queue is not None:
+                                        new = Message(connection)
+                                        new.body = held[start + 4 : following]
+                                        start, added = following, new
+                                        continue
+                                    message.body = held[start + 4 : following]
+                                    start, asked = following, True
+                                else:
+                                    buffer = None
+                                    if size <= limit:
+                                        buffer = take_buffer(buffer_pool if queue is None else [])
+                                        buffer[: len(held) - start - 4] = held[start + 4 :]
+                                    more, is_prompt = held[following:], True
+                                    got, held, start = min(size, len(held) - start - 4), more, 0
+                            # Body, of a message that did not come with its prefix, or is too large
+                            while True:
+                                if not 0 <= got < size:
+                                    break
+                                try:
+                                    if connection.count:
+                                        pass  # kept when an exception came in between
+                                    elif buffer is None:
+                                        most = min(size - got, FIRST_BUFFER)
+                                        move(map(len, map(sock.recv, (most,), (DONT_WAIT,))))()
+                                    else:
+                                        if got == len(buffer):
+                                            step = min(max(got, FIRST_BUFFER), PIECE, size - got)
+                                            buffer.extend(ZEROS if step == PIECE else bytes(step))
+                                        most = min(len(buffer), size) - got
+                                        flag, is_prompt = (
+                                            (WAIT_ALL if is_prompt else DONT_WAIT),
+                                            False,
+                                        )
+                                        with memoryview(buffer)[got:size] as view:
+                                            move(map(sock.recv_into, (view,), (0,), (flag,)))()
+                                        is_prompt = flag == WAIT_ALL and connection.count == most
+                                    if not connection.count:
+                                        text = "connection closed after %d of %d bytes" % (
+                                            got,
+                                            size,
+                                        )
+                                        raise BrokenStream(text)
+                                    got, connection.count = got + connection.count, 0
+                                except BlockingIOError as error:
+                                    if not is_of_system(error):
+                                        raise
+                                except MemoryError:
+                                    buffer = None
+                                if got < size:
+                                    connection.waits_for = READ
                                     yield
                                     if queue is not None and has_reply(connection):
-                                        continue
-                                    try:
-                                        receive()
-                                    except BlockingIOError as error:
-                                        if not is_of_system(error):
-                                            raise
-                                        continue
-                                data: "Any" = connection.received
-                                if not data:
-                                    text = "connection closed inside a length prefix"
-                                    raise BrokenStream(text if len(held) > start else "")
-                                if len(held) > start:
-                                    data = held[start:] + data
-                                held, start, connection.received = data, 0, None
-                                if len(held) < 4:
-                                    continue
-                            size = unpack(held, start)[0]
-                            following = start + 4 + size
-                            if following <= len(held) and size <= limit:
+                                        break
+                                most = 0
+                            if got >= size:
+                                reply = None
+                                if buffer is None:
+                                    reply = no_memory
+                                    if size > limit:
+                                        text = "message of %d bytes exceeds the limit of %d bytes"
+                                        reply = error_reply(
+                                            "connection_error", text % (size, limit)
+                                        )
+                                    note_reply(reply)
                                 if queue is not None:
                                     new = Message(connection)
-                                    new.body = held[start + 4 : following]
-                                    start, added = following, new
-                                    continue
-                                message.body = held[start + 4 : following]
-                                start, asked = following, True
+                                    new.reply = reply
+                                    if buffer is not None:
+                                        new.body = memoryview(buffer)[:size]
+                                    buffer, got, added = None, -1, new
+                                elif reply is not None:
+                                    head, tail, got = pack(len(reply)) + reply, b"", -1
+                                elif buffer is not None:
+                                    message.body = memoryview(buffer)[:size]
+                                    keep = buffer if len(buffer) <= POOLED_BUFFER else None
+                                    buffer, got, asked = (
+                                        None,
+                                        -1,
+                                        True,
+                                    )  # a large one can then be freed
+                            if head is None and not asked:
+                                continue
+                        # Answer, without a queue
+                        if asked:
+                            if answer is not None:
+                                reply = answer(message)
                             else:
-                                buffer = None
-                                if size <= limit:
-                                    buffer = take_buffer(buffer_pool if queue is None else [])
-                                    buffer[: len(held) - start - 4] = held[start + 4 :]
-                                more, is_prompt = held[following:], True
-                                got, held, start = min(size, len(held) - start - 4), more, 0
-                        # Body, of a message that did not come with its prefix or is over the limit
+                                connection.waits_for = CALL
+                                yield
+                                reply = message.reply or UNPRINTABLE  # an exception came in between
+                                message.reply = None
+                            if len(reply) < FIRST_BUFFER:
+                                head, tail, asked = pack(len(reply)) + reply, b"", False
+                            else:  # too large to copy
+                                head, tail, asked = pack(len(reply)), reply, False
+                            reply, is_prompt = None, True
+                            if keep is not None:
+                                message.body = None
+                                buffer_pool[:] = [keep]
+                                keep = None
+                        # Send
+                        total = len(head) + len(tail)  # type: ignore[arg-type]
                         while True:
-                            if not 0 <= got < size:
+                            if sent >= total:
                                 break
                             try:
                                 if connection.count:
-                                    pass  # kept when an exception came in between
-                                elif buffer is None:
-                                    most = min(size - got, FIRST_BUFFER)
-                                    move(map(len, map(sock.recv, (most,), (DONT_WAIT,))))()
+                                    pass
+                                elif tail:
+                                    rest, most = get_rest(head, tail, sent)  # type: ignore[arg-type]
+                                    flag, is_prompt = (0 if is_prompt else DONT_WAIT), False
+                                    move(map(sock.sendmsg, (rest,), ((),), (NO_SIGNAL | flag,)))()
+                                    rest, is_prompt = [], not flag and connection.count == most
                                 else:
-                                    if got == len(buffer):
-                                        step = min(max(got, FIRST_BUFFER), PIECE, size - got)
-                                        buffer.extend(ZEROS if step == PIECE else bytes(step))
-                                    most = min(len(buffer), size) - got
-                                    flag, is_prompt = (WAIT_ALL if is_prompt else DONT_WAIT), False
-                                    with memoryview(buffer)[got:size] as view:
-                                        move(map(sock.recv_into, (view,), (0,), (flag,)))()
-                                    is_prompt = flag == WAIT_ALL and connection.count == most
-                                if not connection.count:
-                                    text = "connection closed after %d of %d bytes" % (got, size)
-                                    raise BrokenStream(text)
-                                got, connection.count = got + connection.count, 0
+                                    connection.frame = memoryview(head)[sent:] if sent else head  # type: ignore[assignment, arg-type]
+                                    transmit()
+                                sent, connection.count = sent + connection.count, 0
+                                if sent >= total:
+                                    break
                             except BlockingIOError as error:
                                 if not is_of_system(error):
                                     raise
-                            except MemoryError:
-                                buffer = None
-                            if got < size:
-                                connection.waits_for = READ
-                                yield
-                                if queue is not None and has_reply(connection):
-                                    break
-                            most = 0
-                        if got >= size:
-                            reply = None
-                            if buffer is None:
-                                reply = no_memory
-                                if size > limit:
-                                    text = "message of %d bytes exceeds the limit of %d bytes"
-                                    reply = error_reply("connection_error", text % (size, limit))
-                                note_reply(reply)
-                            if queue is not None:
-                                new = Message(connection)
-                                new.reply = reply
-                                if buffer is not None:
-                                    new.body = memoryview(buffer)[:size]
-                                buffer, got, added = None, -1, new
-                            elif reply is not None:
-                                head, tail, got = pack(len(reply)) + reply, b"", -1
-                            elif buffer is not None:
-                                message.body = memoryview(buffer)[:size]
-                                keep = buffer if len(buffer) <= POOLED_BUFFER else None
-                                buffer, got, asked = None, -1, True  # a large one can then be freed
-                        if head is None and not asked:
-                            continue
-                    # Answer, without a queue
-                    if asked:
-                        if answer is not None:
-                            reply = answer(message)
-                        else:
-                            connection.waits_for = CALL
+                            rest = []
+                            if type(tail) is Parts:
+                                tail.keep()
+                            connection.waits_for = NOW if is_prompt and tail else WRITE
                             yield
-                            reply = message.reply or UNPRINTABLE  # an exception came in between
-                            message.reply = None
-                        if len(reply) < FIRST_BUFFER:
-                            head, tail, asked = pack(len(reply)) + reply, b"", False
-                        else:  # too large to copy
-                            head, tail, asked = pack(len(reply)), reply, False
-                        reply, is_prompt = None, True
-                        if keep is not None:
-                            message.body = None
-                            buffer_pool[:] = [keep]
-                            keep = None
-                    # Send
-                    total = len(head) + len(tail)  # type: ignore[arg-type]
-                    while True:
-                        if sent >= total:
-                            break
-                        try:
-                            if connection.count:
-                                pass
-                            elif tail:
-                                rest, most = get_rest(head, tail, sent)  # type: ignore[arg-type]
-                                flag, is_prompt = (0 if is_prompt else DONT_WAIT), False
-                                move(map(sock.sendmsg, (rest,), ((),), (NO_SIGNAL | flag,)))()
-                                rest, is_prompt = [], not flag and connection.count == most
-                            else:
-                                connection.frame = memoryview(head)[sent:] if sent else head  # type: ignore[assignment, arg-type]
-                                transmit()
-                            sent, connection.count = sent + connection.count, 0
-                            if sent >= total:
-                                break
-                        except BlockingIOError as error:
-                            if not is_of_system(error):
-                                raise
-                        rest = []
-                        if type(tail) is Parts:
-                            tail.keep()
-                        connection.waits_for = NOW if is_prompt and tail else WRITE
-                        yield
-                    connection.frame = tail = b""
-                    if queue is None:
-                        head, sent = None, 0
-                    else:
-                        rest_of_them = connection.messages[replied:]
-                        head, sent, replied, connection.messages = None, 0, 0, rest_of_them
-                    connection.new_until = 0.0
-                    if len(held) >= start + 4:
-                        connection.waits_for = NOW
-                        yield
-                    interruptions = 0
+                        connection.frame = tail = b""
+                        if queue is None:
+                            head, sent = None, 0
+                        else:
+                            rest_of_them = connection.messages[replied:]
+                            head, sent, replied, connection.messages = None, 0, 0, rest_of_them
+                        connection.new_until = 0.0
+                        if len(held) >= start + 4:
+                            connection.waits_for = NOW
+                            yield
+                        interruptions = 0
                 except BrokenStream as error:
                     if connection.messages:
                         end = error  # they are answered first

