@@ -79,6 +79,11 @@ def memory(pid: int, field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
+def reset_peak(pid: int) -> None:
+    """Let VmHWM begin anew, from what the process has now."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
 def until_interrupted(main: Callable[[], int]) -> int | str:
     """Run a benchmark for sys.exit; SIGTERM is like Ctrl-C, so that all processes are stopped."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

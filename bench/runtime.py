@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from bench.clients import ASCII, PROSE, Situation, build_message, build_request, drive, exchange
 from bench.contenders import BASELINE, CONTENDERS, LABELS, MANY, ONE, RUNTIME_LABEL, Contender
-from bench.processes import cpu_seconds, memory, running, serving
+from bench.processes import cpu_seconds, memory, reset_peak, running, serving
 from bench.results import Goal, Results, draw_bars, short
 from tests.support.tables import Table
 
@@ -205,6 +205,7 @@ def measure_peak(contender: Contender, size: int) -> float:
     ):
         exchange(contender.protocol, path, build_message(KB))
         idle = memory(pid, "VmRSS")
+        reset_peak(pid)  # that of its start
         exchange(contender.protocol, path, build_message(size))
         return (memory(pid, "VmHWM") - idle) / size
 
