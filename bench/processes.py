@@ -80,7 +80,7 @@ def memory(pid: int, field: str) -> int:
 
 
 def reset_peak(pid: int) -> None:
-    """Let VmHWM begin anew, from what the process has now."""
+    """Reset VmHWM to the memory that the process uses now."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 

@@ -205,7 +205,7 @@ def measure_peak(contender: Contender, size: int) -> float:
     ):
         exchange(contender.protocol, path, build_message(KB))
         idle = memory(pid, "VmRSS")
-        reset_peak(pid)  # that of its start
+        reset_peak(pid)  # a server needs more while it starts
         exchange(contender.protocol, path, build_message(size))
         return (memory(pid, "VmHWM") - idle) / size
 

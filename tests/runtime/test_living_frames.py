@@ -47,7 +47,9 @@ def each(failure: object) -> list[tuple[object, object]]:
     return [(x, failure if not x["x"] else ok(1 / x["x"])) for x in X]
 
 
-HANDS_OUT = """
+def hands_out(result: str) -> str:
+    """Give a handler that raises what a generator has caught while it computed `result` of x."""
+    return f"""
         def divide(x):
             if x == 0: raise MemoryError("all")
             return 1 / x
@@ -55,15 +57,17 @@ HANDS_OUT = """
             result = None
             while True:
                 x = yield result
-                try: result = divide(x)
-                except MemoryError as e: result = e
+                try: result = {result}
+                except Exception as e: result = e
         worker = work()
         next(worker)
         def predict(m):
             result = worker.send(m["payload"]["x"])
             if isinstance(result, Exception): raise result
             return result
-"""
+    """
+
+
 CASES = {
     "a-task-that-sets-the-exception": Case(worker(), each(DIVISION)),
     "a-task-that-sets-it-as-a-cause": Case(
@@ -140,24 +144,11 @@ CASES = {
         each(memory_error("RuntimeError", OOM, "cuda_oom_error")),
     ),
     "a-generator-that-hands-its-exception-out": Case(
-        """
-        def work():
-            result = None
-            while True:
-                x = yield result
-                try: result = 1 / x
-                except Exception as e: result = e
-        worker = work()
-        next(worker)
-        def predict(m):
-            result = worker.send(m["payload"]["x"])
-            if isinstance(result, Exception): raise result
-            return result
-        """,
+        hands_out("1 / x"),
         each(DIVISION),
     ),
     "a-generator-that-hands-a-memory-error-out": Case(
-        HANDS_OUT,
+        hands_out("divide(x)"),
         each(memory_error("MemoryError", "all")),
     ),
     "a-generator-whose-finally-ends-a-session": Case(
@@ -374,7 +365,7 @@ CASES = {
         ],
     ),
     "a-generator-that-the-garbage-collector-passes-over": Case(
-        HANDS_OUT + "        import gc\n        gc.freeze()\n",
+        hands_out("divide(x)") + "    import gc\n        gc.freeze()\n",
         each(memory_error("MemoryError", "all")),
     ),
 }

@@ -360,9 +360,8 @@ def test_a_waker_that_the_server_closes_while_a_thread_uses_it_ends_nothing(
         return int(write(fd, data))
 
     monkeypatch.setattr(runtime.os, "write", write_late)
-    monkeypatch.setattr(
-        runtime, "is_raised_here", lambda _: True
-    )  # as it is of the system's write()
+    # As it is of the system's write()
+    monkeypatch.setattr(runtime, "is_raised_here", lambda _: True)
     monkeypatch.setattr(runtime, "give_up", reasons.append)
     waker.wake()
     assert len(reasons) == given_up
